@@ -1,0 +1,50 @@
+"""Every error DeltaRT raises on purpose: what was found, what was expected, what to do."""
+
+from __future__ import annotations
+
+
+class DeltaRTError(Exception):
+    """Base of all deliberate errors. The CLI prints it without a traceback and exits with code 2.
+
+    Args:
+        found: what is wrong, naming the file, tensor or field.
+        expected: what would have been right.
+        todo: what the user can do about it.
+    """
+
+    def __init__(self, found: str, expected: str = "", todo: str = "") -> None:
+        self.found, self.expected, self.todo = found, expected, todo
+        lines = [found]
+        if expected:
+            lines.append(f"  expected: {expected}")
+        if todo:
+            lines.append(f"  to do:    {todo}")
+        super().__init__("\n".join(lines))
+
+
+class ConfigError(DeltaRTError):
+    """A config.json that is missing, malformed, or holds a value the graph can't honour."""
+
+
+class CheckpointError(DeltaRTError):
+    """A safetensors file, index or tensor that is missing, truncated or misshapen."""
+
+
+class ExportError(DeltaRTError):
+    """Export could not produce a complete, checked artifact."""
+
+
+class ArtifactError(DeltaRTError):
+    """An artifact folder that is absent, incomplete, of another version, or whose weights changed."""
+
+
+class BuildError(DeltaRTError):
+    """A kernel, plugin library or TensorRT engine could not be built."""
+
+
+class GenerationError(DeltaRTError):
+    """A prompt or sampling request that can't be served."""
+
+
+class MissingDependencyError(DeltaRTError):
+    """An optional package or tool that the requested action needs is not installed."""

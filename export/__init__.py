@@ -1,0 +1,1 @@
+"""From a checkpoint to ONNX: spec, modules, trace, assemble, lower, bind, check."""

@@ -1,0 +1,1 @@
+"""One folder per composite op: contract, reference, kernel, plugin."""
