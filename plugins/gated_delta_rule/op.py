@@ -1,0 +1,24 @@
+"""Contract of the gated delta rule (Yang et al., "Gated Delta Networks", 2024), gates and normalisation included."""
+
+from deltart.plugins.gated_delta_rule.reference import gated_delta_rule
+from deltart.plugins.spec import ACT, F32, I32, STORED, OpSpec, TensorSpec
+
+GATED_DELTA_RULE = OpSpec(
+    name="GatedDeltaRule",
+    doc="S' and o of the gated delta rule over T tokens; tokens t >= n_tokens[b] leave S unchanged.",
+    inputs=(
+        TensorSpec("qkv", ACT, ("B", "T", "C")),  # C = 2*Hk*Dk + Hv*Dv, after the convolution
+        TensorSpec("a", ACT, ("B", "T", "num_v_heads")),
+        TensorSpec("b", ACT, ("B", "T", "num_v_heads")),
+        TensorSpec("A_log", STORED, ("num_v_heads",)),
+        TensorSpec("dt_bias", STORED, ("num_v_heads",)),
+        TensorSpec("S", F32, ("B", "num_v_heads", "head_k_dim", "head_v_dim")),
+        TensorSpec("n_tokens", I32, ("B",)),
+    ),
+    outputs=(
+        TensorSpec("o", ACT, ("B", "T", "num_v_heads*head_v_dim")),
+        TensorSpec("S", F32, ("B", "num_v_heads", "head_k_dim", "head_v_dim"), alias="S"),
+    ),
+    attributes={"num_k_heads": int, "num_v_heads": int, "head_k_dim": int, "head_v_dim": int},
+    reference=gated_delta_rule,
+)
