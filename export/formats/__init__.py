@@ -1,0 +1,40 @@
+"""How the checkpoint stores a linear layer decides which module stands for it: one file per format."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from torch import nn
+
+from deltart.export.formats.bf16 import Linear
+from deltart.export.formats.fp8_block import Fp8BlockLinear
+from deltart.export.spec import Fp8Spec
+
+
+@dataclass(frozen=True)
+class Linears:
+    """Makes the linear layers of a module tree whose checkpoint prefix is `prefix` ("model.layers.0.")."""
+
+    fp8: Fp8Spec | None
+    prefix: str = ""
+
+    def under(self, name: str) -> Linears:
+        """The same, one module down."""
+        return replace(self, prefix=f"{self.prefix}{name}.")
+
+    def __call__(self, name: str, in_features: int, out_features: int) -> nn.Module:
+        """A linear in the format the checkpoint's quantization_config gives to module `name`."""
+        quantized = self.fp8 is not None and not is_skipped(self.prefix + name, self.fp8.modules_to_not_convert)
+        return (Fp8BlockLinear if quantized else Linear)(in_features, out_features)
+
+
+def is_skipped(module: str, skip_list: tuple[str, ...]) -> bool:
+    """Whether `module` is named by `skip_list`: itself, an ancestor, or a trailing path, on module boundaries.
+
+    "mlp.gate" skips "layers.0.mlp.gate" but never "layers.0.mlp.gate_proj".
+    """
+    return any(f".{entry}." in f".{module}." and _anchored(module, entry) for entry in skip_list)
+
+
+def _anchored(module: str, entry: str) -> bool:
+    return f"{module}.".startswith(f"{entry}.") or f".{module}".endswith(f".{entry}")

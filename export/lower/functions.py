@@ -1,0 +1,39 @@
+"""Turns a lowering's body texts into ONNX functions for the composite nodes that a graph really uses."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import onnx
+
+from deltart.errors import ExportError
+from deltart.export.lower.portable import Lowering
+from deltart.plugins.spec import DOMAIN
+
+_OPSETS = 'opset_import: ["" : 24, "com.microsoft" : 1]'
+
+
+def composite_functions(nodes: Iterable[onnx.NodeProto], bodies: Lowering) -> list[onnx.FunctionProto]:
+    """One function per composite op among `nodes`, specialised to its attributes.
+
+    Raises:
+        ExportError: two nodes of one op carry different attributes (a model has one shape per op), or `bodies`
+            lacks the op.
+    """
+    attributes: dict[str, dict[str, Any]] = {}
+    for node in nodes:
+        if node.domain != DOMAIN:
+            continue
+        mine = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+        known = attributes.setdefault(node.op_type, mine)
+        if known != mine:
+            raise ExportError(f"{node.op_type} is used with {known} and with {mine}", "one set of sizes per model")
+        if node.op_type not in bodies:
+            raise ExportError(f"this target has no body for {node.op_type}", f"one of {', '.join(bodies)}")
+    return [parse_function(bodies[op](found)) for op, found in attributes.items()]
+
+
+def parse_function(text: str) -> onnx.FunctionProto:
+    """An ONNX function in the composite domain from its text."""
+    return onnx.parser.parse_function(f'<domain: "{DOMAIN}", {_OPSETS}>{text}')

@@ -1,0 +1,234 @@
+"""Qwen3.5/3.6: Gated DeltaNet and gated attention, three to one, with a multi-token-prediction head.
+
+Module and parameter names are the checkpoint's. Shapes: B slots, T tokens of this call, H hidden.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from deltart.export import ops
+from deltart.export.formats import Linears
+from deltart.export.graph import I64, Block, ModelGraph, State, Value, activation, values
+from deltart.export.layers import GatedRMSNorm, RMSNorm, RotaryTable, Weight
+from deltart.export.spec import FULL, LINEAR, ModelSpec
+from deltart.plugins.spec import ACT, F32, I32
+
+Tensor = torch.Tensor
+
+
+class GatedDeltaNet(nn.Module):
+    """Linear attention by the gated delta rule (Yang et al., 2024). State: 3 raw conv inputs and S per head."""
+
+    def __init__(self, spec: ModelSpec, linear: Linears) -> None:
+        super().__init__()
+        hidden, heads = spec.hidden_size, spec.linear_num_value_heads
+        self.head_sizes = (spec.linear_num_key_heads, heads, spec.linear_key_head_dim, spec.linear_value_head_dim)
+        self.in_proj_qkv = linear("in_proj_qkv", hidden, spec.conv_dim)
+        self.in_proj_z = linear("in_proj_z", hidden, spec.value_dim)
+        self.in_proj_a = linear("in_proj_a", hidden, heads)
+        self.in_proj_b = linear("in_proj_b", hidden, heads)
+        self.conv1d = Weight(spec.conv_dim, 1, spec.linear_conv_kernel_dim)
+        self.A_log = nn.Parameter(torch.empty(heads), requires_grad=False)
+        self.dt_bias = nn.Parameter(torch.empty(heads), requires_grad=False)
+        self.norm = GatedRMSNorm(spec.linear_value_head_dim, spec.rms_norm_eps)
+        self.out_proj = linear("out_proj", spec.value_dim, hidden)
+
+    def forward(self, x: Tensor, n_tokens: Tensor, conv: Tensor, S: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        qkv, conv = ops.causal_conv1d(self.in_proj_qkv(x), self.conv1d.weight, conv, n_tokens)
+        a, b = self.in_proj_a(x), self.in_proj_b(x)
+        o, S = ops.gated_delta_rule(qkv, a, b, self.A_log, self.dt_bias, S, n_tokens, *self.head_sizes)
+        return self.out_proj(self.norm(o, self.in_proj_z(x))), conv, S
+
+
+class GatedAttention(nn.Module):
+    """Grouped-query attention with normalised q and k, partial RoPE and a sigmoid output gate. State: K and V."""
+
+    def __init__(self, spec: ModelSpec, linear: Linears) -> None:
+        super().__init__()
+        self.heads, self.kv_heads, self.head_dim = spec.num_attention_heads, spec.num_key_value_heads, spec.head_dim
+        self.rotary_dim = spec.rope.rotary_dim
+        self.q_proj = linear("q_proj", spec.hidden_size, self.heads * 2 * self.head_dim)
+        self.k_proj = linear("k_proj", spec.hidden_size, self.kv_heads * self.head_dim)
+        self.v_proj = linear("v_proj", spec.hidden_size, self.kv_heads * self.head_dim)
+        self.o_proj = linear("o_proj", self.heads * self.head_dim, spec.hidden_size)
+        self.q_norm = RMSNorm(self.head_dim, spec.rms_norm_eps)
+        self.k_norm = RMSNorm(self.head_dim, spec.rms_norm_eps)
+
+    def forward(
+        self, x: Tensor, rotary: tuple[Tensor, Tensor], past_len: Tensor, n_tokens: Tensor, k_cache: Tensor, v_cache: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        q_gate = self.q_proj(x).unflatten(-1, (self.heads, 2 * self.head_dim))
+        q, gate = q_gate[..., : self.head_dim], q_gate[..., self.head_dim :]  # [B, T, Hq, D] each
+        k = self.k_proj(x).unflatten(-1, (self.kv_heads, self.head_dim))  # [B, T, Hkv, D]
+        q = self.rotate(self.q_norm(q), rotary, self.heads)
+        k = self.rotate(self.k_norm(k), rotary, self.kv_heads)
+        o, k_cache, v_cache = ops.gated_attention(
+            q, k, self.v_proj(x), gate.flatten(-2), k_cache, v_cache, past_len, n_tokens,
+            self.heads, self.kv_heads, self.head_dim,
+        )  # fmt: skip
+        return self.o_proj(o), k_cache, v_cache
+
+    def rotate(self, x: Tensor, rotary: tuple[Tensor, Tensor], heads: int) -> Tensor:
+        """RoPE on the first rotary_dim of each head: [B, T, heads, D] -> [B, T, heads * D]."""
+        cos, sin = rotary
+        return torch.onnx.ops.rotary_embedding(
+            x.flatten(-2), cos, sin, num_heads=heads, rotary_embedding_dim=self.rotary_dim
+        )
+
+
+class MLP(nn.Module):
+    """SwiGLU."""
+
+    def __init__(self, spec: ModelSpec, linear: Linears) -> None:
+        super().__init__()
+        self.gate_proj = linear("gate_proj", spec.hidden_size, spec.intermediate_size)
+        self.up_proj = linear("up_proj", spec.hidden_size, spec.intermediate_size)
+        self.down_proj = linear("down_proj", spec.intermediate_size, spec.hidden_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class GatedDeltaNetLayer(nn.Module):
+    """h += GatedDeltaNet(norm(h)); h += MLP(norm(h))."""
+
+    def __init__(self, spec: ModelSpec, linear: Linears) -> None:
+        super().__init__()
+        self.input_layernorm = RMSNorm(spec.hidden_size, spec.rms_norm_eps)
+        self.linear_attn = GatedDeltaNet(spec, linear.under("linear_attn"))
+        self.post_attention_layernorm = RMSNorm(spec.hidden_size, spec.rms_norm_eps)
+        self.mlp = MLP(spec, linear.under("mlp"))
+
+    def forward(self, h: Tensor, n_tokens: Tensor, conv: Tensor, S: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        mixed, conv, S = self.linear_attn(self.input_layernorm(h), n_tokens, conv, S)
+        h = h + mixed
+        return h + self.mlp(self.post_attention_layernorm(h)), conv, S
+
+
+class GatedAttentionLayer(nn.Module):
+    """h += GatedAttention(norm(h)); h += MLP(norm(h))."""
+
+    def __init__(self, spec: ModelSpec, linear: Linears) -> None:
+        super().__init__()
+        self.input_layernorm = RMSNorm(spec.hidden_size, spec.rms_norm_eps)
+        self.self_attn = GatedAttention(spec, linear.under("self_attn"))
+        self.post_attention_layernorm = RMSNorm(spec.hidden_size, spec.rms_norm_eps)
+        self.mlp = MLP(spec, linear.under("mlp"))
+
+    def forward(
+        self, h: Tensor, cos: Tensor, sin: Tensor, past_len: Tensor, n_tokens: Tensor, k_cache: Tensor, v_cache: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        x = self.input_layernorm(h)
+        mixed, k_cache, v_cache = self.self_attn(x, (cos, sin), past_len, n_tokens, k_cache, v_cache)
+        h = h + mixed
+        return h + self.mlp(self.post_attention_layernorm(h)), k_cache, v_cache
+
+
+class Embedding(nn.Module):
+    """Token ids [B, T] -> h [B, T, H] in the activation dtype."""
+
+    def __init__(self, spec: ModelSpec, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.dtype = dtype
+        self.embed_tokens = Weight(spec.vocab_size, spec.hidden_size)
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        return F.embedding(input_ids, self.embed_tokens.weight).to(self.dtype)
+
+
+class Head(nn.Module):
+    """The final norm, and logits f32 [B, L, V] at the token positions `logit_index` [B, L] of this call."""
+
+    def __init__(self, spec: ModelSpec, linear: Linears) -> None:
+        super().__init__()
+        self.norm = RMSNorm(spec.hidden_size, spec.rms_norm_eps)
+        self.lm_head = linear("lm_head", spec.hidden_size, spec.vocab_size)
+
+    def forward(self, h: Tensor, logit_index: Tensor) -> tuple[Tensor, Tensor]:
+        hidden = self.norm(h)
+        rows = logit_index[..., None].expand(-1, -1, hidden.shape[-1])  # [B, L, H]
+        return self.lm_head(hidden.gather(1, rows)).to(torch.float32), hidden
+
+
+class MtpFusion(nn.Module):
+    """Joins the next token's embedding with the hidden state before it (embedding first): [B, T, H]."""
+
+    def __init__(self, spec: ModelSpec, linear: Linears) -> None:
+        super().__init__()
+        self.pre_fc_norm_embedding = RMSNorm(spec.hidden_size, spec.rms_norm_eps)
+        self.pre_fc_norm_hidden = RMSNorm(spec.hidden_size, spec.rms_norm_eps)
+        self.fc = linear("fc", 2 * spec.hidden_size, spec.hidden_size)
+
+    def forward(self, embedding: Tensor, hidden: Tensor) -> Tensor:
+        return self.fc(torch.cat([self.pre_fc_norm_embedding(embedding), self.pre_fc_norm_hidden(hidden)], dim=-1))
+
+
+def text_graph(spec: ModelSpec, dtype: torch.dtype) -> ModelGraph:
+    """The decoder: input_ids [B, T] in, logits at `logit_index` and the normed hidden states out."""
+    prefix = spec.text_prefix
+    layers = [_layer(spec, f"layers.{n}", prefix, kind) for n, kind in enumerate(spec.layer_types)]
+    blocks = (
+        Block("embed", lambda _: Embedding(spec, dtype), {"": prefix}, ("input_ids",), ("h",)),
+        _rotary(spec, dtype),
+        *layers,
+        _head(spec, prefix),
+    )
+    inputs = ("input_ids", "position_ids", "past_len", "n_tokens", "logit_index")
+    return ModelGraph("model", _values(spec), inputs, ("logits", "hidden"), blocks)
+
+
+def mtp_graph(spec: ModelSpec, dtype: torch.dtype) -> ModelGraph:
+    """The MTP head: drafts token i+2 from token i+1 (`input_ids`) and the hidden state at i (`previous_hidden`)."""
+    blocks = (
+        Block("embed", lambda _: Embedding(spec, dtype), {"": spec.text_prefix}, ("input_ids",), ("embedding",)),
+        Block("fusion", lambda linear: MtpFusion(spec, linear), {"": "mtp."}, ("embedding", "previous_hidden"), ("h",)),
+        _rotary(spec, dtype),
+        _layer(spec, "layers.0", "mtp.", FULL),
+        _head(spec, "mtp."),
+    )
+    inputs = ("input_ids", "previous_hidden", "position_ids", "past_len", "n_tokens", "logit_index")
+    return ModelGraph("mtp", _values(spec), inputs, ("logits", "hidden"), blocks)
+
+
+def _layer(spec: ModelSpec, name: str, prefix: str, kind: str) -> Block:
+    if kind == LINEAR:
+        heads, key_dim, value_dim = spec.linear_num_value_heads, spec.linear_key_head_dim, spec.linear_value_head_dim
+        conv = State(f"{name}.conv", ACT, ("B", spec.linear_conv_kernel_dim - 1, spec.conv_dim))
+        S = State(f"{name}.S", F32, ("B", heads, key_dim, value_dim))
+        make, inputs, states = GatedDeltaNetLayer, ("h", "n_tokens"), (conv, S)
+    else:
+        cache = ("B", spec.num_key_value_heads, "capacity", spec.head_dim)
+        make, inputs = GatedAttentionLayer, ("h", "cos", "sin", "past_len", "n_tokens")
+        states = (State(f"{name}.k", ACT, cache), State(f"{name}.v", ACT, cache))
+    return Block(name, lambda linear: make(spec, linear), {"": f"{prefix}{name}."}, inputs, ("h",), states)
+
+
+def _rotary(spec: ModelSpec, dtype: torch.dtype) -> Block:
+    return Block("rotary", lambda _: RotaryTable(spec.rope, dtype), {}, ("position_ids",), ("cos", "sin"))
+
+
+def _head(spec: ModelSpec, prefix: str) -> Block:
+    tied = f"{spec.text_prefix}embed_tokens." if spec.tie_word_embeddings else "lm_head."
+    prefixes = {"norm.": f"{prefix}norm.", "lm_head.": tied}
+    return Block("head", lambda linear: Head(spec, linear), prefixes, ("h", "logit_index"), ("logits", "hidden"))
+
+
+def _values(spec: ModelSpec) -> dict[str, Value]:
+    hidden, pairs = spec.hidden_size, spec.rope.rotary_dim // 2
+    return values(
+        Value("input_ids", I64, ("B", "T")),
+        Value("position_ids", I64, (3, "B", "T")),
+        Value("past_len", I32, ("B",)),
+        Value("n_tokens", I32, ("B",)),
+        Value("logit_index", I64, ("B", "L")),
+        activation("h", "B", "T", hidden),
+        activation("embedding", "B", "T", hidden),
+        activation("previous_hidden", "B", "T", hidden),
+        activation("hidden", "B", "T", hidden),
+        activation("cos", "B", "T", pairs),
+        activation("sin", "B", "T", pairs),
+        Value("logits", F32, ("B", "L", spec.vocab_size)),
+    )
