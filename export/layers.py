@@ -69,7 +69,7 @@ def mrope_axes(section: tuple[int, int, int]) -> list[int]:
 
 def inverse_frequencies(rope: RopeSpec) -> list[float]:
     """theta^(-2i/rotary_dim) per rotary pair; under YaRN blended with the interpolated frequency, in f32."""
-    pairs = torch.arange(0, rope.rotary_dim, 2, dtype=torch.float32) / rope.rotary_dim
+    pairs = torch.arange(0, rope.rotary_dim, 2, dtype=torch.float32, device="cpu") / rope.rotary_dim
     inv_freq = 1.0 / rope.theta**pairs
     if rope.yarn is not None:
         ramp = _yarn_ramp(rope, rope.yarn)
@@ -92,5 +92,5 @@ def _yarn_ramp(rope: RopeSpec, yarn: YarnSpec) -> torch.Tensor:
 
     low = max(math.floor(pair_turning(yarn.beta_fast)), 0)
     high = min(math.ceil(pair_turning(yarn.beta_slow)), rope.rotary_dim - 1)
-    steps = torch.arange(rope.rotary_dim // 2, dtype=torch.float32)
+    steps = torch.arange(rope.rotary_dim // 2, dtype=torch.float32, device="cpu")
     return ((steps - low) / max(high - low, 1e-3)).clamp(0, 1)

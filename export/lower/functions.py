@@ -11,9 +11,6 @@ from deltart.errors import ExportError
 from deltart.export.lower.portable import Lowering
 from deltart.plugins.spec import DOMAIN
 
-_OPSETS = 'opset_import: ["" : 24, "com.microsoft" : 1]'
-
-
 def composite_functions(nodes: Iterable[onnx.NodeProto], bodies: Lowering) -> list[onnx.FunctionProto]:
     """One function per composite op among `nodes`, specialised to its attributes.
 
@@ -35,5 +32,17 @@ def composite_functions(nodes: Iterable[onnx.NodeProto], bodies: Lowering) -> li
 
 
 def parse_function(text: str) -> onnx.FunctionProto:
-    """An ONNX function in the composite domain from its text."""
-    return onnx.parser.parse_function(f'<domain: "{DOMAIN}", {_OPSETS}>{text}')
+    """An ONNX function in the composite domain from its text, importing only the domains it uses."""
+    function = onnx.parser.parse_function(f'<domain: "{DOMAIN}", opset_import: ["" : 24]>{text}')
+    domains = {node.domain for node in _all_nodes(function.node)} - {""}
+    function.opset_import.extend(onnx.helper.make_opsetid(domain, 1) for domain in sorted(domains))
+    return function
+
+
+def _all_nodes(nodes: Iterable[onnx.NodeProto]) -> list[onnx.NodeProto]:
+    found = []
+    for node in nodes:
+        found.append(node)
+        for attribute in node.attribute:
+            found += _all_nodes(attribute.g.node)
+    return found

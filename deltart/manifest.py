@@ -1,0 +1,130 @@
+"""The manifest: the only thing the runtime knows about an export."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from deltart.errors import ArtifactError
+
+FORMAT = 1
+FILE_NAME = "manifest.json"
+
+
+@dataclass(frozen=True)
+class TensorEntry:
+    """A graph input or output. Named axes are dynamic: B slots, T tokens, L logit rows, capacity cache rows."""
+
+    name: str
+    dtype: str
+    axes: list[str | int]
+
+
+@dataclass(frozen=True)
+class StateEntry:
+    """A state: read from graph input `name`, written to graph output `output`.
+
+    `in_place` lists the targets on which both may be bound to one buffer.
+    """
+
+    name: str
+    output: str
+    dtype: str
+    axes: list[str | int]
+    in_place: list[str]
+
+
+@dataclass(frozen=True)
+class GraphEntry:
+    """One graph: its ONNX file per target ("portable", "ort"), border, states and the weights it reads."""
+
+    files: Mapping[str, str]
+    inputs: list[TensorEntry]
+    outputs: list[TensorEntry]
+    states: list[StateEntry]
+    weights: list[str]
+
+
+@dataclass(frozen=True)
+class WeightEntry:
+    """Fate and place of one checkpoint tensor: "bound" to graphs, or "deferred" with the reason."""
+
+    fate: str
+    dtype: str
+    shape: list[int]
+    file: str
+    offset: int
+    nbytes: int
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """One safetensors file; the header hash fixes every tensor's name, dtype, shape and offset."""
+
+    name: str
+    size: int
+    header_sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What was exported, from what, and how to bind it. Written last, so an artifact with one is complete."""
+
+    architecture: str
+    checkpoint: str
+    files: list[FileEntry]
+    spec: Mapping[str, Any]
+    precision: Mapping[str, str]
+    max_context: int
+    vocab_size: int
+    graphs: Mapping[str, GraphEntry]
+    tensors: Mapping[str, WeightEntry]
+    text_files: list[str]
+    versions: Mapping[str, str] = field(default_factory=dict)
+    format: int = FORMAT
+
+    def save(self, folder: Path) -> None:
+        """Write `folder`/manifest.json atomically."""
+        temporary = folder / f".{FILE_NAME}.partial"
+        temporary.write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")
+        os.replace(temporary, folder / FILE_NAME)
+
+
+def load_manifest(folder: Path) -> Manifest:
+    """Read `folder`/manifest.json.
+
+    Raises:
+        ArtifactError: it is absent, malformed or of another format version.
+    """
+    path = folder / FILE_NAME
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+        if raw["format"] != FORMAT:
+            raise ArtifactError(
+                f"{path} has format {raw['format']}", f"format {FORMAT}", "export the checkpoint again with this version"
+            )
+        raw["files"] = [FileEntry(**f) for f in raw["files"]]
+        raw["tensors"] = {name: WeightEntry(**t) for name, t in raw["tensors"].items()}
+        raw["graphs"] = {name: _graph(g) for name, g in raw["graphs"].items()}
+        return Manifest(**raw)
+    except FileNotFoundError:
+        raise ArtifactError(
+            f"{folder} holds no {FILE_NAME}", "a folder written by 'deltart export'", "export a checkpoint there first"
+        ) from None
+    except (KeyError, TypeError, json.JSONDecodeError) as error:
+        raise ArtifactError(f"{path} is not a manifest of this version ({error})", todo="export again") from None
+
+
+def _graph(raw: dict[str, Any]) -> GraphEntry:
+    return GraphEntry(
+        files=raw["files"],
+        inputs=[TensorEntry(**t) for t in raw["inputs"]],
+        outputs=[TensorEntry(**t) for t in raw["outputs"]],
+        states=[StateEntry(**s) for s in raw["states"]],
+        weights=raw["weights"],
+    )

@@ -1,0 +1,143 @@
+"""Traces each kind of block once and stamps it by layer: one node per block, weights as named initializers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import onnx
+import torch
+from torch import nn
+
+from deltart.export.checkpoint import Checkpoint
+from deltart.export.graph import I64, Block, ModelGraph, State, Value
+from deltart.export.lower.functions import composite_functions
+from deltart.export.lower.portable import Lowering
+from deltart.export.spec import ModelSpec
+from deltart.export.trace import FUNCTION_DOMAIN, OPSET, TracedBlock, trace_block
+from deltart.export.weights import build_module, external_initializer
+from deltart.plugins.registry import OPS
+from deltart.plugins.spec import ACT, DOMAIN, F32, FP8, I32, VERSION
+
+IR_VERSION = 11  # the newest that ONNX Runtime 1.23 and TensorRT 10 both read
+BASE_OPSETS = {"": OPSET, DOMAIN: VERSION, FUNCTION_DOMAIN: 1}
+FP8_OPERAND = {spec.name: i for spec in OPS for i, t in enumerate(spec.inputs) if t.dtype == FP8}
+ONNX_ACT = {torch.float32: onnx.TensorProto.FLOAT, torch.bfloat16: onnx.TensorProto.BFLOAT16}
+ONNX_KINDS = {F32: onnx.TensorProto.FLOAT, I32: onnx.TensorProto.INT32, I64: onnx.TensorProto.INT64}
+
+
+@dataclass
+class Tracer:
+    """Traced blocks by kind: two layers of one class whose parameters agree in shape and dtype share a function."""
+
+    spec: ModelSpec
+    checkpoint: Checkpoint
+    dtype: torch.dtype
+    on_trace: Callable[[str], None] = lambda name: None
+    _traced: dict[tuple[object, ...], TracedBlock] = field(default_factory=dict)
+
+    def trace(self, block: Block, graph: ModelGraph) -> TracedBlock:
+        """The function of `block`; raises CheckpointError when its tensors do not fit its module."""
+        module = build_module(block, self.spec, self.checkpoint)
+        key = (type(module).__name__, *_signature(module))
+        if key not in self._traced:
+            name = self._name(type(module).__name__)
+            self.on_trace(name)
+            self._traced[key] = trace_block(block, module, graph.values, self.dtype, name)
+        return self._traced[key]
+
+    def _name(self, kind: str) -> str:
+        taken = {t.function.name for t in self._traced.values()}
+        variants = sum(1 for t in taken if t == kind or t.startswith(f"{kind}_"))
+        return f"{kind}_{variants + 1}" if variants else kind
+
+
+def assemble(graph: ModelGraph, tracer: Tracer) -> tuple[onnx.ModelProto, list[str]]:
+    """The graph with composite nodes still open (no bodies yet), and the checkpoint tensors it reads in order."""
+    functions: dict[str, onnx.FunctionProto] = {}
+    nodes, weights = [], dict[str, None]()
+    current = {name: name for name in graph.inputs}  # value name -> tensor name in the graph
+    for block in graph.blocks:
+        traced = tracer.trace(block, graph)
+        functions[traced.function.name] = traced.function
+        tensors = [block.tensor_name(p) for p in traced.parameters]
+        weights.update(dict.fromkeys(tensors))
+        outputs = [_result_name(block, output, graph) for output in block.outputs]
+        nodes.append(
+            onnx.helper.make_node(
+                traced.function.name,
+                [current[i] for i in block.inputs] + [s.name for s in block.states] + tensors,
+                outputs + [state_output(s) for s in block.states],
+                name=block.name,
+                domain=FUNCTION_DOMAIN,
+            )
+        )
+        current.update(zip(block.outputs, outputs, strict=True))
+    return _model(graph, tracer, nodes, list(functions.values()), list(weights)), list(weights)
+
+
+def lower(model: onnx.ModelProto, bodies: Lowering) -> onnx.ModelProto:
+    """A copy of `model` whose composite nodes have the bodies of one target."""
+    lowered = onnx.ModelProto()
+    lowered.CopyFrom(model)
+    for function in lowered.functions:
+        _expose_fp8_inputs(function)
+    composites = composite_functions((n for f in model.functions for n in f.node), bodies)
+    lowered.functions.extend(composites)
+    known = {o.domain for o in lowered.opset_import}
+    needed = {o.domain for f in composites for o in f.opset_import} - known
+    lowered.opset_import.extend(onnx.helper.make_opsetid(domain, 1) for domain in sorted(needed))
+    return lowered
+
+
+def _expose_fp8_inputs(function: onnx.FunctionProto) -> None:
+    """Pass FP8 weights through an Identity on their way into a nested function.
+
+    ONNX Runtime takes the types of a function's input from the standard ops that read it; for one that only goes
+    into another function it assumes a list without FP8. It removes the Identity when it loads the graph.
+    """
+    copies = []
+    for node in function.node:
+        if node.domain == DOMAIN and node.op_type in FP8_OPERAND:
+            operand = FP8_OPERAND[node.op_type]
+            copies.append(onnx.helper.make_node("Identity", [node.input[operand]], [f"{node.input[operand]}.fp8"]))
+            node.input[operand] = f"{node.input[operand]}.fp8"
+    for node in reversed(copies):
+        function.node.insert(0, node)
+
+
+def state_output(state: State) -> str:
+    """Name of the graph output that carries `state` after the call."""
+    return f"{state.name}.next"
+
+
+def _model(
+    graph: ModelGraph, tracer: Tracer, nodes: list[onnx.NodeProto], functions: list[onnx.FunctionProto], weights: list[str]
+) -> onnx.ModelProto:
+    def info(value: Value | State, name: str) -> onnx.ValueInfoProto:
+        kind = ONNX_ACT[tracer.dtype] if value.dtype == ACT else ONNX_KINDS[value.dtype]
+        return onnx.helper.make_tensor_value_info(name, kind, list(value.axes))
+
+    states = graph.states
+    return onnx.helper.make_model(
+        onnx.helper.make_graph(
+            nodes,
+            graph.name,
+            [info(graph.values[i], i) for i in graph.inputs] + [info(s, s.name) for s in states],
+            [info(graph.values[o], o) for o in graph.outputs] + [info(s, state_output(s)) for s in states],
+            [external_initializer(tracer.checkpoint[w]) for w in weights],
+        ),
+        functions=functions,
+        opset_imports=[onnx.helper.make_opsetid(d, v) for d, v in BASE_OPSETS.items()],
+        ir_version=IR_VERSION,
+        producer_name="deltart",
+    )
+
+
+def _result_name(block: Block, output: str, graph: ModelGraph) -> str:
+    return output if output in graph.outputs else f"{block.name}.{output}"
+
+
+def _signature(module: nn.Module) -> list[tuple[str, str, tuple[int, ...]]]:
+    return [(name, str(p.dtype), tuple(p.shape)) for name, p in module.named_parameters()]
+

@@ -1,0 +1,243 @@
+"""Checkpoint folder in, artifact folder out."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import onnx
+import torch
+
+import deltart
+from deltart import manifest
+from deltart.errors import ExportError
+from deltart.export.assemble import Tracer, assemble, lower, state_output
+from deltart.export.checkpoint import Checkpoint
+from deltart.export.graph import I64, ModelGraph
+from deltart.export.lower import ort, portable
+from deltart.export.models.registry import graphs_of
+from deltart.export.spec import ModelSpec, read_spec
+from deltart.export.weights import WEIGHTS_FOLDER, Ledger
+from deltart.plugins.spec import ACT, F32, I32
+
+TARGETS = {"portable": portable.BODIES, "ort": ort.BODIES}
+TEXT_FILES = ("tokenizer.json", "tokenizer_config.json", "generation_config.json", "chat_template.jinja", "config.json")
+DTYPE_NAMES = {ACT: "float32", F32: "float32", I32: "int32", I64: "int64"}
+# A convolution state may be read after its successor is written, and portable bodies promise no order at all.
+IN_PLACE = {"S": ["ort"], "k": ["ort"], "v": ["ort"], "conv": []}
+
+Report = Callable[[str], None]
+
+
+def export_checkpoint(
+    checkpoint: Path,
+    output: Path,
+    *,
+    max_context: int | None = None,
+    yarn: float | None = None,
+    mtp: bool = True,
+    overwrite: bool = False,
+    report: Report = lambda step: None,
+) -> manifest.Manifest:
+    """Export `checkpoint` to the artifact folder `output`; no tensor is read or copied.
+
+    Args:
+        max_context: longest sequence the runtime may serve, in tokens; the model's own limit when None.
+        yarn: static YaRN factor, or None for the checkpoint's own RoPE.
+        mtp: whether to export the MTP head where the checkpoint has one.
+        overwrite: replace an artifact that is already there.
+        report: called with a line for every step.
+
+    Raises:
+        ConfigError, CheckpointError: the input is broken or unsupported; nothing is written.
+        ExportError: the output can't be written; nothing is left under its name.
+    """
+    spec = read_spec(checkpoint)
+    if yarn is not None:
+        spec = spec.with_yarn(yarn)
+    context = _context(spec, max_context)
+    tensors = Checkpoint(checkpoint)
+    report(f"{spec.architecture}: {len(spec.layer_types)} layers, {len(tensors)} tensors in {len(tensors.files)} files")
+    ledger = _open_ledger(spec, tensors, mtp)
+    with _staged(output, overwrite) as staging:
+        entries = _write_graphs(spec, ledger, staging, mtp, report)
+        ledger.settle()
+        _link_weights(tensors, staging, report)
+        _check(staging, entries, report)
+        text_files = _bring_text_files(checkpoint, staging)
+        result = _manifest(spec, checkpoint, ledger, entries, context, text_files)
+        result.save(staging)
+    return result
+
+
+def account(spec: ModelSpec, tensors: Checkpoint, mtp: bool = True) -> Ledger:
+    """The fate of every tensor, without tracing: what `deltart inspect` prints. Raises as `export_checkpoint` does."""
+    from deltart.export.weights import build_module
+
+    ledger = _open_ledger(spec, tensors, mtp)
+    for graph in graphs_of(spec, torch.float32, mtp):
+        for block in graph.blocks:
+            module = build_module(block, spec, tensors)
+            ledger.bind((block.tensor_name(name) for name, _ in module.named_parameters()), graph.name)
+    ledger.settle()
+    return ledger
+
+
+def _context(spec: ModelSpec, requested: int | None) -> int:
+    limit = spec.max_position_embeddings
+    if requested is None:
+        return limit
+    if not 1 <= requested <= limit:
+        raise ExportError(
+            f"--max-context {requested}", f"1 to {limit}, the model's limit", "use --yarn FACTOR to stretch the context"
+        )
+    return requested
+
+
+def _open_ledger(spec: ModelSpec, tensors: Checkpoint, mtp: bool) -> Ledger:
+    if spec.moe is not None:
+        raise ExportError(f"{spec.architecture} has no graph yet", "a dense Qwen3.5/3.6 model", "export a dense checkpoint")
+    ledger = Ledger(tensors)
+    if spec.vision is not None:
+        ledger.defer("model.visual.", "vision: no graph yet")
+    if not mtp:
+        ledger.defer("mtp.", "MTP head left out on request")
+    if spec.tie_word_embeddings:
+        ledger.defer("lm_head.", "tied to the embedding")
+    return ledger
+
+
+@contextmanager
+def _staged(output: Path, overwrite: bool) -> Iterator[Path]:
+    """A folder beside `output` that becomes `output` when the block succeeds, and vanishes when it fails."""
+    if output.exists() and not output.is_dir():
+        raise ExportError(f"{output} is a file", "a folder, or a path that does not exist", "choose another output")
+    if output.exists() and any(output.iterdir()) and not (overwrite and (output / manifest.FILE_NAME).exists()):
+        raise ExportError(
+            f"{output} is already in use", "an empty or new folder", "choose another, or --overwrite an earlier artifact"
+        )
+    staging = output.parent / f".{output.name}.partial-{os.getpid()}"
+    try:
+        staging.mkdir(parents=True)
+    except OSError as error:
+        raise ExportError(f"cannot write {output} ({error.strerror})", "a writable place", "choose another") from None
+    try:
+        yield staging
+        if output.exists():
+            shutil.rmtree(output)
+        staging.rename(output)
+    except OSError as error:
+        raise ExportError(f"cannot write {output} ({error})", "a writable place with room", "choose another") from error
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _write_graphs(
+    spec: ModelSpec, ledger: Ledger, staging: Path, mtp: bool, report: Report
+) -> dict[str, manifest.GraphEntry]:
+    tracer = Tracer(spec, ledger.checkpoint, torch.float32, lambda name: report(f"tracing {name}"))
+    entries = {}
+    for graph in graphs_of(spec, torch.float32, mtp):
+        model, weights = assemble(graph, tracer)
+        ledger.bind(weights, graph.name)
+        files = {}
+        for target, bodies in TARGETS.items():
+            files[target] = f"{graph.name}.onnx" if target == "portable" else f"{graph.name}.{target}.onnx"
+            (staging / files[target]).write_bytes(lower(model, bodies).SerializeToString(deterministic=True))
+        entries[graph.name] = _graph_entry(graph, files, weights)
+    return entries
+
+
+def _graph_entry(graph: ModelGraph, files: dict[str, str], weights: list[str]) -> manifest.GraphEntry:
+    def tensor(name: str) -> manifest.TensorEntry:
+        value = graph.values[name]
+        return manifest.TensorEntry(name, DTYPE_NAMES[value.dtype], list(value.axes))
+
+    states = [
+        manifest.StateEntry(s.name, state_output(s), DTYPE_NAMES[s.dtype], list(s.axes), IN_PLACE[s.name.rsplit(".")[-1]])
+        for s in graph.states
+    ]
+    inputs, outputs = [tensor(i) for i in graph.inputs], [tensor(o) for o in graph.outputs]
+    return manifest.GraphEntry(files, inputs, outputs, states, weights)
+
+
+def _link_weights(tensors: Checkpoint, staging: Path, report: Report) -> None:
+    """Hard-link the vendor's files into the artifact, so that any runtime finds them; no byte is copied."""
+    folder = staging / WEIGHTS_FOLDER
+    folder.mkdir()
+    for file in tensors.files:
+        try:
+            os.link((tensors.folder / file.name).resolve(), folder / file.name)
+        except OSError as error:
+            if error.errno not in (errno.EXDEV, errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK):
+                raise
+            report(f"{file.name} can't be hard-linked ({error.strerror}): deltart will map it from {tensors.folder}")
+
+
+def _check(staging: Path, entries: dict[str, manifest.GraphEntry], report: Report) -> None:
+    """Run the ONNX checker, shape inference included, with the weights as inputs.
+
+    The checker refuses external data in hard-linked files, and the weights' places were checked when read.
+    """
+    report("checking the ONNX graphs")
+    for entry in entries.values():
+        model = onnx.load(staging / entry.files["portable"], load_external_data=False)
+        graph = model.graph
+        graph.input.extend(onnx.helper.make_tensor_value_info(w.name, w.data_type, w.dims) for w in graph.initializer)
+        del graph.initializer[:]
+        onnx.checker.check_model(model, full_check=True)
+
+
+def _bring_text_files(checkpoint: Path, staging: Path) -> list[str]:
+    """Link (or, across devices, copy) the tokenizer's and template's files."""
+    brought = []
+    for name in TEXT_FILES:
+        source = (checkpoint / name).resolve()
+        if source.exists():
+            try:
+                os.link(source, staging / name)
+            except OSError:
+                shutil.copyfile(source, staging / name)
+            brought.append(name)
+    return brought
+
+
+def _manifest(
+    spec: ModelSpec,
+    checkpoint: Path,
+    ledger: Ledger,
+    entries: dict[str, manifest.GraphEntry],
+    context: int,
+    text_files: list[str],
+) -> manifest.Manifest:
+    def entry(name: str) -> manifest.WeightEntry:
+        info = ledger.checkpoint[name]
+        fate, reason = ("bound", "") if name in ledger.bound else ("deferred", ledger.deferred[name])
+        return manifest.WeightEntry(fate, info.dtype, list(info.shape), info.file, info.offset, info.nbytes, reason)
+
+    return manifest.Manifest(
+        architecture=spec.architecture,
+        checkpoint=str(checkpoint.resolve()),
+        files=[manifest.FileEntry(**asdict(f)) for f in ledger.checkpoint.files],
+        spec=_spec_fields(spec),
+        precision={"activations": "float32", "S": "float32", "kv": "float32", "logits": "float32"},
+        max_context=context,
+        vocab_size=spec.vocab_size,
+        graphs=entries,
+        tensors={name: entry(name) for name in ledger.checkpoint},
+        text_files=text_files,
+        versions={"deltart": deltart.__version__} | {p: version(p) for p in ("torch", "onnx", "onnxscript")},
+    )
+
+
+def _spec_fields(spec: ModelSpec) -> dict[str, Any]:
+    fields = asdict(spec)
+    fields["fp8"] = spec.fp8 is not None  # the skip list is in config.json, beside the manifest
+    return fields

@@ -1,0 +1,123 @@
+"""Configurations of synthetic checkpoints: the real 27B, and small ones of the same architecture."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+Config = dict[str, Any]
+
+
+def text_config(
+    *, hidden: int, ffn: int, layers: int, heads: int, kv_heads: int, k_heads: int, v_heads: int, vocab: int,
+    head_dim: int = 256, max_position: int = 262144, mtp: bool = True, yarn: float | None = None, tied: bool = False,
+) -> Config:  # fmt: skip
+    """A text config with every field the real one has; layer types repeat three GDN, one attention."""
+    pairs = head_dim // 8  # a quarter of the head rotates, in pairs
+    third = (pairs + 1) // 3
+    rope: Config = {
+        "rope_type": "default",
+        "rope_theta": 10000000,
+        "partial_rotary_factor": 0.25,
+        "mrope_interleaved": True,
+        "mrope_section": [third, third, pairs - 2 * third],
+    }
+    if yarn is not None:
+        rope |= {"rope_type": "yarn", "factor": yarn, "original_max_position_embeddings": int(max_position / yarn)}
+    return {
+        "model_type": "qwen3_5_text",
+        "dtype": "bfloat16",
+        "vocab_size": vocab,
+        "hidden_size": hidden,
+        "intermediate_size": ffn,
+        "num_hidden_layers": layers,
+        "layer_types": [("full_attention" if n % 4 == 3 else "linear_attention") for n in range(layers)],
+        "full_attention_interval": 4,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+        "head_dim": head_dim,
+        "attn_output_gate": True,
+        "output_gate_type": "swish",
+        "attention_bias": False,
+        "attention_dropout": 0.0,
+        "linear_num_key_heads": k_heads,
+        "linear_num_value_heads": v_heads,
+        "linear_key_head_dim": 128,
+        "linear_value_head_dim": 128,
+        "linear_conv_kernel_dim": 4,
+        "mamba_ssm_dtype": "float32",
+        "hidden_act": "silu",
+        "rms_norm_eps": 1e-06,
+        "initializer_range": 0.02,
+        "max_position_embeddings": max_position,
+        "rope_parameters": rope,
+        "mtp_num_hidden_layers": int(mtp),
+        "mtp_use_dedicated_embeddings": False,
+        "tie_word_embeddings": tied,
+        "use_cache": True,
+        "bos_token_id": None,
+        "eos_token_id": 0,
+        "pad_token_id": None,
+    }
+
+
+def causal_lm(text: Config) -> Config:
+    """The text-only checkpoint layout: text fields at the top level."""
+    return {"architectures": ["Qwen3_5ForCausalLM"], **text}
+
+
+def conditional_generation(text: Config, vision: Config) -> Config:
+    """The vendor's layout: text and vision side by side."""
+    return {
+        "architectures": ["Qwen3_5ForConditionalGeneration"],
+        "model_type": "qwen3_5",
+        "text_config": text,
+        "vision_config": vision,
+        "tie_word_embeddings": text["tie_word_embeddings"],
+        "image_token_id": 248056,
+        "video_token_id": 248057,
+        "vision_start_token_id": 248053,
+        "vision_end_token_id": 248054,
+    }
+
+
+def _qwen3_6_27b() -> Config:
+    text = text_config(
+        hidden=5120, ffn=17408, layers=64, heads=24, kv_heads=4, k_heads=16, v_heads=48, vocab=248320
+    )  # fmt: skip
+    vision = {
+        "model_type": "qwen3_5",
+        "depth": 27,
+        "hidden_size": 1152,
+        "intermediate_size": 4304,
+        "num_heads": 16,
+        "in_channels": 3,
+        "patch_size": 16,
+        "spatial_merge_size": 2,
+        "temporal_patch_size": 2,
+        "num_position_embeddings": 2304,
+        "out_hidden_size": 5120,
+        "hidden_act": "gelu_pytorch_tanh",
+        "deepstack_visual_indexes": [],
+    }
+    return conditional_generation(text, vision)
+
+
+def _tiny() -> Config:
+    sizes = {"hidden": 256, "ffn": 384, "layers": 8, "heads": 4, "kv_heads": 1, "k_heads": 1, "v_heads": 3}
+    return causal_lm(text_config(**sizes, vocab=1024, head_dim=64, max_position=4096))
+
+
+def _mid() -> Config:
+    sizes = {"hidden": 1024, "ffn": 3584, "layers": 24, "heads": 8, "kv_heads": 2, "k_heads": 8, "v_heads": 16}
+    return causal_lm(text_config(**sizes, vocab=65536, max_position=32768))
+
+
+PRESETS: dict[str, Callable[[], Config]] = {
+    "qwen3.6-27b": _qwen3_6_27b,
+    "qwen3.6-27b-fp8": _qwen3_6_27b,
+    "tiny": _tiny,
+    "tiny-fp8": _tiny,
+    "mid": _mid,
+    "mid-fp8": _mid,
+}

@@ -1,0 +1,199 @@
+"""Writes checkpoints that have no trained weights: the right names, dtypes and shapes, random or sparse."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import zlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import torch
+
+from deltart.errors import CheckpointError
+from deltart.export.checkpoint import DTYPES, INDEX, SINGLE
+from deltart.export.formats import Linears
+from deltart.export.models.registry import graphs_of
+from deltart.export.presets import PRESETS, Config
+from deltart.export.spec import ModelSpec, VisionSpec, read_spec
+from deltart.plugins.fp8_block_linear.reference import BLOCK
+
+SHARD_BYTES = 5_000_000_000
+E4M3_MAX = 448.0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One tensor to write."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Size of the tensor's data."""
+        return math.prod(self.shape) * DTYPES[self.dtype].itemsize
+
+
+def synthesize(preset: str, output: Path, *, seed: int = 0, sparse: bool = False) -> None:
+    """Write a checkpoint of `preset` to the new folder `output`.
+
+    Args:
+        seed: seeds every tensor by its name, so a tensor does not depend on the others.
+        sparse: leave the data as holes (zeros that take no disk); names, dtypes, shapes and sizes stay true.
+
+    Raises:
+        CheckpointError: the preset is unknown, or `output` exists and is not empty.
+    """
+    if preset not in PRESETS:
+        raise CheckpointError(f"no preset '{preset}'", f"one of {', '.join(PRESETS)}")
+    write_checkpoint(PRESETS[preset](), output, quantized=preset.endswith("-fp8"), seed=seed, sparse=sparse)
+
+
+def write_checkpoint(
+    config: Config, output: Path, *, quantized: bool = False, dtype: str = "BF16", scale_dtype: str = "BF16",
+    seed: int = 0, sparse: bool = False,
+) -> None:  # fmt: skip
+    """Write a checkpoint of `config`; `quantized` adds the vendor's FP8 block-128 format and its skip list."""
+    if output.exists() and any(output.iterdir()):
+        raise CheckpointError(f"{output} is not empty", "a new folder", "choose another")
+    output.mkdir(parents=True, exist_ok=True)
+    if quantized:
+        config = config | {"quantization_config": _quantization_config(config, output)}
+    (output / "config.json").write_text(json.dumps(config, indent=1) + "\n")
+    spec = read_spec(output)
+    plans = sorted(tensor_plans(spec, dtype, scale_dtype), key=lambda plan: plan.name)
+    shards = list(_shards(plans))
+    for number, shard in enumerate(shards, 1):
+        name = SINGLE if len(shards) == 1 else f"model-{number:05}-of-{len(shards):05}.safetensors"
+        _write_shard(output / name, shard, seed, sparse)
+    if len(shards) > 1:
+        _write_index(output, shards)
+
+
+def tensor_plans(spec: ModelSpec, dtype: str = "BF16", scale_dtype: str = "BF16") -> Iterator[Plan]:
+    """Every tensor of a checkpoint of `spec`, vision tower included."""
+    seen = set()
+    for graph in graphs_of(spec, torch.float32, mtp=True):
+        for block in graph.blocks:
+            with torch.device("meta"):
+                module = block.make(Linears(spec.fp8, block.prefixes.get("", "")))
+            for parameter, value in module.named_parameters():
+                name = block.tensor_name(parameter)
+                stored = "F8_E4M3" if value.dtype == torch.float8_e4m3fn else dtype
+                if name not in seen:
+                    yield Plan(name, scale_dtype if name.endswith("_scale_inv") else stored, tuple(value.shape))
+                seen.add(name)
+    if spec.vision is not None:
+        yield from _vision_plans(spec.vision, dtype)
+
+
+def _vision_plans(vision: VisionSpec, dtype: str) -> Iterator[Plan]:
+    width, ffn, merged = vision.hidden_size, vision.intermediate_size, vision.hidden_size * vision.spatial_merge_size**2
+    patch = (vision.in_channels, vision.temporal_patch_size, vision.patch_size, vision.patch_size)
+    linears = {"attn.qkv": (3 * width, width), "attn.proj": (width, width)}
+    linears |= {"mlp.linear_fc1": (ffn, width), "mlp.linear_fc2": (width, ffn)}
+    shapes: dict[str, tuple[int, ...]] = {
+        "patch_embed.proj": (width, *patch),
+        "merger.linear_fc1": (merged, merged),
+        "merger.linear_fc2": (vision.out_hidden_size, merged),
+        "merger.norm": (width,),
+    }
+    for block in range(vision.depth):
+        shapes |= {f"blocks.{block}.{name}": shape for name, shape in linears.items()}
+        shapes |= {f"blocks.{block}.norm{n}": (width,) for n in (1, 2)}
+    for name, shape in shapes.items():
+        yield Plan(f"model.visual.{name}.weight", dtype, shape)
+        yield Plan(f"model.visual.{name}.bias", dtype, shape[:1])
+    yield Plan("model.visual.pos_embed.weight", dtype, (vision.num_position_embeddings, width))
+
+
+def _quantization_config(config: Config, output: Path) -> dict[str, Any]:
+    """The vendor's block, with every module that stays in BF16 in its skip list."""
+    (output / "config.json").write_text(json.dumps(config))
+    names = {plan.name.removesuffix(".weight").removesuffix(".bias") for plan in tensor_plans(read_spec(output))}
+    kept = sorted(name for name in names if not _is_quantized(name))
+    return {
+        "quant_method": "fp8",
+        "fmt": "e4m3",
+        "activation_scheme": "dynamic",
+        "weight_block_size": [BLOCK, BLOCK],
+        "modules_to_not_convert": kept,
+    }
+
+
+def _is_quantized(module: str) -> bool:
+    leaf = module.rpartition(".")[2]
+    return "visual" not in module and (leaf.endswith("_proj") or leaf in ("in_proj_qkv", "in_proj_z"))
+
+
+def _shards(plans: Iterable[Plan]) -> Iterator[list[Plan]]:
+    shard: list[Plan] = []
+    for plan in plans:
+        if shard and sum(p.nbytes for p in shard) + plan.nbytes > SHARD_BYTES:
+            yield shard
+            shard = []
+        shard.append(plan)
+    yield shard
+
+
+def _write_shard(path: Path, plans: list[Plan], seed: int, sparse: bool) -> None:
+    header, offset = {}, 0
+    for plan in plans:
+        header[plan.name] = {"dtype": plan.dtype, "shape": plan.shape, "data_offsets": [offset, offset + plan.nbytes]}
+        offset += plan.nbytes
+    raw = json.dumps(header, separators=(",", ":")).encode()
+    raw += b" " * (-len(raw) % 8)
+    with path.open("wb") as file:
+        file.write(len(raw).to_bytes(8, "little") + raw)
+        if sparse:
+            os.truncate(file.fileno(), 8 + len(raw) + offset)
+            return
+        scales: dict[str, np.ndarray] = {}
+        for plan in plans:
+            file.write(_random(plan, seed, scales).tobytes())
+
+
+def _random(plan: Plan, seed: int, scales: dict[str, np.ndarray]) -> np.ndarray:
+    """Values a freshly initialised model might have. An FP8 weight leaves its scale in `scales` for its own turn."""
+    if plan.name in scales:
+        return scales.pop(plan.name).astype(DTYPES[plan.dtype])
+    rng = np.random.default_rng([seed, zlib.crc32(plan.name.encode())])
+    leaf = plan.name.rpartition(".")[2]
+    if leaf == "A_log":
+        values = np.log(rng.uniform(0.05, 8.0, plan.shape))
+    elif leaf == "dt_bias":
+        values = rng.uniform(-3.0, 1.0, plan.shape)
+    elif len(plan.shape) == 1:
+        values = rng.normal(0.0, 0.1, plan.shape) + (1.0 if plan.name.endswith("linear_attn.norm.weight") else 0.0)
+    else:
+        values = rng.standard_normal(plan.shape, np.float32) * math.prod(plan.shape[1:]) ** -0.5
+    if plan.dtype != "F8_E4M3":
+        return values.astype(DTYPES[plan.dtype])
+    quantized, scale = quantize_blocks(values)
+    scales[f"{plan.name}_scale_inv"] = scale
+    return quantized
+
+
+def quantize_blocks(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Absmax block-128 quantization: E4M3 values [N, K] and scales f32 [ceil(N/128), ceil(K/128)]."""
+    rows, columns = (np.arange(size) // BLOCK for size in values.shape)
+    scale = np.zeros((rows[-1] + 1, columns[-1] + 1), np.float32)
+    np.maximum.at(scale, (rows[:, None], columns[None, :]), np.abs(values))
+    scale = (np.maximum(scale, 1e-12) / E4M3_MAX).astype(ml_dtypes.bfloat16).astype(np.float32)
+    scaled = values / scale[rows][:, columns]
+    return np.clip(scaled, -E4M3_MAX, E4M3_MAX).astype(ml_dtypes.float8_e4m3fn), scale
+
+
+def _write_index(output: Path, shards: list[list[Plan]]) -> None:
+    files = [f"model-{n:05}-of-{len(shards):05}.safetensors" for n in range(1, len(shards) + 1)]
+    weight_map = {plan.name: file for file, shard in zip(files, shards, strict=True) for plan in shard}
+    total = sum(plan.nbytes for shard in shards for plan in shard)
+    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    (output / INDEX).write_text(json.dumps(index, indent=1) + "\n")

@@ -1,0 +1,134 @@
+"""Binds parameters to checkpoint tensors by name, and accounts for every tensor of the checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import onnx
+import torch
+from torch import nn
+
+from deltart.errors import CheckpointError
+from deltart.export.checkpoint import Checkpoint, TensorInfo
+from deltart.export.formats import Linears, is_skipped
+from deltart.export.graph import Block
+from deltart.export.spec import Fp8Spec, ModelSpec
+
+TORCH_DTYPES = {
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+}
+ONNX_DTYPES = {
+    "F32": onnx.TensorProto.FLOAT,
+    "F16": onnx.TensorProto.FLOAT16,
+    "BF16": onnx.TensorProto.BFLOAT16,
+    "F8_E4M3": onnx.TensorProto.FLOAT8E4M3FN,
+}
+PLAIN = ("BF16", "F16", "F32")
+WEIGHTS_FOLDER = "weights"
+
+
+@dataclass
+class Ledger:
+    """Who consumed which tensor: `bound` maps a tensor to the graphs that read it, `deferred` to the reason."""
+
+    checkpoint: Checkpoint
+    bound: dict[str, list[str]] = field(default_factory=dict)
+    deferred: dict[str, str] = field(default_factory=dict)
+
+    def bind(self, names: Iterable[str], graph: str) -> None:
+        """Record that `graph` reads `names`."""
+        for name in names:
+            graphs = self.bound.setdefault(name, [])
+            if graph not in graphs:
+                graphs.append(graph)
+
+    def defer(self, prefix: str, reason: str) -> None:
+        """Set aside every tensor whose name starts with `prefix`."""
+        self.deferred.update({name: reason for name in self.checkpoint if name.startswith(prefix)})
+
+    def settle(self) -> None:
+        """Raises CheckpointError, naming them, when tensors are neither bound nor deferred."""
+        left = [name for name in self.checkpoint if name not in self.bound and name not in self.deferred]
+        if left:
+            raise CheckpointError(
+                f"{len(left)} tensors of the checkpoint are used by no graph: {_sample(left)}",
+                "every tensor bound or deferred",
+                "a tensor this model does not know would be silently lost: check config.json against the weights",
+            )
+
+
+def build_module(block: Block, spec: ModelSpec, checkpoint: Checkpoint) -> nn.Module:
+    """The block's module on the meta device, each parameter with the shape and dtype that the checkpoint stores.
+
+    Raises:
+        CheckpointError: a tensor is missing, misshapen, of an unexpected dtype, or contradicts the skip list.
+    """
+    linears = Linears(spec.fp8, block.prefixes.get("", ""))
+    with torch.device("meta" if block.prefixes else "cpu"):
+        module = block.make(linears)
+    for name, parameter in list(module.named_parameters()):
+        info = _expect(checkpoint, block.tensor_name(name), parameter, spec.fp8)
+        owner = module.get_submodule(name.rpartition(".")[0])
+        stored = torch.empty(info.shape, dtype=TORCH_DTYPES[info.dtype], device="meta")
+        setattr(owner, name.rpartition(".")[2], nn.Parameter(stored, requires_grad=False))
+    return module
+
+
+def load_parameters(module: nn.Module, block: Block, checkpoint: Checkpoint) -> None:
+    """Replace the module's meta parameters by the checkpoint's values, mapped from its files."""
+    for name, parameter in list(module.named_parameters()):
+        array = checkpoint.read(block.tensor_name(name))
+        bits = torch.frombuffer(bytearray(array.tobytes()), dtype=torch.uint8)
+        owner = module.get_submodule(name.rpartition(".")[0])
+        value = bits.view(parameter.dtype).reshape(parameter.shape)
+        setattr(owner, name.rpartition(".")[2], nn.Parameter(value, requires_grad=False))
+
+
+def external_initializer(info: TensorInfo) -> onnx.TensorProto:
+    """An ONNX initializer that refers to the tensor's bytes in the vendor's own file."""
+    tensor = onnx.TensorProto(name=info.name, data_type=ONNX_DTYPES[info.dtype], dims=info.shape)
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    place = {"location": f"{WEIGHTS_FOLDER}/{info.file}", "offset": info.offset, "length": info.nbytes}
+    for key, value in place.items():
+        tensor.external_data.add(key=key, value=str(value))
+    return tensor
+
+
+def _expect(checkpoint: Checkpoint, name: str, parameter: nn.Parameter, fp8: Fp8Spec | None) -> TensorInfo:
+    info = checkpoint.get(name)
+    if info is None:
+        raise CheckpointError(
+            f"tensor '{name}' is missing", f"{list(parameter.shape)}", "the checkpoint is incomplete or of another model"
+        )
+    quantized = parameter.dtype == torch.float8_e4m3fn
+    if info.dtype not in (("F8_E4M3",) if quantized else PLAIN):
+        raise CheckpointError(
+            f"tensor '{name}' is stored as {info.dtype}",
+            "F8_E4M3" if quantized else " or ".join(PLAIN),
+            _dtype_advice(name, quantized, fp8),
+        )
+    if tuple(parameter.shape) != info.shape:
+        raise CheckpointError(
+            f"tensor '{name}' has shape {list(info.shape)}",
+            f"{list(parameter.shape)}, as config.json implies",
+            "config.json and weights are of different models",
+        )
+    return info
+
+
+def _dtype_advice(name: str, quantized: bool, fp8: Fp8Spec | None) -> str:
+    module = name.rpartition(".")[0]
+    if quantized:
+        return f"add '{module}' to quantization_config.modules_to_not_convert, or store it in FP8"
+    if fp8 is not None and is_skipped(module, fp8.modules_to_not_convert):
+        return f"modules_to_not_convert lists '{module}', yet it is quantized: correct the list"
+    return "quantization_config is missing or the file was converted wrongly"
+
+
+def _sample(names: list[str], shown: int = 8) -> str:
+    more = f" and {len(names) - shown} more" if len(names) > shown else ""
+    return ", ".join(names[:shown]) + more

@@ -1,0 +1,126 @@
+"""ONNX Runtime on the CPU: weights over memory maps, states bound in place."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Literal
+
+import ml_dtypes
+import numpy as np
+import onnxruntime as ort
+
+from deltart.errors import ArtifactError
+from deltart.manifest import GraphEntry, Manifest, StateEntry, load_manifest
+from deltart.runtime.weights import MappedWeights
+
+# How stored weights become float32. Both are exact; they trade memory for speed.
+#   folded: converted once at load (4 bytes a parameter in RAM)
+#   mapped: converted at every use (nothing but the memory map)
+WeightMode = Literal["folded", "mapped"]
+_BITS = {
+    np.dtype(ml_dtypes.bfloat16): (np.uint16, 16),  # (numpy carrier, ONNX element type)
+    np.dtype(ml_dtypes.float8_e4m3fn): (np.uint8, 17),
+}
+
+
+class OrtState:
+    """Buffers of every state tensor. A tensor that can't be updated in place has two, used in turn."""
+
+    def __init__(self, entry: GraphEntry, target: str, slots: int, capacity: int) -> None:
+        self.slots, self.capacity = slots, capacity
+        self.buffers: dict[str, list[ort.OrtValue]] = {}
+        self.turn = 0
+        for state in entry.states:
+            count = 1 if target in state.in_place else 2
+            self.buffers[state.name] = [_zeros(state, slots, capacity) for _ in range(count)]
+
+    def pair(self, name: str) -> tuple[ort.OrtValue, ort.OrtValue]:
+        """(buffer to read, buffer to write) of this turn."""
+        buffers = self.buffers[name]
+        return buffers[self.turn % len(buffers)], buffers[(self.turn + 1) % len(buffers)]
+
+
+class OrtBackend:
+    """Runs an artifact's graphs of one target on the CPU.
+
+    Args:
+        artifact: folder written by `deltart export`.
+        target: "ort" (contrib kernels) or "portable" (the reference bodies).
+        weights: "folded" or "mapped", see WeightMode.
+        threads: intra-op threads; ONNX Runtime's default when 0.
+
+    Raises:
+        ArtifactError: the artifact is incomplete or its weights changed.
+    """
+
+    def __init__(self, artifact: Path, target: str = "ort", weights: WeightMode = "folded", threads: int = 0) -> None:
+        self.artifact, self.target = artifact, target
+        self.manifest: Manifest = load_manifest(artifact)
+        self._weights = MappedWeights(artifact, self.manifest)
+        self._mode, self._threads = weights, threads
+        self._sessions: dict[str, ort.InferenceSession] = {}
+
+    def new_state(self, graph: str, slots: int, capacity: int) -> OrtState:
+        """Zeroed state; see Backend."""
+        return OrtState(self._entry(graph), self.target, slots, capacity)
+
+    def run(
+        self, graph: str, state: OrtState, inputs: Mapping[str, np.ndarray], outputs: Sequence[str]
+    ) -> list[np.ndarray]:
+        """One call; see Backend. Tokens must fit: past_len + T <= state.capacity."""
+        binding = self.session(graph).io_binding()
+        for name, array in inputs.items():
+            binding.bind_cpu_input(name, array)
+        for name in outputs:
+            binding.bind_output(name)
+        for entry in self._entry(graph).states:
+            current, following = state.pair(entry.name)
+            binding.bind_ortvalue_input(entry.name, current)
+            binding.bind_ortvalue_output(entry.output, following)
+        self.session(graph).run_with_iobinding(binding)
+        state.turn += 1
+        return [value.numpy() for value in binding.get_outputs()[: len(outputs)]]
+
+    def session(self, graph: str) -> ort.InferenceSession:
+        """The graph's session, created on first use."""
+        if graph not in self._sessions:
+            self._sessions[graph] = self._load(graph)
+        return self._sessions[graph]
+
+    def _load(self, graph: str) -> ort.InferenceSession:
+        entry = self._entry(graph)
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = self._threads
+        options.log_severity_level = 3
+        values = [_ortvalue(self._weights[name]) for name in entry.weights]
+        options.add_external_initializers(list(entry.weights), values)
+        return ort.InferenceSession(
+            str(self.artifact / entry.files[self.target]),
+            options,
+            providers=["CPUExecutionProvider"],
+            disabled_optimizers=["ConstantFolding"] if self._mode == "mapped" else None,
+        )
+
+    def _entry(self, graph: str) -> GraphEntry:
+        entry = self.manifest.graphs.get(graph)
+        if entry is None or self.target not in entry.files:
+            raise ArtifactError(
+                f"{self.artifact} has no '{graph}' graph for target '{self.target}'",
+                f"one of {', '.join(self.manifest.graphs)}",
+                "export again, with the MTP head if the checkpoint has one",
+            )
+        return entry
+
+
+def _zeros(state: StateEntry, slots: int, capacity: int) -> ort.OrtValue:
+    sizes = {"B": slots, "capacity": capacity}
+    shape = [axis if isinstance(axis, int) else sizes[axis] for axis in state.axes]
+    return ort.OrtValue.ortvalue_from_numpy(np.zeros(shape, state.dtype))
+
+
+def _ortvalue(array: np.ndarray) -> ort.OrtValue:
+    if array.dtype not in _BITS:
+        return ort.OrtValue.ortvalue_from_numpy(array)
+    carrier, element_type = _BITS[array.dtype]
+    return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(array.view(carrier), element_type)

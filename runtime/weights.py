@@ -1,0 +1,53 @@
+"""Maps an artifact's weights: finds the vendor's files, checks they are the exported ones, and views their tensors."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+
+from deltart.errors import ArtifactError
+from deltart.manifest import FileEntry, Manifest
+
+NUMPY_DTYPES = {
+    "F32": np.dtype(np.float32),
+    "F16": np.dtype(np.float16),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+    "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
+}
+
+
+class MappedWeights:
+    """Read-only views of checkpoint tensors over memory maps; no byte is read until it is used.
+
+    Raises:
+        ArtifactError: a weight file is missing, or is not the one that was exported.
+    """
+
+    def __init__(self, artifact: Path, manifest: Manifest) -> None:
+        self._tensors = manifest.tensors
+        places = (artifact / "weights", Path(manifest.checkpoint))
+        self._maps = {entry.name: _map(entry, places) for entry in manifest.files}
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        """The tensor in its stored dtype and shape."""
+        entry = self._tensors[name]
+        raw = self._maps[entry.file][entry.offset : entry.offset + entry.nbytes]
+        return raw.view(NUMPY_DTYPES[entry.dtype]).reshape(entry.shape)
+
+
+def _map(entry: FileEntry, places: tuple[Path, ...]) -> np.ndarray:
+    path = next((place / entry.name for place in places if (place / entry.name).exists()), None)
+    if path is None:
+        raise ArtifactError(
+            f"weight file {entry.name} is missing",
+            " or ".join(str(place / entry.name) for place in places),
+            "restore the checkpoint, or export it again",
+        )
+    raw = np.memmap(path, np.uint8, mode="r")
+    length = int.from_bytes(raw[:8].tobytes(), "little")
+    if len(raw) != entry.size or hashlib.sha256(raw[: 8 + length].tobytes()).hexdigest() != entry.header_sha256:
+        raise ArtifactError(f"{path} is not the file that was exported", "the same size and header", "export it again")
+    return raw
