@@ -1,1 +1,1 @@
-"""Runs an artifact: state, sampling, chat, generation. Imports neither torch nor transformers nor deltart.export."""
+"""Runs an artifact. Imports neither torch nor transformers nor deltart.export."""
