@@ -90,8 +90,8 @@ class SamplingParams:
     def from_generation_config(cls, config: Mapping[str, Any]) -> SamplingParams:
         """The checkpoint's own sampling defaults, from its parsed generation_config.json.
 
-        `do_sample: false` means greedy; absent or null fields take the defaults of this class, and fields that
-        have nothing to do with sampling are passed over.
+        `do_sample: false` means greedy; absent or null fields take the defaults of this class, and fields
+        that have nothing to do with sampling are passed over.
 
         Raises:
             GenerationError: a value is out of range, or the file asks for a method that is not offered.
@@ -128,17 +128,19 @@ class SamplingParams:
 
     def _refuse(self, name: str, expected: str) -> None:
         raise GenerationError(
-            f"sampling parameter {name} = {getattr(self, name)!r}", expected, f"change {name}, or leave it out"
+            f"sampling parameter {name} = {getattr(self, name)!r}",
+            expected,
+            f"change {name}, or leave it out",
         )
 
 
 class Sampler:
     """Chooses the tokens of one sequence and remembers what it chose.
 
-    Order: repetition penalty, presence and frequency penalties, allowed mask, temperature, top_k, top_p, min_p.
-    It is the order of transformers' logits processors; presence and frequency, which transformers lacks, follow
-    the OpenAI definition and count generated tokens only. The draw at step n depends on (seed, n) and the logits
-    alone, so replaying or skipping steps does not change the others.
+    Order: repetition penalty, presence and frequency penalties, allowed mask, temperature, top_k, top_p,
+    min_p. It is the order of transformers' logits processors; presence and frequency, which transformers
+    lacks, follow the OpenAI definition and count generated tokens only. The draw at step n depends on
+    (seed, n) and the logits alone, so replaying or skipping steps does not change the others.
 
     Args:
         params: what to apply.
@@ -260,4 +262,5 @@ def _nucleus(probs: npt.NDArray[np.float64], top_p: float) -> Ids:
     large = np.flatnonzero(share >= (1 - top_p) / share.shape[0])
     order = large[np.argsort(-share[large], kind="stable")]
     before = np.cumsum(share[order]) - share[order]
-    return order[before < top_p]
+    kept: Ids = order[before < top_p]
+    return kept

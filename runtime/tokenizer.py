@@ -24,9 +24,9 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{path} can't be read: {error}", "a JSON file", "copy it from the vendor") from error
+        raise ConfigError(f"{path} can't be read: {error}", "a JSON file", "copy the vendor's") from error
     if not isinstance(value, dict):
-        raise ConfigError(f"{path} holds a {type(value).__name__}", "a JSON mapping", "copy it from the vendor")
+        raise ConfigError(f"{path} holds a {type(value).__name__}", "a JSON mapping", "copy the vendor's")
     return value
 
 
@@ -34,7 +34,7 @@ class Tokenizer:
     """Byte-level BPE of a checkpoint folder.
 
     Attributes:
-        eos_ids: tokens that end a reply: those of generation_config.json and config.json and the tokenizer's own.
+        eos_ids: tokens that end a reply: those of generation_config.json, config.json and the tokenizer.
         vocab_limit: one more than the largest id that stands for text; later rows of the logits are padding.
         generation_config: generation_config.json, empty when there is none.
 
@@ -43,7 +43,9 @@ class Tokenizer:
         ConfigError: another of the folder's JSON files is malformed.
     """
 
-    def __init__(self, core: tokenizers.Tokenizer, eos_ids: Iterable[int], generation_config: Mapping[str, Any]):
+    def __init__(
+        self, core: tokenizers.Tokenizer, eos_ids: Iterable[int], generation_config: Mapping[str, Any]
+    ) -> None:
         self._core = core
         self.eos_ids = frozenset(eos_ids)
         self.generation_config = generation_config
@@ -52,12 +54,12 @@ class Tokenizer:
 
     @classmethod
     def from_folder(cls, folder: str | Path) -> Tokenizer:
-        """Reads tokenizer.json and, where present, tokenizer_config.json, generation_config.json, config.json."""
+        """Reads tokenizer.json and, where present, the other JSON files that speak of tokens."""
         folder = Path(folder)
         core = _load(folder / "tokenizer.json")
         generation_config = read_json(folder / "generation_config.json")
         config = read_json(folder / "config.json")
-        own = _token_text(read_json(folder / "tokenizer_config.json").get("eos_token"))
+        own = token_text(read_json(folder / "tokenizer_config.json").get("eos_token"))
         eos_ids = {
             *_id_list(generation_config, folder / "generation_config.json"),
             *_id_list(config, folder / "config.json"),
@@ -81,13 +83,15 @@ class Tokenizer:
         try:
             text.encode("utf-8")
         except UnicodeEncodeError as error:
-            raise GenerationError(f"text that is not Unicode: {error}", "no lone surrogates", "fix it") from error
+            raise GenerationError(
+                f"text that is not Unicode: {error}", "no lone surrogates", "fix it"
+            ) from error
         return self._core.encode(text, add_special_tokens=False).ids
 
     def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
         """Text of `ids`, without the tokens marked special unless `skip_special` is false.
 
-        Tokens that are added but not marked special, such as <think>, stay. Bytes that are not UTF-8 become U+FFFD.
+        Added tokens not marked special, such as <think>, stay. Bytes that are not UTF-8 become U+FFFD.
         """
         return self._core.decode(list(ids), skip_special_tokens=skip_special)
 
@@ -117,7 +121,9 @@ class Detokenizer:
             return ""
         piece = self._core.id_to_token(token)
         if piece is None:
-            raise GenerationError(f"token id {token}", "an id of the vocabulary", "pass vocab_limit to the sampler")
+            raise GenerationError(
+                f"token id {token}", "an id of the vocabulary", "pass vocab_limit to the sampler"
+            )
         return self._utf8.decode(_bytes_of(piece))
 
     def finish(self) -> str:
@@ -159,11 +165,11 @@ def _id_list(config: Mapping[str, Any], path: Path) -> list[int]:
     value = config.get("eos_token_id")
     ids = [] if value is None else value if isinstance(value, list) else [value]
     if not all(isinstance(i, int) and not isinstance(i, bool) for i in ids):
-        raise ConfigError(f"{path}: eos_token_id = {value!r}", "an id or a list of ids", "copy it from the vendor")
+        raise ConfigError(f"{path}: eos_token_id = {value!r}", "an id or a list of ids", "copy the vendor's")
     return ids
 
 
-def _token_text(token: Any) -> str | None:
+def token_text(token: Any) -> str | None:
     """The text of a token written in tokenizer_config.json as a string or as a mapping with `content`."""
     text = token.get("content") if isinstance(token, dict) else token
     return text if isinstance(text, str) else None
