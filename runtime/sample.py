@@ -177,7 +177,15 @@ class Sampler:
         return token
 
     def choose(self, logits: Floats, allowed: npt.NDArray[np.int32] | None = None) -> int:
-        """The next token, without recording it.
+        """The next token, without recording it; arguments and errors as for `distribution`."""
+        ids, probs = self.distribution(logits, allowed)
+        cdf = np.cumsum(probs)
+        return int(ids[np.searchsorted(cdf, self._uniform() * cdf[-1], side="right")])
+
+    def distribution(
+        self, logits: Floats, allowed: npt.NDArray[np.int32] | None = None
+    ) -> tuple[Ids, npt.NDArray[np.float64]]:
+        """The tokens that may come next and their probabilities, both [n]; greedy leaves one.
 
         Args:
             logits: f32 [V], V >= vocab_limit; left as it is.
@@ -191,7 +199,7 @@ class Sampler:
                 f"logits of shape {list(logits.shape)}", f"one row of at least {self._limit} values"
             )
         scores = self._adjust(logits[: self._limit], allowed)
-        best = int(scores.argmax())  # NaN counts as the maximum
+        best = scores.argmax()  # NaN counts as the maximum
         if not np.isfinite(scores[best]):
             raise GenerationError(
                 f"the largest logit is {scores[best]} (token {best})",
@@ -199,10 +207,9 @@ class Sampler:
                 "check the model's output, or the grammar if one is in use",
             )
         if self.params.greedy:
-            return best
-        ids, probs = self._candidates(scores, float(scores[best]))
-        cdf = np.cumsum(probs)
-        return int(ids[np.searchsorted(cdf, self._uniform() * cdf[-1], side="right")])
+            return np.array([best]), np.ones(1)
+        ids, weights = self._candidates(scores, float(scores[best]))
+        return ids, weights / weights.sum()
 
     def accept(self, token: int) -> None:
         """Record `token` as generated: it enters the penalties and the next draw is that of the next step."""
@@ -235,20 +242,20 @@ class Sampler:
         return scores
 
     def _candidates(self, scores: Floats, top: float) -> tuple[Ids, npt.NDArray[np.float64]]:
-        """Ids that survive the cuts and their weights, float64, not normalised."""
+        """Ids that survive the cuts and their weights, that of the largest score being 1."""
         params = self.params
         if 0 < params.top_k < scores.shape[0]:
             ids = np.flatnonzero(scores >= np.partition(scores, -params.top_k)[-params.top_k])
         else:
             ids = np.arange(scores.shape[0])
-        probs = np.exp((scores[ids].astype(np.float64) - top) / params.temperature)
+        weights = np.exp((scores[ids].astype(np.float64) - top) / params.temperature)
         if params.top_p < 1:
-            kept = _nucleus(probs, params.top_p)
-            ids, probs = ids[kept], probs[kept]
+            kept = _nucleus(weights / weights.sum(), params.top_p)
+            ids, weights = ids[kept], weights[kept]
         if params.min_p > 0:
-            kept = np.flatnonzero(probs >= params.min_p)  # the most probable token has weight 1
-            ids, probs = ids[kept], probs[kept]
-        return ids, probs
+            kept = np.flatnonzero(weights >= params.min_p)
+            ids, weights = ids[kept], weights[kept]
+        return ids, weights
 
     def _uniform(self) -> float:
         bits = np.random.Philox(key=[self.seed, 0], counter=[0, 0, 0, self._step])
@@ -257,10 +264,9 @@ class Sampler:
 
 def _nucleus(probs: npt.NDArray[np.float64], top_p: float) -> Ids:
     """Positions of the most probable tokens, up to and with the one that makes their sum reach top_p."""
-    share = probs / probs.sum()
     # Tokens under (1 - top_p) / n add up to less than 1 - top_p, so none of them is in the nucleus.
-    large = np.flatnonzero(share >= (1 - top_p) / share.shape[0])
-    order = large[np.argsort(-share[large], kind="stable")]
-    before = np.cumsum(share[order]) - share[order]
+    large = np.flatnonzero(probs >= (1 - top_p) / probs.shape[0])
+    order = large[np.argsort(-probs[large], kind="stable")]
+    before = np.cumsum(probs[order]) - probs[order]
     kept: Ids = order[before < top_p]
     return kept
