@@ -161,7 +161,9 @@ def _strftime_now(pattern: str) -> str:
 def _normal(message: Any) -> dict[str, Any]:
     if not isinstance(message, Mapping):
         raise GenerationError(
-            f"a message that is a {type(message).__name__}", "a mapping with role and content"
+            f"a message that is a {type(message).__name__}",
+            "a mapping with role and content",
+            "send a list of mappings",
         )
     normal = {name: value for name, value in message.items() if value is not None}
     reasoning = next((normal[name] for name in _REASONING if name in normal), None)
@@ -176,7 +178,11 @@ def _normal(message: Any) -> dict[str, Any]:
 def _normal_call(call: Any) -> dict[str, Any]:
     """A tool call whose arguments are a mapping; OpenAI clients send them as JSON text."""
     if not isinstance(call, Mapping):
-        raise GenerationError(f"a tool call that is a {type(call).__name__}", "a mapping with a function")
+        raise GenerationError(
+            f"a tool call that is a {type(call).__name__}",
+            "a mapping with a function",
+            "send tool calls as they came from the reply",
+        )
     if isinstance(call.get("function"), Mapping):
         return {**call, "function": _normal_call(call["function"])}
     arguments = call.get("arguments", {})

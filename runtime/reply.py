@@ -235,6 +235,8 @@ def _schema(tool: Mapping[str, Any]) -> tuple[str, Schema]:
     function = tool.get("function", tool) if isinstance(tool, Mapping) else None
     if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
         raise GenerationError(
-            f"a tool without a name: {tool!r}", "a function schema with name and parameters"
+            f"a tool without a name: {tool!r}",
+            "a function schema with name and parameters",
+            "name the function",
         )
     return function["name"], function.get("parameters") or {}

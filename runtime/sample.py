@@ -196,7 +196,9 @@ class Sampler:
         """
         if logits.ndim != 1 or logits.shape[0] < self._limit:
             raise GenerationError(
-                f"logits of shape {list(logits.shape)}", f"one row of at least {self._limit} values"
+                f"logits of shape {list(logits.shape)}",
+                f"one row of at least {self._limit} values",
+                "use the tokenizer and the model of one checkpoint",
             )
         scores = self._adjust(logits[: self._limit], allowed)
         best = scores.argmax()  # NaN counts as the maximum

@@ -84,7 +84,7 @@ class Tokenizer:
             text.encode("utf-8")
         except UnicodeEncodeError as error:
             raise GenerationError(
-                f"text that is not Unicode: {error}", "no lone surrogates", "fix it"
+                f"text that is not Unicode: {error}", "no lone surrogates", "decode the text as UTF-8"
             ) from error
         return self._core.encode(text, add_special_tokens=False).ids
 

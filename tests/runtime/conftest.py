@@ -70,6 +70,10 @@ def small_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     core.add_special_tokens(["<end>"])
     core.add_tokens([AddedToken(text, special=False) for text in ("<think>", "</think>")])
     core.save(str(folder / "tokenizer.json"))
-    config = {"eos_token": "<end>", "tokenizer_class": "PreTrainedTokenizerFast", "chat_template": SMALL_TEMPLATE}
+    config = {
+        "eos_token": "<end>",
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "chat_template": SMALL_TEMPLATE,
+    }
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
     return folder
