@@ -37,7 +37,7 @@ def coerce(text: str, name: str, parameters: Schema) -> Any:
     if types <= {"string"}:
         return text
     value = _parse(text)
-    if isinstance(value, float) and value.is_integer() and "integer" in types and "number" not in types:
+    if isinstance(value, float) and value.is_integer() and "integer" in types:
         return int(value)
     kind = _kind(value)
     matches = kind in types or (kind == "integer" and "number" in types)

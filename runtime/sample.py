@@ -260,7 +260,7 @@ class Sampler:
         return ids, weights
 
     def _uniform(self) -> float:
-        bits = np.random.Philox(key=[self.seed, 0], counter=[0, 0, 0, self._step])
+        bits = np.random.Philox(key=np.array([self.seed, 0], np.uint64), counter=[0, 0, 0, self._step])
         return float(np.random.Generator(bits).random())
 
 

@@ -58,7 +58,7 @@ year {{ strftime_now("%Y") | length }}"""
 
 @pytest.fixture(scope="session")
 def small_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A byte-level BPE of 300 entries with one special token, <end>, and two that are not, <think> </think>."""
+    """A byte-level BPE of 300 entries with special token <end> and two that are not special."""
     folder = tmp_path_factory.mktemp("small")
     core = tokenizers.Tokenizer(models.BPE())
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

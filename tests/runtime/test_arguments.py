@@ -21,6 +21,7 @@ DEFS = {"Color": {"enum": ["red", "blue"]}, "Level": {"type": "integer"}, "Loop"
         ({"type": "integer"}, " 12 ", 12),
         ({"type": "integer"}, "12.0", 12),
         ({"type": "integer"}, "12.5", "12.5"),
+        ({"type": ["integer", "number"]}, "12.5", 12.5),
         ({"type": "integer"}, "twelve", "twelve"),
         ({"type": "integer"}, "true", "true"),
         ({"type": "number"}, "1e3", 1000.0),
@@ -58,7 +59,7 @@ DEFS = {"Color": {"enum": ["red", "blue"]}, "Level": {"type": "integer"}, "Loop"
 )
 def test_value_by_schema(schema: Any, text: str, value: Any) -> None:
     found = coerce(text, "x", {"properties": {"x": schema}, "$defs": DEFS})
-    assert type(found) is type(value) and found == value
+    assert (type(found), found) == (type(value), value)
 
 
 def test_what_the_schema_does_not_know_stays_text() -> None:

@@ -113,8 +113,8 @@ def test_prompt_is_that_of_transformers(
 
 
 def test_arguments_as_json_text_render_like_the_mapping(qwen: ChatTemplate) -> None:
-    call = {"type": "function", "function": {**VALUES["function"]}}
-    call["function"]["arguments"] = json.dumps(VALUES["function"]["arguments"])
+    function = VALUES["function"]
+    call = {"function": {**function, "arguments": json.dumps(function["arguments"])}}
     messages = CONVERSATIONS["values of every type"]
     assert qwen.render([messages[0], _assistant("", tool_calls=[call])]) == qwen.render(messages)
 
@@ -144,12 +144,13 @@ def test_messages_are_left_as_they_are(qwen: ChatTemplate) -> None:
 def test_refused_messages_say_why(qwen: ChatTemplate, messages: list[Any], match: str) -> None:
     with pytest.raises(GenerationError, match=match) as caught:
         qwen.render(messages)
-    assert caught.value.expected and caught.value.todo
+    assert all((caught.value.expected, caught.value.todo))
 
 
 SMALL_CASES: list[tuple[list[dict[str, Any]], dict[str, Any]]] = [
     ([_user(" hi "), _assistant("yo"), _user("é")], {}),
     ([_user("hi"), _assistant("yo"), _user("<é>")], {"preserve_thinking": True, "tools": [WEATHER]}),
+    ([_user(None), _assistant("x")], {"preserve_thinking": True}),
     ([_user("hi"), _assistant("end")], {"enable_thinking": False, "add_generation_prompt": False}),
 ]
 

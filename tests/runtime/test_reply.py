@@ -1,4 +1,4 @@
-"""The reply parser: cases written out, round trips through the vendor's template, and every way to cut a stream."""
+"""The reply parser: cases written out, round trips through the vendor's template, every cut of a stream."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from deltart.runtime.reply import (
     parse_reply,
 )
 
-TOOLS = [
+TOOLS: list[dict[str, Any]] = [
     {
         "type": "function",
         "function": {
@@ -64,13 +64,14 @@ CASES: dict[str, tuple[str, Reply]] = {
     "reasoning cut short": ("why </thin", Reply("why </thin", "", ())),
     "no reasoning": ("\n</think>\n\nHi", Reply("", "Hi", ())),
     "thinking opened again": ("\n<think>\nwhy</think>x", Reply("why", "x", ())),
+    "nothing but the tag": ("<think>", Reply("", "", ())),
     "second end tag": ("a</think>b</think>c", Reply("a", "b</think>c", ())),
     "call": (f"a\n</think>\n\n{PING}", Reply("a", "", (ToolCall("ping", {}),))),
     "content and calls": (
         f"a\n</think>\n\nOn it.\n\n{PING}\n{WRITE}\n",
         Reply("a", "On it.", (ToolCall("ping", {}), WRITTEN)),
     ),
-    "content after a call": (f"</think>x\n{PING}\ny", Reply("", "x\n\ny", (ToolCall("ping", {}),))),
+    "content after a call": (f"</think>x\n{PING}\ny\n", Reply("", "x\n\ny\n", (ToolCall("ping", {}),))),
     "call on one line": (
         "</think><tool_call><function=write><parameter=lines>7</parameter></function></tool_call>",
         Reply("", "", (ToolCall("write", {"lines": 7}),)),
@@ -92,8 +93,8 @@ CASES: dict[str, tuple[str, Reply]] = {
         Reply("", "<tool_call>\n{}\n</tool_call>", (ToolCall("ping", {}),)),
     ),
     "value that is not closed": (
-        f"</think>{UNCLOSED_VALUE}\n{PING}",
-        Reply("", UNCLOSED_VALUE, (ToolCall("ping", {}),)),
+        f"</think>{UNCLOSED_VALUE}\n{WRITE}",
+        Reply("", UNCLOSED_VALUE, (WRITTEN,)),
     ),
     "text between the parameters": (
         "</think><tool_call>\n<function=write>\nhm\n</function>\n</tool_call>",
@@ -226,7 +227,7 @@ def test_what_the_template_writes_is_read_back(qwen_folder: Path, seed: int) -> 
             ToolCall("f", {f"p{i}": _random_value(draw, kind) for i, kind in enumerate(chosen)})
             for _ in range(draw.randint(0, 3))
         ]
-        message = {
+        message: dict[str, Any] = {
             "role": "assistant",
             "reasoning_content": draw.choice(["", "why\n\nso"]),
             "content": draw.choice(["", "On it:\n- a"]),

@@ -9,21 +9,22 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 from transformers.generation import logits_process as reference
 
 from deltart.errors import GenerationError
-from deltart.runtime.sample import Sampler, SamplingParams
+from deltart.runtime.sample import Floats, Sampler, SamplingParams
 
 V = 1000
 
 
-def _logits(seed: int, size: int = V) -> np.ndarray:
+def _logits(seed: int, size: int = V) -> Floats:
     return (np.random.default_rng(seed).standard_normal(size) * 3).astype(np.float32)
 
 
-def _full(sampler: Sampler, logits: np.ndarray) -> np.ndarray:
+def _full(sampler: Sampler, logits: Floats) -> npt.NDArray[np.float64]:
     """Probabilities [V] of a sampler."""
     ids, probs = sampler.distribution(logits)
     full = np.zeros(logits.shape[0])
@@ -31,7 +32,7 @@ def _full(sampler: Sampler, logits: np.ndarray) -> np.ndarray:
     return full
 
 
-def _transformers(params: SamplingParams, prompt: list[int], logits: np.ndarray) -> np.ndarray:
+def _transformers(params: SamplingParams, prompt: list[int], logits: Floats) -> npt.NDArray[np.float64]:
     """Probabilities [V] of transformers' processors in the order of GenerationMixin, in float64."""
     steps = [
         reference.RepetitionPenaltyLogitsProcessor(float(params.repetition_penalty)),
@@ -43,8 +44,9 @@ def _transformers(params: SamplingParams, prompt: list[int], logits: np.ndarray)
         steps.append(reference.TopPLogitsWarper(params.top_p))
     steps.append(reference.MinPLogitsWarper(params.min_p))
     scores = torch.from_numpy(logits.astype(np.float64))[None]
-    scores = reference.LogitsProcessorList(steps)(torch.tensor([prompt]), scores)
-    return scores.softmax(-1)[0].numpy()
+    scores = reference.LogitsProcessorList(steps)(torch.LongTensor([prompt]), scores)
+    probs: npt.NDArray[np.float64] = scores.softmax(-1)[0].numpy()
+    return probs
 
 
 def _chi_square_bound(degrees: int) -> float:
@@ -97,7 +99,7 @@ def test_repetition_counts_prompt_and_generated_but_presence_and_frequency_only_
 @pytest.mark.parametrize("vary", ["step", "seed"])
 def test_draws_follow_the_distribution(vary: str) -> None:
     size, draws = 40, 20_000
-    logits = _logits(3, size) / 4
+    logits = _logits(3, size) / np.float32(4)
     exact = np.exp(logits.astype(np.float64) / 0.8)
     expected = draws * exact / exact.sum()
     counts = np.zeros(size)
@@ -133,8 +135,9 @@ def test_a_draw_depends_on_seed_and_step_only() -> None:
     assert replay.choose(_logits(10)) == replay.choose(_logits(10)) == tokens[10]
     again = Sampler(params, [], V)
     assert [again.sample(_logits(step)) for step in range(20)] == tokens
-    other = Sampler(SamplingParams(seed=43), [], V)
-    assert [other.sample(_logits(step)) for step in range(20)] != tokens
+    for seed in (43, 42 + 2**32, 42 + 2**63, 2**64 - 1):
+        other = Sampler(SamplingParams(seed=seed), [], V)
+        assert [other.sample(_logits(step)) for step in range(20)] != tokens
 
 
 def test_a_drawn_seed_can_be_used_again() -> None:
@@ -172,11 +175,17 @@ def test_only_allowed_tokens_are_chosen(params: SamplingParams) -> None:
         words[token // 32] |= np.uint32(1 << (token % 32))
     mask = words.view(np.int32)
     sampler = Sampler(params, [], V)
-    logits = _logits(4) / 6
+    logits = _logits(4) / np.float32(6)
     chosen = {sampler.sample(logits, mask) for _ in range(300)}
     assert chosen == ({max(allowed_ids, key=lambda i: logits[i])} if params.greedy else allowed_ids)
     with pytest.raises(GenerationError, match="grammar"):
         sampler.sample(logits, np.zeros(32, dtype=np.int32))
+
+
+def test_a_token_of_no_probability_is_not_drawn_at_zero(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Sampler, "_uniform", lambda self: 0.0)
+    mask = np.array([0b11100], dtype=np.int32)
+    assert Sampler(SamplingParams(), [], 5).sample(np.zeros(5, dtype=np.float32), mask) == 2
 
 
 def test_logits_are_left_as_they_are() -> None:
@@ -245,7 +254,7 @@ def test_prompt_ids_outside_the_vocabulary_are_refused(prompt: list[int]) -> Non
 def test_parameters_out_of_range_are_refused_by_name(name: str, value: Any) -> None:
     with pytest.raises(GenerationError, match=name) as caught:
         SamplingParams(**{name: value})
-    assert caught.value.expected and caught.value.todo
+    assert all((caught.value.expected, caught.value.todo))
 
 
 def test_generation_config_of_the_vendor() -> None:
@@ -286,8 +295,8 @@ def _best_ms(work: Callable[[], object]) -> float:
 
 def test_a_token_of_the_real_vocabulary_takes_little_time() -> None:
     logits = _logits(0, 248320)
-    penalties = {"presence_penalty": 1.5, "frequency_penalty": 0.5, "repetition_penalty": 1.1}
     greedy = Sampler(SamplingParams(temperature=0), [], 248077)
-    sampled = Sampler(SamplingParams(top_k=20, top_p=0.95, min_p=0.01, **penalties), range(30_000), 248077)
+    params = SamplingParams(top_k=20, top_p=0.95, min_p=0.01, presence_penalty=1.5, repetition_penalty=1.1)
+    sampled = Sampler(params, range(30_000), 248077)
     assert _best_ms(lambda: greedy.choose(logits)) < 0.3
     assert _best_ms(lambda: sampled.choose(logits)) < 2
