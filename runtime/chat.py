@@ -188,7 +188,7 @@ def _normal_call(call: Any) -> dict[str, Any]:
     arguments = call.get("arguments", {})
     try:
         mapping = json.loads(arguments or "{}") if isinstance(arguments, str) else arguments
-    except ValueError:
+    except (ValueError, RecursionError):
         mapping = None
     if not isinstance(mapping, Mapping):
         raise GenerationError(

@@ -91,7 +91,7 @@ class ReplyParser:
         thinking: the prompt ends inside <think>, see `opens_thinking`.
 
     Raises:
-        GenerationError: a tool without a name.
+        GenerationError: a tool that is not a function schema.
     """
 
     def __init__(self, tools: Sequence[Mapping[str, Any]] = (), thinking: bool = True) -> None:
@@ -233,10 +233,12 @@ def _read_call(block: str, schemas: Mapping[str, Schema]) -> ToolCall | _Unread:
 def _schema(tool: Mapping[str, Any]) -> tuple[str, Schema]:
     """Name and parameters of a tool, given bare or as {type: function, function: ...}."""
     function = tool.get("function", tool) if isinstance(tool, Mapping) else None
-    if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
+    name = function.get("name") if isinstance(function, Mapping) else None
+    parameters = function.get("parameters", {}) if isinstance(function, Mapping) else None
+    if not isinstance(name, str) or not isinstance(parameters, Mapping):
         raise GenerationError(
-            f"a tool without a name: {tool!r}",
-            "a function schema with name and parameters",
-            "name the function",
+            f"a tool that is not a function schema: {tool!r}",
+            "a mapping with a name and parameters that are a JSON schema",
+            "correct the tool",
         )
-    return function["name"], function.get("parameters") or {}
+    return name, parameters

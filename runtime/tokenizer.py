@@ -64,8 +64,10 @@ class Tokenizer:
             *_id_list(generation_config, folder / "generation_config.json"),
             *_id_list(config, folder / "config.json"),
             *_id_list(config.get("text_config") or {}, folder / "config.json"),
-            *(i for i in [core.token_to_id(own) if own else None] if i is not None),
         }
+        own_id = core.token_to_id(own) if own else None
+        if own_id is not None:
+            eos_ids.add(own_id)
         if not eos_ids:
             raise ArtifactError(
                 f"no file of {folder} names an end-of-sequence token",

@@ -183,9 +183,18 @@ def test_pieces_come_as_soon_as_they_are_certain() -> None:
     assert parser.finish() == []
 
 
-def test_a_tool_without_a_name_is_refused() -> None:
-    with pytest.raises(GenerationError, match="without a name"):
-        ReplyParser([{"type": "function", "function": {"parameters": {}}}])
+@pytest.mark.parametrize(
+    "tool",
+    [
+        {"type": "function", "function": {"parameters": {}}},
+        {"name": "f", "parameters": [1]},
+        {"function": 1},
+        "f",
+    ],
+)
+def test_a_tool_that_is_no_schema_is_refused(tool: Any) -> None:
+    with pytest.raises(GenerationError, match="not a function schema"):
+        ReplyParser([tool])
 
 
 def test_prompt_says_whether_the_reply_is_inside_thinking(qwen_folder: Path) -> None:
