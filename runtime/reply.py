@@ -234,11 +234,11 @@ def _schema(tool: Mapping[str, Any]) -> tuple[str, Schema]:
     """Name and parameters of a tool, given bare or as {type: function, function: ...}."""
     function = tool.get("function", tool) if isinstance(tool, Mapping) else None
     name = function.get("name") if isinstance(function, Mapping) else None
-    parameters = function.get("parameters", {}) if isinstance(function, Mapping) else None
-    if not isinstance(name, str) or not isinstance(parameters, Mapping):
+    parameters = function.get("parameters") if isinstance(function, Mapping) else None
+    if not isinstance(name, str) or not isinstance(parameters, Mapping | None):
         raise GenerationError(
             f"a tool that is not a function schema: {tool!r}",
             "a mapping with a name and parameters that are a JSON schema",
             "correct the tool",
         )
-    return name, parameters
+    return name, parameters or {}

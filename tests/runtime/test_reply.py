@@ -37,7 +37,7 @@ TOOLS: list[dict[str, Any]] = [
             },
         },
     },
-    {"name": "ping"},
+    {"name": "ping", "parameters": None},
 ]
 
 PING = "<tool_call>\n<function=ping>\n</function>\n</tool_call>"
