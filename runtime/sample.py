@@ -1,0 +1,274 @@
+"""From one row of logits to one token: penalties, temperature, top-k, top-p, min-p and a seeded draw."""
+
+from __future__ import annotations
+
+import math
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from deltart.errors import GenerationError
+
+Floats = npt.NDArray[np.float32]
+Ids = npt.NDArray[np.int64]
+
+# Fields of generation_config.json that change what transformers generates and that are not offered here,
+# with the values that switch them off.
+_UNSUPPORTED: dict[str, tuple[Any, ...]] = {
+    "num_beams": (1,),
+    "no_repeat_ngram_size": (0,),
+    "encoder_repetition_penalty": (1.0,),
+    "typical_p": (1.0,),
+    "top_h": (),
+    "epsilon_cutoff": (0.0,),
+    "eta_cutoff": (0.0,),
+    "min_new_tokens": (0,),
+    "min_length": (0,),
+    "guidance_scale": (1.0,),
+    "bad_words_ids": ([],),
+    "suppress_tokens": ([],),
+    "begin_suppress_tokens": ([],),
+    "sequence_bias": ({},),
+}
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """How tokens are chosen and when generation ends. The defaults sample from the plain distribution.
+
+    Attributes:
+        temperature: divides the logits; 0 means greedy, where ties go to the lowest id.
+        top_k: keep the k largest logits, ties with the k-th included; 0 keeps all.
+        top_p: keep the smallest set of tokens whose probability reaches top_p; 1 keeps all.
+        min_p: drop tokens less probable than min_p times the most probable one; 0 keeps all.
+        presence_penalty: subtracted once from the logit of every token generated so far.
+        frequency_penalty: subtracted from a token's logit once per time it was generated.
+        repetition_penalty: divides positive and multiplies negative logits of tokens seen in the prompt or
+            generated; 1 does nothing.
+        seed: makes the draws repeatable; None takes a fresh one.
+        max_new_tokens: generation ends after this many tokens.
+        stop: strings that end generation; they are not part of the text.
+        ignore_eos: go on after an end-of-sequence token.
+
+    Raises:
+        GenerationError: a value of the wrong type or out of range.
+    """
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    seed: int | None = None
+    max_new_tokens: int = 512
+    stop: tuple[str, ...] = ()
+    ignore_eos: bool = False
+
+    def __post_init__(self) -> None:
+        self._number("temperature", 0, math.inf)
+        self._integer("top_k", 0, None)
+        self._number("top_p", 0, 1, above=True)
+        self._number("min_p", 0, 1)
+        self._number("presence_penalty", -2, 2)
+        self._number("frequency_penalty", -2, 2)
+        self._number("repetition_penalty", 0, math.inf, above=True)
+        if self.seed is not None:
+            self._integer("seed", 0, 2**64 - 1)
+        self._integer("max_new_tokens", 1, None)
+        if not isinstance(self.stop, tuple) or not all(isinstance(s, str) and s for s in self.stop):
+            self._refuse("stop", "a tuple of non-empty strings")
+        if not isinstance(self.ignore_eos, bool):
+            self._refuse("ignore_eos", "true or false")
+
+    @classmethod
+    def from_generation_config(cls, config: Mapping[str, Any]) -> SamplingParams:
+        """The checkpoint's own sampling defaults, from its parsed generation_config.json.
+
+        `do_sample: false` means greedy; absent or null fields take the defaults of this class, and fields
+        that have nothing to do with sampling are passed over.
+
+        Raises:
+            GenerationError: a value is out of range, or the file asks for a method that is not offered.
+        """
+        for name, neutral in _UNSUPPORTED.items():
+            if config.get(name) is not None and config[name] not in neutral:
+                raise GenerationError(
+                    f"generation_config.json asks for {name} = {config[name]!r}, which is not offered",
+                    f"{name} absent or null",
+                    "remove the field, or pass sampling parameters explicitly",
+                )
+        known = {field.name for field in fields(cls)} - {"seed", "stop", "ignore_eos"}
+        given = {name: config[name] for name in known if config.get(name) is not None}
+        if config.get("do_sample") is False:
+            given["temperature"] = 0.0
+        return cls(**given)
+
+    @property
+    def greedy(self) -> bool:
+        return self.temperature == 0
+
+    def _number(self, name: str, low: float, high: float, *, above: bool = False) -> None:
+        value = getattr(self, name)
+        real = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+        if not real or not low <= value <= high or (above and value == low):
+            bounds = f"{'>' if above else '>='} {low}" + ("" if high == math.inf else f" and <= {high}")
+            self._refuse(name, f"a number {bounds}")
+
+    def _integer(self, name: str, low: int, high: int | None) -> None:
+        value = getattr(self, name)
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        if not whole or value < low or (high is not None and value > high):
+            self._refuse(name, f"an integer >= {low}" + ("" if high is None else f" and <= {high}"))
+
+    def _refuse(self, name: str, expected: str) -> None:
+        raise GenerationError(
+            f"sampling parameter {name} = {getattr(self, name)!r}",
+            expected,
+            f"change {name}, or leave it out",
+        )
+
+
+class Sampler:
+    """Chooses the tokens of one sequence and remembers what it chose.
+
+    Order: repetition penalty, presence and frequency penalties, allowed mask, temperature, top_k, top_p,
+    min_p. It is the order of transformers' logits processors; presence and frequency, which transformers
+    lacks, follow the OpenAI definition and count generated tokens only. The draw at step n depends on
+    (seed, n) and the logits alone, so replaying or skipping steps does not change the others.
+
+    Args:
+        params: what to apply.
+        prompt_ids: tokens that the repetition penalty counts as seen.
+        vocab_limit: ids from here on are padding rows of the vocabulary and are never chosen.
+
+    Attributes:
+        seed: the seed in use, drawn when params has none.
+
+    Raises:
+        GenerationError: a prompt id outside the vocabulary.
+    """
+
+    def __init__(self, params: SamplingParams, prompt_ids: Sequence[int], vocab_limit: int) -> None:
+        prompt = np.asarray(prompt_ids, dtype=np.int64)
+        if prompt.size and not 0 <= prompt.min() <= prompt.max() < vocab_limit:
+            raise GenerationError(
+                f"prompt token ids from {prompt.min()} to {prompt.max()}",
+                f"ids in 0..{vocab_limit - 1}",
+                "encode the prompt with the tokenizer of this checkpoint",
+            )
+        self.params = params
+        self.seed = secrets.randbits(64) if params.seed is None else params.seed
+        self._limit = vocab_limit
+        self._counts = np.zeros(vocab_limit, dtype=np.int32)
+        self._seen = np.zeros(vocab_limit, dtype=np.bool_)
+        self._seen[prompt] = True
+        self._step = 0
+
+    def sample(self, logits: Floats, allowed: npt.NDArray[np.int32] | None = None) -> int:
+        """The next token, which from now on counts as generated: `choose`, then `accept`."""
+        token = self.choose(logits, allowed)
+        self.accept(token)
+        return token
+
+    def choose(self, logits: Floats, allowed: npt.NDArray[np.int32] | None = None) -> int:
+        """The next token, without recording it; arguments and errors as for `distribution`."""
+        ids, probs = self.distribution(logits, allowed)
+        cdf = np.cumsum(probs)
+        return int(ids[np.searchsorted(cdf, self._uniform() * cdf[-1], side="right")])
+
+    def distribution(
+        self, logits: Floats, allowed: npt.NDArray[np.int32] | None = None
+    ) -> tuple[Ids, npt.NDArray[np.float64]]:
+        """The tokens that may come next and their probabilities, both [n]; greedy leaves one.
+
+        Args:
+            logits: f32 [V], V >= vocab_limit; left as it is.
+            allowed: int32 [ceil(V / 32)], bit i % 32 of word i // 32 set where token i may come next.
+
+        Raises:
+            GenerationError: logits of the wrong shape, not finite at their maximum, or no token allowed.
+        """
+        if logits.ndim != 1 or logits.shape[0] < self._limit:
+            raise GenerationError(
+                f"logits of shape {list(logits.shape)}",
+                f"one row of at least {self._limit} values",
+                "use the tokenizer and the model of one checkpoint",
+            )
+        scores = self._adjust(logits[: self._limit], allowed)
+        best = scores.argmax()  # NaN counts as the maximum
+        if not np.isfinite(scores[best]):
+            raise GenerationError(
+                f"the largest logit is {scores[best]} (token {best})",
+                "a finite maximum",
+                "check the model's output, or the grammar if one is in use",
+            )
+        if self.params.greedy:
+            return np.array([best]), np.ones(1)
+        ids, weights = self._candidates(scores, float(scores[best]))
+        return ids, weights / weights.sum()
+
+    def accept(self, token: int) -> None:
+        """Record `token` as generated: it enters the penalties and the next draw is that of the next step."""
+        self._counts[token] += 1
+        self._seen[token] = True
+        self._step += 1
+
+    def logprob(self, logits: Floats, token: int) -> float:
+        """Log-probability of `token` under the model itself, before penalties, temperature and cuts."""
+        row = logits[: self._limit]
+        top = row.max()
+        return float(row[token] - top) - math.log(float(np.exp(row - top).sum(dtype=np.float64)))
+
+    def _adjust(self, row: Floats, allowed: npt.NDArray[np.int32] | None) -> Floats:
+        params = self.params
+        counted = params.presence_penalty != 0 or params.frequency_penalty != 0
+        if params.repetition_penalty == 1 and not counted and allowed is None:
+            return row
+        scores = row.copy()
+        if params.repetition_penalty != 1:
+            seen = np.flatnonzero(self._seen)
+            old = scores[seen]
+            scores[seen] = np.where(old < 0, old * params.repetition_penalty, old / params.repetition_penalty)
+        if counted:
+            made = np.flatnonzero(self._counts > 0)
+            scores[made] -= params.presence_penalty + params.frequency_penalty * self._counts[made]
+        if allowed is not None:
+            bits = np.unpackbits(allowed.view(np.uint8), count=self._limit, bitorder="little")
+            scores[bits == 0] = -np.inf
+        return scores
+
+    def _candidates(self, scores: Floats, top: float) -> tuple[Ids, npt.NDArray[np.float64]]:
+        """Ids that survive the cuts and their weights, that of the largest score being 1."""
+        params = self.params
+        if 0 < params.top_k < scores.shape[0]:
+            ids = np.flatnonzero(scores >= np.partition(scores, -params.top_k)[-params.top_k])
+        else:
+            ids = np.arange(scores.shape[0])
+        weights = np.exp((scores[ids].astype(np.float64) - top) / params.temperature)
+        if params.top_p < 1:
+            kept = _nucleus(weights / weights.sum(), params.top_p)
+            ids, weights = ids[kept], weights[kept]
+        if params.min_p > 0:
+            kept = np.flatnonzero(weights >= params.min_p)
+            ids, weights = ids[kept], weights[kept]
+        return ids, weights
+
+    def _uniform(self) -> float:
+        bits = np.random.Philox(key=np.array([self.seed, 0], np.uint64), counter=[0, 0, 0, self._step])
+        return float(np.random.Generator(bits).random())
+
+
+def _nucleus(probs: npt.NDArray[np.float64], top_p: float) -> Ids:
+    """Positions of the most probable tokens, up to and with the one that makes their sum reach top_p."""
+    # Tokens under (1 - top_p) / n add up to less than 1 - top_p, so none of them is in the nucleus.
+    large = np.flatnonzero(probs >= (1 - top_p) / probs.shape[0])
+    order = large[np.argsort(-probs[large], kind="stable")]
+    before = np.cumsum(probs[order]) - probs[order]
+    kept: Ids = order[before < top_p]
+    return kept
