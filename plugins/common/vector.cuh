@@ -44,6 +44,13 @@ struct Parameter {
   __device__ __forceinline__ float operator[](int i) const {
     return is_bf16 ? to_float(static_cast<const bf16*>(data)[i]) : static_cast<const float*>(data)[i];
   }
+  template <int N>
+  __device__ __forceinline__ void get(int i, float (&to)[N]) const {
+    if (is_bf16)
+      load(static_cast<const bf16*>(data) + i, to);
+    else
+      load(static_cast<const float*>(data) + i, to);
+  }
 };
 
 __device__ __forceinline__ float sigmoid(float x) { return 1.0f / (1.0f + expf(-x)); }
