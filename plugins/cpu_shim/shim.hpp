@@ -85,7 +85,7 @@ struct Rendezvous {
 
 struct Warp {
   Rendezvous meet;
-  unsigned char slot[2][kWarp][64];
+  alignas(64) unsigned char slot[2][kWarp][64];
 };
 
 struct Fiber {
@@ -177,6 +177,7 @@ struct Exchanged {
     memcpy(&value, slot[lane], sizeof(T));
     return value;
   }
+  const T* lane(int i) const { return reinterpret_cast<const T*>(slot[i]); }
 };
 template <class T>
 inline Exchanged<T> exchange(const T& mine, const char* what) {
