@@ -45,7 +45,7 @@ def verify(shape: Shape, capsule_tokens: int, at: dict[str, int], warps: int = 0
 
 
 SEGMENT = 4096  # tokens of one slot between two reads of S from memory; bounds the workspace
-PLANES = {"f32": (3, 6), "bf16": (1, 3)}  # of q, k and v; of T' and A together (prefill.cuh)
+PLANES = {"f32": (3, 6), "bf16": (1, 4)}  # of q, k and v; of T' and A together (prefill.cuh)
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Chunking:
     def chunk_shared_bytes(self) -> int:
         """Shared memory of the chunk kernel: scales and gates, then keys or two f32 matrices."""
         keys = 2 * self.planes[0] * self.chunk * (self.shape.key_dim + 8) * 2
-        scales = 2 * self.chunk * (1 + self.shape.value_heads // self.shape.key_heads) * 4
+        scales = self.chunk * (2 + 3 * self.shape.value_heads // self.shape.key_heads) * 4
         return scales + max(keys, 2 * self.chunk * (self.chunk + 4) * 4)
 
     def scan_shared_bytes(self) -> int:

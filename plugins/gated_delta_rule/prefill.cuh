@@ -11,16 +11,17 @@
 constexpr int kKeyDim = KEY_DIM;
 
 // How many bf16 planes stand for one number. f32 activations are held exactly (3 x 8 bits); with bf16
-// activations q, k and v are exact in one plane and everything that feeds the state is kept to 16 bits.
+// activations q, k and v are exact in one plane, what feeds the state or is summed with cancellation (kState: S and
+// R towards the state, U, T' and A) is kept to 16 bits, and only S as the queries read it (kRead) to 8.
 template <class Act>
 struct Planes;
 template <>
 struct Planes<float> {
-  static constexpr int kInput = 3, kState = 3, kOutput = 3;
+  static constexpr int kInput = 3, kState = 3, kRead = 3;
 };
 template <>
 struct Planes<bf16> {
-  static constexpr int kInput = 1, kState = 2, kOutput = 1;
+  static constexpr int kInput = 1, kState = 2, kRead = 1;
 };
 
 // Per token and value head, with G the running sum of g within the chunk and G_C its last value.
@@ -31,11 +32,11 @@ struct alignas(16) Coefficients {
   float decay;  // exp(G_C)
 };
 
-// Workspace of one segment: for each (slot, chunk, value head) the matrices T' (kState planes) and A (kOutput
-// planes), C x C bf16 each, and C coefficients.
+// Workspace of one segment: for each (slot, chunk, value head) the matrices T' and A (kState planes each),
+// C x C bf16, and C coefficients.
 template <class Act, int C>
 struct Workspace {
-  static constexpr int kPlanes = Planes<Act>::kState + Planes<Act>::kOutput;
+  static constexpr int kPlanes = 2 * Planes<Act>::kState;
   bf16* matrices;
   Coefficients* coefficients;
   __device__ Workspace(unsigned char* base, int slots, int chunks, int value_heads)

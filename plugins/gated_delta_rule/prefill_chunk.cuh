@@ -6,6 +6,18 @@
 #pragma once
 #include "prefill.cuh"
 
+// A running sum of log decays in two floats: a chunk may forget everything (G = -1000) and then remember again,
+// and the differences of G that follow must not carry the rounding of the large part.
+struct LogSum {
+  float high, low;
+  __device__ __forceinline__ LogSum operator+(LogSum y) const {
+    const float sum = high + y.high, other = sum - high;
+    return {sum, (high - (sum - other)) + (y.high - other) + (low + y.low)};
+  }
+  // exp(this - y)
+  __device__ __forceinline__ float over(LogSum y) const { return expf((high - y.high) + (low - y.low)); }
+};
+
 template <class Act, int C>
 struct ChunkKernel {
   static constexpr int kBlocks = C / 16, kStride = C + 4, kPerLane = kKeyDim >= 32 ? kKeyDim / 32 : 1;
@@ -16,15 +28,16 @@ struct ChunkKernel {
   int lane, warp, chunk, key_head, slot, group, live;
   Tile K, Q;                                 // dead once the products are in registers,
   float *L, *X;                              // which then live in the same place
-  float *k_scale, *q_scale, *G, *beta;       // [C], [C], [group, C], [group, C]
+  LogSum* G;                                 // [group, C]
+  float *k_scale, *q_scale, *beta;           // [C], [C], [group, C]
 
   __device__ ChunkKernel(const Prefill<Act>& in, unsigned char* memory)
       : in(in), lane(threadIdx.x % 32), warp(threadIdx.x / 32), chunk(blockIdx.x), key_head(blockIdx.y),
         slot(blockIdx.z), group(in.value_heads / in.key_heads), live(min(in.live(slot) - chunk * C, C)) {
-    k_scale = reinterpret_cast<float*>(memory);
+    G = reinterpret_cast<LogSum*>(memory);
+    k_scale = reinterpret_cast<float*>(G + group * C);
     q_scale = k_scale + C;
-    G = q_scale + C;
-    beta = G + group * C;
+    beta = q_scale + C;
     L = beta + group * C;
     X = L + C * kStride;
     K = {reinterpret_cast<bf16*>(L), C, kKeyDim};
@@ -61,23 +74,25 @@ struct ChunkKernel {
   __device__ void load_gates(int i) {
     const int head = key_head * group + i;
     const float A_log = in.A_log[head], dt_bias = in.dt_bias[head];
-    float sum = 0, g[kTokensPerLane];
+    LogSum g[kTokensPerLane];
 #pragma unroll
     for (int j = 0; j < kTokensPerLane; ++j) {
       const int t = lane * kTokensPerLane + j;
       const size_t at = (size_t(slot) * in.tokens + token() + t) * in.value_heads + head;
       beta[i * C + t] = t < live ? sigmoid(to_float(in.b[at])) : 0.0f;
-      sum += t < live ? log_decay(to_float(in.a[at]), A_log, dt_bias) : 0.0f;
-      g[j] = sum;
+      g[j] = {t < live ? log_decay(to_float(in.a[at]), A_log, dt_bias) : 0.0f, 0.0f};
+      if (j) g[j] = g[j - 1] + g[j];
     }
-    float before = sum;
+    LogSum upto = g[kTokensPerLane - 1];  // of this lane and those before it
 #pragma unroll
     for (int delta = 1; delta < 32; delta *= 2) {
-      const float other = __shfl_up_sync(kFullWarp, before, delta);
-      if (lane >= delta) before += other;
+      const LogSum other = {__shfl_up_sync(kFullWarp, upto.high, delta), __shfl_up_sync(kFullWarp, upto.low, delta)};
+      if (lane >= delta) upto = other + upto;
     }
+    LogSum before = {__shfl_up_sync(kFullWarp, upto.high, 1), __shfl_up_sync(kFullWarp, upto.low, 1)};
+    if (lane == 0) before = {0, 0};
 #pragma unroll
-    for (int j = 0; j < kTokensPerLane; ++j) G[i * C + lane * kTokensPerLane + j] = before - sum + g[j];
+    for (int j = 0; j < kTokensPerLane; ++j) G[i * C + lane * kTokensPerLane + j] = before + g[j];
   }
 
   // This warp's 16 rows of X K^T, for the columns up to its own.
@@ -102,7 +117,8 @@ struct ChunkKernel {
 
   // L to shared memory and A to the workspace, from the products of this warp's rows.
   __device__ void write_head(int i, const float (&kk)[C / 8][4], const float (&qk)[C / 8][4], bf16* A) {
-    const float *g = G + i * C, *b = beta + i * C;
+    const LogSum* g = G + i * C;
+    const float* b = beta + i * C;
 #pragma unroll
     for (int tile = 0; tile < C / 8; ++tile) {
       if (tile / 2 > warp) continue;
@@ -113,22 +129,21 @@ struct ChunkKernel {
 #pragma unroll
         for (int e = 0; e < 2; ++e) {
           const int j = column + e;
-          const float decay = row >= j ? expf(g[row] - g[j]) * k_scale[j] : 0.0f;
+          const float decay = row >= j ? g[row].over(g[j]) * k_scale[j] : 0.0f;
           a[e] = q_scale[row] * decay * qk[tile][2 * half + e];
           l[e] = row > j ? b[row] * k_scale[row] * decay * kk[tile][2 * half + e] : 0.0f;
         }
         store(L + row * kStride + column, l);
-        store_planes<P::kOutput>(A, row, column, a);
+        store_planes(A, row, column, a);
       }
     }
   }
 
-  template <int N>
   __device__ void store_planes(bf16* to, int row, int column, const float (&x)[2]) {
-    BfPair parts[N];
-    split<N>(x[0], x[1], parts);
+    BfPair parts[P::kState];
+    split<P::kState>(x[0], x[1], parts);
 #pragma unroll
-    for (int p = 0; p < N; ++p) *reinterpret_cast<BfPair*>(to + (p * C + row) * C + column) = parts[p];
+    for (int p = 0; p < P::kState; ++p) *reinterpret_cast<BfPair*>(to + (p * C + row) * C + column) = parts[p];
   }
 
   // Column `threadIdx.x` of the inverse of its diagonal 16x16 block of I + L.
@@ -183,7 +198,7 @@ struct ChunkKernel {
       const int row = e / (C / 2), column = e % (C / 2) * 2;
       if (column / 16 > row / 16) continue;
       const float* x = X + row * kStride + column;
-      store_planes<P::kState>(T, row, column, {x[0] * beta[column], x[1] * beta[column + 1]});
+      store_planes(T, row, column, {x[0] * beta[column], x[1] * beta[column + 1]});
     }
   }
 
@@ -201,8 +216,9 @@ struct ChunkKernel {
       __syncthreads();  // the keys, or the last head's matrices, are done with
       write_head(i, kk, qk, work.plane(item, P::kState));
       if (t < C) {
-        const float g = G[i * C + t], last = G[i * C + C - 1];
-        work.row(item)[t] = {k_scale[t] * expf(g), q_scale[t] * expf(g), k_scale[t] * expf(last - g), expf(last)};
+        const LogSum g = G[i * C + t], last = G[i * C + C - 1];
+        work.row(item)[t] = {k_scale[t] * expf(g.high), q_scale[t] * expf(g.high), k_scale[t] * last.over(g),
+                             expf(last.high)};
       }
       __syncthreads();
       invert_diagonal();

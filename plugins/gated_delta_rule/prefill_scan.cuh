@@ -106,7 +106,7 @@ struct ScanKernel {
           s.K.template read<false, false>(b, p, n * 16, k * 16);
           multiply<P::kState>(ks[2 * n], ks[2 * n + 1], a, b, p);
           s.Q.template read<false, false>(b, p, n * 16, k * 16);
-          multiply<P::kOutput>(qs[2 * n], qs[2 * n + 1], a, b, p);
+          multiply<P::kRead>(qs[2 * n], qs[2 * n + 1], a, b, p);
         }
     }
   }
@@ -135,19 +135,18 @@ struct ScanKernel {
       }
   }
 
-  // to^T += from^T M^T for a lower triangular M [C, C] in `Keep` planes from `first_plane` on.
-  template <int Keep>
+  // to^T += from^T M^T for a lower triangular M [C, C] in kState planes from `first_plane` on.
   __device__ void lower(const Stage& s, int first_plane, const float (&from)[C / 8][4], float (&to)[C / 8][4]) {
 #pragma unroll
     for (int j = 0; j < C / 16; ++j) {
-      const Operand<Keep> a(from[2 * j], from[2 * j + 1]);
+      const Operand<P::kState> a(from[2 * j], from[2 * j + 1]);
 #pragma unroll
       for (int i = j; i < C / 16; ++i)
 #pragma unroll
-        for (int p = 0; p < Keep; ++p) {
+        for (int p = 0; p < P::kState; ++p) {
           BfPair b[4];
           s.M.template read<false, false>(b, first_plane + p, i * 16, j * 16);
-          multiply<Keep>(to[2 * i], to[2 * i + 1], a, b, p);
+          multiply<P::kState>(to[2 * i], to[2 * i + 1], a, b, p);
         }
     }
   }
@@ -194,8 +193,8 @@ struct ScanKernel {
     float r[C / 8][4] = {}, o[C / 8][4] = {}, u[C / 8][4] = {};
     read_state(s, r, o);
     residual(s, r, o);
-    lower<P::kState>(s, 0, r, u);
-    lower<P::kOutput>(s, P::kState, u, o);
+    lower(s, 0, r, u);
+    lower(s, P::kState, u, o);
     write_output(chunk, o);
     update_state(s, u);
   }
