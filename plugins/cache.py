@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import re
+import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -34,18 +34,21 @@ def key(source: Path, flags: tuple[str, ...]) -> str:
     return digest.hexdigest()[:12]
 
 
-def build(source: Path, suffix: str, flags: tuple[str, ...], make: Callable[[Path], None]) -> Path:
-    """The file that `make(path)` writes, made once per key. It gets its name only when it is whole."""
+def build(source: Path, flags: tuple[str, ...], make: Callable[[Path], None]) -> Path:
+    """The folder that `make(folder)` fills, made once per key. It gets its name only when it is whole."""
     op = source.resolve().parent.name
-    path = DIRECTORY / f"{op}.{source.stem}.{key(source, flags)}.{suffix}"
-    if path.exists():
-        return path
+    final = DIRECTORY / f"{op}.{source.stem}.{key(source, flags)}"
+    if final.exists():
+        return final
     DIRECTORY.mkdir(parents=True, exist_ok=True)
-    handle, partial = tempfile.mkstemp(dir=DIRECTORY, suffix=f".partial.{suffix}")
-    os.close(handle)
+    partial = Path(tempfile.mkdtemp(dir=DIRECTORY, prefix="partial."))
     try:
-        make(Path(partial))
-        os.replace(partial, path)
+        make(partial)
+        if not final.exists():
+            partial.rename(final)
+    except OSError:
+        if not final.exists():  # else another process was first, with the same content
+            raise
     finally:
-        Path(partial).unlink(missing_ok=True)
-    return path
+        shutil.rmtree(partial, ignore_errors=True)
+    return final

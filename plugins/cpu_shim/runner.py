@@ -45,9 +45,11 @@ def compile_cpu(source: Path, defines: tuple[str, ...] = ()) -> CpuModule:
         raise MissingDependencyError("g++ was not found", "a C++17 compiler on PATH", "apt-get install g++")
     flags = ["-std=c++17", "-O2", "-fno-strict-aliasing", "-shared", "-fPIC", "-Wno-unknown-pragmas",
              "-DDELTART_CPU_SHIM", *(f"-D{define}" for define in defines)]
-    def build(output: Path) -> None:
-        command = [compiler, *flags, "-x", "c++", str(source), "-o", str(output)]
+
+    def make(folder: Path) -> None:
+        command = [compiler, *flags, "-x", "c++", str(source), "-o", str(folder / "kernel.so")]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
             raise BuildError(f"g++ could not compile {source.name}:\n{done.stderr}", "a kernel that the shim takes")
-    return CpuModule(cache.build(source, "so", (compiler, *flags), build))
+
+    return CpuModule(cache.build(source, (compiler, *flags), make) / "kernel.so")

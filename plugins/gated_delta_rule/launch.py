@@ -45,6 +45,7 @@ def verify(shape: Shape, capsule_tokens: int, at: dict[str, int], warps: int = 0
 
 
 SEGMENT = 4096  # tokens of one slot between two reads of S from memory; bounds the workspace
+CHUNKS = {"f32": [32], "bf16": [64, 32]}  # compiled for GPUs, the preferred one first
 PLANES = {"f32": (3, 6), "bf16": (1, 4)}  # of q, k and v; of T' and A together (prefill.cuh)
 
 
@@ -91,7 +92,7 @@ def chunking(shape: Shape, shared_limit: int = 227 << 10, chunk: int = 0, segmen
     require(shape.value_heads % shape.key_heads == 0, f"{shape.value_heads} value heads",
             f"a multiple of the {shape.key_heads} key heads")
     warps = next(w for w in (4, 2, 1) if shape.value_dim % (16 * w) == 0)
-    plans = [Chunking(shape, c, segment, warps) for c in ((chunk,) if chunk else (64, 32))]
+    plans = [Chunking(shape, c, segment, warps) for c in ([chunk] if chunk else CHUNKS[shape.dtype])]
     fits = [p for p in plans if max(p.scan_shared_bytes(), p.chunk_shared_bytes()) <= shared_limit]
     require(bool(fits), f"{plans[-1].scan_shared_bytes()} bytes of shared memory", f"at most {shared_limit}")
     return fits[0]
