@@ -93,46 +93,46 @@ struct ScanKernel {
       }
   }
 
-  // (K S)^T and (Q S)^T: [16, C] each.
-  __device__ void read_state(const Stage& s, float (&ks)[C / 8][4], float (&qs)[C / 8][4]) {
+  // (X S)^T [16, C] for X = K or Q, with S in `Terms` bf16 terms.
+  template <int Terms>
+  __device__ void read_state(const Tile& x, float (&xs)[C / 8][4]) {
 #pragma unroll
     for (int k = 0; k < kKeyDim / 16; ++k) {
-      const Operand<P::kState> a(S[2 * k], S[2 * k + 1]);
+      const Operand<Terms> a(S[2 * k], S[2 * k + 1]);
 #pragma unroll
       for (int n = 0; n < C / 16; ++n)
 #pragma unroll
         for (int p = 0; p < P::kInput; ++p) {
           BfPair b[4];
-          s.K.template read<false, false>(b, p, n * 16, k * 16);
-          multiply<P::kState>(ks[2 * n], ks[2 * n + 1], a, b, p);
-          s.Q.template read<false, false>(b, p, n * 16, k * 16);
-          multiply<P::kRead>(qs[2 * n], qs[2 * n + 1], a, b, p);
+          x.template read<false, false>(b, p, n * 16, k * 16);
+          multiply<Terms>(xs[2 * n], xs[2 * n + 1], a, b, p);
         }
     }
   }
 
-  // R^T = V^T - diag(k) (K S)^T in place of (K S)^T, and (Q S)^T scaled.
-  __device__ void residual(const Stage& s, float (&ks)[C / 8][4], float (&qs)[C / 8][4]) {
+  // Scales the columns (tokens) of a [16, C] matrix by one of their coefficients.
+  __device__ void scale(const Stage& s, float Coefficients::*by, float (&x)[C / 8][4]) {
 #pragma unroll
     for (int n = 0; n < C / 8; ++n)
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const Coefficients at = s.coefficients[n * 8 + lane % 4 * 2 + i % 2];
-        ks[n][i] *= -at.k;
-        qs[n][i] *= at.q;
+      for (int i = 0; i < 4; ++i) x[n][i] *= s.coefficients[n * 8 + lane % 4 * 2 + i % 2].*by;
+  }
+
+  // R^T = V^T - (K S)^T, in place.
+  __device__ void residual(const Stage& s, float (&r)[C / 8][4]) {
+#pragma unroll
+    for (int n = 0; n < C / 16; ++n) {
+      float v[2][4] = {};
+#pragma unroll
+      for (int p = P::kInput - 1; p >= 0; --p) {
+        BfPair part[4];
+        s.V.template read<true, false>(part, p, n * 16, warp * 16);
+#pragma unroll
+        for (int m = 0; m < 4; ++m) v[m / 2][m % 2 * 2] += low(part[m]), v[m / 2][m % 2 * 2 + 1] += high(part[m]);
       }
 #pragma unroll
-    for (int n = 0; n < C / 16; ++n)
-#pragma unroll
-      for (int p = 0; p < P::kInput; ++p) {
-        BfPair v[4];
-        s.V.template read<true, false>(v, p, n * 16, warp * 16);
-#pragma unroll
-        for (int m = 0; m < 4; ++m) {
-          ks[2 * n + m / 2][m % 2 * 2] += low(v[m]);
-          ks[2 * n + m / 2][m % 2 * 2 + 1] += high(v[m]);
-        }
-      }
+      for (int i = 0; i < 8; ++i) r[2 * n + i / 4][i % 4] = v[i / 4][i % 4] - r[2 * n + i / 4][i % 4];
+    }
   }
 
   // to^T += from^T M^T for a lower triangular M [C, C] in kState planes from `first_plane` on.
@@ -158,10 +158,7 @@ struct ScanKernel {
     for (int n = 0; n < kKeyDim / 8; ++n)
 #pragma unroll
       for (int i = 0; i < 4; ++i) S[n][i] *= decay;
-#pragma unroll
-    for (int n = 0; n < C / 8; ++n)
-#pragma unroll
-      for (int i = 0; i < 4; ++i) u[n][i] *= s.coefficients[n * 8 + lane % 4 * 2 + i % 2].update;
+    scale(s, &Coefficients::update, u);
 #pragma unroll
     for (int j = 0; j < C / 16; ++j) {
       const Operand<P::kState> a(u[2 * j], u[2 * j + 1]);
@@ -176,26 +173,58 @@ struct ScanKernel {
     }
   }
 
-  __device__ void write_output(int chunk, const float (&o)[C / 8][4]) {
+  __device__ Act* output(int t) const {
+    const size_t row = (size_t(slot) * in.tokens + in.first + t) * in.value_heads + head;
+    return in.o + row * in.value_dim + first_column + warp * 16;
+  }
+
+  // O^T [16, C] to the rows of o. bf16 goes through this warp's columns of V, which it has used up, for 16-byte stores.
+  __device__ void write_output(const Stage& s, int chunk, const float (&o)[C / 8][4]) {
 #pragma unroll
     for (int n = 0; n < C / 8; ++n)
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        const int t = chunk * C + n * 8 + lane % 4 * 2 + i % 2, v = warp * 16 + i / 2 * 8 + lane / 4;
-        if (t >= in.count) continue;
-        const size_t row = (size_t(slot) * in.tokens + in.first + t) * in.value_heads + head;
-        in.o[row * in.value_dim + first_column + v] = from_float<Act>(t < live ? o[n][i] : 0.0f);
+        const int t = n * 8 + lane % 4 * 2 + i % 2, v = i / 2 * 8 + lane / 4;
+        if constexpr (kStages == 2)
+          *s.V.at(0, t, warp * 16 + v) = from_float<Act>(o[n][i]);
+        else if (chunk * C + t < in.count)
+          output(chunk * C + t)[v] = chunk * C + t < live ? o[n][i] : 0.0f;
       }
+    if constexpr (kStages == 2) {
+      __syncwarp();
+#pragma unroll
+      for (int i = 0; i < C / 16; ++i) {
+        const int t = i * 16 + lane / 2, v = lane % 2 * 8;
+        if (chunk * C + t >= in.count) continue;
+        uint4 pack = *reinterpret_cast<const uint4*>(s.V.at(0, t, warp * 16 + v));
+        if (chunk * C + t >= live) pack = make_uint4(0, 0, 0, 0);
+        *reinterpret_cast<uint4*>(output(chunk * C + t) + v) = pack;
+      }
+    }
+  }
+
+  // Zeros for the tokens from `first` to the end of the segment.
+  __device__ void write_zeros(int first) {
+    for (int e = first * 16 + lane; e < in.count * 16; e += 32) output(e / 16)[e % 16] = from_float<Act>(0.0f);
   }
 
   __device__ void compute(int chunk) {
     const Stage s = stage(chunk);
-    float r[C / 8][4] = {}, o[C / 8][4] = {}, u[C / 8][4] = {};
-    read_state(s, r, o);
-    residual(s, r, o);
-    lower(s, 0, r, u);
-    lower(s, P::kState, u, o);
-    write_output(chunk, o);
+    float u[C / 8][4] = {};
+    {
+      float r[C / 8][4] = {};
+      read_state<P::kState>(s.K, r);
+      scale(s, &Coefficients::k, r);
+      residual(s, r);
+      lower(s, 0, r, u);
+    }
+    {
+      float o[C / 8][4] = {};
+      read_state<P::kRead>(s.Q, o);
+      scale(s, &Coefficients::q, o);
+      lower(s, P::kState, u, o);
+      write_output(s, chunk, o);
+    }
     update_state(s, u);
   }
 
@@ -216,7 +245,6 @@ struct ScanKernel {
       compute(chunk);
     }
     if (live_chunks) each_state([](float& mine, float& global) { global = mine; });
-    const float zeros[C / 8][4] = {};
-    for (int chunk = live_chunks; chunk < chunks; ++chunk) write_output(chunk, zeros);
+    write_zeros(live_chunks * C);
   }
 };
