@@ -69,8 +69,7 @@ __device__ __forceinline__ float high(BfPair p) { return __uint_as_float(p & 0xf
 
 // C += A B
 __device__ __forceinline__ void mma(float (&c)[4], const BfPair (&a)[4], const BfPair (&b)[2]) {
-  asm volatile(
-      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
       : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
@@ -144,16 +143,21 @@ struct Operand {
   }
 };
 
-// C0, C1 += A B for two neighbouring column tiles; b holds both (from load_matrices). Products of terms whose
-// orders add up to `Keep` or more are dropped: they are below the last bit that Keep terms hold.
-template <int Keep, int Terms>
-__device__ __forceinline__ void multiply(float (&c0)[4], float (&c1)[4], const Operand<Terms>& a, const BfPair (&b)[4],
-                                         int plane) {
-  const BfPair b0[2] = {b[0], b[1]}, b1[2] = {b[2], b[3]};
+// c[2n], c[2n + 1] += A B_n for n in [First, N): pairs of column tiles, b[n] holding both (from load_matrices).
+// Products of terms whose orders add up to `Keep` or more are dropped: they are below the last bit that Keep terms
+// hold. Neighbouring products go to different accumulators, so that their latencies overlap.
+template <int Keep, int N, int Terms>
+__device__ __forceinline__ void multiply(float (*c)[4], const Operand<Terms>& a, const BfPair (&b)[N][4], int plane,
+                                         int first = 0) {
 #pragma unroll
-  for (int n = 0; n < Terms; ++n) {
-    if (n + plane >= Keep) continue;
-    mma(c0, a.term[n], b0);
-    mma(c1, a.term[n], b1);
+  for (int term = 0; term < Terms; ++term) {
+    if (term + plane >= Keep) continue;
+#pragma unroll
+    for (int n = 0; n < N; ++n) {
+      if (n < first) continue;
+      const BfPair left[2] = {b[n][0], b[n][1]}, right[2] = {b[n][2], b[n][3]};
+      mma(c[2 * n], a.term[term], left);
+      mma(c[2 * n + 1], a.term[term], right);
+    }
   }
 }

@@ -64,6 +64,7 @@ template <class T>
 inline T __ldg(const T* p) {
   return *p;
 }
+inline int __clz(int x) { return x ? __builtin_clz(unsigned(x)) : 32; }
 inline int min(int a, int b) { return a < b ? a : b; }
 inline int max(int a, int b) { return a > b ? a : b; }
 

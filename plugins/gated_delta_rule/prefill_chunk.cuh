@@ -95,24 +95,23 @@ struct ChunkKernel {
     for (int j = 0; j < kTokensPerLane; ++j) G[i * C + lane * kTokensPerLane + j] = before + g[j];
   }
 
-  // This warp's 16 rows of X K^T, for the columns up to its own.
-  __device__ void product(const Tile& left, float (&c)[C / 8][4]) {
+  // This warp's 16 rows of K K^T and Q K^T, for the columns up to its own.
+  __device__ void products(float (&kk)[C / 8][4], float (&qk)[C / 8][4]) {
 #pragma unroll
-    for (int k = 0; k < kKeyDim; k += 16) {
+    for (int k = 0; k < kKeyDim; k += 16)
 #pragma unroll
-      for (int n = 0; n < P::kInput; ++n) {
-        Operand<1> a(left, n, warp * 16, k);
+      for (int p = 0; p < P::kInput; ++p)
 #pragma unroll
-        for (int p = 0; n + p < P::kInput; ++p)
+        for (int tile = 0; tile < kBlocks; ++tile) {
+          if (tile > warp) continue;
+          BfPair b[1][4];
+          K.template read<false, false>(b[0], p, tile * 16, k);
 #pragma unroll
-          for (int tile = 0; tile < kBlocks; ++tile) {
-            if (tile > warp) continue;
-            BfPair b[4];
-            K.template read<false, false>(b, p, tile * 16, k);
-            multiply<1>(c[2 * tile], c[2 * tile + 1], a, b, 0);
+          for (int n = 0; n + p < P::kInput; ++n) {
+            multiply<1>(kk + 2 * tile, Operand<1>(K, n, warp * 16, k), b, 0);
+            multiply<1>(qk + 2 * tile, Operand<1>(Q, n, warp * 16, k), b, 0);
           }
-      }
-    }
+        }
   }
 
   // L to shared memory and A to the workspace, from the products of this warp's rows.
@@ -208,8 +207,7 @@ struct ChunkKernel {
     for (int i = warp; i < group; i += blockDim.x / 32) load_gates(i);
     __syncthreads();
     float kk[C / 8][4] = {}, qk[C / 8][4] = {};
-    product(K, kk);
-    product(Q, qk);
+    products(kk, qk);
     const Workspace<Act, C> work(in.workspace, gridDim.z, gridDim.x, in.value_heads);
     for (int i = 0; i < group; ++i) {
       const int item = (slot * gridDim.x + chunk) * in.value_heads + key_head * group + i, t = threadIdx.x;

@@ -9,6 +9,7 @@
 template <class Act, int C>
 struct ScanKernel {
   static constexpr int kStages = sizeof(Act) == 2 ? 2 : 1, kMatrices = Workspace<Act, C>::kPlanes;
+  static constexpr int kTogether = kKeyDim >= 64 ? 4 : kKeyDim / 16;  // pairs of column tiles in flight
   using P = Planes<Act>;
 
   const Prefill<Act>& in;
@@ -47,10 +48,12 @@ struct ScanKernel {
 
   // Rows [chunk * C, + C) of `tile.width` channels from `channel` on; zeros at and beyond n_tokens.
   __device__ void fetch(const Tile& tile, int chunk, int channel) {
-    const int packs = tile.width / 8;
-    for (int e = threadIdx.x; e < C * packs; e += blockDim.x) {
-      const int row = e / packs, column = e % packs * 8, t = chunk * C + row;
-      const Act* from = in.row(slot, in.first + min(t, live - 1)) + channel + column;
+    const int shift = 31 - __clz(tile.width / 8);  // widths are powers of two
+    const Act* base = in.row(slot, in.first) + channel;
+#pragma unroll 2
+    for (int e = threadIdx.x; e < C << shift; e += blockDim.x) {
+      const int row = e >> shift, column = (e - (row << shift)) * 8, t = chunk * C + row;
+      const Act* from = base + size_t(min(t, live - 1)) * in.width() + column;
       if constexpr (P::kInput == 1) {
         copy_async(tile.at(0, row, column), from, t < live);
       } else {
@@ -72,6 +75,7 @@ struct ScanKernel {
     fetch(s.Q, chunk, key_head * kKeyDim);
     fetch(s.K, chunk, (in.key_heads + key_head) * kKeyDim);
     fetch(s.V, chunk, 2 * in.key_heads * kKeyDim + head * in.value_dim + first_column);
+#pragma unroll 2
     for (int e = threadIdx.x; e < kMatrices * C * C / 8; e += blockDim.x) {
       const int row = e / (C / 8), column = e % (C / 8) * 8;  // row counts through the planes
       if (column / 16 <= row % C / 16) copy_async(s.M.at(0, row, column), work.plane(item, 0) + row * C + column, true);
@@ -100,13 +104,12 @@ struct ScanKernel {
     for (int k = 0; k < kKeyDim / 16; ++k) {
       const Operand<Terms> a(S[2 * k], S[2 * k + 1]);
 #pragma unroll
-      for (int n = 0; n < C / 16; ++n)
+      for (int p = 0; p < P::kInput; ++p) {
+        BfPair b[C / 16][4];
 #pragma unroll
-        for (int p = 0; p < P::kInput; ++p) {
-          BfPair b[4];
-          x.template read<false, false>(b, p, n * 16, k * 16);
-          multiply<Terms>(xs[2 * n], xs[2 * n + 1], a, b, p);
-        }
+        for (int n = 0; n < C / 16; ++n) x.template read<false, false>(b[n], p, n * 16, k * 16);
+        multiply<Terms>(xs, a, b, p);
+      }
     }
   }
 
@@ -141,13 +144,12 @@ struct ScanKernel {
     for (int j = 0; j < C / 16; ++j) {
       const Operand<P::kState> a(from[2 * j], from[2 * j + 1]);
 #pragma unroll
-      for (int i = j; i < C / 16; ++i)
+      for (int p = 0; p < P::kState; ++p) {
+        BfPair b[C / 16][4];
 #pragma unroll
-        for (int p = 0; p < P::kState; ++p) {
-          BfPair b[4];
-          s.M.template read<false, false>(b, first_plane + p, i * 16, j * 16);
-          multiply<P::kState>(to[2 * i], to[2 * i + 1], a, b, p);
-        }
+        for (int i = j; i < C / 16; ++i) s.M.template read<false, false>(b[i], first_plane + p, i * 16, j * 16);
+        multiply<P::kState>(to, a, b, p, j);
+      }
     }
   }
 
@@ -163,12 +165,13 @@ struct ScanKernel {
     for (int j = 0; j < C / 16; ++j) {
       const Operand<P::kState> a(u[2 * j], u[2 * j + 1]);
 #pragma unroll
-      for (int k = 0; k < kKeyDim / 16; ++k)
+      for (int k = 0; k < kKeyDim / 16; k += kTogether)
 #pragma unroll
         for (int p = 0; p < P::kInput; ++p) {
-          BfPair b[4];
-          s.K.template read<true, true>(b, p, j * 16, k * 16);
-          multiply<P::kState>(S[2 * k], S[2 * k + 1], a, b, p);
+          BfPair b[kTogether][4];
+#pragma unroll
+          for (int n = 0; n < kTogether; ++n) s.K.template read<true, true>(b[n], p, j * 16, (k + n) * 16);
+          multiply<P::kState>(S + 2 * k, a, b, p);
         }
     }
   }
