@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from deltart.plugins.dtypes import cast
+from deltart.plugins.dtypes import cast, poisoned
 
 
 @dataclass(frozen=True)
@@ -33,3 +33,8 @@ def make(shape: Shape, seed: int, n_tokens: NDArray | None = None) -> dict[str, 
         "state": cast(rng.standard_normal((shape.slots, 3, shape.channels)), shape.dtype),
         "n_tokens": n,
     }
+
+
+def outputs(shape: Shape) -> dict[str, NDArray]:
+    """y, full of NaN."""
+    return {"y": poisoned((shape.slots, shape.tokens, shape.channels), shape.dtype)}

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from deltart.plugins.dtypes import cast
+from deltart.plugins.dtypes import cast, poisoned
 
 
 @dataclass(frozen=True)
@@ -62,3 +62,16 @@ def make(shape: Shape, seed: int, correlation: float = 0.0, n_tokens: NDArray | 
         "S": cast(0.3 * rng.standard_normal((shape.slots, shape.value_heads, shape.key_dim, shape.value_dim)), "f32"),
         "n_tokens": n,
     }
+
+
+def outputs(shape: Shape) -> dict[str, NDArray]:
+    """o, full of NaN."""
+    return {"o": poisoned((shape.slots, shape.tokens, shape.value_heads, shape.value_dim), shape.dtype)}
+
+
+def capsule(shape: Shape, tokens: int) -> dict[str, NDArray]:
+    """A capsule of `tokens`, full of NaN: k [B, Tc, Hk, Dk], u [B, Tc, Hv, Dv], g [B, Tc, Hv], all f32."""
+    rows = (shape.slots, tokens)
+    return {"k": poisoned((*rows, shape.key_heads, shape.key_dim), "f32"),
+            "u": poisoned((*rows, shape.value_heads, shape.value_dim), "f32"),
+            "g": poisoned((*rows, shape.value_heads), "f32")}
