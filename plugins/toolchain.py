@@ -69,7 +69,7 @@ def find_nvcc(explicit: Path | None = None) -> Path:
 
 def version(nvcc: Path) -> str:
     """The compiler's own words; they are part of the cache key."""
-    done = subprocess.run([str(nvcc), "--version"], capture_output=True, text=True)
+    done = subprocess.run([str(nvcc), "--version"], check=False, capture_output=True, text=True)
     if done.returncode:
         raise BuildError(f"{nvcc} --version failed:\n{done.stderr}", "a working nvcc")
     return done.stdout
@@ -102,7 +102,7 @@ def compile_gpu(source: Path, targets: tuple[str, ...] = TARGETS, defines: tuple
 
     def make(folder: Path) -> None:
         command = [str(compiler), *flags, str(source), "-o", str(folder / "kernel.fatbin")]
-        done = subprocess.run(command, capture_output=True, text=True)
+        done = subprocess.run(command, check=False, capture_output=True, text=True)
         if done.returncode:
             raise BuildError(f"nvcc could not compile {source.name}:\n{done.stdout}{done.stderr}")
         rows = [asdict(row) for row in parse(done.stdout + done.stderr)]
