@@ -25,10 +25,11 @@ def addresses(*groups: dict[str, NDArray]) -> dict[str, int]:
     return {name: array.ctypes.data for group in groups for name, array in group.items()}
 
 
-def decode(kernels: CpuModule, shape: Shape, given: dict[str, NDArray], order: int = FORWARD) -> NDArray:
+def decode(kernels: CpuModule, shape: Shape, given: dict[str, NDArray], order: int = FORWARD,
+           tiles: launch.Tiling | None = None) -> NDArray:
     """Runs the decode kernel; the state in `given` is updated in place. Returns o."""
     found = inputs.outputs(shape)
-    kernels.run([launch.decode(shape, addresses(given, found))], order)
+    kernels.run([launch.decode(shape, addresses(given, found), tiles)], order)
     return found["o"]
 
 

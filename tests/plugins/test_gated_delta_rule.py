@@ -13,6 +13,7 @@ from deltart.errors import BuildError
 from deltart.plugins.cpu_shim.runner import FORWARD, REVERSE
 from deltart.plugins.gated_delta_rule import inputs, launch, reference
 from deltart.plugins.gated_delta_rule.inputs import Shape
+from deltart.plugins.gated_delta_rule.launch import Tiling
 from deltart.plugins.tolerance import relative_rms
 
 FEW_HEADS = {"key_heads": 2, "value_heads": 6}
@@ -21,10 +22,10 @@ TYPES = pytest.mark.parametrize("dtype", ["f32", "bf16"])
 
 @TYPES
 @pytest.mark.parametrize("tokens", [1, 2, 3, 4, 5, 8])
-@pytest.mark.parametrize("order", [FORWARD, REVERSE])
-def test_decode(dtype: str, tokens: int, order: int) -> None:
+@pytest.mark.parametrize("order, tiles", [(FORWARD, Tiling(16, 4)), (REVERSE, Tiling(8, 2)), (FORWARD, None)])
+def test_decode(dtype: str, tokens: int, order: int, tiles: Tiling | None) -> None:
     shape = Shape(slots=3, tokens=tokens, dtype=dtype, **FEW_HEADS)
-    run = functools.partial(shim.decode, shim.module("decode"), order=order)
+    run = functools.partial(shim.decode, shim.module("decode"), order=order, tiles=tiles)
     assert shim.within(shape, shim.errors(run, shape, seed=tokens))
 
 
@@ -78,9 +79,10 @@ def test_small_heads(dtype: str, dim: int) -> None:
 
 
 @TYPES
-def test_fifty_verify_steps(dtype: str) -> None:
+@pytest.mark.parametrize("tiles", [Tiling(8, 4), Tiling(16, 2)])
+def test_fifty_verify_steps(dtype: str, tiles: Tiling) -> None:
     shape = Shape(slots=3, tokens=4, dtype=dtype, key_heads=1, value_heads=2)
-    assert shim.within(shape, worst_errors(shim.module("decode"), shape, steps=50))
+    assert shim.within(shape, worst_errors(shim.module("decode"), shape, steps=50, tiles=tiles))
 
 
 def test_refuses_what_it_cannot_serve() -> None:

@@ -110,7 +110,8 @@ def every_launch() -> list[Launch]:
     names = ["qkv", "a", "b", "A_log", "dt_bias", "S", "n_tokens", "o", "workspace", "k", "u", "g", "n_commit", "k_out", "u_out", "g_out", "x", "weight", "state", "y", "old_x", "x_out"]
     at, launches = dict.fromkeys(names, 0), []
     for dtype in ("f32", "bf16"):
-        launches += [gdr.decode(Shape(dtype=dtype), at), gdr.verify(Shape(dtype=dtype), 4, at)]
+        for tiles in (gdr.Tiling(8, 1), gdr.Tiling(16, 1)):
+            launches += [gdr.decode(Shape(dtype=dtype), at, tiles), gdr.verify(Shape(dtype=dtype), 4, at, tiles)]
         for limit in (227 << 10, 99 << 10):
             launches += gdr.prefill(gdr.chunking(Shape(tokens=65, dtype=dtype), limit), at)
         launches += [conv.forward(ConvShape(dtype=dtype), at), conv.verify(ConvShape(dtype=dtype), 4, at)]
