@@ -11,7 +11,7 @@ NUMPY = {"f32": np.dtype(np.float32), "bf16": np.dtype(ml_dtypes.bfloat16)}
 
 def cast(values: NDArray, dtype: str) -> NDArray:
     """`values` rounded to "f32" or "bf16", contiguous."""
-    return np.ascontiguousarray(values.astype(np.float32).astype(NUMPY[dtype]))
+    return np.ascontiguousarray(values.astype(np.float32, copy=False).astype(NUMPY[dtype]))
 
 
 def poisoned(shape: tuple[int, ...], dtype: str) -> NDArray:

@@ -22,7 +22,7 @@ def _driver() -> Any:
 def check(result: tuple) -> Any:
     """The value of a driver call's (status, value...) tuple; raises BuildError unless the status is success."""
     status, *values = result
-    if status != 0:
+    if int(status) != 0:
         raise BuildError(f"the CUDA driver answered {status.name}", "CUDA_SUCCESS")
     return values[0] if len(values) == 1 else tuple(values)
 

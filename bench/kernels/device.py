@@ -10,11 +10,12 @@ from statistics import median
 from typing import Any, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
+
 from deltart.plugins import loader
 from deltart.plugins.cpu_shim.runner import compile_cpu
 from deltart.plugins.launch import Launch
 from deltart.plugins.toolchain import compile_gpu
-from numpy.typing import NDArray
 
 Call = Callable[[int], None]  # enqueues one call of what is timed on the given stream
 

@@ -25,8 +25,8 @@ def make(shape: Shape, seed: int, n_tokens: NDArray | None = None) -> dict[str, 
     """x, weight, state and n_tokens. Tokens at or beyond n_tokens are NaN: they must not matter."""
     rng = np.random.default_rng(seed)
     n = np.full(shape.slots, shape.tokens, np.int32) if n_tokens is None else n_tokens.astype(np.int32)
-    x = rng.standard_normal((shape.slots, shape.tokens, shape.channels))
-    x = np.where((np.arange(shape.tokens)[None] >= n[:, None])[..., None], np.nan, x)
+    x = rng.standard_normal((shape.slots, shape.tokens, shape.channels), dtype=np.float32)
+    x[np.arange(shape.tokens)[None] >= n[:, None]] = np.nan
     return {
         "x": cast(x, shape.dtype),
         "weight": cast(0.5 * rng.standard_normal((shape.channels, 1, 4)), shape.parameter_dtype),

@@ -37,29 +37,35 @@ def ragged(rng: np.random.Generator, slots: int, tokens: int) -> NDArray:
     return n.astype(np.int32)
 
 
-def correlated(rng: np.random.Generator, keys: NDArray, correlation: float) -> NDArray:
-    """Keys [B, T, Hk, Dk] that share one direction per head; `correlation` is the cosine between any two."""
-    common = rng.standard_normal((keys.shape[0], 1, *keys.shape[2:]))
-    return np.sqrt(correlation) * common + np.sqrt(1 - correlation) * keys
+def normal(rng: np.random.Generator, *sizes: int) -> NDArray:
+    """Standard normal, float32: inputs of long prompts are gigabytes."""
+    return rng.standard_normal(sizes, dtype=np.float32)
+
+
+def keys(rng: np.random.Generator, shape: Shape, correlation: float) -> NDArray:
+    """k [B, T, Hk, Dk] that share one direction per head; `correlation` is the cosine between any two."""
+    own = normal(rng, shape.slots, shape.tokens, shape.key_heads, shape.key_dim)
+    common = normal(rng, shape.slots, 1, shape.key_heads, shape.key_dim)
+    return np.float32(np.sqrt(correlation)) * common + np.float32(np.sqrt(1 - correlation)) * own
 
 
 def make(shape: Shape, seed: int, correlation: float = 0.0, n_tokens: NDArray | None = None) -> dict[str, NDArray]:
     """qkv, a, b, A_log, dt_bias, S and n_tokens. Tokens at or beyond n_tokens are NaN: they must not matter."""
-    rng = np.random.default_rng(seed)
-    rows = (shape.slots, shape.tokens)
-    q, k = (rng.standard_normal((*rows, shape.key_heads, shape.key_dim)) for _ in range(2))
-    v = rng.standard_normal((*rows, shape.value_heads * shape.value_dim))
-    k = correlated(rng, k, correlation)
+    rng, rows = np.random.default_rng(seed), (shape.slots, shape.tokens)
+    q = normal(rng, *rows, shape.key_heads * shape.key_dim)
+    k = keys(rng, shape, correlation).reshape(*rows, -1)
+    v = normal(rng, *rows, shape.value_heads * shape.value_dim)
     n = np.full(shape.slots, shape.tokens, np.int32) if n_tokens is None else n_tokens.astype(np.int32)
-    padding = (np.arange(shape.tokens)[None] >= n[:, None])[..., None]
-    qkv = np.concatenate([q.reshape(*rows, -1), k.reshape(*rows, -1), v], axis=-1)
-    a, b = (rng.standard_normal((*rows, shape.value_heads)) for _ in range(2))
+    given = {"qkv": np.concatenate([q, k, v], axis=-1), "a": normal(rng, *rows, shape.value_heads),
+             "b": normal(rng, *rows, shape.value_heads)}
+    for array in given.values():
+        array[np.arange(shape.tokens)[None] >= n[:, None]] = np.nan
     dt = np.exp(rng.uniform(np.log(1e-3), np.log(0.1), shape.value_heads))
     return {
-        **{name: cast(np.where(padding, np.nan, x), shape.dtype) for name, x in (("qkv", qkv), ("a", a), ("b", b))},
+        **{name: cast(array, shape.dtype) for name, array in given.items()},
         "A_log": cast(np.log(rng.uniform(1, 16, shape.value_heads)), shape.parameter_dtype),
         "dt_bias": cast(dt + np.log(-np.expm1(-dt)), shape.parameter_dtype),
-        "S": cast(0.3 * rng.standard_normal((shape.slots, shape.value_heads, shape.key_dim, shape.value_dim)), "f32"),
+        "S": np.float32(0.3) * normal(rng, shape.slots, shape.value_heads, shape.key_dim, shape.value_dim),
         "n_tokens": n,
     }
 
