@@ -35,6 +35,10 @@ check: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+bench: $(READY)
+	$(BIN)/python -m pip install -q -c constraints.txt onnxruntime-genai==0.18.0
+	$(BIN)/python bench/cpu_generation.py --json bench/results/cpu_generation.json
+
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache
 	find artifacts -mindepth 1 ! -name README.md -delete
