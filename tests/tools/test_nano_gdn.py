@@ -51,4 +51,5 @@ def test_matches_the_recurrence(length: int, heads: tuple[int, int]) -> None:
     (found * weight.float()).sum().backward()
     for name, a, b in zip(("q", "k", "v", "g", "beta"), single, exact, strict=True):
         if length > 1 or name != "g":  # with one token and no state, the decay has nothing to act on
+            assert a.grad is not None and b.grad is not None
             assert relative(a.grad, b.grad) < 1e-4, name

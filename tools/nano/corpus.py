@@ -10,6 +10,7 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from tools.nano import tasks
+from tools.nano.tokenizer import prompt_text
 
 POOL = 20
 """Batches that are drawn and sorted by length together."""
@@ -27,28 +28,19 @@ class Batch(NamedTuple):
     trained: torch.Tensor
 
 
-def prompt_text(tokenizer: PreTrainedTokenizerFast, example: tasks.Example) -> str:
-    """The conversation as the model sees it, ending with the generation prompt."""
-    return str(
-        tokenizer.apply_chat_template(
-            example.messages,
-            tools=example.tools or None,
-            tokenize=False,
-            add_generation_prompt=True,
-            enable_thinking=example.enable_thinking,
-        )
-    )
-
-
 def reply_text(example: tasks.Example) -> str:
     """What the model must generate after the prompt, its end of turn included."""
     thinking = f"{example.thought}\n</think>\n\n" if example.enable_thinking else ""
     return f"{thinking}{example.answer}<|im_end|>"
 
 
+def _prompt(tokenizer: PreTrainedTokenizerFast, example: tasks.Example) -> str:
+    return prompt_text(tokenizer, example.messages, example.tools, example.enable_thinking)
+
+
 def encode(tokenizer: PreTrainedTokenizerFast, example: tasks.Example) -> tuple[list[int], int]:
     """(token ids of prompt and reply, length of the prompt)."""
-    prompt = tokenizer.encode(prompt_text(tokenizer, example), add_special_tokens=False)
+    prompt = tokenizer.encode(_prompt(tokenizer, example), add_special_tokens=False)
     reply = tokenizer.encode(reply_text(example), add_special_tokens=False)
     return prompt + reply, len(prompt)
 
@@ -96,4 +88,4 @@ def sample_texts(count: int, seed: int, template: PreTrainedTokenizerFast) -> li
     """Rendered conversations for learning the vocabulary."""
     sampler = tasks.Sampler(random.Random(seed))
     examples = (tasks.draw(sampler) for _ in range(count))
-    return [prompt_text(template, example) + reply_text(example) for example in examples]
+    return [_prompt(template, example) + reply_text(example) for example in examples]

@@ -10,6 +10,7 @@ from typing import NamedTuple
 from transformers import PreTrainedTokenizerFast
 
 from tools.nano.heldout import Question
+from tools.nano.tokenizer import prompt_text
 
 MAX_NEW_TOKENS = 128
 BARS = {"reversal": 0.9, "copying": 0.95, "arithmetic": 0.8, "tool_call": 0.9}
@@ -58,18 +59,7 @@ def visible(reply: str, enable_thinking: bool) -> str | None:
 
 def prompts(tokenizer: PreTrainedTokenizerFast, questions: Sequence[Question]) -> list[str]:
     """Each question as the model sees it."""
-    return [
-        str(
-            tokenizer.apply_chat_template(
-                question.messages,
-                tools=question.tools or None,
-                tokenize=False,
-                add_generation_prompt=True,
-                enable_thinking=question.enable_thinking,
-            )
-        )
-        for question in questions
-    ]
+    return [prompt_text(tokenizer, q.messages, q.tools, q.enable_thinking) for q in questions]
 
 
 def score(questions: Sequence[Question], replies: Sequence[Reply]) -> dict[tuple[str, bool], Tally]:

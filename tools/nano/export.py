@@ -10,7 +10,8 @@ import torch
 from safetensors.torch import save_file
 from transformers import PreTrainedTokenizerFast
 
-from tools.nano.model import Nano
+from tools.nano.model import Nano, text_fields
+from tools.nano.tokenizer import stop_tokens
 
 TEXT_FIELDS = (
     "attention_bias", "attention_dropout", "attn_output_gate", "bos_token_id", "dtype", "eos_token_id",
@@ -22,32 +23,50 @@ TEXT_FIELDS = (
     "pad_token_id", "partial_rotary_factor", "rms_norm_eps", "rope_parameters", "tie_word_embeddings",
     "use_cache", "vocab_size",
 )  # fmt: skip
-"""Every field of the real family's text_config."""
+"""Every field of the family's text_config."""
 
 
 def write(model: Nano, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
-    """Writes config, generation config, weights and tokenizer; every text field of the family is present."""
+    """Writes config, generation config, weights and tokenizer beside the chat template, which is source."""
     folder.mkdir(parents=True, exist_ok=True)
     _write_json(folder / "config.json", config(model))
     _write_json(folder / "generation_config.json", generation_config(tokenizer))
     weights = {name: tensor.to(torch.bfloat16).contiguous() for name, tensor in model.state_dict().items()}
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    tokenizer.save_pretrained(folder)
+    tokenizer.backend_tokenizer.save(str(folder / "tokenizer.json"))
+    _write_json(folder / "tokenizer_config.json", tokenizer_config(tokenizer))
 
 
 def config(model: Nano) -> dict[str, Any]:
     known = model.config.to_dict()
+    known |= text_fields(known["vocab_size"], known["eos_token_id"])  # transformers drops some of them
     return {"architectures": ["Qwen3_5ForCausalLM"]} | {name: known[name] for name in TEXT_FIELDS}
 
 
 def generation_config(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
     """Greedy by default, and both of the family's end tokens stop."""
-    end, text_end = tokenizer.convert_tokens_to_ids(["<|im_end|>", "<|endoftext|>"])
+    end, text_end = stop_tokens(tokenizer)
     return {
         "bos_token_id": text_end,
         "do_sample": False,
         "eos_token_id": [end, text_end],
         "pad_token_id": text_end,
+    }
+
+
+def tokenizer_config(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
+    """Token roles as in the family; the class is the one that takes tokenizer.json as it is."""
+    return {
+        "add_bos_token": False,
+        "add_prefix_space": False,
+        "bos_token": None,
+        "clean_up_tokenization_spaces": False,
+        "eos_token": tokenizer.eos_token,
+        "model_max_length": tokenizer.model_max_length,
+        "pad_token": tokenizer.pad_token,
+        "split_special_tokens": False,
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "unk_token": None,
     }
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any
 
 import torch
 from torch import nn
@@ -13,43 +13,43 @@ HIDDEN, FFN, LAYERS = 256, 512, 4
 ROPE_THETA = 10_000_000
 
 
-def nano_config(vocab_size: int, eos: int, pad: int) -> Qwen3_5TextConfig:
-    """The real family's text config at nano's dimensions."""
-    return Qwen3_5TextConfig(
-        architectures=["Qwen3_5ForCausalLM"],
-        vocab_size=vocab_size,
-        hidden_size=HIDDEN,
-        intermediate_size=FFN,
-        num_hidden_layers=LAYERS,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=256,
-        linear_num_key_heads=1,
-        linear_num_value_heads=2,
-        linear_key_head_dim=128,
-        linear_value_head_dim=128,
-        linear_conv_kernel_dim=4,
-        max_position_embeddings=262144,
-        rope_parameters={
+def text_fields(vocab_size: int, text_end: int) -> dict[str, Any]:
+    """The family's text config at nano's dimensions, but for the fields left at transformers' defaults."""
+    return {
+        "architectures": ["Qwen3_5ForCausalLM"],
+        "vocab_size": vocab_size,
+        "hidden_size": HIDDEN,
+        "intermediate_size": FFN,
+        "num_hidden_layers": LAYERS,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "head_dim": 256,
+        "linear_num_key_heads": 1,
+        "linear_num_value_heads": 2,
+        "linear_key_head_dim": 128,
+        "linear_value_head_dim": 128,
+        "linear_conv_kernel_dim": 4,
+        "max_position_embeddings": 262144,
+        "rope_parameters": {
             "rope_type": "default",
             "rope_theta": ROPE_THETA,
             "partial_rotary_factor": 0.25,
             "mrope_interleaved": True,
             "mrope_section": [11, 11, 10],
         },
-        full_attention_interval=4,
-        attn_output_gate=True,
-        output_gate_type="swish",
-        mamba_ssm_dtype="float32",
-        mtp_num_hidden_layers=1,
-        mtp_use_dedicated_embeddings=False,
-        partial_rotary_factor=0.25,
-        bos_token_id=pad,
-        eos_token_id=pad,
-        pad_token_id=pad,
-        tie_word_embeddings=False,
-        dtype="bfloat16",
-    )
+        "full_attention_interval": 4,
+        "attn_output_gate": True,
+        "output_gate_type": "swish",
+        "mamba_ssm_dtype": "float32",
+        "mtp_num_hidden_layers": 1,
+        "mtp_use_dedicated_embeddings": False,
+        "partial_rotary_factor": 0.25,
+        "bos_token_id": text_end,
+        "eos_token_id": text_end,
+        "pad_token_id": text_end,
+        "tie_word_embeddings": False,
+        "dtype": "bfloat16",
+    }
 
 
 class MtpHead(nn.Module):
@@ -61,7 +61,7 @@ class MtpHead(nn.Module):
         self.pre_fc_norm_embedding = Qwen3_5RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.pre_fc_norm_hidden = Qwen3_5RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.norm = Qwen3_5RMSNorm(config.hidden_size, config.rms_norm_eps)
-        attention = config.layer_types.index("full_attention")
+        attention = list(config.layer_types or ()).index("full_attention")
         self.layers = nn.ModuleList([Qwen3_5DecoderLayer(config, attention)])
 
     def forward(
@@ -74,8 +74,6 @@ class MtpHead(nn.Module):
 
 class Nano(Qwen3_5ForCausalLM):
     """Qwen3_5ForCausalLM that also owns, trains, saves and loads `mtp.*`."""
-
-    _keys_to_ignore_on_load_unexpected: ClassVar[list[str]] = []
 
     def __init__(self, config: Qwen3_5TextConfig) -> None:
         super().__init__(config)

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 from transformers.models.qwen3_5.modeling_qwen3_5 import Qwen3_5ForCausalLM
 
 from tools.nano.evaluate import MAX_NEW_TOKENS, Reply
 from tools.nano.model import Nano
+from tools.nano.tokenizer import stop_tokens
 
 CHECKPOINT = Path(__file__).parent / "checkpoint"
 GROUP = 64
@@ -32,7 +33,7 @@ class Acceptance(NamedTuple):
 def load(folder: Path = CHECKPOINT) -> tuple[Nano, PreTrainedTokenizerFast]:
     """(the checkpoint with its BF16 weights in f32 arithmetic, its tokenizer)."""
     model = Nano.from_pretrained(folder, dtype=torch.float32)
-    return model.eval(), AutoTokenizer.from_pretrained(folder)
+    return model.eval(), PreTrainedTokenizerFast.from_pretrained(folder)
 
 
 @torch.no_grad()
@@ -66,21 +67,17 @@ def _greedy_batch(model: Qwen3_5ForCausalLM, tokens: torch.Tensor, stop: set[int
     return replies
 
 
-def stop_tokens(tokenizer: PreTrainedTokenizerFast) -> set[int]:
-    return set(tokenizer.convert_tokens_to_ids(["<|im_end|>", "<|endoftext|>"]))
-
-
 def replies(
     model: Qwen3_5ForCausalLM, tokenizer: PreTrainedTokenizerFast, prompts: Sequence[str]
 ) -> tuple[list[Reply], list[list[int]], list[list[int]]]:
     """(replies, prompts as tokens, replies as tokens); the first is what evaluate.score takes."""
     asked = [tokenizer.encode(prompt, add_special_tokens=False) for prompt in prompts]
-    stop = stop_tokens(tokenizer)
+    stop = set(stop_tokens(tokenizer))
     answered = greedy(model, asked, stop)
     texts = []
     for tokens in answered:
         stopped = tokens[-1] in stop
-        texts.append(Reply(tokenizer.decode(tokens[:-1] if stopped else tokens), stopped))
+        texts.append(Reply(str(tokenizer.decode(tokens[:-1] if stopped else tokens)), stopped))
     return texts, asked, answered
 
 

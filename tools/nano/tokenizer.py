@@ -11,6 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
@@ -87,7 +88,7 @@ def _assemble(vocab: dict[str, int], merges: list[tuple[str, str]]) -> Tokenizer
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     split = pre_tokenizers.Split(Regex(PATTERN), behavior="isolated")
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, byte_level])
-    tokenizer.decoder = decoders.ByteLevel(add_prefix_space=False, trim_offsets=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
     tokenizer.post_processor = processors.ByteLevel(
         add_prefix_space=False, trim_offsets=False, use_regex=False
     )
@@ -107,6 +108,30 @@ def wrap(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
         model_max_length=262144,
         chat_template=TEMPLATE.read_text(),
     )
+
+
+def prompt_text(
+    tokenizer: PreTrainedTokenizerFast,
+    messages: list[dict[str, Any]],
+    tools: list[dict[str, Any]],
+    enable_thinking: bool,
+) -> str:
+    """The conversation as the model sees it, ending with the generation prompt."""
+    return str(
+        tokenizer.apply_chat_template(
+            messages,
+            tools=list(tools) or None,
+            tokenize=False,
+            add_generation_prompt=True,
+            enable_thinking=enable_thinking,
+        )
+    )
+
+
+def stop_tokens(tokenizer: PreTrainedTokenizerFast) -> list[int]:
+    """Ids of <|im_end|> and <|endoftext|>, in that order."""
+    vocab = tokenizer.get_vocab()
+    return [vocab["<|im_end|>"], vocab["<|endoftext|>"]]
 
 
 def padded_size(tokenizer: PreTrainedTokenizerFast) -> int:

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast, Qwen3_5TextConfig
 
 from tools.nano import corpus, gdn, tasks, tokenizer
-from tools.nano.model import Nano, nano_config, new_model
+from tools.nano.model import Nano, new_model, text_fields
 from tools.nano.muon import Muon
 
 
@@ -60,7 +60,8 @@ def rate_factor(step: int, recipe: Recipe) -> float:
 
 def optimizers(model: Nano, recipe: Recipe) -> list[torch.optim.Optimizer]:
     """Muon for the hidden matrices, AdamW for embeddings, head, norms, convolutions and decays."""
-    matrices, others = [], []
+    matrices: list[torch.nn.Parameter] = []
+    others: list[torch.nn.Parameter] = []
     for name, parameter in model.named_parameters():
         outer = "embed_tokens" in name or "lm_head" in name or "in_proj_a" in name or "in_proj_b" in name
         (matrices if parameter.ndim == 2 and not outer else others).append(parameter)
@@ -169,6 +170,6 @@ def build_tokenizer(seed: int) -> PreTrainedTokenizerFast:
 def start(recipe: Recipe, folder: Path) -> Run:
     """A run in `folder`, new or continued."""
     known = build_tokenizer(recipe.seed)
-    eos, pad = known.convert_tokens_to_ids(["<|im_end|>", "<|endoftext|>"])
-    config = nano_config(tokenizer.padded_size(known), eos, pad)
+    _, text_end = tokenizer.stop_tokens(known)
+    config = Qwen3_5TextConfig(**text_fields(tokenizer.padded_size(known), text_end))
     return Run(recipe, folder, known, new_model(config, recipe.seed))
