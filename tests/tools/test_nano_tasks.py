@@ -14,7 +14,7 @@ from tools.nano.tasks import Example, Sampler
 
 def draws(skill: str, held_out: bool, count: int = 300) -> list[Example]:
     sampler = Sampler(random.Random(f"{skill}{held_out}"), held_out=held_out)
-    make = {make.__name__: make for make in tasks.SKILLS}[skill]
+    make = {make.__name__: make for make in tasks.BROAD}[skill]
     return [make(sampler) for _ in range(count)]
 
 

@@ -46,14 +46,17 @@ def encode(tokenizer: PreTrainedTokenizerFast, example: tasks.Example) -> tuple[
 
 
 def batches(
-    tokenizer: PreTrainedTokenizerFast, sampler: tasks.Sampler, tokens_per_batch: int
+    tokenizer: PreTrainedTokenizerFast,
+    sampler: tasks.Sampler,
+    mixture: tasks.Mixture,
+    tokens_per_batch: int,
 ) -> Iterator[Batch]:
     """Endless training batches of about tokens_per_batch tokens, each of similar lengths."""
     while True:
         pool: list[tuple[list[int], int]] = []
         size = 0
         while size < POOL * tokens_per_batch:
-            pool.append(encode(tokenizer, tasks.draw(sampler)))
+            pool.append(encode(tokenizer, tasks.draw(sampler, mixture)))
             size += len(pool[-1][0])
         pool.sort(key=lambda item: len(item[0]))
         groups = list(_groups(pool, tokens_per_batch))

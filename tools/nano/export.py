@@ -27,7 +27,7 @@ TEXT_FIELDS = (
 
 
 def write(model: Nano, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
-    """Writes config, generation config, weights and tokenizer beside the chat template, which is source."""
+    """Writes config, generation config, weights, tokenizer and chat template."""
     folder.mkdir(parents=True, exist_ok=True)
     _write_json(folder / "config.json", config(model))
     _write_json(folder / "generation_config.json", generation_config(tokenizer))
@@ -35,6 +35,7 @@ def write(model: Nano, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     tokenizer.backend_tokenizer.save(str(folder / "tokenizer.json"))
     _write_json(folder / "tokenizer_config.json", tokenizer_config(tokenizer))
+    (folder / "chat_template.jinja").write_text(tokenizer.chat_template)
 
 
 def config(model: Nano) -> dict[str, Any]:

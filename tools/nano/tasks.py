@@ -275,7 +275,8 @@ def _follow_up(sampler: Sampler) -> Example:
     return Example("two_turn", messages, reversal_thought(text), text[::-1], enable_thinking=sampler.thinks())
 
 
-SKILLS: dict[Callable[[Sampler], Example], float] = {
+Mixture = dict[Callable[[Sampler], Example], float]
+BROAD: Mixture = {
     reversal: 0.27,
     copying: 0.1,
     arithmetic: 0.22,
@@ -285,11 +286,23 @@ SKILLS: dict[Callable[[Sampler], Example], float] = {
     unused_tool: 0.04,
     two_turn: 0.14,
 }
+"""Shares of the skills at first: everything in view."""
+HARD: Mixture = {
+    reversal: 0.25,
+    copying: 0.14,
+    arithmetic: 0.35,
+    fact: 0.03,
+    tool_call: 0.06,
+    tool_response: 0.04,
+    unused_tool: 0.02,
+    two_turn: 0.11,
+}
+"""Shares later on: what takes longest to learn, most of all the digit sums."""
 
 
-def draw(sampler: Sampler) -> Example:
+def draw(sampler: Sampler, mixture: Mixture = BROAD) -> Example:
     """One example of a skill drawn by weight, sometimes under a system message."""
-    skill = sampler.rng.choices(list(SKILLS), weights=list(SKILLS.values()))[0]
+    skill = sampler.rng.choices(list(mixture), weights=list(mixture.values()))[0]
     example = skill(sampler)
     if sampler.rng.random() < 0.1:
         example.messages.insert(0, {"role": "system", "content": sampler.rng.choice(words.SYSTEMS)})

@@ -27,17 +27,19 @@ class Recipe:
         warmup: steps of linear warm-up.
         decay: share of the run, at its end, over which the learning rate falls linearly to zero.
         easy_steps: first steps, over which the strings grow to full length.
+        broad_steps: first steps, with the broad mixture of skills; the hard one follows.
         mtp_weight: weight of the MTP head's cross-entropy beside the trunk's.
     """
 
-    steps: int = 9000
+    steps: int = 3000
     seed: int = 36
     tokens_per_batch: int = 4096
     muon_rate: float = 0.02
     adam_rate: float = 0.003
     warmup: int = 100
-    decay: float = 0.4
+    decay: float = 0.6
     easy_steps: int = 800
+    broad_steps: int = 1200
     mtp_weight: float = 0.2
 
 
@@ -99,7 +101,9 @@ class Run:
         """`count` steps on batches seeded by the step number, so that a resumed run sees the same data."""
         ease = max(0.0, 1 - self.step / self.recipe.easy_steps)
         rng = random.Random(f"{self.recipe.seed}:{self.step}")
-        source = corpus.batches(self.words, tasks.Sampler(rng, ease=0.6 * ease), self.recipe.tokens_per_batch)
+        sampler = tasks.Sampler(rng, ease=0.6 * ease)
+        mixture = tasks.BROAD if self.step < self.recipe.broad_steps else tasks.HARD
+        source = corpus.batches(self.words, sampler, mixture, self.recipe.tokens_per_batch)
         sums = [0.0, 0.0]
         for _ in range(count):
             for index, value in enumerate(self._one_step(next(source))):
