@@ -1,0 +1,1 @@
+"""Checks and times the CUDA kernels: `python -m bench.kernels` (README.md)."""

@@ -1,0 +1,40 @@
+"""Seeded inputs of the causal conv1d, shared by its tests and its benchmark."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deltart.plugins.dtypes import cast, poisoned
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Sizes and types of one call. parameter_dtype is the storage type of the weight."""
+
+    slots: int = 1
+    tokens: int = 1
+    channels: int = 10240
+    dtype: str = "bf16"
+    parameter_dtype: str = "bf16"
+
+
+def make(shape: Shape, seed: int, n_tokens: NDArray | None = None) -> dict[str, NDArray]:
+    """x, weight, state and n_tokens. Tokens at or beyond n_tokens are NaN: they must not matter."""
+    rng = np.random.default_rng(seed)
+    n = np.full(shape.slots, shape.tokens, np.int32) if n_tokens is None else n_tokens.astype(np.int32)
+    x = rng.standard_normal((shape.slots, shape.tokens, shape.channels))
+    x = np.where((np.arange(shape.tokens)[None] >= n[:, None])[..., None], np.nan, x)
+    return {
+        "x": cast(x, shape.dtype),
+        "weight": cast(0.5 * rng.standard_normal((shape.channels, 1, 4)), shape.parameter_dtype),
+        "state": cast(rng.standard_normal((shape.slots, 3, shape.channels)), shape.dtype),
+        "n_tokens": n,
+    }
+
+
+def outputs(shape: Shape) -> dict[str, NDArray]:
+    """y, full of NaN."""
+    return {"y": poisoned((shape.slots, shape.tokens, shape.channels), shape.dtype)}

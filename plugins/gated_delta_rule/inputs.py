@@ -1,0 +1,77 @@
+"""Seeded inputs of the gated delta rule, shared by its tests and its benchmark."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deltart.plugins.dtypes import cast, poisoned
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Sizes and types of one call. dtype is the activations', parameter_dtype that of A_log and dt_bias."""
+
+    slots: int = 1
+    tokens: int = 1
+    key_heads: int = 16
+    value_heads: int = 48
+    key_dim: int = 128
+    value_dim: int = 128
+    dtype: str = "bf16"
+    parameter_dtype: str = "bf16"
+
+    @property
+    def width(self) -> int:
+        """Channels of qkv."""
+        return 2 * self.key_heads * self.key_dim + self.value_heads * self.value_dim
+
+
+def ragged(rng: np.random.Generator, slots: int, tokens: int) -> NDArray:
+    """n_tokens of each slot: the first full, the second empty, the others anything."""
+    n = rng.integers(0, tokens + 1, slots)
+    n[0] = tokens
+    n[1:2] = 0
+    return n.astype(np.int32)
+
+
+def correlated(rng: np.random.Generator, keys: NDArray, correlation: float) -> NDArray:
+    """Keys [B, T, Hk, Dk] that share one direction per head; `correlation` is the cosine between any two."""
+    common = rng.standard_normal((keys.shape[0], 1, *keys.shape[2:]))
+    return np.sqrt(correlation) * common + np.sqrt(1 - correlation) * keys
+
+
+def make(shape: Shape, seed: int, correlation: float = 0.0, n_tokens: NDArray | None = None) -> dict[str, NDArray]:
+    """qkv, a, b, A_log, dt_bias, S and n_tokens. Tokens at or beyond n_tokens are NaN: they must not matter."""
+    rng = np.random.default_rng(seed)
+    rows = (shape.slots, shape.tokens)
+    q, k = (rng.standard_normal((*rows, shape.key_heads, shape.key_dim)) for _ in range(2))
+    v = rng.standard_normal((*rows, shape.value_heads * shape.value_dim))
+    k = correlated(rng, k, correlation)
+    n = np.full(shape.slots, shape.tokens, np.int32) if n_tokens is None else n_tokens.astype(np.int32)
+    padding = (np.arange(shape.tokens)[None] >= n[:, None])[..., None]
+    qkv = np.concatenate([q.reshape(*rows, -1), k.reshape(*rows, -1), v], axis=-1)
+    a, b = (rng.standard_normal((*rows, shape.value_heads)) for _ in range(2))
+    dt = np.exp(rng.uniform(np.log(1e-3), np.log(0.1), shape.value_heads))
+    return {
+        **{name: cast(np.where(padding, np.nan, x), shape.dtype) for name, x in (("qkv", qkv), ("a", a), ("b", b))},
+        "A_log": cast(np.log(rng.uniform(1, 16, shape.value_heads)), shape.parameter_dtype),
+        "dt_bias": cast(dt + np.log(-np.expm1(-dt)), shape.parameter_dtype),
+        "S": cast(0.3 * rng.standard_normal((shape.slots, shape.value_heads, shape.key_dim, shape.value_dim)), "f32"),
+        "n_tokens": n,
+    }
+
+
+def outputs(shape: Shape) -> dict[str, NDArray]:
+    """o, full of NaN."""
+    return {"o": poisoned((shape.slots, shape.tokens, shape.value_heads, shape.value_dim), shape.dtype)}
+
+
+def capsule(shape: Shape, tokens: int) -> dict[str, NDArray]:
+    """A capsule of `tokens`, full of NaN: k [B, Tc, Hk, Dk], u [B, Tc, Hv, Dv], g [B, Tc, Hv], all f32."""
+    rows = (shape.slots, tokens)
+    return {"k": poisoned((*rows, shape.key_heads, shape.key_dim), "f32"),
+            "u": poisoned((*rows, shape.value_heads, shape.value_dim), "f32"),
+            "g": poisoned((*rows, shape.value_heads), "f32")}

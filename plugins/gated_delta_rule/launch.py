@@ -1,0 +1,117 @@
+"""Launch geometry of the gated delta rule: which kernel serves a shape, and with what grid."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from deltart.plugins.gated_delta_rule.inputs import Shape
+from deltart.plugins.launch import Launch, ints, pointers, require
+
+DECODE_TOKENS = 8  # at most; beyond it the chunked kernels take over
+WARP_COLUMNS = 8
+
+
+def decode_warps(shape: Shape) -> int:
+    """Warps (of 8 value columns) per block: few blocks of many warps once the GPU is full anyway."""
+    most = shape.value_dim // WARP_COLUMNS
+    return min(most, 2 if shape.slots * shape.value_heads < 256 else 8)
+
+
+def _decode(kernel: str, shape: Shape, at: dict[str, int], capsule: tuple, capsule_tokens: int, warps: int) -> Launch:
+    require(1 <= shape.tokens <= DECODE_TOKENS, f"{shape.tokens} tokens", f"1 to {DECODE_TOKENS} for {kernel}")
+    require(shape.value_dim % WARP_COLUMNS == 0, f"value heads of {shape.value_dim}", "a multiple of 8")
+    warps = warps or decode_warps(shape)
+    columns = warps * WARP_COLUMNS
+    floats = (2 * shape.tokens + capsule_tokens) * shape.key_dim + (shape.tokens + capsule_tokens) * columns
+    shared = 4 * (floats + 4 * shape.tokens + capsule_tokens)
+    args = (*pointers(at, "qkv", "a", "b", "A_log", "dt_bias"), *ints(shape.parameter_dtype == "bf16"),
+            *pointers(at, "S", "n_tokens", "o"),
+            *ints(shape.tokens, shape.key_heads, shape.value_heads, shape.value_dim), *capsule)
+    grid = (shape.value_dim // columns, shape.value_heads, shape.slots)
+    return Launch(f"{kernel}_{shape.dtype}", grid, 32 * warps, shared, args)
+
+
+def decode(shape: Shape, at: dict[str, int], warps: int = 0) -> Launch:
+    """T <= 8 tokens, state updated at once. `at`: qkv a b A_log dt_bias S n_tokens o."""
+    return _decode("gated_delta_rule_decode", shape, at, (), 0, warps)
+
+
+def verify(shape: Shape, capsule_tokens: int, at: dict[str, int], warps: int = 0) -> Launch:
+    """T <= 8 tokens after replaying n_commit of the capsule's `capsule_tokens` into S. `at`: as decode, and
+    k u g (the previous step's capsule), n_commit, k_out u_out g_out (this step's)."""
+    require(0 < capsule_tokens <= DECODE_TOKENS, f"a capsule of {capsule_tokens} tokens", f"1 to {DECODE_TOKENS}")
+    capsule = (*pointers(at, "k", "u", "g", "n_commit", "k_out", "u_out", "g_out"), *ints(capsule_tokens))
+    return _decode("gated_delta_rule_verify", shape, at, capsule, capsule_tokens, warps)
+
+
+SEGMENT = 4096  # tokens of one slot between two reads of S from memory; bounds the workspace
+CHUNKS = {"f32": [32], "bf16": [64, 32]}  # compiled for GPUs, the preferred one first
+PLANES = {"f32": (3, 6), "bf16": (1, 4)}  # of q, k and v; of T' and A together (prefill.cuh)
+
+
+@dataclass(frozen=True)
+class Chunking:
+    """How prefill cuts a shape up: tokens per chunk (32 or 64), per segment, and warps per scan block."""
+
+    shape: Shape
+    chunk: int
+    segment: int
+    warps: int
+
+    @property
+    def planes(self) -> tuple[int, int]:
+        return PLANES[self.shape.dtype]
+
+    def chunks(self, tokens: int) -> int:
+        """Chunks of a segment of `tokens`."""
+        return -(-tokens // self.chunk)
+
+    def workspace_bytes(self) -> int:
+        """Bytes of scratch memory that the launches of one call need, all segments sharing it."""
+        matrices = self.planes[1] * self.chunk**2 * 2 + 16 * self.chunk
+        chunks = self.chunks(min(self.segment, self.shape.tokens))
+        return self.shape.slots * chunks * self.shape.value_heads * matrices
+
+    def chunk_shared_bytes(self) -> int:
+        """Shared memory of the chunk kernel: scales and gates, then keys or two f32 matrices."""
+        keys = 2 * self.planes[0] * self.chunk * (self.shape.key_dim + 8) * 2
+        scales = self.chunk * (2 + 3 * self.shape.value_heads // self.shape.key_heads) * 4
+        return scales + max(keys, 2 * self.chunk * (self.chunk + 4) * 4)
+
+    def scan_shared_bytes(self) -> int:
+        """Shared memory of the scan kernel: one (f32) or two (bf16) stages of tiles."""
+        inputs, matrices = self.planes
+        keys, values = 2 * inputs * (self.shape.key_dim + 8), inputs * (16 * self.warps + 8)
+        stage = self.chunk * (2 * (keys + values + matrices * (self.chunk + 8)) + 16)
+        return stage * (2 if self.shape.dtype == "bf16" else 1)
+
+
+def chunking(shape: Shape, shared_limit: int = 227 << 10, chunk: int = 0, segment: int = SEGMENT) -> Chunking:
+    """The largest chunk whose tiles fit in `shared_limit` bytes (what the device gives a block), or `chunk`."""
+    require(shape.value_dim % 16 == 0, f"value heads of {shape.value_dim}", "a multiple of 16")
+    require(shape.value_heads % shape.key_heads == 0, f"{shape.value_heads} value heads",
+            f"a multiple of the {shape.key_heads} key heads")
+    warps = next(w for w in (4, 2, 1) if shape.value_dim % (16 * w) == 0)
+    plans = [Chunking(shape, c, segment, warps) for c in ([chunk] if chunk else CHUNKS[shape.dtype])]
+    fits = [p for p in plans if max(p.scan_shared_bytes(), p.chunk_shared_bytes()) <= shared_limit]
+    require(bool(fits), f"{plans[-1].scan_shared_bytes()} bytes of shared memory", f"at most {shared_limit}")
+    return fits[0]
+
+
+def prefill(plan: Chunking, at: dict[str, int]) -> list[Launch]:
+    """Any number of tokens, state updated at once. `at`: as decode, and workspace (plan.workspace_bytes())."""
+    shape, launches = plan.shape, []
+    for first in range(0, shape.tokens, plan.segment):
+        count = min(plan.segment, shape.tokens - first)
+        args = (*pointers(at, "qkv", "a", "b", "A_log", "dt_bias"), *ints(shape.parameter_dtype == "bf16"),
+                *pointers(at, "S", "n_tokens", "o", "workspace"),
+                *ints(shape.tokens, first, count, shape.key_heads, shape.value_heads, shape.value_dim))
+        suffix = f"{shape.dtype}_c{plan.chunk}"
+        launches += [
+            Launch(f"gated_delta_rule_prefill_chunk_{suffix}", (plan.chunks(count), shape.key_heads, shape.slots),
+                   2 * plan.chunk, plan.chunk_shared_bytes(), args),
+            Launch(f"gated_delta_rule_prefill_scan_{suffix}",
+                   (shape.value_dim // (16 * plan.warps), shape.value_heads, shape.slots),
+                   32 * plan.warps, plan.scan_shared_bytes(), args),
+        ]
+    return launches

@@ -1,0 +1,120 @@
+"""The gated delta rule kernels, on the CPU shim, against the float64 token recurrence."""
+
+from __future__ import annotations
+
+import functools
+
+import gdr_on_shim as shim
+import numpy as np
+import pytest
+from verify_on_shim import worst_errors
+
+from deltart.errors import BuildError
+from deltart.plugins.cpu_shim.runner import FORWARD, REVERSE
+from deltart.plugins.gated_delta_rule import inputs, launch, reference
+from deltart.plugins.gated_delta_rule.inputs import Shape
+from deltart.plugins.tolerance import relative_rms
+
+FEW_HEADS = {"key_heads": 2, "value_heads": 6}
+TYPES = pytest.mark.parametrize("dtype", ["f32", "bf16"])
+
+
+@TYPES
+@pytest.mark.parametrize("tokens", [1, 2, 3, 4, 5, 8])
+@pytest.mark.parametrize("order", [FORWARD, REVERSE])
+def test_decode(dtype: str, tokens: int, order: int) -> None:
+    shape = Shape(slots=3, tokens=tokens, dtype=dtype, **FEW_HEADS)
+    run = functools.partial(shim.decode, shim.module("decode"), order=order)
+    assert shim.within(shape, shim.errors(run, shape, seed=tokens))
+
+
+@TYPES
+@pytest.mark.parametrize("chunk", [32, 64])
+@pytest.mark.parametrize("tokens", [1, 2, 3, 4, 5, 8, 63, 64, 65, 150])
+def test_prefill(dtype: str, chunk: int, tokens: int) -> None:
+    shape = Shape(slots=3, tokens=tokens, dtype=dtype, key_heads=1, value_heads=2)
+    run = functools.partial(shim.prefill, shim.module("prefill"), order=tokens % 2, chunk=chunk)
+    assert shim.within(shape, shim.errors(run, shape, seed=tokens))
+
+
+def test_prefill_in_segments() -> None:
+    shape = Shape(slots=3, tokens=150, dtype="f32", key_heads=1, value_heads=2, parameter_dtype="f32")
+    run = functools.partial(shim.prefill, shim.module("prefill"), segment=64)
+    assert shim.within(shape, shim.errors(run, shape))
+
+
+@pytest.mark.parametrize("cut", [1, 63, 100])
+def test_prefill_of_the_parts_is_prefill_of_the_whole(cut: int) -> None:
+    shape = Shape(tokens=130, dtype="f32", key_heads=1, value_heads=1)
+    whole = inputs.make(shape, 0)
+    expected, state = reference.gated_delta_rule(whole, 1, 128)
+    outputs = []
+    for first, last in ((0, cut), (cut, 130)):
+        part = {name: np.ascontiguousarray(whole[name][:, first:last]) for name in ("qkv", "a", "b")}
+        part["n_tokens"] = np.array([last - first], np.int32)
+        part_shape = Shape(tokens=last - first, dtype="f32", key_heads=1, value_heads=1)
+        outputs.append(shim.prefill(shim.module("prefill"), part_shape, whole | part))
+    assert relative_rms(np.concatenate(outputs, 1), expected) <= 1e-5
+    assert relative_rms(whole["S"], state) <= 1e-5
+
+
+def test_prefill_remembers_exactly_after_forgetting_everything() -> None:
+    shape = Shape(tokens=64, dtype="f32", key_heads=1, value_heads=1)
+    given = inputs.make(shape, 0, 0.99)
+    given["a"][:, :32:2] = 60.0  # sixteen tokens with g of about -60 exp(A_log)
+    expected, state = reference.gated_delta_rule(given, 1, 128)
+    o = shim.prefill(shim.module("prefill"), shape, given)
+    assert relative_rms(o, expected) <= 1e-5 and relative_rms(given["S"], state) <= 1e-5
+
+
+@TYPES
+@pytest.mark.parametrize("dim", [32, 64])
+def test_small_heads(dtype: str, dim: int) -> None:
+    sizes = {"slots": 2, "key_heads": 1, "value_heads": 2, "key_dim": dim, "value_dim": 32, "dtype": dtype}
+    for tokens, stem, call in ((3, "decode", shim.decode), (70, "prefill", functools.partial(shim.prefill, chunk=32))):
+        shape = Shape(tokens=tokens, **sizes)
+        run = functools.partial(call, shim.module(stem, f"KEY_DIM={dim}"))
+        assert shim.within(shape, shim.errors(run, shape, correlation=0.5)), stem
+
+
+@TYPES
+def test_fifty_verify_steps(dtype: str) -> None:
+    shape = Shape(slots=3, tokens=4, dtype=dtype, key_heads=1, value_heads=2)
+    assert shim.within(shape, worst_errors(shim.module("decode"), shape, steps=50))
+
+
+def test_refuses_what_it_cannot_serve() -> None:
+    with pytest.raises(BuildError, match="9 tokens"):
+        launch.decode(Shape(tokens=9), {})
+    with pytest.raises(BuildError, match="shared memory"):
+        launch.chunking(Shape(tokens=64), shared_limit=16 << 10)
+    with pytest.raises(BuildError, match="value heads"):
+        launch.chunking(Shape(tokens=64, key_heads=5, value_heads=6))
+
+
+@pytest.mark.slow
+@TYPES
+@pytest.mark.parametrize("correlation", [0.0, 0.99])
+@pytest.mark.parametrize("tokens", [1, 2, 3, 4, 5, 8, 63, 64, 65, 150])
+def test_full_size_heads(dtype: str, correlation: float, tokens: int) -> None:
+    shape = Shape(slots=2, tokens=tokens, dtype=dtype)
+    run = functools.partial(shim.prefill, shim.module("prefill"))
+    assert shim.within(shape, shim.errors(run, shape, correlation=correlation, ragged=False))
+    if tokens <= launch.DECODE_TOKENS:
+        run = functools.partial(shim.decode, shim.module("decode"))
+        assert shim.within(shape, shim.errors(run, shape, correlation=correlation, ragged=False))
+
+
+@pytest.mark.slow
+@TYPES
+@pytest.mark.parametrize("tokens", [2, 4, 8])
+def test_fifty_verify_steps_with_full_size_heads(dtype: str, tokens: int) -> None:
+    shape = Shape(slots=2, tokens=tokens, dtype=dtype)
+    assert shim.within(shape, worst_errors(shim.module("decode"), shape, steps=50))
+
+
+@pytest.mark.slow
+def test_prefill_of_thousands_of_tokens() -> None:
+    shape = Shape(tokens=4500, dtype="bf16", key_heads=1, value_heads=1)
+    run = functools.partial(shim.prefill, shim.module("prefill"))
+    assert shim.within(shape, shim.errors(run, shape, ragged=False))

@@ -1,0 +1,99 @@
+"""The driver loader: against a driver that records calls, and on a GPU where there is one."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from enum import IntEnum
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from deltart.errors import BuildError, MissingDependencyError
+from deltart.plugins import loader, toolchain
+from deltart.plugins.launch import Launch
+
+
+class Status(IntEnum):
+    CUDA_SUCCESS = 0
+    CUDA_ERROR_NO_DEVICE = 100
+
+
+class RecordingDriver:
+    """Answers as cuda.bindings.driver does, and reads launch arguments back through their pointers."""
+
+    CUdevice_attribute = SimpleNamespace(CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN="optin")
+    CUfunction_attribute = SimpleNamespace(CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES="dynamic")
+
+    def __init__(self, status: Status = Status.CUDA_SUCCESS) -> None:
+        self.status, self.calls = status, []
+
+    def cuDeviceGetAttribute(self, *args: Any) -> tuple:
+        return Status.CUDA_SUCCESS, 100 << 10
+
+    def cuLaunchKernel(self, function: str, *args: Any) -> tuple:
+        pointers = (ctypes.c_void_p * 2).from_address(args[-2])
+        values = ctypes.c_void_p.from_address(pointers[0]).value, ctypes.c_int.from_address(pointers[1]).value
+        self.calls.append(("launch", function, args[:8], values))
+        return (Status.CUDA_SUCCESS,)
+
+    def __getattr__(self, name: str) -> Any:
+        def call(*args: Any) -> tuple:
+            self.calls.append((name, *args))
+            return self.status, name
+
+        return call
+
+
+@pytest.fixture
+def recorder(monkeypatch: pytest.MonkeyPatch) -> RecordingDriver:
+    driver = RecordingDriver()
+    monkeypatch.setattr(loader, "_driver", lambda: driver)
+    return driver
+
+
+def test_launch_geometry_and_arguments(recorder: RecordingDriver, tmp_path: Path) -> None:
+    (tmp_path / "k.fatbin").write_bytes(b"fat")
+    kernels = loader.GpuModule(tmp_path / "k.fatbin", loader.Device())
+    args = (ctypes.c_void_p(0x1234), ctypes.c_int(-7))
+    kernels.run([Launch("k", (2, 3, 4), 64, 1024, args), Launch("k", (1, 1, 1), 32, 64 << 10, args)], stream=5)
+    launches = [call for call in recorder.calls if call[0] == "launch"]
+    assert launches[0] == ("launch", "cuModuleGetFunction", (2, 3, 4, 64, 1, 1, 1024, 5), (0x1234, -7))
+    assert ("cuFuncSetAttribute", "cuModuleGetFunction", "dynamic", 64 << 10) in recorder.calls
+    assert ("cuModuleLoadData", b"fat") in recorder.calls
+    with pytest.raises(BuildError, match="shared memory"):
+        kernels.run([Launch("k", (1, 1, 1), 32, 101 << 10, args)])
+
+
+def test_no_device_is_a_missing_dependency(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loader, "_driver", lambda: RecordingDriver(Status.CUDA_ERROR_NO_DEVICE))
+    with pytest.raises(MissingDependencyError, match="CUDA_ERROR_NO_DEVICE"):
+        loader.Device()
+
+
+@pytest.mark.gpu
+def test_decode_on_the_gpu() -> None:
+    torch = pytest.importorskip("torch")
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    import gdr_on_shim as shim
+
+    from deltart.plugins.gated_delta_rule import inputs, launch
+
+    kernels = loader.GpuModule(toolchain.compile_gpu(shim.FOLDER / "decode.cu").fatbin, loader.Device())
+
+    def decode(shape: inputs.Shape, given: dict[str, np.ndarray]) -> np.ndarray:
+        found = inputs.outputs(shape)
+        buffers = {name: torch.from_numpy(x.view(np.uint8)).cuda() for name, x in (given | found).items()}
+        kernels.run([launch.decode(shape, {name: x.data_ptr() for name, x in buffers.items()})])
+        torch.cuda.synchronize()
+        for name, array in (("S", given["S"]), ("o", found["o"])):
+            array[...] = buffers[name].cpu().numpy().view(array.dtype)
+        return found["o"]
+
+    for dtype in ("f32", "bf16"):
+        shape = inputs.Shape(slots=3, tokens=4, dtype=dtype)
+        assert shim.within(shape, shim.errors(functools.partial(decode), shape))
