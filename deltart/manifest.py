@@ -106,7 +106,7 @@ def load_manifest(folder: Path) -> Manifest:
         raw = json.loads(path.read_text(encoding="utf-8"))
         if raw["format"] != FORMAT:
             raise ArtifactError(
-                f"{path} has format {raw['format']}", f"format {FORMAT}", "export the checkpoint again with this version"
+                f"{path} has format {raw['format']}", f"format {FORMAT}", "export again with this version"
             )
         raw["files"] = [FileEntry(**f) for f in raw["files"]]
         raw["tensors"] = {name: WeightEntry(**t) for name, t in raw["tensors"].items()}

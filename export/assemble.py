@@ -112,7 +112,11 @@ def state_output(state: State) -> str:
 
 
 def _model(
-    graph: ModelGraph, tracer: Tracer, nodes: list[onnx.NodeProto], functions: list[onnx.FunctionProto], weights: list[str]
+    graph: ModelGraph,
+    tracer: Tracer,
+    nodes: list[onnx.NodeProto],
+    functions: list[onnx.FunctionProto],
+    weights: list[str],
 ) -> onnx.ModelProto:
     def info(value: Value | State, name: str) -> onnx.ValueInfoProto:
         kind = ONNX_ACT[tracer.dtype] if value.dtype == ACT else ONNX_KINDS[value.dtype]
@@ -140,4 +144,3 @@ def _result_name(block: Block, output: str, graph: ModelGraph) -> str:
 
 def _signature(module: nn.Module) -> list[tuple[str, str, tuple[int, ...]]]:
     return [(name, str(p.dtype), tuple(p.shape)) for name, p in module.named_parameters()]
-

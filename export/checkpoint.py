@@ -102,10 +102,10 @@ class Checkpoint(Mapping[str, TensorInfo]):
             found = self._tensors.get(name)
             if found is None or found.file != shard:
                 where = f"is in '{found.file}'" if found else "is in no shard"
-                raise CheckpointError(f"tensor '{name}' {where}", f"in '{shard}', as {index.name} says", "download again")
+                raise CheckpointError(f"tensor '{name}' {where}", f"in '{shard}' ({index.name})", "download again")
         for name, info in self._tensors.items():
             if name not in weight_map:
-                raise CheckpointError(f"tensor '{name}' of '{info.file}' is not in {index.name}", "every tensor indexed")
+                raise CheckpointError(f"tensor '{name}' of '{info.file}' is not in {index.name}", "all indexed")
 
     def _add(self, path: Path) -> None:
         header, start, digest = _read_header(path)
@@ -115,7 +115,8 @@ class Checkpoint(Mapping[str, TensorInfo]):
             if name == "__metadata__":
                 continue
             if name in self._tensors:
-                raise CheckpointError(f"tensor '{name}' is in '{self._tensors[name].file}' and in '{path.name}'", "one place")
+                first = self._tensors[name].file
+                raise CheckpointError(f"tensor '{name}' is in '{first}' and in '{path.name}'", "one place")
             self._tensors[name] = _tensor_info(path, name, entry, start, size)
 
 

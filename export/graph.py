@@ -16,7 +16,7 @@ Axes = tuple[str | int, ...]
 
 @dataclass(frozen=True)
 class Value:
-    """A tensor between blocks or at the graph's border. Named axes are dynamic; dtype is a class of plugins.spec or I64."""
+    """A tensor between blocks or at the graph's border. Named axes are dynamic."""
 
     name: str
     dtype: str

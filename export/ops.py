@@ -14,6 +14,5 @@ gated_attention = torch_op(GATED_ATTENTION)
 fp8_block_linear = torch_op(FP8_BLOCK_LINEAR)
 
 TRANSLATIONS = dict(
-    translation(spec)
-    for spec in (CAUSAL_CONV1D, GATED_DELTA_RULE, GATED_RMS_NORM, GATED_ATTENTION, FP8_BLOCK_LINEAR)
+    translation(spec) for spec in (CAUSAL_CONV1D, GATED_DELTA_RULE, GATED_RMS_NORM, GATED_ATTENTION, FP8_BLOCK_LINEAR)
 )

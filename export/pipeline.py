@@ -20,11 +20,11 @@ from deltart import manifest
 from deltart.errors import ExportError
 from deltart.export.assemble import Tracer, assemble, lower, state_output
 from deltart.export.checkpoint import Checkpoint
-from deltart.export.graph import I64, ModelGraph
+from deltart.export.graph import I64, ModelGraph, State
 from deltart.export.lower import ort, portable, tensorrt
 from deltart.export.models.registry import graphs_of
 from deltart.export.spec import ModelSpec, read_spec
-from deltart.export.weights import WEIGHTS_FOLDER, Ledger
+from deltart.export.weights import WEIGHTS_FOLDER, Ledger, build_module
 from deltart.plugins.spec import ACT, F32, I32
 
 # Lowered from the float32 trace of every export. TensorRT's own, in bfloat16, is traced when asked for.
@@ -68,10 +68,9 @@ def export_checkpoint(
     context = _context(spec, max_context)
     tensors = Checkpoint(checkpoint)
     report(f"{spec.architecture}: {len(spec.layer_types)} layers, {len(tensors)} tensors in {len(tensors.files)} files")
-    ledger = _open_ledger(spec, tensors, mtp)
+    ledger = account(spec, tensors, mtp)
     with _staged(output, overwrite) as staging:
-        entries = _write_graphs(spec, ledger, staging, mtp, report)
-        ledger.settle()
+        entries = _write_graphs(spec, tensors, staging, mtp, report)
         _link_weights(tensors, staging, report)
         _check(staging, entries, report)
         text_files = _bring_text_files(checkpoint, staging)
@@ -83,9 +82,7 @@ def export_checkpoint(
 
 
 def account(spec: ModelSpec, tensors: Checkpoint, mtp: bool = True) -> Ledger:
-    """The fate of every tensor, without tracing: what `deltart inspect` prints. Raises as `export_checkpoint` does."""
-    from deltart.export.weights import build_module
-
+    """The fate of every tensor, settled before anything is traced or written. Raises as `export_checkpoint` does."""
     ledger = _open_ledger(spec, tensors, mtp)
     for graph in graphs_of(spec, torch.float32, mtp):
         for block in graph.blocks:
@@ -108,7 +105,7 @@ def _context(spec: ModelSpec, requested: int | None) -> int:
 
 def _open_ledger(spec: ModelSpec, tensors: Checkpoint, mtp: bool) -> Ledger:
     if spec.moe is not None:
-        raise ExportError(f"{spec.architecture} has no graph yet", "a dense Qwen3.5/3.6 model", "export a dense checkpoint")
+        raise ExportError(f"{spec.architecture} has no graph yet", "a dense Qwen3.5/3.6", "export a dense one")
     ledger = Ledger(tensors)
     if spec.vision is not None:
         ledger.defer("model.visual.", "vision: no graph yet")
@@ -126,7 +123,7 @@ def _staged(output: Path, overwrite: bool) -> Iterator[Path]:
         raise ExportError(f"{output} is a file", "a folder, or a path that does not exist", "choose another output")
     if output.exists() and any(output.iterdir()) and not (overwrite and (output / manifest.FILE_NAME).exists()):
         raise ExportError(
-            f"{output} is already in use", "an empty or new folder", "choose another, or --overwrite an earlier artifact"
+            f"{output} is already in use", "an empty or new folder", "choose another, or --overwrite an artifact"
         )
     staging = output.parent / f".{output.name}.partial-{os.getpid()}"
     try:
@@ -145,13 +142,12 @@ def _staged(output: Path, overwrite: bool) -> Iterator[Path]:
 
 
 def _write_graphs(
-    spec: ModelSpec, ledger: Ledger, staging: Path, mtp: bool, report: Report
+    spec: ModelSpec, tensors: Checkpoint, staging: Path, mtp: bool, report: Report
 ) -> dict[str, manifest.GraphEntry]:
-    tracer = Tracer(spec, ledger.checkpoint, torch.float32, lambda name: report(f"tracing {name}"))
+    tracer = Tracer(spec, tensors, torch.float32, lambda name: report(f"tracing {name}"))
     entries = {}
     for graph in graphs_of(spec, torch.float32, mtp):
         model, weights = assemble(graph, tracer)
-        ledger.bind(weights, graph.name)
         files = {}
         for target, bodies in TARGETS.items():
             files[target] = f"{graph.name}.onnx" if target == "portable" else f"{graph.name}.{target}.onnx"
@@ -165,10 +161,13 @@ def _graph_entry(graph: ModelGraph, files: dict[str, str], weights: list[str]) -
         value = graph.values[name]
         return manifest.TensorEntry(name, DTYPE_NAMES[value.dtype], list(value.axes))
 
-    states = [
-        manifest.StateEntry(s.name, state_output(s), DTYPE_NAMES[s.dtype], list(s.axes), IN_PLACE[s.name.rsplit(".")[-1]])
-        for s in graph.states
-    ]
+    def carried(state: State) -> manifest.StateEntry:
+        in_place = IN_PLACE[state.name.rsplit(".")[-1]]
+        return manifest.StateEntry(
+            state.name, state_output(state), DTYPE_NAMES[state.dtype], list(state.axes), in_place
+        )
+
+    states = [carried(state) for state in graph.states]
     inputs, outputs = [tensor(i) for i in graph.inputs], [tensor(o) for o in graph.outputs]
     return manifest.GraphEntry(files, inputs, outputs, states, weights)
 

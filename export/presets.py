@@ -104,13 +104,18 @@ def _qwen3_6_27b() -> Config:
 
 
 def _tiny() -> Config:
-    sizes = {"hidden": 256, "ffn": 384, "layers": 8, "heads": 4, "kv_heads": 1, "k_heads": 1, "v_heads": 3}
-    return causal_lm(text_config(**sizes, vocab=1024, head_dim=64, max_position=4096))
+    text = text_config(
+        hidden=256, ffn=384, layers=8, heads=4, kv_heads=1, k_heads=1, v_heads=3, vocab=1024, head_dim=64,
+        max_position=4096,
+    )  # fmt: skip
+    return causal_lm(text)
 
 
 def _mid() -> Config:
-    sizes = {"hidden": 1024, "ffn": 3584, "layers": 24, "heads": 8, "kv_heads": 2, "k_heads": 8, "v_heads": 16}
-    return causal_lm(text_config(**sizes, vocab=65536, max_position=32768))
+    text = text_config(
+        hidden=1024, ffn=3584, layers=24, heads=8, kv_heads=2, k_heads=8, v_heads=16, vocab=65536, max_position=32768
+    )  # fmt: skip
+    return causal_lm(text)
 
 
 PRESETS: dict[str, Callable[[], Config]] = {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from deltart.errors import ConfigError
@@ -110,7 +110,7 @@ class ModelSpec:
     def with_yarn(self, factor: float) -> ModelSpec:
         """This model with its context stretched by static YaRN. Raises ConfigError for a factor <= 1."""
         if factor <= 1:
-            raise ConfigError(f"YaRN factor {factor}", "a number greater than 1", "leave --yarn out for the native context")
+            raise ConfigError(f"YaRN factor {factor}", "a number above 1", "leave --yarn out for the native context")
         if self.rope.yarn is not None:
             raise ConfigError("--yarn given, but config.json already scales RoPE by YaRN", todo="leave --yarn out")
         yarn = YarnSpec(factor, self.max_position_embeddings)
@@ -158,7 +158,7 @@ def _architecture(top: Fields, path: Path) -> str:
     names = top.required("architectures", list)
     known = DENSE_ARCHITECTURES + MOE_ARCHITECTURES
     if len(names) != 1 or names[0] not in known:
-        raise ConfigError(f"{path}: architectures is {names}", f"one of {', '.join(known)}", "this model is not supported")
+        raise ConfigError(f"{path}: architectures is {names}", f"one of {', '.join(known)}", "use a Qwen3.5/3.6 model")
     return str(names[0])
 
 
@@ -239,9 +239,7 @@ def _moe(text: Fields) -> MoeSpec:
 def _vision(vision: Fields) -> VisionSpec:
     vision.only_if_present("hidden_act", ["gelu_pytorch_tanh"])
     vision.only_if_present("deepstack_visual_indexes", [[]])
-    names = ("depth", "hidden_size", "intermediate_size", "num_heads", "in_channels", "patch_size")
-    names += ("spatial_merge_size", "temporal_patch_size", "num_position_embeddings", "out_hidden_size")
-    return VisionSpec(**{name: vision.positive(name) for name in names})
+    return VisionSpec(**{field.name: vision.positive(field.name) for field in fields(VisionSpec)})
 
 
 def _fp8(quantization: Fields) -> Fp8Spec:

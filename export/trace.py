@@ -33,7 +33,9 @@ class TracedBlock:
     parameters: tuple[str, ...]
 
 
-def trace_block(block: Block, module: nn.Module, values: Mapping[str, Value], dtype: torch.dtype, name: str) -> TracedBlock:
+def trace_block(
+    block: Block, module: nn.Module, values: Mapping[str, Value], dtype: torch.dtype, name: str
+) -> TracedBlock:
     """Trace `module` (parameters on the meta device) with dynamic B, T, L and capacity.
 
     Args:
@@ -43,7 +45,7 @@ def trace_block(block: Block, module: nn.Module, values: Mapping[str, Value], dt
     arguments = [values[i] for i in block.inputs] + [Value(_short(s.name), s.dtype, s.axes) for s in block.states]
     results = list(block.outputs) + [f"{_short(s.name)}_out" for s in block.states]
     device = next((p.device for p in module.parameters()), torch.device("cpu"))
-    with warnings.catch_warnings(), _quiet_exporter():
+    with warnings.catch_warnings(), _QuietExporter():
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
             module.eval(),
@@ -78,7 +80,8 @@ def _as_function(model: ir.Model, name: str) -> TracedBlock:
 
 
 def _weights_to_inputs(graph: ir.Graph) -> tuple[str, ...]:
-    parameters = [v for v in graph.initializers.values() if isinstance(getattr(v.const_value, "raw", None), nn.Parameter)]
+    values = graph.initializers.values()
+    parameters = [v for v in values if isinstance(getattr(v.const_value, "raw", None), nn.Parameter)]
     for value in parameters:
         graph.initializers.pop(str(value.name))
         value.const_value = None
@@ -95,7 +98,8 @@ def keep_leading_axes(graph: ir.Graph) -> None:
         pairs = itertools.zip_longest(result.shape, data.shape.dims[: len(result.shape)])
         sizes = [new if isinstance(new, int) else 0 if new == old else None for new, old in pairs]
         if None not in sizes:
-            shape = ir.node("Constant", [], {"value": ir.tensor(np.array(sizes, np.int64), name=f"{result.name}_shape")})
+            constant = ir.tensor(np.array(sizes, np.int64), name=f"{result.name}_shape")
+            shape = ir.node("Constant", [], {"value": constant})
             graph.insert_before(node, shape)
             node.replace_input_with(1, shape.outputs[0])
             node.attributes["allowzero"] = ir.AttrInt64("allowzero", 0)
@@ -115,7 +119,7 @@ def _short(state: str) -> str:
     return state.rsplit(".", 1)[-1]
 
 
-class _quiet_exporter:
+class _QuietExporter:
     """Mutes torch's notes about optional packages for the length of a trace."""
 
     def __enter__(self) -> None:

@@ -101,9 +101,7 @@ def external_initializer(info: TensorInfo) -> onnx.TensorProto:
 def _expect(checkpoint: Checkpoint, name: str, parameter: nn.Parameter, fp8: Fp8Spec | None) -> TensorInfo:
     info = checkpoint.get(name)
     if info is None:
-        raise CheckpointError(
-            f"tensor '{name}' is missing", f"{list(parameter.shape)}", "the checkpoint is incomplete or of another model"
-        )
+        raise CheckpointError(f"tensor '{name}' is missing", f"{list(parameter.shape)}", "the checkpoint is incomplete")
     quantized = parameter.dtype == torch.float8_e4m3fn
     if info.dtype not in (("F8_E4M3",) if quantized else PLAIN):
         raise CheckpointError(

@@ -32,7 +32,7 @@ def torch_op(spec: OpSpec) -> Callable[..., Any]:
     arguments = [f"Tensor {t.name}" for t in spec.inputs]
     arguments += [f"{_TORCH_ATTRIBUTE[kind]} {name}" for name, kind in spec.attributes.items()]
     results = ", ".join("Tensor" for _ in spec.outputs)
-    schema = f"({', '.join(arguments)}) -> ({results})" if len(spec.outputs) > 1 else f"({', '.join(arguments)}) -> Tensor"
+    schema = f"({', '.join(arguments)}) -> " + (f"({results})" if len(spec.outputs) > 1 else results)
     op = torch.library.custom_op(f"{DOMAIN}::{spec.name}", _eager(spec), mutates_args=(), schema=schema)
     op.register_fake(_fake(spec))
     onnx.defs.register_schema(_schema(spec))

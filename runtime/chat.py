@@ -111,15 +111,13 @@ def _read(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
-        raise ArtifactError(
-            f"{path} can't be read: {error}", "UTF-8 text", "copy it from the vendor"
-        ) from error
+        raise ArtifactError(f"{path} can't be read: {error}", "UTF-8 text", "copy it from the vendor") from error
 
 
 class _Generation(jinja2.ext.Extension):
     """`{% generation %}` marks assistant text for training; here its body is rendered as it stands."""
 
-    tags = {"generation"}
+    tags = {"generation"}  # noqa: RUF012  # the attribute jinja2 reads, typed there
 
     def parse(self, parser: jinja2.parser.Parser) -> jinja2.nodes.Node:
         line = next(parser.stream).lineno
@@ -145,9 +143,7 @@ def _tojson(
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
-    return json.dumps(
-        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
-    )
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
 def _raise_exception(message: str) -> None:

@@ -123,9 +123,7 @@ class Detokenizer:
             return ""
         piece = self._core.id_to_token(token)
         if piece is None:
-            raise GenerationError(
-                f"token id {token}", "an id of the vocabulary", "pass vocab_limit to the sampler"
-            )
+            raise GenerationError(f"token id {token}", "an id of the vocabulary", "pass vocab_limit to the sampler")
         return self._utf8.decode(_bytes_of(piece))
 
     def finish(self) -> str:

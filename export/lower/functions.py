@@ -11,6 +11,7 @@ from deltart.errors import ExportError
 from deltart.export.lower.portable import Lowering
 from deltart.plugins.spec import DOMAIN
 
+
 def composite_functions(nodes: Iterable[onnx.NodeProto], bodies: Lowering) -> list[onnx.FunctionProto]:
     """One function per composite op among `nodes`, specialised to its attributes.
 

@@ -74,7 +74,7 @@ GatedRMSNorm <epsilon> (x, weight, z) => (y) {
 
 
 def gated_attention(attributes: Mapping[str, Any]) -> str:
-    """GroupQueryAttention where its kernel can serve the call; it refuses several rows of several tokens with a past."""
+    """GroupQueryAttention where its kernel serves the call: it refuses several rows of several tokens with a past."""
     return (
         """
 GatedAttention <num_heads, num_kv_heads, head_dim>

@@ -22,7 +22,8 @@ REAL = """
 
 def causal_conv1d(attributes: Mapping[str, Any]) -> str:
     """Windows of W raw inputs, gathered and weighted."""
-    return """
+    return (
+        """
 CausalConv1d (x, weight, state, n_tokens) => (y, state_out) {
   padded = Concat <axis = 1> (state, x)
   taps_first = Constant <value_ints: ints = [0]> ()
@@ -47,7 +48,9 @@ CausalConv1d (x, weight, state, n_tokens) => (y, state_out) {
   conv = ReduceSum <keepdims = 0> (weighted, tap_axis)
   gate = Sigmoid (conv)
   y = Mul (conv, gate)
-""" + CONV_STATE
+"""
+        + CONV_STATE
+    )
 
 
 # The W-1 raw inputs before token n_tokens[b]: rows n .. n+W-2 of the padded input.

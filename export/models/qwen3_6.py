@@ -6,7 +6,7 @@ Module and parameter names are the checkpoint's. Shapes: B slots, T tokens of th
 from __future__ import annotations
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from deltart.export import ops
@@ -15,8 +15,6 @@ from deltart.export.graph import I64, Block, ModelGraph, State, Value, activatio
 from deltart.export.layers import GatedRMSNorm, RMSNorm, RotaryTable, Weight
 from deltart.export.spec import FULL, LINEAR, ModelSpec
 from deltart.plugins.spec import ACT, F32, I32
-
-Tensor = torch.Tensor
 
 
 class GatedDeltaNet(nn.Module):
@@ -58,7 +56,13 @@ class GatedAttention(nn.Module):
         self.k_norm = RMSNorm(self.head_dim, spec.rms_norm_eps)
 
     def forward(
-        self, x: Tensor, rotary: tuple[Tensor, Tensor], past_len: Tensor, n_tokens: Tensor, k_cache: Tensor, v_cache: Tensor
+        self,
+        x: Tensor,
+        rotary: tuple[Tensor, Tensor],
+        past_len: Tensor,
+        n_tokens: Tensor,
+        k_cache: Tensor,
+        v_cache: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
         q_gate = self.q_proj(x).unflatten(-1, (self.heads, 2 * self.head_dim))
         q, gate = q_gate[..., : self.head_dim], q_gate[..., self.head_dim :]  # [B, T, Hq, D] each
@@ -194,16 +198,18 @@ def mtp_graph(spec: ModelSpec, dtype: torch.dtype) -> ModelGraph:
 
 
 def _layer(spec: ModelSpec, name: str, prefix: str, kind: str) -> Block:
+    weights = {"": f"{prefix}{name}."}
     if kind == LINEAR:
         heads, key_dim, value_dim = spec.linear_num_value_heads, spec.linear_key_head_dim, spec.linear_value_head_dim
         conv = State(f"{name}.conv", ACT, ("B", spec.linear_conv_kernel_dim - 1, spec.conv_dim))
         S = State(f"{name}.S", F32, ("B", heads, key_dim, value_dim))
-        make, inputs, states = GatedDeltaNetLayer, ("h", "n_tokens"), (conv, S)
-    else:
-        cache = ("B", spec.num_key_value_heads, "capacity", spec.head_dim)
-        make, inputs = GatedAttentionLayer, ("h", "cos", "sin", "past_len", "n_tokens")
-        states = (State(f"{name}.k", ACT, cache), State(f"{name}.v", ACT, cache))
-    return Block(name, lambda linear: make(spec, linear), {"": f"{prefix}{name}."}, inputs, ("h",), states)
+        return Block(
+            name, lambda linear: GatedDeltaNetLayer(spec, linear), weights, ("h", "n_tokens"), ("h",), (conv, S)
+        )
+    cache = ("B", spec.num_key_value_heads, "capacity", spec.head_dim)
+    kv = (State(f"{name}.k", ACT, cache), State(f"{name}.v", ACT, cache))
+    inputs = ("h", "cos", "sin", "past_len", "n_tokens")
+    return Block(name, lambda linear: GatedAttentionLayer(spec, linear), weights, inputs, ("h",), kv)
 
 
 def _rotary(spec: ModelSpec, dtype: torch.dtype) -> Block:

@@ -12,6 +12,7 @@ import onnxruntime as ort
 
 from deltart.errors import ArtifactError
 from deltart.manifest import GraphEntry, Manifest, StateEntry, load_manifest
+from deltart.runtime.backends.base import SlotState
 from deltart.runtime.weights import MappedWeights
 
 # How stored weights become float32. Both are exact; they trade memory for speed.
@@ -66,9 +67,10 @@ class OrtBackend:
         return OrtState(self._entry(graph), self.target, slots, capacity)
 
     def run(
-        self, graph: str, state: OrtState, inputs: Mapping[str, np.ndarray], outputs: Sequence[str]
+        self, graph: str, state: SlotState, inputs: Mapping[str, np.ndarray], outputs: Sequence[str]
     ) -> list[np.ndarray]:
         """One call; see Backend. Tokens must fit: past_len + T <= state.capacity."""
+        assert isinstance(state, OrtState)
         binding = self.session(graph).io_binding()
         for name, array in inputs.items():
             binding.bind_cpu_input(name, array)

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 import pytest
 import torch
-from conftest import CASES, VOCAB, Exported
-from reference import MtpReference, transformers_model
 
 from deltart.runtime.backends.ort import OrtBackend, OrtState
+from support.cases import CASES, VOCAB, Export
+from support.reference import MtpReference, transformers_model
 
 TOLERANCE = 1e-4
-Export = Callable[[str], Exported]
 
 
 def call(

@@ -93,12 +93,8 @@ def reference(qwen_folder: Path) -> PreTrainedTokenizerBase:
     return AutoTokenizer.from_pretrained(qwen_folder)
 
 
-def _expected(
-    tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, Any]], options: dict[str, Any]
-) -> str:
-    text = tokenizer.apply_chat_template(
-        messages, tokenize=False, **{"add_generation_prompt": True, **options}
-    )
+def _expected(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, Any]], options: dict[str, Any]) -> str:
+    text = tokenizer.apply_chat_template(messages, tokenize=False, **{"add_generation_prompt": True, **options})
     assert isinstance(text, str)
     return text
 
@@ -161,9 +157,7 @@ def test_template_inside_the_tokenizer_config(
 ) -> None:
     options = {"enable_thinking": True, "preserve_thinking": False, **options}
     reference = AutoTokenizer.from_pretrained(small_folder)
-    assert ChatTemplate.from_folder(small_folder).render(messages, **options) == _expected(
-        reference, messages, options
-    )
+    assert ChatTemplate.from_folder(small_folder).render(messages, **options) == _expected(reference, messages, options)
 
 
 def test_the_template_file_comes_before_the_one_in_the_config(small_folder: Path, tmp_path: Path) -> None:

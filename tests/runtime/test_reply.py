@@ -142,9 +142,7 @@ def test_a_stream_cut_anywhere_gives_the_same_events(name: str) -> None:
     draw = random.Random(0)
     for _ in range(50):
         cuts = sorted(draw.choices(range(len(text) + 1), k=4))
-        assert _stream([text[a:b] for a, b in zip([0, *cuts], [*cuts, len(text)], strict=True)]) == whole, (
-            cuts
-        )
+        assert _stream([text[a:b] for a, b in zip([0, *cuts], [*cuts, len(text)], strict=True)]) == whole, cuts
 
 
 def test_random_tags_cut_anywhere_give_the_same_events() -> None:
@@ -206,9 +204,7 @@ def test_prompt_says_whether_the_reply_is_inside_thinking(qwen_folder: Path) -> 
 
 def _random_value(draw: random.Random, kind: str) -> Any:
     text = "".join(
-        draw.choices(
-            ["a", " ", "\n", "<b>", "é", '"', "{", "1", "true", "</tool_call>"], k=draw.randint(0, 6)
-        )
+        draw.choices(["a", " ", "\n", "<b>", "é", '"', "{", "1", "true", "</tool_call>"], k=draw.randint(0, 6))
     )
     return {
         "string": text,
@@ -245,6 +241,4 @@ def test_what_the_template_writes_is_read_back(qwen_folder: Path, seed: int) -> 
         text = template.render([*question, message], add_generation_prompt=False)
         reply = parse_reply(text[len(prompt) :].removesuffix("<|im_end|>\n"), tools)
         assert text.startswith(prompt)
-        assert reply == Reply(message["reasoning_content"], message["content"], tuple(calls)), json.dumps(
-            message
-        )
+        assert reply == Reply(message["reasoning_content"], message["content"], tuple(calls)), json.dumps(message)

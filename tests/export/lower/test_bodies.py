@@ -107,7 +107,9 @@ def test_gated_rms_norm(target: str) -> None:
 
 
 @pytest.mark.parametrize("target", LOWERINGS)
-@pytest.mark.parametrize(("length", "past"), [(1, (0, 0)), (1, (3, 7)), (5, (0, 0)), (5, (3, 7)), (5, (0, 6)), (4, (9,))])
+@pytest.mark.parametrize(
+    ("length", "past"), [(1, (0, 0)), (1, (3, 7)), (5, (0, 0)), (5, (3, 7)), (5, (0, 6)), (4, (9,))]
+)
 def test_gated_attention(target: str, length: int, past: tuple[int, ...]) -> None:
     rng = np.random.default_rng(length)
     n_tokens, real = ragged(rng, len(past), length)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import torch
-from conftest import Exported, stored_weights
 from torch import nn
 from torch.nn import functional as F
 from transformers import Qwen3_5ForCausalLM, Qwen3_5TextConfig
 from transformers.models.qwen3_5.modeling_qwen3_5 import Qwen3_5DecoderLayer, Qwen3_5TextRotaryEmbedding
+
+from support.cases import Exported, stored_weights
 
 
 def transformers_model(case: Exported) -> Qwen3_5ForCausalLM:

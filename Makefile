@@ -1,0 +1,44 @@
+# make help        what there is
+# make engine      checkpoint -> artifact -> a generated answer (CHECKPOINT=... NAME=... PROMPT=...)
+# make test        the fast tests; make test ARGS="-m slow" the others
+# make check       lint, format, types, import rules
+# make bench       side by side with peers (installs them)
+# make clean       caches, environment and artifacts
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+NAME ?= tiny
+CHECKPOINT ?= artifacts/checkpoints/$(NAME)
+PROMPT ?= Hello
+ARTIFACT := artifacts/$(NAME)
+
+.PHONY: help engine test check bench clean
+.DEFAULT_GOAL := help
+
+help:
+	@sed -n 's/^# //p' Makefile
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --upgrade pip
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[cpu,export,dev]'
+	@touch $@
+
+test: $(READY)
+	$(BIN)/python -m pytest $(ARGS)
+
+check: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(READY)
+	$(BIN)/python -m pip install -q -c constraints.txt onnxruntime-genai==0.18.0
+	$(BIN)/python bench/cpu_generation.py --json bench/results/cpu_generation.json
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache
+	find artifacts -mindepth 1 ! -name README.md -delete

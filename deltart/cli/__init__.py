@@ -1,0 +1,39 @@
+"""The `deltart` command: one file per subcommand."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+import deltart
+from deltart.cli import doctor, export, generate, inspect, synthesize
+from deltart.errors import DeltaRTError
+
+COMMANDS = (inspect, export, generate, synthesize, doctor)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line, every subcommand included."""
+    root = argparse.ArgumentParser(prog="deltart", description=deltart.__doc__)
+    root.add_argument("--version", action="version", version=f"deltart {deltart.__version__}")
+    commands = root.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    for module in COMMANDS:
+        module.add_parser(commands)
+    return root
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command. Returns 0, or 2 after printing a deliberate error, or 130 when interrupted."""
+    parsed = parser().parse_args(arguments)
+    try:
+        return int(parsed.run(parsed) or 0)
+    except DeltaRTError as error:
+        print(f"deltart: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("deltart: interrupted; nothing was left half-written", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        sys.stderr.close()
+        return 0

@@ -1,0 +1,106 @@
+"""deltart doctor: what this machine can do, and what to install for the rest."""
+
+from __future__ import annotations
+
+import argparse
+import ctypes.util
+import importlib.util
+import json
+import os
+import platform
+import shutil
+import subprocess
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing looked for: whether it is there, what was found, what it is for, how to get it."""
+
+    name: str
+    present: bool
+    found: str
+    purpose: str
+    remedy: str = ""
+
+
+# distribution, import name, what it is for, extra that brings it; more than one spelling may satisfy a row
+PACKAGES = (
+    ("onnxruntime", "run artifacts on the CPU", ""),
+    ("torch", "export and calibrate", "export"),
+    ("onnxscript", "export", "export"),
+    ("transformers", "the parity tests' reference", "dev"),
+    ("tensorrt-rtx-cu13-bindings", "build and run TensorRT-RTX engines", "rtx"),
+    ("tensorrt", "build and run TensorRT engines", "tensorrt"),
+    ("cuda-bindings", "load kernels without torch", "cuda"),
+)
+
+
+def add_parser(commands: Any) -> None:
+    """Add the subcommand."""
+    parser: argparse.ArgumentParser = commands.add_parser(
+        "doctor", help="check what is installed and say what is missing", description=__doc__
+    )
+    parser.add_argument("--json", action="store_true", help="print findings as JSON")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Print the findings."""
+    findings = examine()
+    if arguments.json:
+        print(json.dumps([asdict(f) for f in findings]))
+        return
+    table = Table("", "what", "found", "for", "to get it")
+    for finding in findings:
+        mark = "[green]ok[/]" if finding.present else "[yellow]--[/]"
+        table.add_row(mark, finding.name, finding.found, finding.purpose, "" if finding.present else finding.remedy)
+    Console(highlight=False).print(table)
+
+
+def examine() -> list[Finding]:
+    """Everything worth knowing about this machine, cheapest first."""
+    return [_python(), _memory(), *(_package(*row) for row in PACKAGES), _nvcc(), _driver(), _gpu()]
+
+
+def _python() -> Finding:
+    return Finding("python", True, f"{platform.python_version()} on {platform.machine()}", "everything")
+
+
+def _memory() -> Finding:
+    gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    return Finding("memory", True, f"{gib:.0f} GiB, {os.cpu_count()} CPUs", "CPU generation folds weights to f32")
+
+
+def _package(distribution: str, purpose: str, extra: str) -> Finding:
+    try:
+        return Finding(distribution, True, version(distribution), purpose)
+    except PackageNotFoundError:
+        wanted = f"deltart[{extra}]" if extra else "deltart"
+        return Finding(distribution, False, "not installed", purpose, f"pip install '{wanted}'")
+
+
+def _nvcc() -> Finding:
+    path = shutil.which("nvcc")
+    wheel = importlib.util.find_spec("nvidia") is not None and importlib.util.find_spec("nvidia.cuda_nvcc") is not None
+    found = path or ("from the nvidia-cuda-nvcc wheel" if wheel else "not found")
+    remedy = "install the CUDA toolkit, or pip install 'deltart[cuda]'"
+    return Finding("nvcc", bool(path or wheel), found, "compile the CUDA kernels", remedy)
+
+
+def _driver() -> Finding:
+    library = ctypes.util.find_library("cuda")
+    return Finding("CUDA driver", bool(library), library or "not found", "run engines", "install NVIDIA's driver")
+
+
+def _gpu() -> Finding:
+    tool = shutil.which("nvidia-smi")
+    query = [tool, "--query-gpu=name,compute_cap,memory.total", "--format=csv,noheader"] if tool else []
+    result = subprocess.run(query, capture_output=True, text=True, check=False) if tool else None
+    names = result.stdout.strip().replace("\n", "; ") if result and result.returncode == 0 else ""
+    return Finding("GPU", bool(names), names or "none seen", "run engines", "engines still build without one")

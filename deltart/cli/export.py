@@ -1,0 +1,68 @@
+"""deltart export: checkpoint folder in, artifact folder out."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+
+if TYPE_CHECKING:
+    from deltart.manifest import Manifest
+
+
+def add_parser(commands: Any) -> None:
+    """Add the subcommand."""
+    parser: argparse.ArgumentParser = commands.add_parser(
+        "export", help="write ONNX graphs that refer to a checkpoint's own weights", description=__doc__
+    )
+    parser.add_argument("checkpoint", type=Path, help="Hugging Face checkpoint folder: BF16, F16, F32 or FP8")
+    parser.add_argument("-o", "--output", type=Path, required=True, help="artifact folder to create")
+    parser.add_argument("--max-context", type=int, metavar="N", help="longest sequence to serve (default: the model's)")
+    parser.add_argument("--yarn", type=float, metavar="FACTOR", help="stretch the context by static YaRN")
+    parser.add_argument("--no-mtp", action="store_true", help="leave the MTP head out")
+    parser.add_argument("--overwrite", action="store_true", help="replace an artifact that is already there")
+    parser.add_argument("--json", action="store_true", help="print a summary as JSON")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Export, showing each step with its time."""
+    from deltart.export.pipeline import export_checkpoint
+
+    console = Console(stderr=True, highlight=False)
+    began = time.perf_counter()
+    with console.status("reading the checkpoint") as status:
+
+        def report(step: str) -> None:
+            console.print(f"[dim]{time.perf_counter() - began:6.1f} s[/]  {step}")
+            status.update(step)
+
+        manifest = export_checkpoint(
+            arguments.checkpoint,
+            arguments.output,
+            max_context=arguments.max_context,
+            yarn=arguments.yarn,
+            mtp=not arguments.no_mtp,
+            overwrite=arguments.overwrite,
+            report=report,
+        )
+    _summarize(manifest, arguments.output, time.perf_counter() - began, arguments.json)
+
+
+def _summarize(manifest: Manifest, output: Path, seconds: float, as_json: bool) -> None:
+    fates = Counter(tensor.fate for tensor in manifest.tensors.values())
+    graphs = sorted(path for path in output.iterdir() if path.suffix == ".onnx")
+    written = sum(path.stat().st_size for path in output.iterdir() if path.is_file() and path.stat().st_nlink == 1)
+    if as_json:
+        summary = {"artifact": str(output), "seconds": round(seconds, 2), "bytes_written": written}
+        print(json.dumps(summary | {"tensors": fates, "graphs": [path.name for path in graphs]}))
+        return
+    console = Console(highlight=False)
+    console.print(f"[bold]{output}[/]: {', '.join(path.name for path in graphs)}")
+    accounted = ", ".join(f"{count} {fate}" for fate, count in sorted(fates.items()))
+    console.print(f"{len(manifest.tensors)} tensors ({accounted}), {written / 1e6:.1f} MB written, {seconds:.1f} s")

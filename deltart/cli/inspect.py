@@ -1,0 +1,102 @@
+"""deltart inspect: what a checkpoint holds and what becomes of every tensor."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections import defaultdict
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from deltart.export.checkpoint import Checkpoint
+    from deltart.export.spec import ModelSpec
+    from deltart.export.weights import Ledger
+
+
+def add_parser(commands: Any) -> None:
+    """Add the subcommand."""
+    parser: argparse.ArgumentParser = commands.add_parser(
+        "inspect", help="show a checkpoint's model and the fate of every tensor", description=__doc__
+    )
+    parser.add_argument("checkpoint", type=Path, help="Hugging Face checkpoint folder")
+    parser.add_argument("--tensors", action="store_true", help="list every tensor")
+    parser.add_argument("--json", action="store_true", help="print everything as JSON")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Read headers and config, account for every tensor, print."""
+    from deltart.export.checkpoint import Checkpoint
+    from deltart.export.pipeline import account
+    from deltart.export.spec import read_spec
+
+    spec = read_spec(arguments.checkpoint)
+    checkpoint = Checkpoint(arguments.checkpoint)
+    ledger = account(spec, checkpoint)
+    if arguments.json:
+        print(json.dumps({"spec": asdict(spec), "tensors": _entries(ledger)}))
+        return
+    console = Console(highlight=False)
+    console.print(_model_table(spec, checkpoint))
+    console.print(_fate_table(ledger))
+    if arguments.tensors:
+        console.print(_tensor_table(ledger))
+
+
+def _entries(ledger: Ledger) -> dict[str, dict[str, Any]]:
+    def fate(name: str) -> dict[str, Any]:
+        if name in ledger.bound:
+            return {"fate": "bound", "graphs": ledger.bound[name]}
+        return {"fate": "deferred", "reason": ledger.deferred[name]}
+
+    return {name: asdict(info) | fate(name) for name, info in ledger.checkpoint.items()}
+
+
+def _model_table(spec: ModelSpec, checkpoint: Checkpoint) -> Table:
+    linear = spec.layer_types.count("linear_attention")
+    size = sum(info.nbytes for info in checkpoint.values())
+    rows = {
+        "architecture": spec.architecture,
+        "layers": f"{len(spec.layer_types)}: {linear} Gated DeltaNet, {len(spec.layer_types) - linear} gated attention",
+        "hidden / FFN": f"{spec.hidden_size} / {spec.intermediate_size}",
+        "GDN heads": f"{spec.linear_num_key_heads} k, {spec.linear_num_value_heads} v, {spec.linear_key_head_dim} wide",
+        "attention": f"{spec.num_attention_heads} q, {spec.num_key_value_heads} kv, {spec.head_dim} wide, "
+        f"{spec.rope.rotary_dim} rotary{', YaRN x' + str(spec.rope.yarn.factor) if spec.rope.yarn else ''}",
+        "vocabulary / context": f"{spec.vocab_size} / {spec.max_position_embeddings}",
+        "weights": f"{size / 1e9:.2f} GB in {len(checkpoint.files)} files, "
+        f"{'FP8 block-128' if spec.fp8 else 'unquantized'}",
+        "MTP / vision": f"{'yes' if spec.mtp_num_hidden_layers else 'no'} / {'yes' if spec.vision else 'no'}",
+    }
+    table = Table(show_header=False, title=str(checkpoint.folder), title_justify="left")
+    for name, value in rows.items():
+        table.add_row(name, value)
+    return table
+
+
+def _fate_table(ledger: Ledger) -> Table:
+    groups: dict[tuple[str, str, str], list[int]] = defaultdict(lambda: [0, 0])
+    for entry in _entries(ledger).values():
+        where = "+".join(entry["graphs"]) if "graphs" in entry else entry["reason"]
+        group = groups[entry["fate"], where, entry["dtype"]]
+        group[0] += 1
+        group[1] += entry["nbytes"]
+    table = Table("fate", "graph or reason", "dtype", "tensors", "MB")
+    for (fate, where, dtype), (count, nbytes) in sorted(groups.items()):
+        table.add_row(fate, where, dtype, str(count), f"{nbytes / 1e6:,.1f}")
+    table.add_section()
+    total = sum(info.nbytes for info in ledger.checkpoint.values())
+    table.add_row("all", "", "", str(len(ledger.checkpoint)), f"{total / 1e6:,.1f}")
+    return table
+
+
+def _tensor_table(ledger: Ledger) -> Table:
+    table = Table("tensor", "dtype", "shape", "fate")
+    for name, entry in _entries(ledger).items():
+        fate = "bound: " + "+".join(entry["graphs"]) if "graphs" in entry else f"deferred: {entry['reason']}"
+        table.add_row(name, entry["dtype"], " x ".join(map(str, entry["shape"])), fate)
+    return table

@@ -1,0 +1,28 @@
+"""deltart synth: a checkpoint without trained weights, random or sparse, for tests and dry runs."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+
+def add_parser(commands: Any) -> None:
+    """Add the subcommand."""
+    parser: argparse.ArgumentParser = commands.add_parser(
+        "synth", help="write a synthetic checkpoint of a preset", description=__doc__
+    )
+    presets = "qwen3.6-27b, qwen3.6-27b-fp8, tiny, tiny-fp8, mid, mid-fp8"
+    parser.add_argument("preset", help=presets)
+    parser.add_argument("-o", "--output", type=Path, required=True, help="new folder to write")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--sparse", action="store_true", help="true names, shapes and sizes, holes for data")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Write the checkpoint and say where."""
+    from deltart.export.synthetic import synthesize
+
+    synthesize(arguments.preset, arguments.output, seed=arguments.seed, sparse=arguments.sparse)
+    print(f"{arguments.output}: {arguments.preset}, {'sparse' if arguments.sparse else f'seed {arguments.seed}'}")

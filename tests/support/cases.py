@@ -1,0 +1,66 @@
+"""Small models of the real architecture that tests export and compare."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from deltart.export.checkpoint import Checkpoint
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A synthetic checkpoint and its artifact."""
+
+    config: dict[str, Any]
+    checkpoint: Path
+    artifact: Path
+
+
+# Sizes kept small, GDN heads at their real width: (text config, checkpoint format).
+CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "heads-1-3": (dict(hidden=128, ffn=256, layers=4, heads=4, kv_heads=2, k_heads=1, v_heads=3, head_dim=64), {}),
+    "heads-2-2": (dict(hidden=192, ffn=320, layers=8, heads=2, kv_heads=1, k_heads=2, v_heads=2, head_dim=256), {}),
+    "heads-2-4": (dict(hidden=128, ffn=256, layers=12, heads=6, kv_heads=2, k_heads=2, v_heads=4, head_dim=64), {}),
+    "tied": (
+        dict(hidden=128, ffn=256, layers=4, heads=4, kv_heads=1, k_heads=1, v_heads=2, head_dim=64, tied=True),
+        {},
+    ),
+    "yarn": (
+        dict(hidden=128, ffn=256, layers=4, heads=4, kv_heads=1, k_heads=1, v_heads=2, head_dim=256, yarn=4.0),
+        {},
+    ),
+    "fp8": (
+        dict(hidden=320, ffn=448, layers=4, heads=4, kv_heads=2, k_heads=1, v_heads=3, head_dim=64),
+        {"quantized": True, "scale_dtype": "BF16"},
+    ),
+    "fp8-f32-scales": (
+        dict(hidden=256, ffn=384, layers=4, heads=2, kv_heads=1, k_heads=2, v_heads=4, head_dim=256),
+        {"quantized": True, "scale_dtype": "F32"},
+    ),
+}
+VOCAB = 320
+
+Export = Callable[[str], Exported]
+
+
+def stored_weights(checkpoint: Path) -> dict[str, torch.Tensor]:
+    """Every weight in float32, FP8 blocks expanded here by plain repetition."""
+    tensors = Checkpoint(checkpoint)
+    weights = {}
+    for name in tensors:
+        if name.endswith("_scale_inv"):
+            continue
+        value = torch.from_numpy(np.asarray(tensors.read(name)).astype(np.float32))
+        scale_name = f"{name}_scale_inv"
+        if scale_name in tensors:
+            scale = torch.from_numpy(np.asarray(tensors.read(scale_name)).astype(np.float32))
+            expanded = scale.repeat_interleave(128, 0).repeat_interleave(128, 1)
+            value = value * expanded[: value.shape[0], : value.shape[1]]
+        weights[name] = value
+    return weights
