@@ -6,14 +6,15 @@ The base classes come from the TensorRT module that is handed in, so the same co
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from deltart.errors import BuildError
 from deltart.plugins.dims import Dim, expression
-from deltart.plugins.kernel_call import Call, has_kernel, kernel_of
+from deltart.plugins.kernel_call import Call, enqueue, has_kernel, kernel_of
 from deltart.plugins.spec import ACT, F32, FP8, I32, STORED, VERSION, OpSpec
 
 PLUGIN_VERSION = "1"  # the one that TensorRT's ONNX importer looks for
@@ -61,14 +62,9 @@ def _creator_class(trt: Any, spec: OpSpec) -> type:
             )
 
         def create_plugin(self, name: str, fields: Any, phase: Any) -> Any:
-            found = {f.name: np.asarray(f.data).item() for f in fields}
-            try:
-                return plugin(_attributes(spec, found))
-            except Exception as error:
-                _failures.append(error)
-                raise
+            return plugin(_attributes(spec, {f.name: np.asarray(f.data).item() for f in fields}))
 
-    return Creator
+    return _recording(Creator, "create_plugin")
 
 
 def _attributes(spec: OpSpec, fields: dict[str, Any]) -> dict[str, Any]:
@@ -164,18 +160,34 @@ def _plugin_class(trt: Any, spec: OpSpec) -> type:
             self, input_desc: list[Any], output_desc: list[Any], inputs: list[int], outputs: list[int],
             workspace: int, stream: int,
         ) -> None:  # fmt: skip
-            try:
-                sizes = spec.bind_axes([list(t.dims) for t in input_desc], self.attributes)
-                kernel_of(spec).enqueue(Call(sizes, self._dtypes(input_desc), _addresses(spec, inputs, outputs), workspace), stream)
-            except Exception as error:
-                _failures.append(error)
-                raise
+            sizes = spec.bind_axes([list(t.dims) for t in input_desc], self.attributes)
+            at = _addresses(spec, inputs, outputs) | {"workspace": int(workspace)}
+            enqueue(spec, Call(sizes, self._dtypes(input_desc), at), stream)
 
         def _dtypes(self, descriptions: Sequence[Any]) -> dict[str, str]:
             return {t.name: names[d.type] for t, d in zip(spec.inputs, descriptions, strict=True)}
 
     Plugin.__name__ = Plugin.__qualname__ = f"{spec.name}Plugin"
-    return Plugin
+    return _recording(Plugin, "get_output_shapes", "get_workspace_size", "enqueue")
+
+
+def _recording(cls: type, *methods: str) -> type:
+    """Keep what these methods raise: TensorRT prints it at most, and goes on to build a plan that can't run."""
+
+    def recording(method: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(method)
+        def call(*arguments: Any) -> Any:
+            try:
+                return method(*arguments)
+            except Exception as error:
+                _failures.append(error)
+                raise
+
+        return call
+
+    for name in methods:
+        setattr(cls, name, recording(getattr(cls, name)))
+    return cls
 
 
 def _addresses(spec: OpSpec, inputs: Sequence[int], outputs: Sequence[int]) -> dict[str, int]:

@@ -7,10 +7,10 @@ import sys
 from collections.abc import Sequence
 
 import deltart
-from deltart.cli import doctor, export, generate, inspect, synthesize
+from deltart.cli import build, doctor, export, generate, inspect, synthesize
 from deltart.errors import DeltaRTError
 
-COMMANDS = (inspect, export, generate, synthesize, doctor)
+COMMANDS = (inspect, export, build, generate, synthesize, doctor)
 
 
 def parser() -> argparse.ArgumentParser:

@@ -24,7 +24,6 @@ from deltart.runtime.backends.tensorrt_library import Flavour, Library, load_lib
 from deltart.runtime.backends.tensorrt_plans import Binding, EngineManifest, PlanEntry, Profile
 
 TARGET = "tensorrt"
-PHASES = ("decode", "prefill")
 DEFAULT_GPUS = ("sm_80", "sm_89", "sm_120")
 _DTYPES = {
     onnx.TensorProto.BFLOAT16: "bfloat16", onnx.TensorProto.FLOAT16: "float16", onnx.TensorProto.FLOAT: "float32",
@@ -67,9 +66,9 @@ def build_engine(
         if TARGET not in entry.files:
             raise ArtifactError(f"{artifact} has no '{TARGET}' graph of '{graph}'", todo="lower it first: deltart build does")
         source = artifact / entry.files[TARGET]
-        for phase in PHASES:
+        for phase in plans.PHASES:
             name = f"{graph}.{phase}"
-            job = _Job(library, source, name, gpus, plans.profiles(phase, options.slots, context, options.chunk))
+            job = _Job(library, source, name, gpus, plans.profile(phase, options.slots, context, options.chunk))
             built[name] = _obtain(job, manifest, graph, folder, options.cache, report)
     versions = {"deltart": manifest.versions.get("deltart", ""), library.trt.__name__: library.version}
     result = EngineManifest(library.flavour, options.slots, context, options.chunk, built, command, versions)
@@ -85,10 +84,10 @@ class _Job:
     source: Path
     name: str
     gpus: tuple[str, ...]
-    profiles: list[Profile]
+    profile: Profile
 
     def key(self, onnx_sha256: str) -> str:
-        return plans.plan_key(onnx_sha256, self.library.flavour, self.library.version, self.gpus, self.profiles)
+        return plans.plan_key(onnx_sha256, self.library.flavour, self.library.version, self.gpus, self.profile)
 
 
 def _context(options: BuildOptions, manifest: Manifest) -> int:
@@ -169,8 +168,9 @@ def _build(job: _Job, content: bytes, report: Report) -> tuple[PlanEntry, memory
         raise BuildError(f"{plugins} plugin layers came of {composites.total()} composite nodes", "one for each")
     config = _configure(job, builder, inputs, report)
     plan = builder.build_serialized_network(network, config)
-    if plan is None:
-        raise _failed(job.library, f"TensorRT could not build {job.name}")
+    failure = take_failure()
+    if plan is None or failure is not None:
+        raise _failed(job.library, f"TensorRT could not build {job.name}", failure)
     view = memoryview(plan)
     missing = [op for op, count in composites.items() if bytes(view).count(op.encode()) < count]
     if missing:
@@ -179,7 +179,7 @@ def _build(job: _Job, content: bytes, report: Report) -> tuple[PlanEntry, memory
     entry = PlanEntry(
         file=f"{job.name}.plan", graph="", phase=job.name.rpartition(".")[2], key=job.key(digest),
         sha256=hashlib.sha256(view).hexdigest(), nbytes=view.nbytes, flavour=job.library.flavour,
-        library=job.library.version, gpus=list(job.gpus), profiles=job.profiles, bindings=[*inputs, *outputs],
+        library=job.library.version, gpus=list(job.gpus), profile=job.profile, bindings=[*inputs, *outputs],
         plugins=dict(composites), onnx_sha256=digest, scratch_bytes=_scratch_bytes(job.library.messages.info),
         seconds=round(time.monotonic() - started, 2),
     )  # fmt: skip
@@ -197,7 +197,7 @@ def _parse(library: Library, network: Any, content: bytes) -> None:
             f"TensorRT has no plugin for {', '.join(missing)}", "every composite op registered as a plugin",
             "a newer export needs the plugins of the same version",
         )  # fmt: skip
-    raise _failed(library, f"TensorRT can't read the graph: {'; '.join(str(p.desc()) for p in problems)}")
+    raise _failed(library, f"TensorRT can't read the graph: {'; '.join(str(p.desc()) for p in problems)}", take_failure())
 
 
 def _configure(job: _Job, builder: Any, inputs: Sequence[Binding], report: Report) -> Any:
@@ -210,13 +210,12 @@ def _configure(job: _Job, builder: Any, inputs: Sequence[Binding], report: Repor
         config.num_compute_capabilities = len(job.gpus)
         for position, gpu in enumerate(job.gpus):
             config.set_compute_capability(trt.ComputeCapability.__members__[f"SM{gpu[3:]}"], position)
-    for chosen in job.profiles:
-        profile = builder.create_optimization_profile()
-        for tensor in inputs:
-            if any(isinstance(axis, str) for axis in tensor.axes):
-                sizes = [{a: r[bound] for a, r in chosen.axes.items()} for bound in range(3)]
-                profile.set_shape(tensor.name, *(tensor.shape(s) for s in sizes))
-        config.add_optimization_profile(profile)
+    profile = builder.create_optimization_profile()
+    bounds = [{axis: sizes[i] for axis, sizes in job.profile.axes.items()} for i in range(3)]
+    for tensor in inputs:
+        if any(isinstance(axis, str) for axis in tensor.axes):
+            profile.set_shape(tensor.name, *(tensor.shape(sizes) for sizes in bounds))
+    config.add_optimization_profile(profile)
     config.progress_monitor = _monitor(trt, job.name, report)
     return config
 
@@ -239,8 +238,7 @@ def _monitor(trt: Any, name: str, report: Report) -> Any:
     return Monitor()
 
 
-def _failed(library: Library, found: str) -> DeltaRTError:
-    failure = take_failure()
+def _failed(library: Library, found: str, failure: Exception | None) -> DeltaRTError:
     if isinstance(failure, DeltaRTError):
         return failure
     said = [*([] if failure is None else [repr(failure)]), *library.messages.errors[:5]]

@@ -18,7 +18,8 @@ from deltart.manifest import GraphEntry
 
 FORMAT = 1
 FILE_NAME = "engine.json"
-DECODE_TOKENS = 8  # at most, in one decode call: drafts and the token they follow
+PHASES = ("decode", "verify", "prefill")  # a plan each
+VERIFY_TOKENS = 8  # at most: the drafts of one step and the token they follow
 PREFILL_ROWS = 16  # logit rows of one prefill call
 ITEM_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4, "int8": 1, "int32": 4, "int64": 8}
 
@@ -67,7 +68,7 @@ class PlanEntry:
     flavour: str
     library: str
     gpus: list[str]
-    profiles: list[Profile]
+    profile: Profile
     bindings: list[Binding]
     plugins: Mapping[str, int]
     onnx_sha256: str
@@ -93,17 +94,16 @@ class EngineManifest:
         write_atomically(folder / FILE_NAME, (json.dumps(asdict(self), indent=1) + "\n").encode())
 
 
-def profiles(phase: str, slots: int, max_context: int, chunk: int) -> list[Profile]:
-    """Decode: all slots, one token each, or up to DECODE_TOKENS. Prefill: one slot, up to `chunk` tokens."""
+def profile(phase: str, slots: int, max_context: int, chunk: int) -> Profile:
+    """Decode: all slots, a token each. Verify: all slots, up to VERIFY_TOKENS. Prefill: one slot, up to `chunk`."""
     capacity = (1, max_context, max_context)
-    if phase == "prefill":
-        return [Profile({"B": (1, 1, 1), "T": (1, chunk, chunk), "L": (1, 1, min(PREFILL_ROWS, chunk)), "capacity": capacity})]
-    rows = (slots, slots, slots)
-    draft = (1, DECODE_TOKENS // 2, DECODE_TOKENS)
-    return [
-        Profile({"B": rows, "T": (1, 1, 1), "L": (1, 1, 1), "capacity": capacity}),
-        Profile({"B": rows, "T": draft, "L": draft, "capacity": capacity}),
-    ]
+    rows, one = (slots, slots, slots), (1, 1, 1)
+    if phase == "decode":
+        return Profile({"B": rows, "T": one, "L": one, "capacity": capacity})
+    if phase == "verify":
+        drafts = (1, VERIFY_TOKENS // 2, VERIFY_TOKENS)
+        return Profile({"B": rows, "T": drafts, "L": drafts, "capacity": capacity})
+    return Profile({"B": one, "T": (1, chunk, chunk), "L": (1, 1, min(PREFILL_ROWS, chunk)), "capacity": capacity})
 
 
 def bindings(entry: GraphEntry, tensors: Iterable[Binding]) -> list[Binding]:
@@ -126,9 +126,9 @@ def bindings(entry: GraphEntry, tensors: Iterable[Binding]) -> list[Binding]:
     return [Binding(t.name, roles[t.name], t.dtype, t.axes) for t in found]
 
 
-def plan_key(onnx_sha256: str, flavour: str, library: str, gpus: Sequence[str], chosen: Sequence[Profile]) -> str:
+def plan_key(onnx_sha256: str, flavour: str, library: str, gpus: Sequence[str], chosen: Profile) -> str:
     """The name of a plan by what it depends on: graph, TensorRT, GPUs, profiles and plugin code. Not the weights."""
-    parts = [onnx_sha256, flavour, library, list(gpus), [asdict(p) for p in chosen], deltart.__version__, _plugin_code()]
+    parts = [onnx_sha256, flavour, library, list(gpus), asdict(chosen), deltart.__version__, _plugin_code()]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -169,8 +169,8 @@ def load_engine(artifact: Path, flavour: str) -> EngineManifest:
 
 def plan_entry(raw: dict[str, Any]) -> PlanEntry:
     """A PlanEntry from its JSON form."""
-    chosen = [Profile({a: (r[0], r[1], r[2]) for a, r in p["axes"].items()}) for p in raw["profiles"]]
-    return PlanEntry(**raw | {"profiles": chosen, "bindings": [Binding(**b) for b in raw["bindings"]]})
+    chosen = Profile({a: (r[0], r[1], r[2]) for a, r in raw["profile"]["axes"].items()})
+    return PlanEntry(**raw | {"profile": chosen, "bindings": [Binding(**b) for b in raw["bindings"]]})
 
 
 def write_atomically(path: Path, content: bytes | memoryview) -> None:
