@@ -61,7 +61,9 @@ def lower_artifact(artifact: Path, report: Callable[[str], None] = lambda step: 
     if {f.name: f.header_sha256 for f in tensors.files} != {f.name: f.header_sha256 for f in manifest.files}:
         raise ArtifactError(f"{folder} is no longer the checkpoint that was exported", todo="export it again")
     spec = _exported_spec(folder, manifest)
-    files = write_graphs(spec, tensors, artifact, "mtp" in manifest.graphs, lambda name: report(f"tracing {name} in bfloat16"))
+    files = write_graphs(
+        spec, tensors, artifact, "mtp" in manifest.graphs, lambda name: report(f"tracing {name} in bfloat16")
+    )
     graphs = {n: replace(g, files={**g.files, TARGET: files[n]}) for n, g in manifest.graphs.items()}
     replace(manifest, graphs=graphs).save(artifact)
 
@@ -103,7 +105,11 @@ def _inline(call: onnx.NodeProto, functions: Mapping[str, onnx.FunctionProto]) -
     Layer functions have no attributes and no nested graphs.
     """
     function = functions[call.op_type]
-    names = dict(zip(function.input, call.input, strict=True)) | dict(zip(function.output, call.output, strict=True)) | {"": ""}
+    names = (
+        dict(zip(function.input, call.input, strict=True))
+        | dict(zip(function.output, call.output, strict=True))
+        | {"": ""}
+    )
     for node in function.node:
         copy = onnx.NodeProto()
         copy.CopyFrom(node)

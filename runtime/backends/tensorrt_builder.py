@@ -20,16 +20,11 @@ from deltart.manifest import Manifest, load_manifest
 from deltart.plugins.spec import DOMAIN
 from deltart.plugins.trt_plugin import take_failure
 from deltart.runtime.backends import tensorrt_plans as plans
-from deltart.runtime.backends.tensorrt_library import Flavour, Library, load_library
-from deltart.runtime.backends.tensorrt_plans import Binding, EngineManifest, PlanEntry, Profile
+from deltart.runtime.backends.tensorrt_library import Library, load_library
+from deltart.runtime.backends.tensorrt_plans import Binding, EngineManifest, Flavour, PlanEntry, Profile
 
 TARGET = "tensorrt"
 DEFAULT_GPUS = ("sm_80", "sm_89", "sm_120")
-_DTYPES = {
-    onnx.TensorProto.BFLOAT16: "bfloat16", onnx.TensorProto.FLOAT16: "float16", onnx.TensorProto.FLOAT: "float32",
-    onnx.TensorProto.INT8: "int8", onnx.TensorProto.INT32: "int32", onnx.TensorProto.INT64: "int64",
-}  # fmt: skip
-
 Report = Callable[[str], None]
 
 
@@ -64,7 +59,9 @@ def build_engine(
     built = {}
     for graph, entry in manifest.graphs.items():
         if TARGET not in entry.files:
-            raise ArtifactError(f"{artifact} has no '{TARGET}' graph of '{graph}'", todo="lower it first: deltart build does")
+            raise ArtifactError(
+                f"{artifact} has no '{TARGET}' graph of '{graph}'", todo="lower it first: deltart build does"
+            )
         source = artifact / entry.files[TARGET]
         for phase in plans.PHASES:
             name = f"{graph}.{phase}"
@@ -109,9 +106,7 @@ def _gpus(library: Library, asked: Sequence[str]) -> tuple[str, ...]:
     return tuple(asked)
 
 
-def _obtain(
-    job: _Job, manifest: Manifest, graph: str, folder: Path, cache: Path | None, report: Report
-) -> PlanEntry:
+def _obtain(job: _Job, manifest: Manifest, graph: str, folder: Path, cache: Path | None, report: Report) -> PlanEntry:
     content = job.source.read_bytes()
     digest = hashlib.sha256(content).hexdigest()
     target = folder / f"{job.name}.plan"
@@ -135,7 +130,9 @@ def _obtain(
     else:
         plans.write_atomically(target, plan)
     _record(target, entry)
-    report(f"{job.name}: {entry.nbytes / 1e6:.1f} MB in {entry.seconds:.0f} s, scratch {entry.scratch_bytes / 1e6:.1f} MB")
+    report(
+        f"{job.name}: {entry.nbytes / 1e6:.1f} MB in {entry.seconds:.0f} s, scratch {entry.scratch_bytes / 1e6:.1f} MB"
+    )
     return entry
 
 
@@ -157,7 +154,7 @@ def _build(job: _Job, content: bytes, report: Report) -> tuple[PlanEntry, memory
     trt, started = job.library.trt, time.monotonic()
     model = onnx.load_model_from_string(content)
     composites = Counter(node.op_type for node in model.graph.node if node.domain == DOMAIN)
-    inputs, outputs = ([_binding(v) for v in values] for values in (model.graph.input, model.graph.output))
+    inputs, outputs = ([plans.read_binding(v) for v in values] for values in (model.graph.input, model.graph.output))
     for kept in (job.library.messages.errors, job.library.messages.info):
         kept.clear()
     builder = trt.Builder(job.library.logger)
@@ -197,7 +194,9 @@ def _parse(library: Library, network: Any, content: bytes) -> None:
             f"TensorRT has no plugin for {', '.join(missing)}", "every composite op registered as a plugin",
             "a newer export needs the plugins of the same version",
         )  # fmt: skip
-    raise _failed(library, f"TensorRT can't read the graph: {'; '.join(str(p.desc()) for p in problems)}", take_failure())
+    raise _failed(
+        library, f"TensorRT can't read the graph: {'; '.join(str(p.desc()) for p in problems)}", take_failure()
+    )
 
 
 def _configure(job: _Job, builder: Any, inputs: Sequence[Binding], report: Report) -> Any:
@@ -243,11 +242,6 @@ def _failed(library: Library, found: str, failure: Exception | None) -> DeltaRTE
         return failure
     said = [*([] if failure is None else [repr(failure)]), *library.messages.errors[:5]]
     return BuildError(f"{found}: {' | '.join(said) or 'it gave no reason'}")
-
-
-def _binding(value: onnx.ValueInfoProto) -> Binding:
-    kind = value.type.tensor_type
-    return Binding(value.name, "", _DTYPES[kind.elem_type], [d.dim_param or d.dim_value for d in kind.shape.dim])
 
 
 def _scratch_bytes(info: Sequence[str]) -> int:

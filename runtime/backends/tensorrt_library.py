@@ -6,14 +6,14 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from deltart.errors import MissingDependencyError
 from deltart.plugins.registry import OPS
 from deltart.plugins.trt_plugin import register_plugins
 from deltart.runtime.backends.elf_alias import load_alias
+from deltart.runtime.backends.tensorrt_plans import Flavour
 
-Flavour = Literal["rtx", "tensorrt"]
 # Modules by flavour, the first that is installed serves. "rtx" builds for GPUs that are not there.
 MODULES: dict[Flavour, tuple[str, ...]] = {
     "rtx": ("tensorrt_rtx", "tensorrt_rtx_bindings"),
@@ -24,7 +24,7 @@ PACKAGES = {"rtx": "tensorrt-rtx-cu13-bindings tensorrt-rtx-cu13-libs", "tensorr
 
 @dataclass
 class Messages:
-    """What TensorRT says: errors and warnings kept, the rest handed to `listen`."""
+    """What TensorRT said, by severity."""
 
     errors: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)

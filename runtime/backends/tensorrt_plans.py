@@ -10,17 +10,19 @@ import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import deltart
 from deltart.errors import ArtifactError
 from deltart.manifest import GraphEntry
 
+Flavour = Literal["rtx", "tensorrt"]
 FORMAT = 1
 FILE_NAME = "engine.json"
 PHASES = ("decode", "verify", "prefill")  # a plan each
 VERIFY_TOKENS = 8  # at most: the drafts of one step and the token they follow
 PREFILL_ROWS = 16  # logit rows of one prefill call
+ELEMENT_TYPES = {1: "float32", 3: "int8", 6: "int32", 7: "int64", 10: "float16", 16: "bfloat16"}  # by ONNX number
 ITEM_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4, "int8": 1, "int32": 4, "int64": 8}
 
 Range = tuple[int, int, int]  # smallest, most likely, largest
@@ -80,7 +82,7 @@ class PlanEntry:
 class EngineManifest:
     """The plans of one flavour of an artifact. Written last, so a folder with one is complete."""
 
-    flavour: str
+    flavour: Flavour
     slots: int
     max_context: int
     chunk: int
@@ -104,6 +106,13 @@ def profile(phase: str, slots: int, max_context: int, chunk: int) -> Profile:
         drafts = (1, VERIFY_TOKENS // 2, VERIFY_TOKENS)
         return Profile({"B": rows, "T": drafts, "L": drafts, "capacity": capacity})
     return Profile({"B": one, "T": (1, chunk, chunk), "L": (1, 1, min(PREFILL_ROWS, chunk)), "capacity": capacity})
+
+
+def read_binding(value: Any) -> Binding:
+    """The binding, still without a role, of an ONNX graph's input or output (a ValueInfoProto)."""
+    kind = value.type.tensor_type
+    axes = [d.dim_param or d.dim_value for d in kind.shape.dim]
+    return Binding(value.name, "", ELEMENT_TYPES[kind.elem_type], axes)
 
 
 def bindings(entry: GraphEntry, tensors: Iterable[Binding]) -> list[Binding]:
