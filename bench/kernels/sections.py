@@ -46,8 +46,16 @@ class Run:
         return Shape(**sizes, **({"key_heads": 1, "value_heads": 3} if self.small else {}))
 
 
-def measure(run: Run, row: Row, source: Path, place: Callable[[], Buffers], plan: Plan, call_bytes: int, flops: int,
-            rivals: dict[str, peers.Peer]) -> Row:
+def measure(
+    run: Run,
+    row: Row,
+    source: Path,
+    place: Callable[[], Buffers],
+    plan: Plan,
+    call_bytes: int,
+    flops: int,
+    rivals: dict[str, peers.Peer],
+) -> Row:
     """Fills the timing columns of `row`: our launches and the rivals', over rotated copies of the same buffers."""
     if not run.timed:
         return row
@@ -96,8 +104,11 @@ def check(run: Run, row: Row, shape: Shape, source: Path, given: Arrays, plan: P
     found = buffers.read("o")
     row.error = relative_rms(found[:, :, heads][live], o[live])
     row.state_error = relative_rms(buffers.read("S")[:, heads], state)
-    row.passed = (row.error <= TOLERANCE[shape.dtype] and row.state_error <= TOLERANCE["state"]
-                  and bool(np.isfinite(found.astype(np.float32)).all()))
+    row.passed = (
+        row.error <= TOLERANCE[shape.dtype]
+        and row.state_error <= TOLERANCE["state"]
+        and bool(np.isfinite(found.astype(np.float32)).all())
+    )
 
 
 def state_bytes(shape: Shape) -> int:
@@ -124,9 +135,16 @@ def decode(run: Run) -> Iterator[Row]:
         for warps in (1, 2, 4, 8) if run.timed and not run.small else (0,):
             case = replace(row, case=row.case + (f" warps={warps}" if warps else ""), peers={}, notes=[])
             chosen = warps in (0, launch.decode_warps(shape))
-            yield measure(run, case, GDR / "decode.cu", lambda a=arrays: run.device.place(a),
-                          lambda b, s=shape, w=warps: [launch.decode(s, b.at, w)],
-                          state_bytes(shape) + token_bytes(shape), 0, rivals if chosen else {})
+            yield measure(
+                run,
+                case,
+                GDR / "decode.cu",
+                lambda a=arrays: run.device.place(a),
+                lambda b, s=shape, w=warps: [launch.decode(s, b.at, w)],
+                state_bytes(shape) + token_bytes(shape),
+                0,
+                rivals if chosen else {},
+            )
 
 
 def verify_arrays(shape: Shape, given: Arrays, n_commit: NDArray) -> Arrays:
@@ -168,9 +186,16 @@ def verify(run: Run) -> Iterator[Row]:
             arrays = check_verify(run, row, shape)
             arrays["n_commit"] = np.full(slots, max(1, tokens - 1), np.int32)
             capsule = sum(2 * arrays[name].nbytes for name in ("k", "u", "g"))
-            yield measure(run, row, GDR / "decode.cu", lambda a=arrays: run.device.place(a),
-                          lambda b, s=shape: [launch.verify(s, s.tokens, b.at)],
-                          state_bytes(shape) + token_bytes(shape) + capsule, 0, {})
+            yield measure(
+                run,
+                row,
+                GDR / "decode.cu",
+                lambda a=arrays: run.device.place(a),
+                lambda b, s=shape: [launch.verify(s, s.tokens, b.at)],
+                state_bytes(shape) + token_bytes(shape) + capsule,
+                0,
+                {},
+            )
 
 
 def prefill_flops(shape: Shape, chunk: int = 64) -> int:
@@ -197,8 +222,16 @@ def prefill(run: Run) -> Iterator[Row]:
             if isinstance(run.device, Cuda) and peers.available() and chunk == launch.CHUNKS[shape.dtype][0]:
                 rivals["fla"] = peers.fla_chunk(shape)
             row.notes.append(f"workspace {plan.workspace_bytes() / 2**20:.0f} MiB")
-            yield measure(run, row, GDR / "prefill.cu", lambda a=arrays: run.device.place(a), launches,
-                          state_bytes(shape) + token_bytes(shape), prefill_flops(shape), rivals)
+            yield measure(
+                run,
+                row,
+                GDR / "prefill.cu",
+                lambda a=arrays: run.device.place(a),
+                launches,
+                state_bytes(shape) + token_bytes(shape),
+                prefill_flops(shape),
+                rivals,
+            )
 
 
 def conv(run: Run) -> Iterator[Row]:
@@ -206,8 +239,10 @@ def conv(run: Run) -> Iterator[Row]:
     cases = [(2, 1), (2, 65)] if run.small else [(1, 1), (64, 1), (64, 4), (1, 2048), (1, 32768)]
     for slots, tokens in cases:
         shape = conv_inputs.Shape(slots, tokens, 256 if run.small else 10240)
-        row, given = Row("conv", f"B={slots} T={tokens}"), conv_inputs.make(conv_inputs.Shape(
-            slots, tokens, 256 if run.small else 10240), run.seed)
+        row, given = (
+            Row("conv", f"B={slots} T={tokens}"),
+            conv_inputs.make(conv_inputs.Shape(slots, tokens, 256 if run.small else 10240), run.seed),
+        )
         arrays = given | conv_inputs.outputs(shape)
         buffers = run.device.place(arrays)
         plan = lambda b, s=shape: [conv_launch.forward(s, b.at)]  # noqa: E731
@@ -242,4 +277,9 @@ def ceilings(run: Run) -> Iterator[Row]:
 
 
 SECTIONS: dict[str, Callable[[Run], Iterator[Row]]] = {
-    "ceilings": ceilings, "decode": decode, "verify": verify, "prefill": prefill, "conv": conv}
+    "ceilings": ceilings,
+    "decode": decode,
+    "verify": verify,
+    "prefill": prefill,
+    "conv": conv,
+}

@@ -40,8 +40,13 @@ def tokens(inputs: dict[str, NDArray], key_heads: int, key_dim: int) -> Tokens:
     q, k = (x.reshape(batch, count, key_heads, key_dim) for x in (q, k))
     q, k = (np.repeat(normalise(x), value_heads // key_heads, axis=2) for x in (q, k))
     softplus = np.logaddexp(0.0, a + dt_bias)
-    return Tokens(q=q * key_dim**-0.5, k=k, v=v.reshape(batch, count, value_heads, -1),
-                  g=np.where(live, -np.exp(A_log) * softplus, 0.0), beta=np.where(live, 1 / (1 + np.exp(-b)), 0.0))
+    return Tokens(
+        q=q * key_dim**-0.5,
+        k=k,
+        v=v.reshape(batch, count, value_heads, -1),
+        g=np.where(live, -np.exp(A_log) * softplus, 0.0),
+        beta=np.where(live, 1 / (1 + np.exp(-b)), 0.0),
+    )
 
 
 def recur(x: Tokens, S: NDArray) -> tuple[NDArray, NDArray, NDArray]:

@@ -32,8 +32,14 @@ def decode(kernels: CpuModule, shape: Shape, given: dict[str, NDArray], order: i
     return found["o"]
 
 
-def prefill(kernels: CpuModule, shape: Shape, given: dict[str, NDArray], order: int = FORWARD, chunk: int = 64,
-            segment: int = launch.SEGMENT) -> NDArray:
+def prefill(
+    kernels: CpuModule,
+    shape: Shape,
+    given: dict[str, NDArray],
+    order: int = FORWARD,
+    chunk: int = 64,
+    segment: int = launch.SEGMENT,
+) -> NDArray:
     """Runs the prefill kernels; the state in `given` is updated in place. Returns o."""
     found = inputs.outputs(shape)
     plan = launch.chunking(shape, chunk=chunk, segment=segment)

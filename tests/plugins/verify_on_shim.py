@@ -12,8 +12,14 @@ from deltart.plugins.gated_delta_rule.inputs import Shape
 from deltart.plugins.tolerance import relative_rms
 
 
-def call(kernels: CpuModule, shape: Shape, given: dict[str, NDArray], old: dict[str, NDArray],
-         new: dict[str, NDArray], n_commit: NDArray) -> NDArray:
+def call(
+    kernels: CpuModule,
+    shape: Shape,
+    given: dict[str, NDArray],
+    old: dict[str, NDArray],
+    new: dict[str, NDArray],
+    n_commit: NDArray,
+) -> NDArray:
     """One verify step: replays n_commit of `old`, fills `new`. Returns o."""
     found = inputs.outputs(shape) | {"n_commit": n_commit}
     at = addresses(given, found, old) | {f"{name}_out": array.ctypes.data for name, array in new.items()}
