@@ -99,7 +99,7 @@ def check(run: Run, row: Row, shape: Shape, source: Path, given: Arrays, plan: P
     part, part_shape, heads = one_group(given, shape, run.seed % shape.key_heads)
     if shape.tokens < LONG:
         part, part_shape, heads = given, shape, slice(None)
-    o, state = reference.gated_delta_rule(part, part_shape.key_heads, part_shape.key_dim)
+    o, state = reference.from_inputs(part, part_shape.key_heads, part_shape.key_dim)
     live = np.arange(shape.tokens)[None] < given["n_tokens"][:, None]
     found = buffers.read("o")
     row.error = relative_rms(found[:, :, heads][live], o[live])
@@ -248,7 +248,7 @@ def conv(run: Run) -> Iterator[Row]:
         plan = lambda b, s=shape: [conv_launch.forward(s, b.at)]  # noqa: E731
         run.device.module(CONV / "kernel.cu")(plan(buffers), 0)
         run.device.synchronize()
-        y, state = conv_reference.causal_conv1d(given)
+        y, state = conv_reference.from_inputs(given)
         row.error = relative_rms(buffers.read("y"), y)
         row.state_error = relative_rms(buffers.read("state"), state)
         row.passed = row.error <= TOLERANCE[shape.dtype] and row.state_error == 0

@@ -56,7 +56,7 @@ def errors(run, shape: Shape, seed: int = 0, correlation: float = 0.99, ragged: 
     n = inputs.ragged(np.random.default_rng(seed), shape.slots, shape.tokens) if ragged else None
     given = inputs.make(shape, seed, correlation, n)
     before = given["S"].copy()
-    expected, state = reference.gated_delta_rule(given, shape.key_heads, shape.key_dim)
+    expected, state = reference.from_inputs(given, shape.key_heads, shape.key_dim)
     o = run(shape, given)
     n = given["n_tokens"]
     assert np.isfinite(o.astype(np.float32)).all(), "an output was not written"
