@@ -78,6 +78,8 @@ def outputs(shape: Shape) -> dict[str, NDArray]:
 def capsule(shape: Shape, tokens: int) -> dict[str, NDArray]:
     """A capsule of `tokens`, full of NaN: k [B, Tc, Hk, Dk], u [B, Tc, Hv, Dv], g [B, Tc, Hv], all f32."""
     rows = (shape.slots, tokens)
-    return {"k": poisoned((*rows, shape.key_heads, shape.key_dim), "f32"),
-            "u": poisoned((*rows, shape.value_heads, shape.value_dim), "f32"),
-            "g": poisoned((*rows, shape.value_heads), "f32")}
+    return {
+        "k": poisoned((*rows, shape.key_heads, shape.key_dim), "f32"),
+        "u": poisoned((*rows, shape.value_heads, shape.value_dim), "f32"),
+        "g": poisoned((*rows, shape.value_heads), "f32"),
+    }

@@ -40,8 +40,13 @@ def tokens(inputs: dict[str, NDArray], key_heads: int, key_dim: int) -> Tokens:
     q, k = (x.reshape(batch, count, key_heads, key_dim) for x in (q, k))
     q, k = (np.repeat(normalise(x), value_heads // key_heads, axis=2) for x in (q, k))
     softplus = np.logaddexp(0.0, a + dt_bias)
-    return Tokens(q=q * key_dim**-0.5, k=k, v=v.reshape(batch, count, value_heads, -1),
-                  g=np.where(live, -np.exp(A_log) * softplus, 0.0), beta=np.where(live, 1 / (1 + np.exp(-b)), 0.0))
+    return Tokens(
+        q=q * key_dim**-0.5,
+        k=k,
+        v=v.reshape(batch, count, value_heads, -1),
+        g=np.where(live, -np.exp(A_log) * softplus, 0.0),
+        beta=np.where(live, 1 / (1 + np.exp(-b)), 0.0),
+    )
 
 
 def recur(x: Tokens, S: NDArray) -> tuple[NDArray, NDArray, NDArray]:
@@ -60,10 +65,19 @@ def recur(x: Tokens, S: NDArray) -> tuple[NDArray, NDArray, NDArray]:
     return np.stack(outputs, 1), np.stack(updates, 1), S
 
 
-def gated_delta_rule(inputs: dict[str, NDArray], key_heads: int, key_dim: int) -> tuple[NDArray, NDArray]:
+def from_inputs(inputs: dict[str, NDArray], key_heads: int, key_dim: int) -> tuple[NDArray, NDArray]:
     """o [B, T, Hv, Dv] and the new state, both float64. Rows of o at or beyond n_tokens mean nothing."""
     o, _, S = recur(tokens(inputs, key_heads, key_dim), inputs["S"])
     return o, S
+
+
+def gated_delta_rule(
+    *arrays: NDArray, num_k_heads: int, num_v_heads: int, head_k_dim: int, head_v_dim: int
+) -> tuple[NDArray, NDArray]:
+    """The contract's reference: `arrays` in its order; o [B, T, Hv * Dv] and S [B, Hv, Dk, Dv]."""
+    names = ("qkv", "a", "b", "A_log", "dt_bias", "S", "n_tokens")
+    o, S = from_inputs(dict(zip(names, arrays, strict=True)), num_k_heads, head_k_dim)
+    return o.reshape(*o.shape[:2], num_v_heads * head_v_dim), S
 
 
 def accept(x: Tokens, n: NDArray) -> Tokens:

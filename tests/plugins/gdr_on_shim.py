@@ -33,8 +33,14 @@ def decode(kernels: CpuModule, shape: Shape, given: dict[str, NDArray], order: i
     return found["o"]
 
 
-def prefill(kernels: CpuModule, shape: Shape, given: dict[str, NDArray], order: int = FORWARD, chunk: int = 64,
-            segment: int = launch.SEGMENT) -> NDArray:
+def prefill(
+    kernels: CpuModule,
+    shape: Shape,
+    given: dict[str, NDArray],
+    order: int = FORWARD,
+    chunk: int = 64,
+    segment: int = launch.SEGMENT,
+) -> NDArray:
     """Runs the prefill kernels; the state in `given` is updated in place. Returns o."""
     found = inputs.outputs(shape)
     plan = launch.chunking(shape, chunk=chunk, segment=segment)
@@ -51,7 +57,7 @@ def errors(run, shape: Shape, seed: int = 0, correlation: float = 0.99, ragged: 
     n = inputs.ragged(np.random.default_rng(seed), shape.slots, shape.tokens) if ragged else None
     given = inputs.make(shape, seed, correlation, n)
     before = given["S"].copy()
-    expected, state = reference.gated_delta_rule(given, shape.key_heads, shape.key_dim)
+    expected, state = reference.from_inputs(given, shape.key_heads, shape.key_dim)
     o = run(shape, given)
     n = given["n_tokens"]
     assert np.isfinite(o.astype(np.float32)).all(), "an output was not written"

@@ -17,12 +17,11 @@ from deltart.errors import BuildError
 from deltart.plugins.causal_conv1d.inputs import Shape as ConvShape
 from deltart.plugins.cpu_shim.runner import FORWARD, REVERSE
 from deltart.plugins.gated_delta_rule.inputs import Shape
-from deltart.plugins.gated_delta_rule.launch import Tiling
 
 
 def decodes(op: Path) -> bool:
     shape = Shape(slots=3, tokens=4, dtype="f32", key_heads=1, value_heads=2)
-    run = functools.partial(shim.decode, shim.module("decode", folder=op), tiles=Tiling(8, 4))
+    run = functools.partial(shim.decode, shim.module("decode", folder=op))
     return shim.within(shape, shim.errors(run, shape))
 
 
@@ -50,17 +49,53 @@ GDR, CONV = "gated_delta_rule", "causal_conv1d"
 BUGS = {
     "decode without its barrier": (GDR, "decode.cu", "  __syncthreads();\n\n  if", "  if", decodes),
     "padded tokens counted": (GDR, "decode.cu", "n = min(in.n_tokens[slot], in.tokens);", "n = in.tokens;", decodes),
-    "output of the wrong column": (GDR, "decode.cu", "at.column + at.lane / 4 % 4;\n  for", "at.column + at.lane / 8 % 4;\n  for", decodes),
+    "output of the wrong column": (
+        GDR,
+        "decode.cu",
+        "at.column + at.lane / 4 % 4;",
+        "at.column + at.lane / 8 % 4;",
+        decodes,
+    ),
     "replay one token short": (GDR, "decode.cu", "t < commit; ++t)", "t < commit - 1; ++t)", verifies),
     "replay from the capsule being written": (GDR, "decode.cu", "= old.k[", "= old.k_out[", verifies),
     "state not committed": (GDR, "decode.cu", "      if (commit) store(tile", "      if (false) store(tile", verifies),
     "scan without its barrier": (GDR, "prefill_scan.cuh", "<0>();\n      __syncthreads();", "<0>();", prefills),
     "scan without waiting for copies": (GDR, "prefill_scan.cuh", "wait_copies<0>();", "", prefills),
-    "chunk without a barrier in the merge": (GDR, "prefill_chunk.cuh", "        __syncthreads();\n      }", "      }", prefills),
-    "chunk overwrites the keys too early": (GDR, "prefill_chunk.cuh", "      __syncthreads();  // the keys", "      // the keys", prefills),
-    "decay of the wrong token": (GDR, "prefill_chunk.cuh", "g[row].over(g[j])", "g[row].over(g[min(j + 1, C - 1)])", prefills),
-    "state one input late": (CONV, "kernel.cu", "n - 3 + i, in.channels, last", "n - 2 + i, in.channels, last", convolves),
-    "conv replay one token short": (CONV, "kernel.cu", "t < commit; ++t)", "t + 1 < commit; ++t)", convolution_verifies),
+    "chunk without a barrier in the merge": (
+        GDR,
+        "prefill_chunk.cuh",
+        "        __syncthreads();\n      }",
+        "      }",
+        prefills,
+    ),
+    "chunk overwrites the keys too early": (
+        GDR,
+        "prefill_chunk.cuh",
+        "      __syncthreads();  // the keys",
+        "      // the keys",
+        prefills,
+    ),
+    "decay of the wrong token": (
+        GDR,
+        "prefill_chunk.cuh",
+        "g[row].over(g[j])",
+        "g[row].over(g[min(j + 1, C - 1)])",
+        prefills,
+    ),
+    "state one input late": (
+        CONV,
+        "kernel.cu",
+        "n - 3 + i, in.channels, last",
+        "n - 2 + i, in.channels, last",
+        convolves,
+    ),
+    "conv replay one token short": (
+        CONV,
+        "kernel.cu",
+        "t < commit; ++t)",
+        "t + 1 < commit; ++t)",
+        convolution_verifies,
+    ),
 }
 
 

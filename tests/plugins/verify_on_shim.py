@@ -12,17 +12,22 @@ from deltart.plugins.gated_delta_rule.inputs import Shape
 from deltart.plugins.tolerance import relative_rms
 
 
-def call(kernels: CpuModule, shape: Shape, given: dict[str, NDArray], old: dict[str, NDArray],
-         new: dict[str, NDArray], n_commit: NDArray, tiles: launch.Tiling | None) -> NDArray:
+def call(
+    kernels: CpuModule,
+    shape: Shape,
+    given: dict[str, NDArray],
+    old: dict[str, NDArray],
+    new: dict[str, NDArray],
+    n_commit: NDArray,
+) -> NDArray:
     """One verify step: replays n_commit of `old`, fills `new`. Returns o."""
     found = inputs.outputs(shape) | {"n_commit": n_commit}
     at = addresses(given, found, old) | {f"{name}_out": array.ctypes.data for name, array in new.items()}
-    kernels.run([launch.verify(shape, shape.tokens, at, tiles)])
+    kernels.run([launch.verify(shape, shape.tokens, at)])
     return found["o"]
 
 
-def worst_errors(kernels: CpuModule, shape: Shape, steps: int, seed: int = 0,
-                 tiles: launch.Tiling | None = None) -> tuple[float, float]:
+def worst_errors(kernels: CpuModule, shape: Shape, steps: int, seed: int = 0) -> tuple[float, float]:
     """The largest relative RMS errors of o and of the committed state over `steps` with random acceptance.
 
     The oracle keeps the state before each step and reruns the accepted prefix from it, token by token.
@@ -41,7 +46,7 @@ def worst_errors(kernels: CpuModule, shape: Shape, steps: int, seed: int = 0,
         given = inputs.make(shape, seed + 1 + step, 0.99 if step % 2 else 0.0, drafted) | {"S": state}
         drafts = reference.tokens(given, shape.key_heads, shape.key_dim)
         expected = reference.recur(drafts, oracle)[0]
-        o = call(kernels, shape, given, capsules[step % 2], capsules[1 - step % 2], n_commit, tiles)
+        o = call(kernels, shape, given, capsules[step % 2], capsules[1 - step % 2], n_commit)
         live = np.arange(shape.tokens)[None] < drafted[:, None]
         worst = (max(worst[0], relative_rms(o[live], expected[live])), max(worst[1], relative_rms(state, oracle)))
     return worst
