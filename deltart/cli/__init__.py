@@ -7,10 +7,10 @@ import sys
 from collections.abc import Sequence
 
 import deltart
-from deltart.cli import build, doctor, export, generate, inspect, synthesize
+from deltart.cli import build, doctor, export, generate, inspect, synthesize, verify
 from deltart.errors import DeltaRTError
 
-COMMANDS = (inspect, export, build, generate, synthesize, doctor)
+COMMANDS = (inspect, export, build, verify, generate, synthesize, doctor)
 
 
 def parser() -> argparse.ArgumentParser:

@@ -13,6 +13,7 @@ import numpy as np
 from deltart.errors import ArtifactError
 from deltart.manifest import Manifest, load_manifest
 from deltart.runtime.backends import tensorrt_calls as calls
+from deltart.runtime.backends.base import SlotState
 from deltart.runtime.backends.cuda import Cuda, CudaDriver, Graph
 from deltart.runtime.backends.tensorrt_engine import Executor, TensorRtExecutor
 from deltart.runtime.backends.tensorrt_library import Flavour, installed, load_library
@@ -100,9 +101,10 @@ class TensorRtBackend:
         return state
 
     def run(
-        self, graph: str, state: TensorRtState, inputs: Mapping[str, np.ndarray], outputs: Sequence[str]
+        self, graph: str, state: SlotState, inputs: Mapping[str, np.ndarray], outputs: Sequence[str]
     ) -> list[np.ndarray]:
         """One call; see Backend. Short calls run all slots at once, long ones prefill slot by slot."""
+        assert isinstance(state, TensorRtState)
         plans = self._entries(graph)
         bindings = plans["decode"].bindings
         sizes = calls.check_inputs(bindings, inputs, state.slots, state.capacity)
