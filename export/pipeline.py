@@ -44,7 +44,7 @@ def export_checkpoint(
     max_context: int | None = None,
     yarn: float | None = None,
     mtp: bool = True,
-    tensorrt_target: bool = False,
+    for_tensorrt: bool = False,
     overwrite: bool = False,
     report: Report = lambda step: None,
 ) -> manifest.Manifest:
@@ -54,7 +54,7 @@ def export_checkpoint(
         max_context: longest sequence the runtime may serve, in tokens; the model's own limit when None.
         yarn: static YaRN factor, or None for the checkpoint's own RoPE.
         mtp: whether to export the MTP head where the checkpoint has one.
-        tensorrt_target: whether to write the TensorRT graphs too; `deltart build` adds them otherwise.
+        for_tensorrt: whether to write the TensorRT graphs too; `deltart build` adds them otherwise.
         overwrite: replace an artifact that is already there.
         report: called with a line for every step.
 
@@ -76,7 +76,7 @@ def export_checkpoint(
         text_files = _bring_text_files(checkpoint, staging)
         result = _manifest(spec, checkpoint, ledger, entries, context, text_files)
         result.save(staging)
-        if tensorrt_target:
+        if for_tensorrt:
             tensorrt.lower_artifact(staging, report)
     return manifest.load_manifest(output)
 

@@ -52,7 +52,9 @@ def _text_config(folder: Path, manifest: Manifest) -> dict[str, Any]:
     if (manifest.spec["rope"]["yarn"] is not None) != (rope.get("rope_type") == "yarn"):
         raise ArtifactError("the export stretched the context by YaRN, config.json does not", "the same RoPE in both")
     dropped = ("architectures", "model_type", "quantization_config")
-    return {k: v for k, v in text.items() if k not in dropped} | {"tie_word_embeddings": manifest.spec["tie_word_embeddings"]}
+    return {k: v for k, v in text.items() if k not in dropped} | {
+        "tie_word_embeddings": manifest.spec["tie_word_embeddings"]
+    }
 
 
 def _load(config: dict[str, Any], tensors: Checkpoint, prefix: str) -> Any:

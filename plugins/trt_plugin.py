@@ -53,7 +53,7 @@ def _creator_class(trt: Any, spec: OpSpec) -> type:
     plugin = _plugin_class(trt, spec)
     types = {int: trt.PluginFieldType.INT32, float: trt.PluginFieldType.FLOAT32}
 
-    class Creator(trt.IPluginCreatorV3One):  # type: ignore[misc]
+    class Creator(trt.IPluginCreatorV3One):
         def __init__(self) -> None:
             trt.IPluginCreatorV3One.__init__(self)
             self.name, self.plugin_version, self.plugin_namespace = spec.name, PLUGIN_VERSION, ""
@@ -87,11 +87,9 @@ def _plugin_class(trt: Any, spec: OpSpec) -> type:
         F32: (trt.float32,),
         I32: (trt.int32,),
     }
-    bases = (trt.IPluginV3, trt.IPluginV3OneCore, trt.IPluginV3OneBuildV2, trt.IPluginV3OneRuntime)
-
-    class Plugin(*bases):  # type: ignore[misc]
+    class Plugin(trt.IPluginV3, trt.IPluginV3OneCore, trt.IPluginV3OneBuildV2, trt.IPluginV3OneRuntime):
         def __init__(self, attributes: dict[str, Any]) -> None:
-            for base in bases:
+            for base in type(self).__bases__:
                 base.__init__(self)
             self.attributes = attributes
             self.plugin_name, self.plugin_version, self.plugin_namespace = spec.name, PLUGIN_VERSION, ""

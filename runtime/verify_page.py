@@ -22,10 +22,15 @@ def page(report: Report) -> str:
     """The page."""
     runners = list(dict.fromkeys(d.runner for d in report.differences))
     verdict = "passed" if report.passed else "FAILED"
-    skipped = "".join(f"<li><b>{html.escape(n)}</b> did not run: {html.escape(r)}</li>" for n, r in report.skipped.items())
-    greedy = "".join(f"<li>{html.escape(n)}: greedy tokens agree at {s:.1%} of positions</li>" for n, s in report.greedy.items())
+    skipped = "".join(
+        f"<li><b>{html.escape(n)}</b> did not run: {html.escape(r)}</li>" for n, r in report.skipped.items()
+    )
+    greedy = "".join(
+        f"<li>{html.escape(n)}: greedy tokens agree at {s:.1%} of positions</li>" for n, s in report.greedy.items()
+    )
     return (
-        f"<!doctype html><html lang=en><meta charset=utf-8><title>deltart verify: {verdict}</title><style>{STYLE}</style>"
+        "<!doctype html><html lang=en><meta charset=utf-8>"
+        f"<title>deltart verify: {verdict}</title><style>{STYLE}</style>"
         f"<h1>Verification {verdict}</h1><p>{html.escape(report.artifact)}: {report.tokens} tokens, "
         f"against {html.escape(report.reference)}.</p><ul>{greedy}{skipped}</ul>"
         f"<h2>Relative RMS error by layer</h2>{_plot(report, runners)}<h2>Figures</h2>{_table(report, runners)}</html>\n"
@@ -55,7 +60,8 @@ def _plot(report: Report, runners: Sequence[str]) -> str:
         parts.append(_line(line, color, runner, COLORS.index(color)))
         limit = y(report.tolerances[runner])
         parts.append(f'<path d="M{MARGIN} {limit:.1f}H{WIDTH - MARGIN}" stroke="{color}" stroke-dasharray="6 4"/>')
-    return f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" width="100%" role="img" aria-label="error by layer">{"".join(parts)}</svg>'
+    frame = f'viewBox="0 0 {WIDTH} {HEIGHT}" width="100%" role="img" aria-label="error by layer"'
+    return f"<svg {frame}>{''.join(parts)}</svg>"
 
 
 def _grid(at: float, text: str) -> str:
@@ -82,7 +88,8 @@ def _table(report: Report, runners: Sequence[str]) -> str:
     points = list(dict.fromkeys(d.point for d in report.differences))
     head = "".join(f"<th>{html.escape(r)}: relative RMS</th><th>max</th>" for r in runners)
     rows = "".join(
-        f"<tr><td>{html.escape(p)}</td>{''.join(_cells(by_place.get((p, r)), report) for r in runners)}</tr>" for p in points
+        f"<tr><td>{html.escape(p)}</td>{''.join(_cells(by_place.get((p, r)), report) for r in runners)}</tr>"
+        for p in points
     )
     return f"<table><tr><th>point</th>{head}</tr>{rows}</table>"
 

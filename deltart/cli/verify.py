@@ -27,7 +27,9 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument("artifact", type=Path, help="folder written by 'deltart export'")
     parser.add_argument("--tokens", type=int, default=100, metavar="N", help="random tokens to run (default 100)")
-    parser.add_argument("--prefill", type=int, metavar="N", help="of these in one call, the rest one by one (default 3/4)")
+    parser.add_argument(
+        "--prefill", type=int, metavar="N", help="of these in one call, the rest one by one (default 3/4)"
+    )
     parser.add_argument("--prompt", metavar="TEXT", help="run this text's tokens instead")
     parser.add_argument("--seed", type=int, default=0, help="of the random tokens")
     parser.add_argument("--weights", choices=["folded", "mapped"], default="folded", help="see deltart generate")
@@ -107,7 +109,9 @@ def _print(report: Report, target: Path) -> None:
     table = Table("point", *runners, title=f"relative RMS against {report.reference}, {report.tokens} tokens")
     errors = {(d.point, d.runner): d.relative_rms for d in report.differences}
     for point in dict.fromkeys(d.point for d in report.differences):
-        table.add_row(point.removesuffix(".h"), *(f"{errors[point, r]:.1e}" if (point, r) in errors else "" for r in runners))
+        table.add_row(
+            point.removesuffix(".h"), *(f"{errors[point, r]:.1e}" if (point, r) in errors else "" for r in runners)
+        )
     table.add_section()
     table.add_row("greedy tokens", *(f"{report.greedy[r]:.1%}" for r in runners))
     console = Console(highlight=False)

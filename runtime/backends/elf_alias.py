@@ -1,4 +1,4 @@
-"""Gives a loaded shared library a second name, for libraries that look another one up by a name it is not shipped under."""
+"""Gives a loaded shared library a second name, for one that is looked up by a name it is not shipped under."""
 
 from __future__ import annotations
 

@@ -16,8 +16,8 @@ from deltart.runtime.backends import tensorrt_calls as calls
 from deltart.runtime.backends.base import SlotState
 from deltart.runtime.backends.cuda import Cuda, CudaDriver, Graph
 from deltart.runtime.backends.tensorrt_engine import Executor, TensorRtExecutor
-from deltart.runtime.backends.tensorrt_library import Flavour, installed, load_library
-from deltart.runtime.backends.tensorrt_plans import FILE_NAME, Binding, PlanEntry, engine_folder, load_engine
+from deltart.runtime.backends.tensorrt_library import installed, load_library
+from deltart.runtime.backends.tensorrt_plans import FILE_NAME, Binding, Flavour, PlanEntry, engine_folder, load_engine
 from deltart.runtime.backends.weight_stream import ALIGNMENT, align, layout, reads, stream_weights
 from deltart.runtime.weights import MappedWeights
 
@@ -37,7 +37,7 @@ class TensorRtState:
 
     def at(self, binding: Binding, row: int) -> int:
         """Address of slot `row` of a state."""
-        return self.addresses[binding.name] + row * binding.nbytes(self.sizes | {"B": 1})
+        return self.addresses[binding.name] + row * binding.nbytes({**self.sizes, "B": 1})
 
 
 @dataclass
@@ -116,7 +116,12 @@ class TensorRtBackend:
         return [array[: state.slots].astype(np.float32) for array in results]
 
     def _prefill(
-        self, graph: str, state: TensorRtState, inputs: Mapping[str, np.ndarray], outputs: Sequence[str], sizes: Mapping[str, int]
+        self,
+        graph: str,
+        state: TensorRtState,
+        inputs: Mapping[str, np.ndarray],
+        outputs: Sequence[str],
+        sizes: Mapping[str, int],
     ) -> list[np.ndarray]:
         name = f"{graph}.prefill"
         entry = self._entry(graph, "prefill")
@@ -159,7 +164,11 @@ class TensorRtBackend:
             self._cuda.launch(graph)
             return
         self._bind(plan, state, row, sizes)
-        if plan.entry.phase not in CAPTURED or key not in state.graphs or not plan.executor.capturable(self._cuda.stream):
+        if (
+            plan.entry.phase not in CAPTURED
+            or key not in state.graphs
+            or not plan.executor.capturable(self._cuda.stream)
+        ):
             self._enqueue(plan, sizes, outputs)
             state.graphs.setdefault(key, None)
             return

@@ -220,7 +220,7 @@ def _configure(job: _Job, builder: Any, inputs: Sequence[Binding], report: Repor
 
 
 def _monitor(trt: Any, name: str, report: Report) -> Any:
-    class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
+    class Monitor(trt.IProgressMonitor):
         def __init__(self) -> None:
             trt.IProgressMonitor.__init__(self)
 

@@ -44,7 +44,9 @@ class TensorRtExecutor:
     def __init__(self, library: Library, path: Path, entry: PlanEntry) -> None:
         content = path.read_bytes() if path.exists() else b""
         if hashlib.sha256(content).hexdigest() != entry.sha256:
-            raise ArtifactError(f"{path} is not the plan that was built", "its recorded hash", "run 'deltart build' again")
+            raise ArtifactError(
+                f"{path} is not the plan that was built", "its recorded hash", "run 'deltart build' again"
+            )
         for spec in OPS:
             if spec.name in entry.plugins:
                 prepare(spec)
@@ -53,7 +55,9 @@ class TensorRtExecutor:
         self._runtime = trt.Runtime(library.logger)
         self._engine = self._runtime.deserialize_cuda_engine(content)
         if self._engine is None:
-            raise self._error("TensorRT can't load", f"run 'deltart build' with TensorRT {library.version} for this GPU")
+            raise self._error(
+                "TensorRT can't load", f"run 'deltart build' with TensorRT {library.version} for this GPU"
+            )
         self._check_aliases(entry)
         self._context = self._engine.create_execution_context(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
         if self._context is None:

@@ -82,7 +82,7 @@ def _name_the_library() -> None:
 
 
 def _logger(trt: Any, messages: Messages) -> Any:
-    class Logger(trt.ILogger):  # type: ignore[misc]
+    class Logger(trt.ILogger):
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
 

@@ -15,6 +15,7 @@ from typing import Any, Literal
 import deltart
 from deltart.errors import ArtifactError
 from deltart.manifest import GraphEntry
+from deltart.plugins import trt_plugin
 
 Flavour = Literal["rtx", "tensorrt"]
 FORMAT = 1
@@ -144,7 +145,7 @@ def plan_key(onnx_sha256: str, flavour: str, library: str, gpus: Sequence[str], 
 def _plugin_code() -> str:
     """Hash of the plugins' Python code: it decides the shapes and the workspace sizes that a plan holds."""
     digest = hashlib.sha256()
-    folder = Path(deltart.plugins.__file__).resolve().parent
+    folder = Path(trt_plugin.__file__).resolve().parent
     for path in sorted([*folder.glob("*.py"), *folder.glob("*/*.py")]):
         digest.update(path.read_bytes())
     return digest.hexdigest()

@@ -1,4 +1,4 @@
-"""Brings weights from safetensors files to the device: large reads into pinned buffers, copied while the next is read."""
+"""Brings weights from safetensors files to the device: large reads into pinned buffers, copied during the next."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def stream_weights(
             if read.file not in opened:
                 opened[read.file] = files.enter_context(paths[read.file].open("rb", buffering=0))
             buffer = buffers[turn % BUFFERS]
-            _fill(opened[read.file], read.begin, memoryview(buffer)[: read.nbytes])
+            _fill(opened[read.file], read.begin, buffer[: read.nbytes].data)
             for copy in read.copies:
                 cuda.to_device(base + copy.offset, buffer[copy.start : copy.start + copy.nbytes])
             events.append(cuda.record())

@@ -37,7 +37,9 @@ class Builder:
 
 
 def test_dimension_arithmetic() -> None:
-    spec = OpSpec("Op", "", (TensorSpec("x", ACT, ("B", "T", "D")),), (TensorSpec("y", ACT, ("B", "T+h", "h*D")),), lambda: ())
+    spec = OpSpec(
+        "Op", "", (TensorSpec("x", ACT, ("B", "T", "D")),), (TensorSpec("y", ACT, ("B", "T+h", "h*D")),), lambda: ()
+    )
     builder = Builder()
     shapes = [[Dim(name, builder, "+", "*") for name in ("b", "t", "d")]]
     (shape,) = spec.output_shapes(shapes, {"h": 4})
@@ -96,7 +98,15 @@ def test_causal_conv1d_through_its_contract() -> None:
 @pytest.mark.parametrize("shared_limit", [99 << 10, 163 << 10, 227 << 10])
 @pytest.mark.parametrize("tokens", [9, 64, 1000, 5000])
 def test_workspace_is_enough_on_every_gpu(tokens: int, shared_limit: int) -> None:
-    sizes = {"B": 2, "T": tokens, "C": 80 * 128, "num_k_heads": 16, "num_v_heads": 48, "head_k_dim": 128, "head_v_dim": 128}
+    sizes = {
+        "B": 2,
+        "T": tokens,
+        "C": 80 * 128,
+        "num_k_heads": 16,
+        "num_v_heads": 48,
+        "head_k_dim": 128,
+        "head_v_dim": 128,
+    }
     dtypes = {"qkv": "bf16", "A_log": "f32", "dt_bias": "f32"}
     largest = delta.workspace_bytes(Call(sizes, dtypes))
     for smaller in (9, tokens // 2 + 9, tokens):
@@ -127,5 +137,3 @@ def test_serialized_fields() -> None:
         trt_plugin._attributes(GATED_DELTA_RULE, fields | {"contract": 2})
     with pytest.raises(BuildError, match="without num_v_heads"):
         trt_plugin._attributes(GATED_DELTA_RULE, {k: v for k, v in HEADS.items() if k != "num_v_heads"})
-
-

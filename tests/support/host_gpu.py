@@ -172,7 +172,9 @@ def write_engine(artifact: Path, slots: int, max_context: int, chunk: int, exact
         model = onnx.load(artifact / entry.files["tensorrt"])
         bindings = plans.bindings(entry, [plans.read_binding(v) for v in [*model.graph.input, *model.graph.output]])
         if exact:
-            bindings = [b if b.role == "weight" or b.dtype != "bfloat16" else replace(b, dtype="float32") for b in bindings]
+            bindings = [
+                b if b.role == "weight" or b.dtype != "bfloat16" else replace(b, dtype="float32") for b in bindings
+            ]
         for phase in plans.PHASES:
             profile = plans.profile(phase, slots, max_context, chunk)
             name = f"{graph}.{phase}"

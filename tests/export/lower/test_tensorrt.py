@@ -1,4 +1,4 @@
-"""The TensorRT lowering: what is in the graph, that it still computes the model, and that weights are not part of it."""
+"""The TensorRT lowering: what is in the graph, what is not, and that it still computes the model."""
 
 from __future__ import annotations
 
@@ -27,7 +27,9 @@ from deltart.runtime.backends.ort import OrtBackend
 from deltart.runtime.generate import text_inputs
 from support.cases import VOCAB, Export
 
-SMALL = dict(hidden=128, ffn=128, layers=4, heads=2, kv_heads=1, k_heads=1, v_heads=1, head_dim=64, vocab=VOCAB, mtp=False)
+SMALL = dict(
+    hidden=128, ffn=128, layers=4, heads=2, kv_heads=1, k_heads=1, v_heads=1, head_dim=64, vocab=VOCAB, mtp=False
+)
 INT8, BF16, FLOAT = onnx.TensorProto.INT8, onnx.TensorProto.BFLOAT16, onnx.TensorProto.FLOAT
 
 

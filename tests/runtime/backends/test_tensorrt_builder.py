@@ -99,8 +99,12 @@ def test_a_damaged_plan_is_built_again(built: Path) -> None:
 def test_options_change_the_key(built: Path, change: dict) -> None:
     engine = tensorrt_plans.load_engine(built / "artifact", "rtx")
     plan, options = engine.plans["model.prefill"], replace(OPTIONS, **change)
-    profiles = [tensorrt_plans.profile(p, options.slots, options.max_context or 0, options.chunk) for p in ("decode", "prefill")]
-    keys = {tensorrt_plans.plan_key(plan.onnx_sha256, "rtx", plan.library, options.gpus, profile) for profile in profiles}
+    profiles = [
+        tensorrt_plans.profile(p, options.slots, options.max_context or 0, options.chunk) for p in ("decode", "prefill")
+    ]
+    keys = {
+        tensorrt_plans.plan_key(plan.onnx_sha256, "rtx", plan.library, options.gpus, profile) for profile in profiles
+    }
     assert not keys >= {engine.plans["model.decode"].key, plan.key}
 
 
@@ -142,7 +146,12 @@ def test_an_interrupted_build_leaves_no_engine(artifact: Path) -> None:
 
 @pytest.mark.parametrize(
     ("change", "said"),
-    [({"gpus": ("sm_90",)}, "sm_89"), ({"gpus": ()}, "sm_89"), ({"max_context": 4096}, "2048"), ({"slots": 0}, "0 slots")],
+    [
+        ({"gpus": ("sm_90",)}, "sm_89"),
+        ({"gpus": ()}, "sm_89"),
+        ({"max_context": 4096}, "2048"),
+        ({"slots": 0}, "0 slots"),
+    ],
 )
 def test_options_that_fit_no_plan(artifact: Path, change: dict, said: str) -> None:
     with pytest.raises(BuildError, match=said):
@@ -153,5 +162,5 @@ def test_graph_and_manifest_must_agree(artifact: Path) -> None:
     raw = json.loads((artifact / "manifest.json").read_text())
     raw["graphs"]["model"]["weights"].pop()
     (artifact / "manifest.json").write_text(json.dumps(raw))
-    with pytest.raises(ArtifactError, match="disagree on lm_head.weight"):
+    with pytest.raises(ArtifactError, match=r"disagree on lm_head\.weight"):
         build_engine(artifact, OPTIONS)

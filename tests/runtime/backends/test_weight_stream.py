@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -52,7 +53,7 @@ def test_layout_is_aligned_and_does_not_overlap() -> None:
     place = weight_stream.layout(tensors)
     ends = sorted((at, at + tensors[name].nbytes) for name, at in place.offsets.items())
     assert all(at % 256 == 0 for at, _ in ends)
-    assert all(end <= following for (_, end), (following, _) in zip(ends, ends[1:], strict=False))
+    assert all(end <= following for (_, end), (following, _) in itertools.pairwise(ends))
     assert ends[-1][1] <= place.nbytes
 
 
