@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import gc
 import itertools
 import logging
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +17,7 @@ from torch import nn
 
 from deltart.export import ops
 from deltart.export.graph import I64, Block, Value
+from deltart.garbage import no_garbage_collection
 from deltart.plugins.spec import ACT, F32, I32
 
 OPSET = 24
@@ -51,7 +50,7 @@ def trace_blocks(kinds: Sequence[BlockKind], values: Mapping[str, Value], dtype:
     """
     borders = [_border(kind.block, values) for kind in kinds]
     arguments = [a for taken, _ in borders for a in taken]
-    with warnings.catch_warnings(), _QuietExporter(), _no_garbage_collection():
+    with warnings.catch_warnings(), _QuietExporter(), no_garbage_collection():
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
             _SideBySide(kinds, [len(taken) for taken, _ in borders]).eval(),
@@ -100,7 +99,6 @@ def _split(
 ) -> list[TracedBlock]:
     """One function per kind out of the graph that holds them side by side."""
     weights = _weights_to_inputs(model.graph)
-    onnxscript.optimizer.optimize_ir(model, inline=False)
     keep_leading_axes(model.graph)
     onnxscript.optimizer.optimize_ir(model, inline=False)
     arguments, results = iter(list(model.graph.inputs)), iter(list(model.graph.outputs))
@@ -213,18 +211,6 @@ def _dynamic_axes(value: Value) -> dict[int, object]:
 
 def _short(state: str) -> str:
     return state.rsplit(".", 1)[-1]
-
-
-@contextmanager
-def _no_garbage_collection() -> Iterator[None]:
-    """Tracing makes millions of objects that stay alive; collecting among them is a fifth of its time."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
 
 
 class _QuietExporter:
