@@ -144,9 +144,12 @@ def _staged(output: Path, overwrite: bool) -> Iterator[Path]:
 def _write_graphs(
     spec: ModelSpec, tensors: Checkpoint, staging: Path, mtp: bool, report: Report
 ) -> dict[str, manifest.GraphEntry]:
-    tracer = Tracer(spec, tensors, torch.float32, lambda name: report(f"tracing {name}"))
+    graphs = graphs_of(spec, torch.float32, mtp)
+    report("tracing each kind of block")
+    tracer = Tracer(spec, tensors, torch.float32, graphs)
+    report("assembling " + " and ".join(graph.name for graph in graphs))
     entries = {}
-    for graph in graphs_of(spec, torch.float32, mtp):
+    for graph in graphs:
         model, weights = assemble(graph, tracer)
         files = {}
         for target, bodies in TARGETS.items():

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
+from deltart.garbage import no_garbage_collection
+
 if TYPE_CHECKING:
     from deltart.manifest import Manifest
 
@@ -35,11 +37,10 @@ def add_parser(commands: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Export, showing each step with its time."""
-    from deltart.export.pipeline import export_checkpoint
-
     console = Console(stderr=True, highlight=False)
     began = time.perf_counter()
-    with console.status("reading the checkpoint") as status:
+    with console.status("loading the exporter") as status, no_garbage_collection():
+        from deltart.export.pipeline import export_checkpoint
 
         def report(step: str) -> None:
             console.print(f"[dim]{time.perf_counter() - began:6.1f} s[/]  {step}")
