@@ -89,8 +89,10 @@ def _plugin_class(trt: Any, spec: OpSpec) -> type:
     }
     class Plugin(trt.IPluginV3, trt.IPluginV3OneCore, trt.IPluginV3OneBuildV2, trt.IPluginV3OneRuntime):
         def __init__(self, attributes: dict[str, Any]) -> None:
-            for base in type(self).__bases__:
-                base.__init__(self)
+            trt.IPluginV3.__init__(self)
+            trt.IPluginV3OneCore.__init__(self)
+            trt.IPluginV3OneBuildV2.__init__(self)
+            trt.IPluginV3OneRuntime.__init__(self)
             self.attributes = attributes
             self.plugin_name, self.plugin_version, self.plugin_namespace = spec.name, PLUGIN_VERSION, ""
             self.num_outputs = len(spec.outputs)

@@ -26,22 +26,19 @@ DTYPE = torch.bfloat16
 CARRIERS = {onnx.TensorProto.FLOAT8E4M3FN: onnx.TensorProto.INT8}
 
 
-def lower_graphs(
-    spec: ModelSpec, checkpoint: Checkpoint, mtp: bool, on_trace: Callable[[str], None]
-) -> Iterator[tuple[str, onnx.ModelProto]]:
+def lower_graphs(spec: ModelSpec, checkpoint: Checkpoint, mtp: bool) -> Iterator[tuple[str, onnx.ModelProto]]:
     """(graph name, lowered model) of every graph, traced with bfloat16 activations."""
-    tracer = Tracer(spec, checkpoint, DTYPE, on_trace)
-    for graph in graphs_of(spec, DTYPE, mtp):
+    graphs = graphs_of(spec, DTYPE, mtp)
+    tracer = Tracer(spec, checkpoint, DTYPE, graphs)
+    for graph in graphs:
         model, _ = assemble(graph, tracer)
         yield graph.name, lower(model)
 
 
-def write_graphs(
-    spec: ModelSpec, checkpoint: Checkpoint, folder: Path, mtp: bool, on_trace: Callable[[str], None]
-) -> dict[str, str]:
+def write_graphs(spec: ModelSpec, checkpoint: Checkpoint, folder: Path, mtp: bool) -> dict[str, str]:
     """Write every lowered graph into `folder`; file names by graph name."""
     files = {}
-    for name, model in lower_graphs(spec, checkpoint, mtp, on_trace):
+    for name, model in lower_graphs(spec, checkpoint, mtp):
         files[name] = f"{name}.{TARGET}.onnx"
         (folder / files[name]).write_bytes(model.SerializeToString(deterministic=True))
     return files
@@ -61,9 +58,8 @@ def lower_artifact(artifact: Path, report: Callable[[str], None] = lambda step: 
     if {f.name: f.header_sha256 for f in tensors.files} != {f.name: f.header_sha256 for f in manifest.files}:
         raise ArtifactError(f"{folder} is no longer the checkpoint that was exported", todo="export it again")
     spec = _exported_spec(folder, manifest)
-    files = write_graphs(
-        spec, tensors, artifact, "mtp" in manifest.graphs, lambda name: report(f"tracing {name} in bfloat16")
-    )
+    report("tracing each kind of block in bfloat16")
+    files = write_graphs(spec, tensors, artifact, "mtp" in manifest.graphs)
     graphs = {n: replace(g, files={**g.files, TARGET: files[n]}) for n, g in manifest.graphs.items()}
     replace(manifest, graphs=graphs).save(artifact)
 

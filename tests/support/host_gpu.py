@@ -14,7 +14,6 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 
-from deltart.export.lower.tensorrt import lower_artifact
 from deltart.manifest import GraphEntry, load_manifest
 from deltart.runtime.backends import tensorrt_plans as plans
 from deltart.runtime.backends.tensorrt_calls import NUMPY
@@ -164,8 +163,10 @@ def _array(binding: Binding, address: int, shape: tuple[int, ...]) -> np.ndarray
 
 
 def write_engine(artifact: Path, slots: int, max_context: int, chunk: int, exact: bool = True) -> EngineManifest:
-    """An engine.json as `deltart build` writes it, without the plans. `exact` makes activations float32."""
-    lower_artifact(artifact)
+    """An engine.json for a lowered artifact, as `deltart build` writes it but without plans.
+
+    `exact` makes activations float32.
+    """
     manifest = load_manifest(artifact)
     entries = {}
     for graph, entry in manifest.graphs.items():

@@ -44,7 +44,7 @@ def lowered(tmp_path_factory: pytest.TempPathFactory) -> list[onnx.ModelProto]:
     models = []
     for seed in (0, 1):
         checkpoint = small_checkpoint(tmp_path_factory.mktemp("seed") / "checkpoint", seed)
-        ((_, model),) = lower_graphs(read_spec(checkpoint), Checkpoint(checkpoint), True, lambda name: None)
+        ((_, model),) = lower_graphs(read_spec(checkpoint), Checkpoint(checkpoint), True)
         models.append(model)
     return models
 
@@ -87,7 +87,7 @@ def test_lowered_graph_computes_the_model(exported: Export) -> None:
     made = exported("heads-1-3")
     spec, tensors = read_spec(made.checkpoint), Checkpoint(made.checkpoint)
     graph = graphs_of(spec, torch.float32, False)[0]
-    model = lower(assemble(graph, Tracer(spec, tensors, torch.float32))[0])
+    model = lower(assemble(graph, Tracer(spec, tensors, torch.float32, [graph]))[0])
     model.functions.extend(composite_functions(model.graph.node, portable.BODIES))
     session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
 

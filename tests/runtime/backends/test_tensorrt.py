@@ -13,7 +13,7 @@ from deltart.errors import ArtifactError, GenerationError
 from deltart.manifest import load_manifest
 from deltart.runtime.backends.ort import OrtBackend
 from deltart.runtime.backends.tensorrt import TensorRtBackend
-from support.cases import VOCAB, Export
+from support.cases import VOCAB
 from support.host_gpu import HostCuda, OrtExecutor, write_engine
 
 SLOTS, CHUNK = 3, 16
@@ -69,8 +69,8 @@ def ids(rows: int, length: int, seed: int) -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def artifact(exported: Export) -> Path:
-    folder = exported("fp8").artifact
+def artifact(lowered: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = Path(shutil.copytree(lowered, tmp_path_factory.mktemp("engine") / "artifact"))
     write_engine(folder, SLOTS, max_context=128, chunk=CHUNK)
     return folder
 

@@ -13,14 +13,12 @@ import onnx
 import pytest
 
 from deltart.errors import ArtifactError, BuildError
-from deltart.export.lower.tensorrt import lower_artifact
 from deltart.manifest import load_manifest
 from deltart.plugins import trt_plugin
 from deltart.plugins.gated_delta_rule import plugin as gated_delta_rule
 from deltart.plugins.registry import OPS
 from deltart.runtime.backends import tensorrt_library, tensorrt_plans
 from deltart.runtime.backends.tensorrt_builder import BuildOptions, build_engine
-from support.cases import Export
 
 pytestmark = pytest.mark.skipif(
     "rtx" not in tensorrt_library.installed(), reason="tensorrt_rtx is not installed: no plan can be built here"
@@ -28,23 +26,16 @@ pytestmark = pytest.mark.skipif(
 OPTIONS = BuildOptions("rtx", slots=2, max_context=64, chunk=128)
 
 
-@pytest.fixture(scope="module")
-def lowered(exported: Export) -> Path:
-    folder = exported("fp8").artifact
-    lower_artifact(folder)
-    return folder
-
-
 @pytest.fixture
 def artifact(lowered: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(lowered, tmp_path / "artifact", ignore=shutil.ignore_patterns("engine")))
+    return Path(shutil.copytree(lowered, tmp_path / "artifact"))
 
 
 @pytest.fixture(scope="module")
 def built(lowered: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An artifact with plans, and the cache they came through beside it."""
     folder = tmp_path_factory.mktemp("built")
-    shutil.copytree(lowered, folder / "artifact", ignore=shutil.ignore_patterns("engine"))
+    shutil.copytree(lowered, folder / "artifact")
     build_engine(folder / "artifact", replace(OPTIONS, cache=folder / "cache"), "deltart build artifact")
     return folder
 
