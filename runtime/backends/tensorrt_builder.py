@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import signal
+import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ import onnx
 from deltart.errors import ArtifactError, BuildError, DeltaRTError
 from deltart.manifest import Manifest, load_manifest
 from deltart.plugins.spec import DOMAIN
-from deltart.plugins.trt_plugin import take_failure
+from deltart.plugins.trt_plugin import record_failure, take_failure
 from deltart.runtime.backends import tensorrt_plans as plans
 from deltart.runtime.backends.tensorrt_library import Library, load_library
 from deltart.runtime.backends.tensorrt_plans import Binding, EngineManifest, Flavour, PlanEntry, Profile
@@ -120,7 +122,8 @@ def _obtain(job: _Job, manifest: Manifest, graph: str, folder: Path, cache: Path
                 _record(target, entry)
             return entry
     report(f"{job.name}: building for {' '.join(job.gpus)}")
-    entry, plan = _build(job, content, report)
+    with _held_interrupts():
+        entry, plan = _build(job, content, report)
     entry = replace(entry, graph=graph, bindings=plans.bindings(manifest.graphs[graph], entry.bindings))
     if stored is not None:
         stored.parent.mkdir(parents=True, exist_ok=True)
@@ -134,6 +137,22 @@ def _obtain(job: _Job, manifest: Manifest, graph: str, folder: Path, cache: Path
         f"{job.name}: {entry.nbytes / 1e6:.1f} MB in {entry.seconds:.0f} s, scratch {entry.scratch_bytes / 1e6:.1f} MB"
     )
     return entry
+
+
+@contextmanager
+def _held_interrupts() -> Iterator[None]:
+    """Hold Ctrl-C back while TensorRT calls into Python: an exception from there ends the process."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    held: list[int] = []
+    previous = signal.signal(signal.SIGINT, lambda number, frame: held.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
+    if held:
+        raise KeyboardInterrupt
 
 
 def _recorded(plan: Path, key: str) -> PlanEntry | None:
@@ -225,11 +244,14 @@ def _monitor(trt: Any, name: str, report: Report) -> Any:
             trt.IProgressMonitor.__init__(self)
 
         def phase_start(self, phase: str, parent: str | None, steps: int) -> None:
-            if parent is None:
-                report(f"{name}: {phase}")
+            try:
+                if parent is None:
+                    report(f"{name}: {phase}")
+            except BaseException as error:  # it may not cross into TensorRT
+                record_failure(error)
 
         def step_complete(self, phase: str, step: int) -> bool:
-            return True
+            return True  # to cancel would corrupt the heap
 
         def phase_finish(self, phase: str) -> None:
             pass
