@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-import shutil
+import json
 from pathlib import Path
 
 import ml_dtypes
 import numpy as np
 import onnx
 import pytest
+from tokenizers import Tokenizer
 
 from deltart.errors import MissingDependencyError
+from deltart.export.pipeline import export_checkpoint
 from deltart.plugins.causal_conv1d.op import CAUSAL_CONV1D
 from deltart.plugins.gated_delta_rule.op import GATED_DELTA_RULE
 from deltart.plugins.spec import DOMAIN, OpSpec
@@ -25,9 +27,10 @@ from deltart.runtime.backends.tensorrt_engine import TensorRtExecutor
 from deltart.runtime.backends.tensorrt_library import installed, load_library
 from deltart.runtime.backends.tensorrt_plans import Binding, PlanEntry, Profile
 from deltart.runtime.generate import text_inputs
-from support.cases import VOCAB
 
 pytestmark = pytest.mark.gpu
+NANO = Path(__file__).resolve().parents[3] / "tools" / "nano" / "checkpoint"
+HELDOUT = NANO.parent / "heldout.jsonl"
 HEADS = {"num_k_heads": 1, "num_v_heads": 3, "head_k_dim": 128, "head_v_dim": 128}
 BF16 = np.dtype(ml_dtypes.bfloat16)
 
@@ -150,15 +153,16 @@ def test_causal_conv1d_plan(cuda: CudaDriver, tokens: int, tmp_path: Path) -> No
     assert relative_rms(state, kept) == 0
 
 
-def test_engine_equals_its_cpu_twin(cuda: CudaDriver, lowered: Path, tmp_path: Path) -> None:
-    """Prefill in pieces, then decode steps that become a CUDA graph; every op of the model needs its kernel."""
-    artifact = Path(shutil.copytree(lowered, tmp_path / "artifact"))
-    flavour = installed()[0]
+def test_engine_equals_its_cpu_twin(cuda: CudaDriver, tmp_path: Path) -> None:
+    """The trained nano: prefill in pieces, then decode steps that become a CUDA graph. Every op needs its kernel."""
+    artifact, flavour = tmp_path / "artifact", installed()[0]
+    export_checkpoint(NANO, artifact, for_tensorrt=True)
     build_engine(artifact, BuildOptions(flavour, gpus() if flavour == "rtx" else (), 2, 256, 64))
     try:
         twins = (TensorRtBackend(artifact, flavour, cuda=cuda), OrtBackend(artifact))
         states = [backend.new_state("model", 2, 256) for backend in twins]
-        ids = np.random.default_rng(0).integers(0, VOCAB, (2, 130))
+        text = " ".join(json.loads(line)["messages"][0]["content"] for line in HELDOUT.read_text().splitlines()[:40])
+        ids = np.array(Tokenizer.from_file(str(NANO / "tokenizer.json")).encode(text).ids[:250]).reshape(2, 125)
         past = 0
         for length in (100, 5, *[1] * 20):
             inputs = text_inputs(ids[:, past : past + length], np.full(2, past, np.int32))
