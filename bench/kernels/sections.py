@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,6 @@ from bench.kernels.table import Row
 from deltart.plugins import causal_conv1d, gated_delta_rule
 from deltart.plugins.causal_conv1d import inputs as conv_inputs
 from deltart.plugins.causal_conv1d import launch as conv_launch
-from deltart.plugins.causal_conv1d import reference as conv_reference
 from deltart.plugins.gated_delta_rule import inputs, launch, reference
 from deltart.plugins.gated_delta_rule.inputs import Shape
 from deltart.plugins.launch import Launch
@@ -53,8 +53,7 @@ def measure(run: Run, row: Row, source: Path, arrays: Arrays, plan: Plan, call_b
         return row
     kernels = run.device.module(source)
     sets = [run.device.place(arrays) for _ in range(run.device.copies(call_bytes))]
-    calls = [(lambda stream, launches=plan(one): kernels(launches, stream)) for one in sets]
-    timing = run.device.time(calls)
+    timing = run.device.time([partial(kernels, plan(one)) for one in sets])
     row.us, row.spread_us = timing.us, timing.spread
     row.gbs, row.tflops = call_bytes / timing.us / 1e3, flops / timing.us / 1e6 or None
     if run.copy_gbs:
@@ -64,7 +63,7 @@ def measure(run: Run, row: Row, source: Path, arrays: Arrays, plan: Plan, call_b
     for name, rival in rivals.items():
         try:
             row.peers[name] = run.device.time([lambda stream, r=rival, one=one: r(one) for one in sets]).us
-        except Exception as error:  # noqa: BLE001  a rival's failure is a result, not ours to repair
+        except Exception as error:
             row.notes.append(f"{name} could not be timed: {type(error).__name__}: {error}")
     return row
 
@@ -84,7 +83,7 @@ def one_group(given: Arrays, shape: Shape, group: int) -> tuple[Arrays, Shape, s
 
 @dataclass
 class Expected:
-    """The float64 outputs of some value heads: o [B, T, heads, Dv] where live, and the state."""
+    """The float64 outputs of some value heads: o [B, T, heads * Dv], the state, and which tokens count."""
 
     o: NDArray
     state: NDArray
@@ -92,8 +91,9 @@ class Expected:
     live: NDArray
 
     def error(self, o: NDArray) -> float:
-        """Relative RMS of the live outputs."""
-        return relative_rms(o[:, :, self.heads][self.live], self.o[self.live])
+        """Relative RMS of the live outputs; o [B, T, Hv, Dv] or flat."""
+        o = o.reshape(*self.live.shape, -1, self.state.shape[-1])[:, :, self.heads]
+        return relative_rms(o[self.live].reshape(-1), self.o[self.live].reshape(-1))
 
 
 def expect(run: Run, shape: Shape, given: Arrays) -> Expected:
@@ -101,7 +101,7 @@ def expect(run: Run, shape: Shape, given: Arrays) -> Expected:
     part, part_shape, heads = given, shape, slice(None)
     if shape.slots * shape.tokens >= MANY:
         part, part_shape, heads = one_group(given, shape, run.seed % shape.key_heads)
-    o, state = reference.gated_delta_rule(part, part_shape.key_heads, part_shape.key_dim)
+    o, state = inputs.expected(part_shape, part)
     return Expected(o, state, heads, np.arange(shape.tokens)[None] < given["n_tokens"][:, None])
 
 
@@ -123,7 +123,7 @@ def note_errors(run: Run, row: Row, arrays: Arrays, rivals: dict[str, peers.Peer
         try:
             found = rival(run.device.place(arrays)).float().cpu().numpy()
             row.notes.append(f"{name} error {expected.error(found):.1e}")
-        except Exception as error:  # noqa: BLE001  as in measure
+        except Exception as error:
             row.notes.append(f"{name} failed: {type(error).__name__}: {error}")
 
 
@@ -190,10 +190,9 @@ def check_verify(run: Run, row: Row, shape: Shape) -> Arrays:
     if shape.slots * shape.tokens >= MANY:
         second = one_group(second, shape, run.seed % shape.key_heads)[0]
         first, part, heads = one_group(first, shape, run.seed % shape.key_heads)
-    drafts = reference.tokens(first, part.key_heads, part.key_dim)
-    state = reference.recur(reference.accept(drafts, n_commit), first["S"])[2]
-    o = reference.recur(reference.tokens(second, part.key_heads, part.key_dim), state)[0]
-    row.error = relative_rms(buffers.read("o")[:, :, heads], o)
+    state = reference.recur(inputs.tokens(part, first).first(n_commit), first["S"])[1]
+    o = reference.recur(inputs.tokens(part, second), state)[0]
+    row.error = Expected(o, state, heads, np.ones(o.shape[:2], bool)).error(buffers.read("o"))
     row.state_error = relative_rms(buffers.read("S")[:, heads], state)
     row.passed = row.error <= TOLERANCE[shape.dtype] and row.state_error <= TOLERANCE["state"]
     return arrays
@@ -212,7 +211,8 @@ def verify(run: Run) -> Iterator[Row]:
             def plan(b: Buffers, shape: Shape = shape) -> list[Launch]:
                 return [launch.verify(shape, shape.tokens, b.at)]
 
-            yield measure(run, row, GDR / "decode.cu", arrays, plan, state_bytes(shape) + token_bytes(shape) + capsule, 0, {})
+            moved = state_bytes(shape) + token_bytes(shape) + capsule
+            yield measure(run, row, GDR / "decode.cu", arrays, plan, moved, 0, {})
 
 
 def prefill_flops(shape: Shape, chunk: int = 64) -> int:
@@ -264,7 +264,7 @@ def conv(run: Run) -> Iterator[Row]:
         buffers = run.device.place(arrays)
         run.device.module(CONV / "kernel.cu")(plan(buffers), 0)
         run.device.synchronize()
-        y, state = conv_reference.causal_conv1d(given)
+        y, state = conv_inputs.expected(given)
         row.error = relative_rms(buffers.read("y"), y)
         row.state_error = relative_rms(buffers.read("state"), state)
         row.passed = row.error <= TOLERANCE[shape.dtype] and row.state_error == 0

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from deltart.plugins.causal_conv1d.reference import causal_conv1d
 from deltart.plugins.dtypes import cast, poisoned
 
 
@@ -33,6 +34,12 @@ def make(shape: Shape, seed: int, n_tokens: NDArray | None = None) -> dict[str, 
         "state": cast(rng.standard_normal((shape.slots, 3, shape.channels)), shape.dtype),
         "n_tokens": n,
     }
+
+
+def expected(given: dict[str, NDArray]) -> tuple[NDArray, NDArray]:
+    """The reference's y and new state for what `make` returned. y at or beyond n_tokens means nothing."""
+    x, weight, state = (given[name].astype(np.float64) for name in ("x", "weight", "state"))
+    return causal_conv1d(x, weight, state, given["n_tokens"])
 
 
 def outputs(shape: Shape) -> dict[str, NDArray]:

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deltart.plugins.dtypes import cast, poisoned
+from deltart.plugins.gated_delta_rule import reference
 
 
 @dataclass(frozen=True)
@@ -70,9 +71,22 @@ def make(shape: Shape, seed: int, correlation: float = 0.0, n_tokens: NDArray | 
     }
 
 
+def expected(shape: Shape, given: dict[str, NDArray]) -> tuple[NDArray, NDArray]:
+    """The reference's o [B, T, Hv * Dv] and new state for what `make` returned."""
+    names = ("qkv", "a", "b", "A_log", "dt_bias", "S")
+    return reference.gated_delta_rule(*(given[name].astype(np.float64) for name in names), given["n_tokens"],
+                                      shape.key_heads, shape.value_heads, shape.key_dim, shape.value_dim)
+
+
+def tokens(shape: Shape, given: dict[str, NDArray]) -> reference.Tokens:
+    """The reference's operands for what `make` returned."""
+    arrays = (given[name].astype(np.float64) for name in ("qkv", "a", "b", "A_log", "dt_bias"))
+    return reference.tokens(*arrays, given["n_tokens"], shape.key_heads, shape.key_dim)
+
+
 def outputs(shape: Shape) -> dict[str, NDArray]:
-    """o, full of NaN."""
-    return {"o": poisoned((shape.slots, shape.tokens, shape.value_heads, shape.value_dim), shape.dtype)}
+    """o [B, T, Hv * Dv], full of NaN."""
+    return {"o": poisoned((shape.slots, shape.tokens, shape.value_heads * shape.value_dim), shape.dtype)}
 
 
 def capsule(shape: Shape, tokens: int) -> dict[str, NDArray]:

@@ -36,11 +36,11 @@ def worst_errors(kernels: CpuModule, shape: Shape, steps: int, seed: int = 0,
     for step in range(steps):
         n_commit = rng.integers(0, drafted + 1).astype(np.int32)
         if drafts is not None:
-            oracle = reference.recur(reference.accept(drafts, n_commit), oracle)[2]
+            oracle = reference.recur(drafts.first(n_commit), oracle)[1]
         drafted = rng.integers(1, shape.tokens + 1, shape.slots).astype(np.int32)
         given = inputs.make(shape, seed + 1 + step, 0.99 if step % 2 else 0.0, drafted) | {"S": state}
-        drafts = reference.tokens(given, shape.key_heads, shape.key_dim)
-        expected = reference.recur(drafts, oracle)[0]
+        drafts = inputs.tokens(shape, given)
+        expected = reference.recur(drafts, oracle)[0].reshape(shape.slots, shape.tokens, -1)
         o = call(kernels, shape, given, capsules[step % 2], capsules[1 - step % 2], n_commit, tiles)
         live = np.arange(shape.tokens)[None] < drafted[:, None]
         worst = (max(worst[0], relative_rms(o[live], expected[live])), max(worst[1], relative_rms(state, oracle)))
