@@ -22,8 +22,10 @@ def unpack(x: Tensors, shape: Shape) -> tuple[Any, Any, Any]:
     """q, k [B, T, Hk, Dk] and v [B, T, Hv, Dv] as views of qkv."""
     sizes = [shape.key_heads * shape.key_dim] * 2 + [shape.value_heads * shape.value_dim]
     q, k, v = x["qkv"].split(sizes, -1)
-    return tuple(part.unflatten(-1, (heads, -1)) for part, heads in
-                 ((q, shape.key_heads), (k, shape.key_heads), (v, shape.value_heads)))
+    return tuple(
+        part.unflatten(-1, (heads, -1))
+        for part, heads in ((q, shape.key_heads), (k, shape.key_heads), (v, shape.value_heads))
+    )
 
 
 def fla(function: Callable, shape: Shape) -> Peer:
@@ -37,9 +39,20 @@ def fla(function: Callable, shape: Shape) -> Peer:
             parts = tuple(part.contiguous() for part in unpack(x, shape))
             prepared[id(buffers)] = (*parts, x["A_log"].float(), x["dt_bias"].float())
         q, k, v, A_log, dt_bias = prepared[id(buffers)]
-        return function(q, k, v, g=x["a"], beta=x["b"], initial_state=x["S"], output_final_state=True,
-                        use_qk_l2norm_in_kernel=True, use_gate_in_kernel=True, A_log=A_log, dt_bias=dt_bias,
-                        use_beta_sigmoid_in_kernel=True)[0]
+        return function(
+            q,
+            k,
+            v,
+            g=x["a"],
+            beta=x["b"],
+            initial_state=x["S"],
+            output_final_state=True,
+            use_qk_l2norm_in_kernel=True,
+            use_gate_in_kernel=True,
+            A_log=A_log,
+            dt_bias=dt_bias,
+            use_beta_sigmoid_in_kernel=True,
+        )[0]
 
     return call
 
@@ -96,5 +109,6 @@ def fla_conv(buffers: CudaBuffers) -> Any:
     state = x["state"].transpose(1, 2)
     padded = state.new_zeros(*state.shape[:2], 4)
     padded[..., 1:] = state
-    return causal_conv1d(x["x"], x["weight"][:, 0].to(state.dtype), initial_state=padded, output_final_state=True,
-                         activation="silu")[0]
+    return causal_conv1d(
+        x["x"], x["weight"][:, 0].to(state.dtype), initial_state=padded, output_final_state=True, activation="silu"
+    )[0]

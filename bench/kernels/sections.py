@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from bench.kernels import peers
 from bench.kernels.device import Buffers, Cuda, Device
@@ -25,7 +24,7 @@ GDR = Path(gated_delta_rule.__file__).parent
 CONV = Path(causal_conv1d.__file__).parent
 MANY = 64  # tokens of all slots from which one key head's outputs are compared: the reference is slow
 
-Arrays = dict[str, NDArray]
+Arrays = dict[str, np.ndarray]
 Plan = Callable[[Buffers], list[Launch]]
 
 
@@ -46,8 +45,16 @@ class Run:
         return Shape(**sizes, **({"key_heads": 1, "value_heads": 3} if self.small else {}))
 
 
-def measure(run: Run, row: Row, source: Path, arrays: Arrays, plan: Plan, call_bytes: int, flops: int,
-            rivals: dict[str, peers.Peer]) -> Row:
+def measure(
+    run: Run,
+    row: Row,
+    source: Path,
+    arrays: Arrays,
+    plan: Plan,
+    call_bytes: int,
+    flops: int,
+    rivals: dict[str, peers.Peer],
+) -> Row:
     """Fills the timing columns of `row`: our launches and the rivals', over rotated copies of the same buffers."""
     if not run.timed:
         return row
@@ -85,12 +92,12 @@ def one_group(given: Arrays, shape: Shape, group: int) -> tuple[Arrays, Shape, s
 class Expected:
     """The float64 outputs of some value heads: o [B, T, heads * Dv], the state, and which tokens count."""
 
-    o: NDArray
-    state: NDArray
+    o: np.ndarray
+    state: np.ndarray
     heads: slice
-    live: NDArray
+    live: np.ndarray
 
-    def error(self, o: NDArray) -> float:
+    def error(self, o: np.ndarray) -> float:
         """Relative RMS of the live outputs; o [B, T, Hv, Dv] or flat."""
         o = o.reshape(*self.live.shape, -1, self.state.shape[-1])[:, :, self.heads]
         return relative_rms(o[self.live].reshape(-1), self.o[self.live].reshape(-1))
@@ -113,8 +120,11 @@ def check(run: Run, row: Row, shape: Shape, source: Path, arrays: Arrays, plan: 
     found = buffers.read("o")
     row.error = expected.error(found)
     row.state_error = relative_rms(buffers.read("S")[:, expected.heads], expected.state)
-    row.passed = (row.error <= TOLERANCE[shape.dtype] and row.state_error <= TOLERANCE["state"]
-                  and bool(np.isfinite(found.astype(np.float32)).all()))
+    row.passed = (
+        row.error <= TOLERANCE[shape.dtype]
+        and row.state_error <= TOLERANCE["state"]
+        and bool(np.isfinite(found.astype(np.float32)).all())
+    )
 
 
 def note_errors(run: Run, row: Row, arrays: Arrays, rivals: dict[str, peers.Peer], expected: Expected) -> None:
@@ -165,7 +175,7 @@ def decode(run: Run) -> Iterator[Row]:
             yield measure(run, row, GDR / "decode.cu", arrays, plan, state_bytes(shape) + token_bytes(shape), 0, shown)
 
 
-def verify_arrays(shape: Shape, given: Arrays, n_commit: NDArray) -> Arrays:
+def verify_arrays(shape: Shape, given: Arrays, n_commit: np.ndarray) -> Arrays:
     """Everything one verify call reads or writes; two capsules, the old one poisoned until a first step fills it."""
     old = inputs.capsule(shape, shape.tokens)
     new = {f"{name}_out": array for name, array in inputs.capsule(shape, shape.tokens).items()}
@@ -246,8 +256,16 @@ def prefill(run: Run) -> Iterator[Row]:
             if isinstance(run.device, Cuda) and peers.available() and cut == chosen:
                 rivals["fla"] = peers.fla_chunk(shape)
             note_errors(run, row, arrays, rivals, expected)
-            yield measure(run, row, GDR / "prefill.cu", arrays, plan, state_bytes(shape) + token_bytes(shape),
-                          prefill_flops(shape), rivals)
+            yield measure(
+                run,
+                row,
+                GDR / "prefill.cu",
+                arrays,
+                plan,
+                state_bytes(shape) + token_bytes(shape),
+                prefill_flops(shape),
+                rivals,
+            )
 
 
 def conv(run: Run) -> Iterator[Row]:
@@ -290,4 +308,9 @@ def ceilings(run: Run) -> Iterator[Row]:
 
 
 SECTIONS: dict[str, Callable[[Run], Iterator[Row]]] = {
-    "ceilings": ceilings, "decode": decode, "verify": verify, "prefill": prefill, "conv": conv}
+    "ceilings": ceilings,
+    "decode": decode,
+    "verify": verify,
+    "prefill": prefill,
+    "conv": conv,
+}

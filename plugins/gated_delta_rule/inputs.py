@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from deltart.plugins.dtypes import cast, poisoned
 from deltart.plugins.gated_delta_rule import reference
@@ -30,7 +29,7 @@ class Shape:
         return 2 * self.key_heads * self.key_dim + self.value_heads * self.value_dim
 
 
-def ragged(rng: np.random.Generator, slots: int, tokens: int) -> NDArray:
+def ragged(rng: np.random.Generator, slots: int, tokens: int) -> np.ndarray:
     """n_tokens of each slot: the first full, the second empty, the others anything."""
     n = rng.integers(0, tokens + 1, slots)
     n[0] = tokens
@@ -38,27 +37,32 @@ def ragged(rng: np.random.Generator, slots: int, tokens: int) -> NDArray:
     return n.astype(np.int32)
 
 
-def normal(rng: np.random.Generator, *sizes: int) -> NDArray:
+def normal(rng: np.random.Generator, *sizes: int) -> np.ndarray:
     """Standard normal, float32: inputs of long prompts are gigabytes."""
     return rng.standard_normal(sizes, dtype=np.float32)
 
 
-def keys(rng: np.random.Generator, shape: Shape, correlation: float) -> NDArray:
+def keys(rng: np.random.Generator, shape: Shape, correlation: float) -> np.ndarray:
     """k [B, T, Hk, Dk] that share one direction per head; `correlation` is the cosine between any two."""
     own = normal(rng, shape.slots, shape.tokens, shape.key_heads, shape.key_dim)
     common = normal(rng, shape.slots, 1, shape.key_heads, shape.key_dim)
     return np.float32(np.sqrt(correlation)) * common + np.float32(np.sqrt(1 - correlation)) * own
 
 
-def make(shape: Shape, seed: int, correlation: float = 0.0, n_tokens: NDArray | None = None) -> dict[str, NDArray]:
+def make(
+    shape: Shape, seed: int, correlation: float = 0.0, n_tokens: np.ndarray | None = None
+) -> dict[str, np.ndarray]:
     """qkv, a, b, A_log, dt_bias, S and n_tokens. Tokens at or beyond n_tokens are NaN: they must not matter."""
     rng, rows = np.random.default_rng(seed), (shape.slots, shape.tokens)
     q = normal(rng, *rows, shape.key_heads * shape.key_dim)
     k = keys(rng, shape, correlation).reshape(*rows, -1)
     v = normal(rng, *rows, shape.value_heads * shape.value_dim)
     n = np.full(shape.slots, shape.tokens, np.int32) if n_tokens is None else n_tokens.astype(np.int32)
-    given = {"qkv": np.concatenate([q, k, v], axis=-1), "a": normal(rng, *rows, shape.value_heads),
-             "b": normal(rng, *rows, shape.value_heads)}
+    given = {
+        "qkv": np.concatenate([q, k, v], axis=-1),
+        "a": normal(rng, *rows, shape.value_heads),
+        "b": normal(rng, *rows, shape.value_heads),
+    }
     for array in given.values():
         array[np.arange(shape.tokens)[None] >= n[:, None]] = np.nan
     dt = np.exp(rng.uniform(np.log(1e-3), np.log(0.1), shape.value_heads))
@@ -71,27 +75,34 @@ def make(shape: Shape, seed: int, correlation: float = 0.0, n_tokens: NDArray | 
     }
 
 
-def expected(shape: Shape, given: dict[str, NDArray]) -> tuple[NDArray, NDArray]:
+def expected(shape: Shape, given: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     """The reference's o [B, T, Hv * Dv] and new state for what `make` returned."""
-    names = ("qkv", "a", "b", "A_log", "dt_bias", "S")
-    return reference.gated_delta_rule(*(given[name].astype(np.float64) for name in names), given["n_tokens"],
-                                      shape.key_heads, shape.value_heads, shape.key_dim, shape.value_dim)
+    arrays = {name: array if name == "n_tokens" else array.astype(np.float64) for name, array in given.items()}
+    return reference.gated_delta_rule(
+        **arrays,
+        num_k_heads=shape.key_heads,
+        num_v_heads=shape.value_heads,
+        head_k_dim=shape.key_dim,
+        head_v_dim=shape.value_dim,
+    )
 
 
-def tokens(shape: Shape, given: dict[str, NDArray]) -> reference.Tokens:
+def tokens(shape: Shape, given: dict[str, np.ndarray]) -> reference.Tokens:
     """The reference's operands for what `make` returned."""
-    arrays = (given[name].astype(np.float64) for name in ("qkv", "a", "b", "A_log", "dt_bias"))
-    return reference.tokens(*arrays, given["n_tokens"], shape.key_heads, shape.key_dim)
+    arrays = {name: given[name].astype(np.float64) for name in ("qkv", "a", "b", "A_log", "dt_bias")}
+    return reference.tokens(**arrays, n_tokens=given["n_tokens"], num_k_heads=shape.key_heads, head_k_dim=shape.key_dim)
 
 
-def outputs(shape: Shape) -> dict[str, NDArray]:
+def outputs(shape: Shape) -> dict[str, np.ndarray]:
     """o [B, T, Hv * Dv], full of NaN."""
     return {"o": poisoned((shape.slots, shape.tokens, shape.value_heads * shape.value_dim), shape.dtype)}
 
 
-def capsule(shape: Shape, tokens: int) -> dict[str, NDArray]:
+def capsule(shape: Shape, tokens: int) -> dict[str, np.ndarray]:
     """A capsule of `tokens`, full of NaN: k [B, Tc, Hk, Dk], u [B, Tc, Hv, Dv], g [B, Tc, Hv], all f32."""
     rows = (shape.slots, tokens)
-    return {"k": poisoned((*rows, shape.key_heads, shape.key_dim), "f32"),
-            "u": poisoned((*rows, shape.value_heads, shape.value_dim), "f32"),
-            "g": poisoned((*rows, shape.value_heads), "f32")}
+    return {
+        "k": poisoned((*rows, shape.key_heads, shape.key_dim), "f32"),
+        "u": poisoned((*rows, shape.value_heads, shape.value_dim), "f32"),
+        "g": poisoned((*rows, shape.value_heads), "f32"),
+    }

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from deltart.plugins.gated_delta_rule.inputs import Shape
-from deltart.plugins.launch import Launch, ints, pointers, require
+from deltart.plugins.launch import Arguments, Launch, ints, pointers, require
 
 DECODE_TOKENS = 8  # at most; beyond it the chunked kernels take over
 
@@ -26,8 +26,9 @@ def tiling(shape: Shape) -> Tiling:
     return Tiling(columns, warps)
 
 
-def _decode(kernel: str, shape: Shape, at: dict[str, int], capsule: tuple, capsule_tokens: int,
-            tiles: Tiling | None) -> Launch:
+def _decode(
+    kernel: str, shape: Shape, at: dict[str, int], capsule: Arguments, capsule_tokens: int, tiles: Tiling | None
+) -> Launch:
     require(1 <= shape.tokens <= DECODE_TOKENS, f"{shape.tokens} tokens", f"1 to {DECODE_TOKENS} for {kernel}")
     require(shape.value_dim % 8 == 0, f"value heads of {shape.value_dim}", "a multiple of 8")
     tiles = tiles or tiling(shape)
@@ -35,9 +36,13 @@ def _decode(kernel: str, shape: Shape, at: dict[str, int], capsule: tuple, capsu
     columns = tiles.columns * tiles.warps
     floats = (2 * shape.tokens + capsule_tokens) * shape.key_dim + (shape.tokens + capsule_tokens) * columns
     shared = 4 * (floats + 4 * shape.tokens + capsule_tokens)
-    args = (*pointers(at, "qkv", "a", "b", "A_log", "dt_bias"), *ints(shape.parameter_dtype == "bf16"),
-            *pointers(at, "S", "n_tokens", "o"),
-            *ints(shape.tokens, shape.key_heads, shape.value_heads, shape.value_dim), *capsule)
+    args = (
+        *pointers(at, "qkv", "a", "b", "A_log", "dt_bias"),
+        *ints(shape.parameter_dtype == "bf16"),
+        *pointers(at, "S", "n_tokens", "o"),
+        *ints(shape.tokens, shape.key_heads, shape.value_heads, shape.value_dim),
+        *capsule,
+    )
     grid = (shape.value_dim // columns, shape.value_heads, shape.slots)
     return Launch(f"{kernel}_{shape.dtype}_w{tiles.columns}", grid, 32 * tiles.warps, shared, args)
 
@@ -100,8 +105,11 @@ class Chunking:
 def chunking(shape: Shape, shared_limit: int = 227 << 10, chunk: int = 0, segment: int = SEGMENT) -> Chunking:
     """The largest chunk whose tiles fit in `shared_limit` bytes (what the device gives a block), or `chunk`."""
     require(shape.value_dim % 16 == 0, f"value heads of {shape.value_dim}", "a multiple of 16")
-    require(shape.value_heads % shape.key_heads == 0, f"{shape.value_heads} value heads",
-            f"a multiple of the {shape.key_heads} key heads")
+    require(
+        shape.value_heads % shape.key_heads == 0,
+        f"{shape.value_heads} value heads",
+        f"a multiple of the {shape.key_heads} key heads",
+    )
     warps = next(w for w in (4, 2, 1) if shape.value_dim % (16 * w) == 0)
     plans = [Chunking(shape, c, segment, warps) for c in ([chunk] if chunk else CHUNKS[shape.dtype])]
     fits = [p for p in plans if max(p.scan_shared_bytes(), p.chunk_shared_bytes()) <= shared_limit]
@@ -114,15 +122,27 @@ def prefill(plan: Chunking, at: dict[str, int]) -> list[Launch]:
     shape, launches = plan.shape, []
     for first in range(0, shape.tokens, plan.segment):
         count = min(plan.segment, shape.tokens - first)
-        args = (*pointers(at, "qkv", "a", "b", "A_log", "dt_bias"), *ints(shape.parameter_dtype == "bf16"),
-                *pointers(at, "S", "n_tokens", "o", "workspace"),
-                *ints(shape.tokens, first, count, shape.key_heads, shape.value_heads, shape.value_dim))
+        args = (
+            *pointers(at, "qkv", "a", "b", "A_log", "dt_bias"),
+            *ints(shape.parameter_dtype == "bf16"),
+            *pointers(at, "S", "n_tokens", "o", "workspace"),
+            *ints(shape.tokens, first, count, shape.key_heads, shape.value_heads, shape.value_dim),
+        )
         suffix = f"{shape.dtype}_c{plan.chunk}"
         launches += [
-            Launch(f"gated_delta_rule_prefill_chunk_{suffix}", (plan.chunks(count), shape.key_heads, shape.slots),
-                   2 * plan.chunk, plan.chunk_shared_bytes(), args),
-            Launch(f"gated_delta_rule_prefill_scan_{suffix}",
-                   (shape.value_dim // (16 * plan.warps), shape.value_heads, shape.slots),
-                   32 * plan.warps, plan.scan_shared_bytes(), args),
+            Launch(
+                f"gated_delta_rule_prefill_chunk_{suffix}",
+                (plan.chunks(count), shape.key_heads, shape.slots),
+                2 * plan.chunk,
+                plan.chunk_shared_bytes(),
+                args,
+            ),
+            Launch(
+                f"gated_delta_rule_prefill_scan_{suffix}",
+                (shape.value_dim // (16 * plan.warps), shape.value_heads, shape.slots),
+                32 * plan.warps,
+                plan.scan_shared_bytes(),
+                args,
+            ),
         ]
     return launches

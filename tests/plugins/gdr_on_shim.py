@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from deltart.plugins.cpu_shim.runner import FORWARD, CpuModule, compile_cpu
 from deltart.plugins.gated_delta_rule import inputs, launch
@@ -20,21 +19,32 @@ def module(stem: str, *defines: str, folder: Path = FOLDER) -> CpuModule:
     return compile_cpu(folder / f"{stem}.cu", defines)
 
 
-def addresses(*groups: dict[str, NDArray]) -> dict[str, int]:
+def addresses(*groups: dict[str, np.ndarray]) -> dict[str, int]:
     """Where the arrays are, by name."""
     return {name: array.ctypes.data for group in groups for name, array in group.items()}
 
 
-def decode(kernels: CpuModule, shape: Shape, given: dict[str, NDArray], order: int = FORWARD,
-           tiles: launch.Tiling | None = None) -> NDArray:
+def decode(
+    kernels: CpuModule,
+    shape: Shape,
+    given: dict[str, np.ndarray],
+    order: int = FORWARD,
+    tiles: launch.Tiling | None = None,
+) -> np.ndarray:
     """Runs the decode kernel; the state in `given` is updated in place. Returns o."""
     found = inputs.outputs(shape)
     kernels.run([launch.decode(shape, addresses(given, found), tiles)], order)
     return found["o"]
 
 
-def prefill(kernels: CpuModule, shape: Shape, given: dict[str, NDArray], order: int = FORWARD, chunk: int = 64,
-            segment: int = launch.SEGMENT) -> NDArray:
+def prefill(
+    kernels: CpuModule,
+    shape: Shape,
+    given: dict[str, np.ndarray],
+    order: int = FORWARD,
+    chunk: int = 64,
+    segment: int = launch.SEGMENT,
+) -> np.ndarray:
     """Runs the prefill kernels; the state in `given` is updated in place. Returns o."""
     found = inputs.outputs(shape)
     plan = launch.chunking(shape, chunk=chunk, segment=segment)

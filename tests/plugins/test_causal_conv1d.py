@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from gdr_on_shim import addresses
-from numpy.typing import NDArray
 
 from deltart.errors import BuildError
 from deltart.plugins.causal_conv1d import inputs, launch
@@ -23,7 +22,7 @@ def module(folder: Path = FOLDER) -> CpuModule:
     return compile_cpu(folder / "kernel.cu")
 
 
-def check(kernels: CpuModule, shape: Shape, n: NDArray) -> bool:
+def check(kernels: CpuModule, shape: Shape, n: np.ndarray) -> bool:
     """Whether one call keeps to the tolerance; the state, which is copied, must be exact."""
     given, found = inputs.make(shape, 0, n), inputs.outputs(shape)
     expected, state = inputs.expected(given)

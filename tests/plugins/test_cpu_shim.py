@@ -86,11 +86,14 @@ def test_copies_land_when_waited_for(tmp_path: Path) -> None:
     assert (run(tmp_path, body.replace("@", "wait_copies<0>();")) == 2).all()
 
 
-@pytest.mark.parametrize("body, message", [
-    ("if (threadIdx.x < 31) __syncwarp();", "deadlock"),
-    ("if (threadIdx.x % 2) __syncwarp(); else out[0] = __shfl_sync(~0u, 1.0f, 0);", "different calls"),
-    ("out[0] = __shfl_sync(1u, 1.0f, 0);", "full mask"),
-])
+@pytest.mark.parametrize(
+    "body, message",
+    [
+        ("if (threadIdx.x < 31) __syncwarp();", "deadlock"),
+        ("if (threadIdx.x % 2) __syncwarp(); else out[0] = __shfl_sync(~0u, 1.0f, 0);", "different calls"),
+        ("out[0] = __shfl_sync(1u, 1.0f, 0);", "full mask"),
+    ],
+)
 def test_divergent_calls_are_errors(tmp_path: Path, body: str, message: str) -> None:
     with pytest.raises(BuildError, match=message):
         run(tmp_path, body)

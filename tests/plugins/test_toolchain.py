@@ -18,8 +18,13 @@ from deltart.plugins.launch import Launch
 HOPPER = ("90a",)
 # Registers per thread: four blocks of 128 threads, or two of 256, stay resident with 128. The scan runs one warp
 # per scheduler and may take all 255.
-CEILINGS = {"causal_conv1d": 128, "gated_delta_rule_decode": 128, "gated_delta_rule_verify": 128,
-            "gated_delta_rule_prefill_chunk": 168, "gated_delta_rule_prefill_scan": 255}
+CEILINGS = {
+    "causal_conv1d": 128,
+    "gated_delta_rule_decode": 128,
+    "gated_delta_rule_verify": 128,
+    "gated_delta_rule_prefill_chunk": 168,
+    "gated_delta_rule_prefill_scan": 255,
+}
 F32_SCAN_SPILLS = 160  # bytes; serves the tests' f32 activations, not TensorRT's bf16
 
 LOG = """
@@ -72,7 +77,9 @@ def test_a_broken_compiler_is_reported(compiler: Path) -> None:
 def test_reads_the_report() -> None:
     rows = toolchain.parse(LOG)
     assert [(r.kernel, r.target, r.registers, r.stack, r.spill_stores, r.spill_loads) for r in rows] == [
-        ("scale_bf16", "90a", 64, 16, 4, 8), ("scale_f32", "80", 40, 0, 0, 0)]
+        ("scale_bf16", "90a", 64, 16, 4, 8),
+        ("scale_f32", "80", 40, 0, 0, 0),
+    ]
     with pytest.raises(BuildError, match="scale_f32"):
         toolchain.parse(LOG.replace("Used 40 registers", ""))
 
@@ -121,8 +128,11 @@ def every_launch() -> list[Launch]:
 
 def gates(targets: tuple[str, ...]) -> None:
     """No spills, registers under the ceilings, and every kernel that a plan names is in a fatbin."""
-    built = [toolchain.compile_gpu(source, targets) for source in toolchain.sources()
-             if source.parent.name in ("gated_delta_rule", "causal_conv1d")]
+    built = [
+        toolchain.compile_gpu(source, targets)
+        for source in toolchain.sources()
+        if source.parent.name in ("gated_delta_rule", "causal_conv1d")
+    ]
     rows = [row for one in built for row in one.resources]
     for target in targets:
         assert {one.kernel for one in every_launch()} == {row.kernel for row in rows if row.target == target}

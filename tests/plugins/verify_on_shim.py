@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 from gdr_on_shim import addresses
-from numpy.typing import NDArray
 
 from deltart.plugins.cpu_shim.runner import CpuModule
 from deltart.plugins.gated_delta_rule import inputs, launch, reference
@@ -12,8 +11,15 @@ from deltart.plugins.gated_delta_rule.inputs import Shape
 from deltart.plugins.tolerance import relative_rms
 
 
-def call(kernels: CpuModule, shape: Shape, given: dict[str, NDArray], old: dict[str, NDArray],
-         new: dict[str, NDArray], n_commit: NDArray, tiles: launch.Tiling | None) -> NDArray:
+def call(
+    kernels: CpuModule,
+    shape: Shape,
+    given: dict[str, np.ndarray],
+    old: dict[str, np.ndarray],
+    new: dict[str, np.ndarray],
+    n_commit: np.ndarray,
+    tiles: launch.Tiling | None,
+) -> np.ndarray:
     """One verify step: replays n_commit of `old`, fills `new`. Returns o."""
     found = inputs.outputs(shape) | {"n_commit": n_commit}
     at = addresses(given, found, old) | {f"{name}_out": array.ctypes.data for name, array in new.items()}
@@ -21,8 +27,9 @@ def call(kernels: CpuModule, shape: Shape, given: dict[str, NDArray], old: dict[
     return found["o"]
 
 
-def worst_errors(kernels: CpuModule, shape: Shape, steps: int, seed: int = 0,
-                 tiles: launch.Tiling | None = None) -> tuple[float, float]:
+def worst_errors(
+    kernels: CpuModule, shape: Shape, steps: int, seed: int = 0, tiles: launch.Tiling | None = None
+) -> tuple[float, float]:
     """The largest relative RMS errors of o and of the committed state over `steps` with random acceptance.
 
     The oracle keeps the state before each step and reruns the accepted prefix from it, token by token.
