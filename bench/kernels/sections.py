@@ -270,7 +270,7 @@ def prefill(run: Run) -> Iterator[Row]:
 
 def conv(run: Run) -> Iterator[Row]:
     """Causal conv1d, decode and prefill."""
-    cases = [(2, 1), (2, 65)] if run.small else [(1, 1), (64, 1), (64, 4), (1, 2048), (1, 32768)]
+    cases = [(2, 1), (2, 65)] if run.small else [(1, 1), (64, 1), (64, 4), (1, 2048), (1, 8192)]
     for slots, tokens in cases:
         shape = conv_inputs.Shape(slots, tokens, 256 if run.small else 10240)
         row, given = Row("conv", f"B={slots} T={tokens}"), conv_inputs.make(shape, run.seed)

@@ -60,7 +60,7 @@ def verify(shape: Shape, capsule_tokens: int, at: dict[str, int], tiles: Tiling 
     return _decode("gated_delta_rule_verify", shape, at, capsule, capsule_tokens, tiles)
 
 
-SEGMENT = 4096  # tokens of one slot between two reads of S from memory; bounds the workspace
+SEGMENT = 4096  # tokens of all slots between two reads of S from memory; bounds the workspace
 CHUNKS = {"f32": [32], "bf16": [64, 32]}  # compiled for GPUs, the preferred one first
 PLANES = {"f32": (3, 6), "bf16": (1, 4)}  # of q, k and v; of T' and A together (prefill.cuh)
 
@@ -102,8 +102,11 @@ class Chunking:
         return stage * (2 if self.shape.dtype == "bf16" else 1)
 
 
-def chunking(shape: Shape, shared_limit: int = 227 << 10, chunk: int = 0, segment: int = SEGMENT) -> Chunking:
-    """The largest chunk whose tiles fit in `shared_limit` bytes (what the device gives a block), or `chunk`."""
+def chunking(shape: Shape, shared_limit: int = 227 << 10, chunk: int = 0, segment: int = 0) -> Chunking:
+    """The largest chunk whose tiles fit in `shared_limit` bytes (what the device gives a block), or `chunk`.
+
+    `segment` (tokens per slot, a multiple of the chunk) is chosen so that the workspace does not grow with the slots.
+    """
     require(shape.value_dim % 16 == 0, f"value heads of {shape.value_dim}", "a multiple of 16")
     require(
         shape.value_heads % shape.key_heads == 0,
@@ -111,7 +114,8 @@ def chunking(shape: Shape, shared_limit: int = 227 << 10, chunk: int = 0, segmen
         f"a multiple of the {shape.key_heads} key heads",
     )
     warps = next(w for w in (4, 2, 1) if shape.value_dim % (16 * w) == 0)
-    plans = [Chunking(shape, c, segment, warps) for c in ([chunk] if chunk else CHUNKS[shape.dtype])]
+    chunks = [chunk] if chunk else CHUNKS[shape.dtype]
+    plans = [Chunking(shape, c, segment or max(c, SEGMENT // shape.slots // c * c), warps) for c in chunks]
     fits = [p for p in plans if max(p.scan_shared_bytes(), p.chunk_shared_bytes()) <= shared_limit]
     require(bool(fits), f"{plans[-1].scan_shared_bytes()} bytes of shared memory", f"at most {shared_limit}")
     return fits[0]

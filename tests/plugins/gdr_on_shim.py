@@ -43,7 +43,7 @@ def prefill(
     given: dict[str, np.ndarray],
     order: int = FORWARD,
     chunk: int = 64,
-    segment: int = launch.SEGMENT,
+    segment: int = 0,
 ) -> np.ndarray:
     """Runs the prefill kernels; the state in `given` is updated in place. Returns o."""
     found = inputs.outputs(shape)

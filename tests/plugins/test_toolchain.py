@@ -157,3 +157,10 @@ def test_shared_memory_fits_the_small_gpus() -> None:
         plan = gdr.chunking(Shape(tokens=64, dtype=dtype), shared_limit=99 << 10)  # sm_86, 89 and 120
         assert plan.chunk == 32
     assert gdr.chunking(Shape(tokens=64), shared_limit=163 << 10).chunk == 64  # sm_80
+
+
+def test_workspace_does_not_grow_with_slots_or_tokens() -> None:
+    most = gdr.chunking(Shape(tokens=4096)).workspace_bytes()
+    assert most == 4096 * 48 * (8 * 64 + 16)
+    for slots, tokens in ((1, 32768), (7, 5000), (64, 64), (64, 4096)):
+        assert gdr.chunking(Shape(slots=slots, tokens=tokens)).workspace_bytes() <= most
