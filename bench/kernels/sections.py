@@ -232,19 +232,19 @@ def prefill_flops(shape: Shape, chunk: int = 64) -> int:
 
 
 def prefill(run: Run) -> Iterator[Row]:
-    """Long prompts; ragged rows; both chunk sizes where both fit."""
+    """Long prompts, or small ragged ones; every chunk size and number of warps that fits, `*` the default."""
     cases = [(1, 150), (3, 70)] if run.small else [(1, 512), (1, 2048), (4, 2048), (1, 8192), (1, 32768)]
     for slots, tokens in cases:
         shape = run.shape(slots=slots, tokens=tokens)
         ragged = inputs.ragged(np.random.default_rng(run.seed), slots, tokens) if slots == 3 else None
         given = inputs.make(shape, run.seed, 0.99, ragged)
         expected = expect(run, shape, given)
-        for chunk in launch.CHUNKS[shape.dtype]:
-            chosen = launch.chunking(shape, run.device.shared_limit)
+        chosen = launch.chunking(shape, run.device.shared_limit)
+        for chunk, warps in ((64, 4), (64, 8), (32, 4), (32, 8)):
             if chunk > chosen.chunk:
                 continue
-            cut = launch.chunking(shape, run.device.shared_limit, chunk)
-            row = Row("prefill", f"B={slots} T={tokens} C={chunk}" + (" *" if cut == chosen else ""))
+            cut = launch.chunking(shape, run.device.shared_limit, chunk, warps=warps)
+            row = Row("prefill", f"B={slots} T={tokens} {chunk}x{warps}" + (" *" if cut == chosen else ""))
             row.notes.append(f"workspace {cut.workspace_bytes() / 2**20:.0f} MiB")
             arrays = given | inputs.outputs(shape) | {"workspace": np.full(cut.workspace_bytes(), 0xFF, np.uint8)}
 

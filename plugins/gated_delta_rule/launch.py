@@ -102,10 +102,11 @@ class Chunking:
         return stage * (2 if self.shape.dtype == "bf16" else 1)
 
 
-def chunking(shape: Shape, shared_limit: int = 227 << 10, chunk: int = 0, segment: int = 0) -> Chunking:
+def chunking(shape: Shape, shared_limit: int = 227 << 10, chunk: int = 0, segment: int = 0, warps: int = 0) -> Chunking:
     """The largest chunk whose tiles fit in `shared_limit` bytes (what the device gives a block), or `chunk`.
 
     `segment` (tokens per slot, a multiple of the chunk) is chosen so that the workspace does not grow with the slots.
+    `warps` (of 16 value columns, at most 8) are four where the head allows it: one for each of an SM's schedulers.
     """
     require(shape.value_dim % 16 == 0, f"value heads of {shape.value_dim}", "a multiple of 16")
     require(
@@ -113,7 +114,7 @@ def chunking(shape: Shape, shared_limit: int = 227 << 10, chunk: int = 0, segmen
         f"{shape.value_heads} value heads",
         f"a multiple of the {shape.key_heads} key heads",
     )
-    warps = next(w for w in (4, 2, 1) if shape.value_dim % (16 * w) == 0)
+    warps = warps or next(w for w in (4, 2, 1) if shape.value_dim % (16 * w) == 0)
     chunks = [chunk] if chunk else CHUNKS[shape.dtype]
     plans = [Chunking(shape, c, segment or max(c, SEGMENT // shape.slots // c * c), warps) for c in chunks]
     fits = [p for p in plans if max(p.scan_shared_bytes(), p.chunk_shared_bytes()) <= shared_limit]

@@ -44,10 +44,11 @@ def prefill(
     order: int = FORWARD,
     chunk: int = 64,
     segment: int = 0,
+    warps: int = 0,
 ) -> np.ndarray:
     """Runs the prefill kernels; the state in `given` is updated in place. Returns o."""
     found = inputs.outputs(shape)
-    plan = launch.chunking(shape, chunk=chunk, segment=segment)
+    plan = launch.chunking(shape, chunk=chunk, segment=segment, warps=warps)
     workspace = {"workspace": np.full(plan.workspace_bytes(), 0xFF, np.uint8)}
     kernels.run(launch.prefill(plan, addresses(given, found, workspace)), order)
     return found["o"]
