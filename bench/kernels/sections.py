@@ -231,20 +231,26 @@ def prefill_flops(shape: Shape, chunk: int = 64) -> int:
     return shape.slots * shape.tokens * shape.value_heads * per_token
 
 
+PREFILL_VARIANTS = ((64, 4, 0), (64, 8, 0), (32, 4, 0), (32, 8, 0), (64, 4, 1024), (64, 4, 8192))
+
+
 def prefill(run: Run) -> Iterator[Row]:
-    """Long prompts, or small ragged ones; every chunk size and number of warps that fits, `*` the default."""
+    """Long prompts, or small ragged ones, cut up in several ways: chunk x warps / segment, `*` the default."""
     cases = [(1, 150), (3, 70)] if run.small else [(1, 512), (1, 2048), (4, 2048), (1, 8192), (1, 32768)]
     for slots, tokens in cases:
         shape = run.shape(slots=slots, tokens=tokens)
         ragged = inputs.ragged(np.random.default_rng(run.seed), slots, tokens) if slots == 3 else None
         given = inputs.make(shape, run.seed, 0.99, ragged)
         expected = expect(run, shape, given)
-        chosen = launch.chunking(shape, run.device.shared_limit)
-        for chunk, warps in ((64, 4), (64, 8), (32, 4), (32, 8)):
-            if chunk > chosen.chunk:
+        chosen, seen = launch.chunking(shape, run.device.shared_limit), []
+        for chunk, warps, segment in PREFILL_VARIANTS:
+            cut = launch.chunking(shape, run.device.shared_limit, min(chunk, chosen.chunk), segment, warps)
+            if cut in seen:
                 continue
-            cut = launch.chunking(shape, run.device.shared_limit, chunk, warps=warps)
-            row = Row("prefill", f"B={slots} T={tokens} {chunk}x{warps}" + (" *" if cut == chosen else ""))
+            seen.append(cut)
+            row = Row(
+                "prefill", f"B={slots} T={tokens} {cut.chunk}x{warps}/{cut.segment}" + (" *" if cut == chosen else "")
+            )
             row.notes.append(f"workspace {cut.workspace_bytes() / 2**20:.0f} MiB")
             arrays = given | inputs.outputs(shape) | {"workspace": np.full(cut.workspace_bytes(), 0xFF, np.uint8)}
 

@@ -60,7 +60,7 @@ def verify(shape: Shape, capsule_tokens: int, at: dict[str, int], tiles: Tiling 
     return _decode("gated_delta_rule_verify", shape, at, capsule, capsule_tokens, tiles)
 
 
-SEGMENT = 4096  # tokens of all slots between two reads of S from memory; bounds the workspace
+SEGMENT = 2048  # tokens of all slots per pass; at 27B what a pass leaves in the workspace fits H100's L2
 CHUNKS = {"f32": [32], "bf16": [64, 32]}  # compiled for GPUs, the preferred one first
 PLANES = {"f32": (3, 6), "bf16": (1, 4)}  # of q, k and v; of T' and A together (prefill.cuh)
 

@@ -61,10 +61,11 @@ DECODE, CHUNK, SCAN = (f"gated_delta_rule/{name}" for name in ("decode.cu", "pre
 CONV = "causal_conv1d/kernel.cu"
 BUGS = {
     "decode without its barrier": Bug(DECODE, "  __syncthreads();\n\n  if", "  if", decodes),
+    "decode without waiting for copies": Bug(DECODE, "wait_copies<0>();", "", decodes),
     "padded tokens counted": Bug(DECODE, "n = min(in.n_tokens[slot], in.tokens);", "n = in.tokens;", decodes),
     "output of the wrong column": Bug(DECODE, "lane / 4 % 4;\n  for", "lane / 8 % 4;\n  for", decodes),
     "replay one token short": Bug(DECODE, "t < commit; ++t)", "t < commit - 1; ++t)", verifies),
-    "replay from the capsule being written": Bug(DECODE, "= old.k[", "= old.k_out[", verifies),
+    "replay from the capsule being written": Bug(DECODE, "old.k + row", "old.k_out + row", verifies),
     "state not committed": Bug(DECODE, "if (commit) store(tile", "if (false) store(tile", verifies),
     "scan without its barrier": Bug(SCAN, "<0>();\n      __syncthreads();", "<0>();", prefills),
     "scan without waiting for copies": Bug(SCAN, "wait_copies<0>();", "", prefills),
