@@ -226,10 +226,10 @@ __device__ void run(const Inputs<Act>& in, const Capsule& capsule) {
 }  // namespace
 
 #define DECODE_INPUTS(Act)                                                                                       \
-  const Act *qkv, const Act *a, const Act *b, const void *A_log, const void *dt_bias, int bf16_parameters,       \
+  const Act *qkv, const Act *a, const Act *b, const void *A_log, const void *dt_bias, int bf16_A_log, int bf16_dt_bias,       \
       float *S, const int *n_tokens, Act *o, int tokens, int key_heads, int value_heads, int value_dim
 #define DECODE_FORWARD                                                                                           \
-  {qkv, a, b, {A_log, bf16_parameters}, {dt_bias, bf16_parameters}, S, n_tokens, o, tokens, key_heads,           \
+  {qkv, a, b, {A_log, bf16_A_log}, {dt_bias, bf16_dt_bias}, S, n_tokens, o, tokens, key_heads,           \
    value_heads, value_dim}
 
 #define DECODE_KERNELS(Act, W, suffix)                                                                           \

@@ -12,7 +12,7 @@ from deltart.plugins.gated_delta_rule import reference
 
 @dataclass(frozen=True)
 class Shape:
-    """Sizes and types of one call. dtype is the activations', parameter_dtype that of A_log and dt_bias."""
+    """Sizes and types of one call. dtype is the activations'; the 35B stores A_log in f32 and dt_bias in bf16."""
 
     slots: int = 1
     tokens: int = 1
@@ -21,7 +21,8 @@ class Shape:
     key_dim: int = 128
     value_dim: int = 128
     dtype: str = "bf16"
-    parameter_dtype: str = "bf16"
+    A_log_dtype: str = "bf16"
+    dt_bias_dtype: str = "bf16"
 
     @property
     def width(self) -> int:
@@ -68,8 +69,8 @@ def make(
     dt = np.exp(rng.uniform(np.log(1e-3), np.log(0.1), shape.value_heads))
     return {
         **{name: cast(array, shape.dtype) for name, array in given.items()},
-        "A_log": cast(np.log(rng.uniform(1, 16, shape.value_heads)), shape.parameter_dtype),
-        "dt_bias": cast(dt + np.log(-np.expm1(-dt)), shape.parameter_dtype),
+        "A_log": cast(np.log(rng.uniform(1, 16, shape.value_heads)), shape.A_log_dtype),
+        "dt_bias": cast(dt + np.log(-np.expm1(-dt)), shape.dt_bias_dtype),
         "S": np.float32(0.3) * normal(rng, shape.slots, shape.value_heads, shape.key_dim, shape.value_dim),
         "n_tokens": n,
     }

@@ -38,7 +38,7 @@ def _decode(
     shared = 4 * (floats + 4 * shape.tokens + capsule_tokens)
     args = (
         *pointers(at, "qkv", "a", "b", "A_log", "dt_bias"),
-        *ints(shape.parameter_dtype == "bf16"),
+        *ints(shape.A_log_dtype == "bf16", shape.dt_bias_dtype == "bf16"),
         *pointers(at, "S", "n_tokens", "o"),
         *ints(shape.tokens, shape.key_heads, shape.value_heads, shape.value_dim),
         *capsule,
@@ -129,7 +129,7 @@ def prefill(plan: Chunking, at: dict[str, int]) -> list[Launch]:
         count = min(plan.segment, shape.tokens - first)
         args = (
             *pointers(at, "qkv", "a", "b", "A_log", "dt_bias"),
-            *ints(shape.parameter_dtype == "bf16"),
+            *ints(shape.A_log_dtype == "bf16", shape.dt_bias_dtype == "bf16"),
             *pointers(at, "S", "n_tokens", "o", "workspace"),
             *ints(shape.tokens, first, count, shape.key_heads, shape.value_heads, shape.value_dim),
         )

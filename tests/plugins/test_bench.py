@@ -49,7 +49,7 @@ def test_one_group_is_its_part_of_the_whole() -> None:
 
 
 def test_torch_peers_compute_the_same_thing() -> None:
-    shape = inputs.Shape(slots=2, key_heads=2, value_heads=6, dtype="f32", parameter_dtype="f32")
+    shape = inputs.Shape(slots=2, key_heads=2, value_heads=6, dtype="f32", A_log_dtype="f32", dt_bias_dtype="f32")
     given = inputs.make(shape, 0)
     found = peers.torch_recurrent(shape)(tensors(given)).numpy()
     assert relative_rms(found.reshape(2, 1, -1), inputs.expected(shape, given)[0]) < 1e-5

@@ -39,7 +39,7 @@ def test_prefill(dtype: str, chunk: int, tokens: int) -> None:
 
 
 def test_prefill_in_segments() -> None:
-    shape = Shape(slots=3, tokens=150, dtype="f32", key_heads=1, value_heads=2, parameter_dtype="f32")
+    shape = Shape(slots=3, tokens=150, dtype="f32", key_heads=1, value_heads=2, A_log_dtype="f32")
     run = functools.partial(shim.prefill, shim.module("prefill"), segment=64, warps=8)
     assert shim.within(shape, shim.errors(run, shape))
 
@@ -66,6 +66,14 @@ def test_prefill_remembers_exactly_after_forgetting_everything() -> None:
     expected, state = inputs.expected(shape, given)
     o = shim.prefill(shim.module("prefill"), shape, given)
     assert relative_rms(o, expected) <= 1e-5 and relative_rms(given["S"], state) <= 1e-5
+
+
+@pytest.mark.parametrize("A_log, dt_bias", [("f32", "f32"), ("f32", "bf16"), ("bf16", "f32")])
+def test_parameters_have_types_of_their_own(A_log: str, dt_bias: str) -> None:
+    sizes = {"slots": 2, "key_heads": 1, "value_heads": 3, "A_log_dtype": A_log, "dt_bias_dtype": dt_bias}
+    for tokens, stem, call in ((2, "decode", shim.decode), (20, "prefill", shim.prefill)):
+        shape = Shape(tokens=tokens, **sizes)
+        assert shim.within(shape, shim.errors(functools.partial(call, shim.module(stem)), shape)), stem
 
 
 @TYPES
