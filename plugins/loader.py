@@ -9,6 +9,8 @@ from typing import Any
 from deltart.errors import BuildError, MissingDependencyError
 from deltart.plugins.launch import Launch
 
+DEFAULT_SHARED_BYTES = 48 << 10  # what a block gets without asking
+
 
 def _driver() -> Any:
     try:
@@ -23,7 +25,7 @@ def _driver() -> Any:
 def check(result: tuple[Any, ...]) -> Any:
     """The value of a driver call's (status, value...) tuple; raises BuildError unless the status is success."""
     status, *values = result
-    if int(status) != 0:
+    if status != 0:
         raise BuildError(f"the CUDA driver answered {status.name}", "CUDA_SUCCESS")
     return values[0] if len(values) == 1 else tuple(values)
 
@@ -59,27 +61,28 @@ class GpuModule:
         self.module = check(self.driver.cuModuleLoadData(fatbin.read_bytes()))
         self.functions: dict[str, Any] = {}
 
-    def _function(self, name: str) -> Any:
-        if name not in self.functions:
-            function = check(self.driver.cuModuleGetFunction(self.module, name.encode()))
+    def _function(self, launch: Launch) -> Any:
+        if launch.kernel not in self.functions:
+            self.functions[launch.kernel] = check(self.driver.cuModuleGetFunction(self.module, launch.kernel.encode()))
+        function = self.functions[launch.kernel]
+        if launch.shared_bytes > self.device.shared_limit:
+            raise BuildError(
+                f"{launch.kernel} asks for {launch.shared_bytes} bytes of shared memory",
+                f"at most {self.device.shared_limit}",
+                "plan with this device's shared_limit",
+            )
+        if launch.shared_bytes > DEFAULT_SHARED_BYTES:
             attribute = self.driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
-            check(self.driver.cuFuncSetAttribute(function, attribute, self.device.shared_limit))
-            self.functions[name] = function
-        return self.functions[name]
+            check(self.driver.cuFuncSetAttribute(function, attribute, launch.shared_bytes))
+        return function
 
     def run(self, launches: list[Launch], stream: int = 0) -> None:
         """Enqueues `launches` on `stream` (a CUstream handle). Nothing is allocated; a stream may be capturing."""
         for launch in launches:
-            if launch.shared_bytes > self.device.shared_limit:
-                raise BuildError(
-                    f"{launch.kernel} asks for {launch.shared_bytes} bytes of shared memory",
-                    f"at most {self.device.shared_limit}",
-                    "plan with this device's shared_limit",
-                )
             arguments = (ctypes.c_void_p * len(launch.args))(*(ctypes.addressof(arg) for arg in launch.args))
             check(
                 self.driver.cuLaunchKernel(
-                    self._function(launch.kernel),
+                    self._function(launch),
                     *launch.grid,
                     launch.block,
                     1,

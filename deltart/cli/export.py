@@ -27,6 +27,9 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--max-context", type=int, metavar="N", help="longest sequence to serve (default: the model's)")
     parser.add_argument("--yarn", type=float, metavar="FACTOR", help="stretch the context by static YaRN")
     parser.add_argument("--no-mtp", action="store_true", help="leave the MTP head out")
+    parser.add_argument(
+        "--tensorrt", action="store_true", help="write the TensorRT graphs too (deltart build adds them)"
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace an artifact that is already there")
     parser.add_argument("--json", action="store_true", help="print a summary as JSON")
     parser.set_defaults(run=run)
@@ -49,6 +52,7 @@ def run(arguments: argparse.Namespace) -> None:
             max_context=arguments.max_context,
             yarn=arguments.yarn,
             mtp=not arguments.no_mtp,
+            for_tensorrt=arguments.tensorrt,
             overwrite=arguments.overwrite,
             report=report,
         )

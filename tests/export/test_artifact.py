@@ -78,7 +78,7 @@ def test_manifest_round_trip_and_faults(exported: Export, tmp_path: Path) -> Non
     manifest.save(tmp_path)
     assert load_manifest(tmp_path) == manifest
     states = {s.name: s for s in manifest.graphs["model"].states}
-    assert states["layers.0.S"].in_place == ["ort"] and states["layers.0.conv"].in_place == []
+    assert states["layers.0.S"].in_place == ["ort", "tensorrt"] and states["layers.0.conv"].in_place == ["tensorrt"]
     assert all(entry.fate == "bound" for entry in manifest.tensors.values())
 
     raw = json.loads((tmp_path / "manifest.json").read_text())
