@@ -62,8 +62,10 @@ def mtp_loss(model: Nano, batch: corpus.Batch, hidden: torch.Tensor) -> torch.Te
 
 def rate_factor(step: int, recipe: Recipe) -> float:
     """Warm-up, stable, linear decay (WSD)."""
-    left = (recipe.steps - step) / (recipe.steps - recipe.decay_from)
-    return min(1.0, (step + 1) / recipe.warmup, left)
+    warm = min(1.0, (step + 1) / recipe.warmup)
+    if step < recipe.decay_from:
+        return warm
+    return warm * (recipe.steps - step) / (recipe.steps - recipe.decay_from)
 
 
 def optimizers(model: Nano, recipe: Recipe) -> list[torch.optim.Optimizer]:
