@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tools.nano import corpus, gdn, muon, tasks, train
+from tools.nano import corpus, muon, tasks, train
 from tools.nano.model import Nano, new_model
 from tools.nano.reference import acceptance
 
@@ -20,7 +20,6 @@ SMALL = train.Recipe(steps=4, tokens_per_batch=256, warmup=1, decay_from=1000)
 
 @pytest.fixture(scope="module")
 def fresh(tmp_path_factory: pytest.TempPathFactory) -> train.Run:
-    gdn.install()
     return train.start(SMALL, tmp_path_factory.mktemp("run"))
 
 

@@ -94,12 +94,12 @@ class Run:
     def train(self, save_every: int = 200, log_every: int = 20) -> None:
         """Trains to the recipe's last step, continuing from the folder's state when there is one."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        gdn.install()
         self.optimizers = optimizers(self.model, self.recipe)
         self._resume()
         begun, first = time.monotonic(), self.step
         while self.step < self.recipe.steps:
-            trunk, mtp = self._steps(min(log_every, self.recipe.steps - self.step))
+            with gdn.installed():
+                trunk, mtp = self._steps(min(log_every, self.recipe.steps - self.step))
             spent = (time.monotonic() - begun) / (self.step - first)
             self._report(trunk, mtp, spent)
             if self.step % save_every == 0 or self.step == self.recipe.steps:
