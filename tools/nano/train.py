@@ -33,7 +33,7 @@ class Recipe:
         mtp_every: after the broad steps, the MTP head trains on one step in this many.
     """
 
-    steps: int = 3600
+    steps: int = 2800
     seed: int = 36
     tokens_per_batch: int = 4096
     muon_rate: float = 0.02
