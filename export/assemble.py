@@ -48,7 +48,7 @@ class Tracer:
                 key = (type(module).__name__, *_signature(module))
                 self._kind_of[graph.name, block.name] = key
                 if key not in kinds:
-                    kinds[key] = BlockKind(_function_name(key[0], kinds), block, module)
+                    kinds[key] = BlockKind(_function_name(type(module).__name__, kinds), block, module)
         traced = trace_blocks(list(kinds.values()), values, dtype)
         self._traced = dict(zip(kinds, traced, strict=True))
 

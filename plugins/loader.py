@@ -22,7 +22,7 @@ def _driver() -> Any:
     return driver
 
 
-def check(result: tuple) -> Any:
+def check(result: tuple[Any, ...]) -> Any:
     """The value of a driver call's (status, value...) tuple; raises BuildError unless the status is success."""
     status, *values = result
     if status != 0:

@@ -94,6 +94,7 @@ def _plugin_class(trt: Any, spec: OpSpec) -> type:
         F32: (trt.float32,),
         I32: (trt.int32,),
     }
+
     class Plugin(trt.IPluginV3, trt.IPluginV3OneCore, trt.IPluginV3OneBuildV2, trt.IPluginV3OneRuntime):
         def __init__(self, attributes: dict[str, Any]) -> None:
             trt.IPluginV3.__init__(self)

@@ -2,8 +2,10 @@
 //
 // One warp owns W = 8 or 16 value columns of one (slot, value head) and keeps S [KEY_DIM, W] in registers: lane =
 // key_group * (W / 4) + column_group holds KEY_DIM * W / 128 neighbouring rows and 4 columns, so a row of the tile is
-// one or two memory sectors. Everything a token needs besides S is staged in shared memory while S is on its way.
+// one or two memory sectors. Everything a token needs besides S is staged in shared memory while S is on its way, and
+// no load waits for another.
 // Warps never wait for each other after that. Grid (value_dim / (W * warps), value heads, slots); 1 to 4 warps.
+#include "../common/tensor_core.cuh"
 #include "../common/warp.cuh"
 #include "gates.cuh"
 
@@ -41,8 +43,10 @@ struct Capsule {
   int tokens;
 };
 
+template <class Act>
 struct Shared {
-  float *k, *q, *v;          // [T, KEY_DIM], [T, KEY_DIM], [T, columns of the block]
+  float *k, *q;              // [T, KEY_DIM] each
+  Act* v;                    // [T, columns of the block]
   float *old_k, *old_u;      // [Tc, KEY_DIM], [Tc, columns of the block]
   Token* token;              // [T]
   float* old_decay;          // [Tc]
@@ -50,9 +54,9 @@ struct Shared {
     k = reinterpret_cast<float*>(base);
     q = k + T * kKeyDim;
     old_k = q + T * kKeyDim;
-    v = old_k + Tc * kKeyDim;
-    old_u = v + T * columns;
-    token = reinterpret_cast<Token*>(old_u + Tc * columns);
+    old_u = old_k + Tc * kKeyDim;
+    v = reinterpret_cast<Act*>(old_u + Tc * columns);
+    token = reinterpret_cast<Token*>(v + T * columns);
     old_decay = reinterpret_cast<float*>(token + T);
   }
 };
@@ -75,7 +79,8 @@ struct Head {
 // One warp per token: l2norm of k and q, their product, and the gates; zeros for tokens that don't count. What
 // memory holds is read whether it counts or not, so that no load waits for n_tokens.
 template <bool Verify, int W, class Act>
-__device__ void stage_token(const Inputs<Act>& in, const Capsule& capsule, const Head<W, Act>& at, Shared& shared, int t) {
+__device__ void stage_token(const Inputs<Act>& in, const Capsule& capsule, const Head<W, Act>& at,
+                            Shared<Act>& shared, int t) {
   const Act* row = in.qkv + size_t(at.slot * in.tokens + t) * at.qkv_width;
   float q[kKeysPerLane] = {}, k[kKeysPerLane] = {};
   const int first = at.lane * kKeysPerLane;
@@ -112,29 +117,29 @@ __device__ void stage_token(const Inputs<Act>& in, const Capsule& capsule, const
   }
 }
 
-template <int W, class Act>
-__device__ void stage_values(const Inputs<Act>& in, const Head<W, Act>& at, Shared& shared) {
-  for (int i = threadIdx.x; i < in.tokens * at.columns; i += blockDim.x) {
-    const int t = i / at.columns, c = i % at.columns;
-    const Act* row = in.qkv + size_t(at.slot * in.tokens + t) * at.qkv_width + 2 * in.key_heads * kKeyDim;
-    const float v = to_float(row[at.head * in.value_dim + at.first_column + c]);
-    shared.v[i] = t < at.n ? v : 0.0f;
+// Copies rows of `width` values, `stride` apart, to shared memory in the background.
+template <class T>
+__device__ __forceinline__ void copy_rows(T* to, const T* from, int rows, int width, int stride) {
+  constexpr int kPack = 16 / sizeof(T);
+  const int packs = width / kPack;
+  for (int i = threadIdx.x; i < rows * packs; i += blockDim.x) {
+    const int row = i / packs, column = i % packs * kPack;
+    copy_async(to + row * width + column, from + size_t(row) * stride + column, true);
   }
 }
 
-template <int W, class Act>
-__device__ void stage_capsule(const Inputs<Act>& in, const Capsule& old, const Head<W, Act>& at, Shared& shared) {
-  for (int i = threadIdx.x; i < old.tokens * kKeyDim; i += blockDim.x) {
-    const int row = (at.slot * old.tokens + i / kKeyDim) * in.key_heads + at.key_head;
-    shared.old_k[i] = old.k[size_t(row) * kKeyDim + i % kKeyDim];
+template <bool Verify, int W, class Act>
+__device__ void start_copies(const Inputs<Act>& in, const Capsule& old, const Head<W, Act>& at, Shared<Act>& shared) {
+  const int value = at.head * in.value_dim + at.first_column;
+  const Act* v = in.qkv + size_t(at.slot) * in.tokens * at.qkv_width + 2 * in.key_heads * kKeyDim + value;
+  copy_rows(shared.v, v, in.tokens, at.columns, at.qkv_width);
+  if constexpr (Verify) {
+    const size_t row = size_t(at.slot) * old.tokens;
+    const int keys = in.key_heads * kKeyDim, values = in.value_heads * in.value_dim;
+    copy_rows(shared.old_k, old.k + row * keys + at.key_head * kKeyDim, old.tokens, kKeyDim, keys);
+    copy_rows(shared.old_u, old.u + row * values + value, old.tokens, at.columns, values);
   }
-  for (int i = threadIdx.x; i < old.tokens * at.columns; i += blockDim.x) {
-    const int row = (at.slot * old.tokens + i / at.columns) * in.value_heads + at.head;
-    shared.old_u[i] = old.u[size_t(row) * in.value_dim + at.first_column + i % at.columns];
-  }
-  if (int(threadIdx.x) < old.tokens)
-    shared.old_decay[threadIdx.x] =
-        expf(old.g[(at.slot * old.tokens + threadIdx.x) * in.value_heads + at.head]);
+  commit_copies();
 }
 
 // S = decay S + k u^T
@@ -149,7 +154,8 @@ __device__ __forceinline__ void update(float (&S)[R][4], float decay, const floa
 // One token: u = (v - decay k^T S) beta, o = decay q^T S + (k.q) u, then the update. Returns u (lanes 0..15) or o
 // (the others) of this lane's column of four, which bits 3 and 2 of the lane number.
 template <int W, class Act>
-__device__ __forceinline__ float step(float (&S)[kRows<W>][4], const Shared& shared, const Head<W, Act>& at, int t) {
+__device__ __forceinline__ float step(float (&S)[kRows<W>][4], const Shared<Act>& shared,
+                                      const Head<W, Act>& at, int t) {
   const Token token = shared.token[t];
   float k[kRows<W>], q[kRows<W>], sums[8] = {};
   load(shared.k + t * kKeyDim + at.first_row, k);
@@ -160,7 +166,7 @@ __device__ __forceinline__ float step(float (&S)[kRows<W>][4], const Shared& sha
     for (int c = 0; c < 4; ++c) sums[c] += k[i] * S[i][c], sums[4 + c] += q[i] * S[i][c];
   float sum = reduce_scatter<8, 16>(sums);  // k^T S or q^T S
   if constexpr (W == 8) sum += __shfl_xor_sync(kFullWarp, sum, 2);
-  const float v = shared.v[t * at.columns + at.column + at.lane / 4 % 4];
+  const float v = to_float(shared.v[t * at.columns + at.column + at.lane / 4 % 4]);
   const float mine = (v - token.decay * sum) * token.beta;  // meaningful in lanes 0..15
   float u[4];
 #pragma unroll
@@ -174,17 +180,21 @@ template <bool Verify, int W, class Act>
 __device__ void run(const Inputs<Act>& in, const Capsule& capsule) {
   SHARED_MEMORY(memory);
   const Head<W, Act> at(in);
-  Shared shared(memory, in.tokens, Verify ? capsule.tokens : 0, at.columns);
+  Shared<Act> shared(memory, in.tokens, Verify ? capsule.tokens : 0, at.columns);
   float* tile = in.S + (size_t(at.slot * in.value_heads + at.head) * kKeyDim + at.first_row) * in.value_dim +
                 at.first_column + at.column;
   float S[kRows<W>][4];
 #pragma unroll
   for (int i = 0; i < kRows<W>; ++i) load(tile + size_t(i) * in.value_dim, S[i]);
+  start_copies<Verify>(in, capsule, at, shared);
 
   const int commit = Verify ? min(capsule.n_commit[at.slot], capsule.tokens) : 0;
+  float old_g = 0;
+  if (Verify && int(threadIdx.x) < capsule.tokens)
+    old_g = capsule.g[(at.slot * capsule.tokens + threadIdx.x) * in.value_heads + at.head];
   for (int t = at.warp; t < in.tokens; t += blockDim.x / 32) stage_token<Verify>(in, capsule, at, shared, t);
-  stage_values(in, at, shared);
-  if constexpr (Verify) stage_capsule(in, capsule, at, shared);
+  if (Verify && int(threadIdx.x) < capsule.tokens) shared.old_decay[threadIdx.x] = expf(old_g);
+  wait_copies<0>();
   __syncthreads();
 
   if constexpr (Verify) {
@@ -216,10 +226,10 @@ __device__ void run(const Inputs<Act>& in, const Capsule& capsule) {
 }  // namespace
 
 #define DECODE_INPUTS(Act)                                                                                       \
-  const Act *qkv, const Act *a, const Act *b, const void *A_log, const void *dt_bias, int bf16_parameters,       \
+  const Act *qkv, const Act *a, const Act *b, const void *A_log, const void *dt_bias, int bf16_A_log, int bf16_dt_bias,       \
       float *S, const int *n_tokens, Act *o, int tokens, int key_heads, int value_heads, int value_dim
 #define DECODE_FORWARD                                                                                           \
-  {qkv, a, b, {A_log, bf16_parameters}, {dt_bias, bf16_parameters}, S, n_tokens, o, tokens, key_heads,           \
+  {qkv, a, b, {A_log, bf16_A_log}, {dt_bias, bf16_dt_bias}, S, n_tokens, o, tokens, key_heads,           \
    value_heads, value_dim}
 
 #define DECODE_KERNELS(Act, W, suffix)                                                                           \

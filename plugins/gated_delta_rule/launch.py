@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from deltart.plugins.gated_delta_rule.inputs import Shape
-from deltart.plugins.launch import Launch, ints, pointers, require
+from deltart.plugins.launch import Arguments, Launch, ints, pointers, require
 
 DECODE_TOKENS = 8  # at most; beyond it the chunked kernels take over
 
@@ -26,8 +26,9 @@ def tiling(shape: Shape) -> Tiling:
     return Tiling(columns, warps)
 
 
-def _decode(kernel: str, shape: Shape, at: dict[str, int], capsule: tuple, capsule_tokens: int,
-            tiles: Tiling | None) -> Launch:
+def _decode(
+    kernel: str, shape: Shape, at: dict[str, int], capsule: Arguments, capsule_tokens: int, tiles: Tiling | None
+) -> Launch:
     require(1 <= shape.tokens <= DECODE_TOKENS, f"{shape.tokens} tokens", f"1 to {DECODE_TOKENS} for {kernel}")
     require(shape.value_dim % 8 == 0, f"value heads of {shape.value_dim}", "a multiple of 8")
     tiles = tiles or tiling(shape)
@@ -37,7 +38,7 @@ def _decode(kernel: str, shape: Shape, at: dict[str, int], capsule: tuple, capsu
     shared = 4 * (floats + 4 * shape.tokens + capsule_tokens)
     args = (
         *pointers(at, "qkv", "a", "b", "A_log", "dt_bias"),
-        *ints(shape.parameter_dtype == "bf16"),
+        *ints(shape.A_log_dtype == "bf16", shape.dt_bias_dtype == "bf16"),
         *pointers(at, "S", "n_tokens", "o"),
         *ints(shape.tokens, shape.key_heads, shape.value_heads, shape.value_dim),
         *capsule,
@@ -59,7 +60,7 @@ def verify(shape: Shape, capsule_tokens: int, at: dict[str, int], tiles: Tiling 
     return _decode("gated_delta_rule_verify", shape, at, capsule, capsule_tokens, tiles)
 
 
-SEGMENT = 4096  # tokens of one slot between two reads of S from memory; bounds the workspace
+SEGMENT = 2048  # tokens of all slots per pass; at 27B what a pass leaves in the workspace fits H100's L2
 CHUNKS = {"f32": [32], "bf16": [64, 32]}  # compiled for GPUs, the preferred one first
 PLANES = {"f32": (3, 6), "bf16": (1, 4)}  # of q, k and v; of T' and A together (prefill.cuh)
 
@@ -101,16 +102,21 @@ class Chunking:
         return stage * (2 if self.shape.dtype == "bf16" else 1)
 
 
-def chunking(shape: Shape, shared_limit: int = 227 << 10, chunk: int = 0, segment: int = SEGMENT) -> Chunking:
-    """The largest chunk whose tiles fit in `shared_limit` bytes (what the device gives a block), or `chunk`."""
+def chunking(shape: Shape, shared_limit: int = 227 << 10, chunk: int = 0, segment: int = 0, warps: int = 0) -> Chunking:
+    """The largest chunk whose tiles fit in `shared_limit` bytes (what the device gives a block), or `chunk`.
+
+    `segment` (tokens per slot, a multiple of the chunk) is chosen so that the workspace does not grow with the slots.
+    `warps` (of 16 value columns, at most 8) are four where the head allows it: one for each of an SM's schedulers.
+    """
     require(shape.value_dim % 16 == 0, f"value heads of {shape.value_dim}", "a multiple of 16")
     require(
         shape.value_heads % shape.key_heads == 0,
         f"{shape.value_heads} value heads",
         f"a multiple of the {shape.key_heads} key heads",
     )
-    warps = next(w for w in (4, 2, 1) if shape.value_dim % (16 * w) == 0)
-    plans = [Chunking(shape, c, segment, warps) for c in ([chunk] if chunk else CHUNKS[shape.dtype])]
+    warps = warps or next(w for w in (4, 2, 1) if shape.value_dim % (16 * w) == 0)
+    chunks = [chunk] if chunk else CHUNKS[shape.dtype]
+    plans = [Chunking(shape, c, segment or max(c, SEGMENT // shape.slots // c * c), warps) for c in chunks]
     fits = [p for p in plans if max(p.scan_shared_bytes(), p.chunk_shared_bytes()) <= shared_limit]
     require(bool(fits), f"{plans[-1].scan_shared_bytes()} bytes of shared memory", f"at most {shared_limit}")
     return fits[0]
@@ -123,7 +129,7 @@ def prefill(plan: Chunking, at: dict[str, int]) -> list[Launch]:
         count = min(plan.segment, shape.tokens - first)
         args = (
             *pointers(at, "qkv", "a", "b", "A_log", "dt_bias"),
-            *ints(shape.parameter_dtype == "bf16"),
+            *ints(shape.A_log_dtype == "bf16", shape.dt_bias_dtype == "bf16"),
             *pointers(at, "S", "n_tokens", "o", "workspace"),
             *ints(shape.tokens, first, count, shape.key_heads, shape.value_heads, shape.value_dim),
         )

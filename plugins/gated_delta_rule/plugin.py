@@ -7,19 +7,17 @@ from pathlib import Path
 from deltart.plugins.gated_delta_rule.inputs import Shape
 from deltart.plugins.gated_delta_rule.launch import CHUNKS, DECODE_TOKENS, chunking, decode, prefill
 from deltart.plugins.kernel_call import Call, Kernel
-from deltart.plugins.launch import Launch, require
+from deltart.plugins.launch import Launch
 
 ANY_SHARED = 1 << 30  # bytes: leaves the choice of chunk open, for a bound that holds on every GPU
 
 
 def _shape(call: Call) -> Shape:
     sizes, dtypes = call.sizes, call.dtypes
-    parameters = {dtypes["A_log"], dtypes["dt_bias"]}
-    require(len(parameters) == 1, "A_log and dt_bias of different types", "one type for both")
     return Shape(
         slots=sizes["B"], tokens=sizes["T"], key_heads=sizes["num_k_heads"], value_heads=sizes["num_v_heads"],
         key_dim=sizes["head_k_dim"], value_dim=sizes["head_v_dim"],
-        dtype=dtypes["qkv"], parameter_dtype=parameters.pop(),
+        dtype=dtypes["qkv"], A_log_dtype=dtypes["A_log"], dt_bias_dtype=dtypes["dt_bias"],
     )  # fmt: skip
 
 

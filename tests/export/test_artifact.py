@@ -10,12 +10,12 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
-from support.cases import Export
 
 from deltart.errors import ArtifactError
 from deltart.export.pipeline import export_checkpoint
 from deltart.manifest import load_manifest
 from deltart.runtime.backends.ort import OrtBackend
+from support.cases import Export
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"
 

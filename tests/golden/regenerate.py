@@ -10,11 +10,10 @@ import onnx
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from support.cases import CASES, VOCAB  # noqa: E402  # found through the line above
-
-from deltart.export.pipeline import export_checkpoint  # noqa: E402
-from deltart.export.presets import causal_lm, text_config  # noqa: E402
-from deltart.export.synthetic import write_checkpoint  # noqa: E402
+from deltart.export.pipeline import export_checkpoint
+from deltart.export.presets import causal_lm, text_config
+from deltart.export.synthetic import write_checkpoint
+from support.cases import CASES, VOCAB  # found through the line above
 
 sizes, storage = CASES["fp8"]
 with tempfile.TemporaryDirectory() as scratch:

@@ -13,8 +13,7 @@ from bench.kernels import __main__ as bench
 from bench.kernels import peers
 from bench.kernels.sections import one_group
 from deltart.plugins.causal_conv1d import inputs as conv_inputs
-from deltart.plugins.causal_conv1d import reference as conv_reference
-from deltart.plugins.gated_delta_rule import inputs, reference
+from deltart.plugins.gated_delta_rule import inputs
 from deltart.plugins.tolerance import relative_rms
 
 torch = pytest.importorskip("torch")
@@ -44,15 +43,15 @@ def test_one_group_is_its_part_of_the_whole() -> None:
     shape = inputs.Shape(slots=2, tokens=3, key_heads=2, value_heads=6, key_dim=32, value_dim=16)
     given = inputs.make(shape, 0)
     part, part_shape, heads = one_group(given, shape, 1)
-    whole, found = (reference.gated_delta_rule(x, s.key_heads, s.key_dim) for x, s in ((given, shape), (part, part_shape)))
-    np.testing.assert_allclose(found[0], whole[0][:, :, heads])
+    whole, found = inputs.expected(shape, given), inputs.expected(part_shape, part)
+    np.testing.assert_allclose(found[0], whole[0].reshape(2, 3, 6, 16)[:, :, heads].reshape(2, 3, -1))
     np.testing.assert_allclose(found[1], whole[1][:, heads])
 
 
 def test_torch_peers_compute_the_same_thing() -> None:
-    shape = inputs.Shape(slots=2, key_heads=2, value_heads=6, dtype="f32", parameter_dtype="f32")
+    shape = inputs.Shape(slots=2, key_heads=2, value_heads=6, dtype="f32", A_log_dtype="f32", dt_bias_dtype="f32")
     given = inputs.make(shape, 0)
     found = peers.torch_recurrent(shape)(tensors(given)).numpy()
-    assert relative_rms(found, reference.gated_delta_rule(given, 2, 128)[0]) < 1e-5
+    assert relative_rms(found.reshape(2, 1, -1), inputs.expected(shape, given)[0]) < 1e-5
     conv = conv_inputs.make(conv_inputs.Shape(2, 5, 64, "f32", "f32"), 0)
-    assert relative_rms(peers.torch_conv(tensors(conv)).numpy(), conv_reference.causal_conv1d(conv)[0]) < 1e-6
+    assert relative_rms(peers.torch_conv(tensors(conv)).numpy(), conv_inputs.expected(conv)[0]) < 1e-6

@@ -31,10 +31,10 @@ class RecordingDriver:
     def __init__(self, status: Status = Status.CUDA_SUCCESS) -> None:
         self.status, self.calls = status, []
 
-    def cuDeviceGetAttribute(self, *args: Any) -> tuple:
+    def cuDeviceGetAttribute(self, *args: Any) -> tuple:  # noqa: N802
         return Status.CUDA_SUCCESS, 100 << 10
 
-    def cuLaunchKernel(self, function: str, *args: Any) -> tuple:
+    def cuLaunchKernel(self, function: str, *args: Any) -> tuple:  # noqa: N802
         pointers = (ctypes.c_void_p * 2).from_address(args[-2])
         values = ctypes.c_void_p.from_address(pointers[0]).value, ctypes.c_int.from_address(pointers[1]).value
         self.calls.append(("launch", function, args[:8], values))
