@@ -16,6 +16,11 @@ inline uint32_t select_bytes(uint32_t word, uint32_t selector) {
   return to;
 }
 inline BfPair times_2_to_120(BfPair p) { return pair(low(p) * 0x1p120f, high(p) * 0x1p120f); }
+inline uint32_t float_bits(float x) {
+  uint32_t bits;
+  memcpy(&bits, &x, 4);
+  return bits;
+}
 inline uint4 load_once(const void* from) { return *static_cast<const uint4*>(from); }
 
 #else
@@ -29,6 +34,7 @@ __device__ __forceinline__ BfPair times_2_to_120(BfPair p) {
   asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(scaled) : "r"(p), "r"(0x7b807b80u), "r"(0x80008000u));
   return scaled;
 }
+__device__ __forceinline__ uint32_t float_bits(float x) { return __float_as_uint(x); }
 // 16 bytes that nobody will read again.
 __device__ __forceinline__ uint4 load_once(const void* from) {
   uint4 to;
@@ -45,4 +51,14 @@ __device__ __forceinline__ void e4m3_to_bf16(uint32_t word, BfPair& first, BfPai
   const uint32_t a = select_bytes(word, 0x1404), b = select_bytes(word, 0x3424);
   first = times_2_to_120((a & 0x80008000u) | (a & 0x7f007f00u) >> 4);
   second = times_2_to_120((b & 0x80008000u) | (b & 0x7f007f00u) >> 4);
+}
+
+// The nearest E4M3 (ties to even); beyond 448 it is 448, and NaN stays NaN.
+__device__ __forceinline__ uint8_t to_e4m3(float x) {
+  const uint32_t sign = float_bits(x) >> 24 & 0x80, magnitude = float_bits(x) & 0x7fffffffu;
+  if (magnitude > 0x7f800000u) return 0x7f;
+  const float size = fminf(fabsf(x), 448.0f);
+  if (size < 0x1p-6f) return sign | uint32_t(rintf(size * 512.0f));
+  const uint32_t bits = float_bits(size);
+  return sign | ((bits + 0x7ffffu + (bits >> 20 & 1)) >> 20) - (120u << 3);
 }
