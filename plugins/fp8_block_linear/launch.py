@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from deltart.plugins.fp8_block_linear.inputs import BLOCK, Shape
 from deltart.plugins.launch import Launch, ints, pointers, require
 
-TILES = (1, 2, 4, 8)  # tokens per block, in eights
+TILES = (1, 2, 4)  # tokens per block, in eights
 ROWS = 16  # of the weight, per warp
 TILE_STRIDE = 20
 ENOUGH_WARPS = 2048  # with 2 KiB on the way for each: covers the memory latency of any of the targets
@@ -49,5 +49,5 @@ def decode(shape: Shape, at: dict[str, int], by: Split | None = None) -> Launch:
     by = by or split(shape)
     args = (*pointers(at, "x", "weight", "weight_scale_inv"), *ints(shape.scale_dtype == "bf16"), *pointers(at, "y"),
             *ints(shape.rows, shape.n, shape.k, by.row_groups))
-    grid = (-(-shape.n // (ROWS * by.row_groups)), -(-shape.rows // (8 * by.tiles)), 1)
+    grid = (-(-shape.rows // (8 * by.tiles)), -(-shape.n // (ROWS * by.row_groups)), 1)
     return Launch(f"fp8_block_linear_decode_{shape.dtype}_m{by.tiles}", grid, 32 * by.warps, by.shared_bytes, args)
