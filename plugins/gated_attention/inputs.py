@@ -70,8 +70,8 @@ def make(shape: Shape, seed: int, past_len: NDArray, n_tokens: NDArray | None = 
     q += np.repeat(target, group, 2) * (np.log(past_len.max() + 2.0) / shape.head_dim**0.5)
     gate = 2 * rng.standard_normal((*rows, shape.heads, shape.head_dim), np.float32)
     dead = np.arange(shape.tokens)[None] >= n[:, None]
-    for array in (q, k, v, gate):
-        array[dead] = np.nan
+    for array, poison in ((q, np.nan), (k, np.inf), (v, np.inf), (gate, np.nan)):
+        array[dead] = poison  # infinite keys: in a cache they differ from the rows that nobody wrote
     given = {name: cast(x.reshape(*rows, -1), "bf16") for name, x in (("q", q), ("k", k), ("v", v), ("gate", gate))}
     return given | caches(shape, rng, past_len) | {"past_len": past_len.astype(np.int32), "n_tokens": n}
 
