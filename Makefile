@@ -10,9 +10,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-NAME ?= tiny
-CHECKPOINT ?= artifacts/checkpoints/$(NAME)
-PROMPT ?= Hello
+CHECKPOINT ?= tools/nano/checkpoint
+NAME ?= nano
+PROMPT ?= Type "planet" backwards
 ARTIFACT := artifacts/$(NAME)
 
 .PHONY: help engine test check bench clean
@@ -26,6 +26,11 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install -q --upgrade pip
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[cpu,export,dev]'
 	@touch $@
+
+engine: $(READY)
+	$(BIN)/deltart inspect $(CHECKPOINT)
+	$(BIN)/deltart export $(CHECKPOINT) -o $(ARTIFACT) --overwrite
+	$(BIN)/deltart generate $(ARTIFACT) '$(PROMPT)' --chat --temperature 0
 
 test: $(READY)
 	$(BIN)/python -m pytest $(ARGS)

@@ -66,7 +66,7 @@ def compare(scratch: Path, rounds: int) -> dict[str, Any]:
 
 def _export(peer: str, checkpoint: Path, output: Path) -> tuple[Path, float]:
     commands = {
-        "deltart": [sys.executable, "-m", "deltart", "export", str(checkpoint), "-o", str(output), "--no-mtp", "--json"],
+        "deltart": [sys.executable, "-m", "deltart", "export", str(checkpoint), "-o", str(output), "--no-mtp"],
         "genai": [
             sys.executable, "-m", "onnxruntime_genai.models.builder", "-m", str(checkpoint), "-o", str(output),
             "-p", "fp32", "-e", "cpu", "-c", str(output / "cache"), "--extra_options", "exclude_mtp=true",

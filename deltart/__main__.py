@@ -2,6 +2,6 @@
 
 import sys
 
-from deltart.cli import main
+from deltart.cli import entry
 
-sys.exit(main())
+sys.exit(entry())

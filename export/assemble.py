@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Hashable, Mapping, Sequence
 
 import onnx
 import torch
@@ -14,7 +13,7 @@ from deltart.export.graph import I64, Block, ModelGraph, State, Value
 from deltart.export.lower.functions import composite_functions
 from deltart.export.lower.portable import Lowering
 from deltart.export.spec import ModelSpec
-from deltart.export.trace import FUNCTION_DOMAIN, OPSET, TracedBlock, trace_block
+from deltart.export.trace import FUNCTION_DOMAIN, OPSET, BlockKind, TracedBlock, trace_blocks
 from deltart.export.weights import build_module, external_initializer
 from deltart.plugins.registry import OPS
 from deltart.plugins.spec import ACT, DOMAIN, F32, FP8, I32, VERSION
@@ -26,30 +25,41 @@ ONNX_ACT = {torch.float32: onnx.TensorProto.FLOAT, torch.bfloat16: onnx.TensorPr
 ONNX_KINDS = {F32: onnx.TensorProto.FLOAT, I32: onnx.TensorProto.INT32, I64: onnx.TensorProto.INT64}
 
 
-@dataclass
 class Tracer:
-    """Traced blocks by kind: two layers of one class whose parameters agree in shape and dtype share a function."""
+    """Traced functions of every block of some graphs.
 
-    spec: ModelSpec
-    checkpoint: Checkpoint
-    dtype: torch.dtype
-    on_trace: Callable[[str], None] = lambda name: None
-    _traced: dict[tuple[object, ...], TracedBlock] = field(default_factory=dict)
+    Two blocks of one class whose parameters agree in shape and dtype are one kind and share a function.
 
-    def trace(self, block: Block, graph: ModelGraph) -> TracedBlock:
-        """The function of `block`; raises CheckpointError when its tensors do not fit its module."""
-        module = build_module(block, self.spec, self.checkpoint)
-        key = (type(module).__name__, *_signature(module))
-        if key not in self._traced:
-            name = self._name(type(module).__name__)
-            self.on_trace(name)
-            self._traced[key] = trace_block(block, module, graph.values, self.dtype, name)
-        return self._traced[key]
+    Raises:
+        CheckpointError: a block's tensors do not fit its module.
+    """
 
-    def _name(self, kind: str) -> str:
-        taken = {t.function.name for t in self._traced.values()}
-        variants = sum(1 for t in taken if t == kind or t.startswith(f"{kind}_"))
-        return f"{kind}_{variants + 1}" if variants else kind
+    def __init__(
+        self, spec: ModelSpec, checkpoint: Checkpoint, dtype: torch.dtype, graphs: Sequence[ModelGraph]
+    ) -> None:
+        self.checkpoint, self.dtype = checkpoint, dtype
+        self._kind_of: dict[tuple[str, str], Hashable] = {}
+        kinds: dict[Hashable, BlockKind] = {}
+        values: dict[str, Value] = {}
+        for graph in graphs:
+            values |= graph.values
+            for block in graph.blocks:
+                module = build_module(block, spec, checkpoint)
+                key = (type(module).__name__, *_signature(module))
+                self._kind_of[graph.name, block.name] = key
+                if key not in kinds:
+                    kinds[key] = BlockKind(_function_name(type(module).__name__, kinds), block, module)
+        traced = trace_blocks(list(kinds.values()), values, dtype)
+        self._traced = dict(zip(kinds, traced, strict=True))
+
+    def traced(self, graph: ModelGraph, block: Block) -> TracedBlock:
+        """The function of `block`."""
+        return self._traced[self._kind_of[graph.name, block.name]]
+
+
+def _function_name(kind: str, taken: Mapping[Hashable, BlockKind]) -> str:
+    variants = sum(1 for other in taken.values() if other.name.partition("_")[0] == kind)
+    return f"{kind}_{variants + 1}" if variants else kind
 
 
 def assemble(graph: ModelGraph, tracer: Tracer) -> tuple[onnx.ModelProto, list[str]]:
@@ -58,7 +68,7 @@ def assemble(graph: ModelGraph, tracer: Tracer) -> tuple[onnx.ModelProto, list[s
     nodes, weights = [], dict[str, None]()
     current = {name: name for name in graph.inputs}  # value name -> tensor name in the graph
     for block in graph.blocks:
-        traced = tracer.trace(block, graph)
+        traced = tracer.traced(graph, block)
         functions[traced.function.name] = traced.function
         tensors = [block.tensor_name(p) for p in traced.parameters]
         weights.update(dict.fromkeys(tensors))

@@ -21,14 +21,15 @@ class Weight(nn.Module):
 
 
 class RMSNorm(Weight):
-    """x / rms(x) * (1 + w): the family stores its norm weights as offsets from one."""
+    """x / rms(x) * (1 + w) in f32: the family stores its norm weights as offsets from one."""
 
     def __init__(self, width: int, epsilon: float) -> None:
         super().__init__(width)
         self.epsilon = epsilon
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return F.rms_norm(x, self.weight.shape, 1.0 + self.weight.to(x.dtype), self.epsilon)
+        scale = 1.0 + self.weight.to(torch.float32)  # bf16 would round 1 + w to 2^-8
+        return F.rms_norm(x.to(torch.float32), self.weight.shape, scale, self.epsilon).to(x.dtype)
 
 
 class GatedRMSNorm(Weight):

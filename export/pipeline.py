@@ -21,17 +21,18 @@ from deltart.errors import ExportError
 from deltart.export.assemble import Tracer, assemble, lower, state_output
 from deltart.export.checkpoint import Checkpoint
 from deltart.export.graph import I64, ModelGraph, State
-from deltart.export.lower import ort, portable
+from deltart.export.lower import ort, portable, tensorrt
 from deltart.export.models.registry import graphs_of
 from deltart.export.spec import ModelSpec, read_spec
 from deltart.export.weights import WEIGHTS_FOLDER, Ledger, build_module
 from deltart.plugins.spec import ACT, F32, I32
 
+# Lowered from the float32 trace of every export. TensorRT's own, in bfloat16, is traced when asked for.
 TARGETS = {"portable": portable.BODIES, "ort": ort.BODIES}
 TEXT_FILES = ("tokenizer.json", "tokenizer_config.json", "generation_config.json", "chat_template.jinja", "config.json")
 DTYPE_NAMES = {ACT: "float32", F32: "float32", I32: "int32", I64: "int64"}
 # A convolution state may be read after its successor is written, and portable bodies promise no order at all.
-IN_PLACE = {"S": ["ort"], "k": ["ort"], "v": ["ort"], "conv": []}
+IN_PLACE = {"S": ["ort", "tensorrt"], "k": ["ort", "tensorrt"], "v": ["ort", "tensorrt"], "conv": ["tensorrt"]}
 
 Report = Callable[[str], None]
 
@@ -43,6 +44,7 @@ def export_checkpoint(
     max_context: int | None = None,
     yarn: float | None = None,
     mtp: bool = True,
+    for_tensorrt: bool = False,
     overwrite: bool = False,
     report: Report = lambda step: None,
 ) -> manifest.Manifest:
@@ -52,6 +54,7 @@ def export_checkpoint(
         max_context: longest sequence the runtime may serve, in tokens; the model's own limit when None.
         yarn: static YaRN factor, or None for the checkpoint's own RoPE.
         mtp: whether to export the MTP head where the checkpoint has one.
+        for_tensorrt: whether to write the TensorRT graphs too; `deltart build` adds them otherwise.
         overwrite: replace an artifact that is already there.
         report: called with a line for every step.
 
@@ -73,7 +76,9 @@ def export_checkpoint(
         text_files = _bring_text_files(checkpoint, staging)
         result = _manifest(spec, checkpoint, ledger, entries, context, text_files)
         result.save(staging)
-    return result
+        if for_tensorrt:
+            tensorrt.lower_artifact(staging, report)
+    return manifest.load_manifest(output)
 
 
 def account(spec: ModelSpec, tensors: Checkpoint, mtp: bool = True) -> Ledger:
@@ -139,9 +144,12 @@ def _staged(output: Path, overwrite: bool) -> Iterator[Path]:
 def _write_graphs(
     spec: ModelSpec, tensors: Checkpoint, staging: Path, mtp: bool, report: Report
 ) -> dict[str, manifest.GraphEntry]:
-    tracer = Tracer(spec, tensors, torch.float32, lambda name: report(f"tracing {name}"))
+    graphs = graphs_of(spec, torch.float32, mtp)
+    report("tracing each kind of block")
+    tracer = Tracer(spec, tensors, torch.float32, graphs)
+    report("assembling " + " and ".join(graph.name for graph in graphs))
     entries = {}
-    for graph in graphs_of(spec, torch.float32, mtp):
+    for graph in graphs:
         model, weights = assemble(graph, tracer)
         files = {}
         for target, bodies in TARGETS.items():

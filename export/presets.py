@@ -105,7 +105,7 @@ def _qwen3_6_27b() -> Config:
 
 def _tiny() -> Config:
     text = text_config(
-        hidden=256, ffn=384, layers=8, heads=4, kv_heads=1, k_heads=1, v_heads=3, vocab=1024, head_dim=64,
+        hidden=256, ffn=384, layers=8, heads=4, kv_heads=1, k_heads=1, v_heads=3, vocab=1280, head_dim=64,
         max_position=4096,
     )  # fmt: skip
     return causal_lm(text)

@@ -1,11 +1,11 @@
-"""Traces one block into an ONNX function whose inputs are its arguments, its states and its weights."""
+"""Traces blocks into ONNX functions whose inputs are the block's arguments, its states and its weights."""
 
 from __future__ import annotations
 
 import itertools
 import logging
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,12 +17,22 @@ from torch import nn
 
 from deltart.export import ops
 from deltart.export.graph import I64, Block, Value
+from deltart.garbage import no_garbage_collection
 from deltart.plugins.spec import ACT, F32, I32
 
 OPSET = 24
 FUNCTION_DOMAIN = "deltart.layers"
 # Sizes that stand for the dynamic axes while tracing: distinct and above 1, so that none is specialised.
 EXAMPLE_SIZES = {"B": 2, "T": 5, "L": 3, "capacity": 7}
+
+
+@dataclass(frozen=True)
+class BlockKind:
+    """A block to trace, its module (parameters on the meta device) and the name of the function it becomes."""
+
+    name: str
+    block: Block
+    module: nn.Module
 
 
 @dataclass(frozen=True)
@@ -33,60 +43,139 @@ class TracedBlock:
     parameters: tuple[str, ...]
 
 
-def trace_block(
-    block: Block, module: nn.Module, values: Mapping[str, Value], dtype: torch.dtype, name: str
-) -> TracedBlock:
-    """Trace `module` (parameters on the meta device) with dynamic B, T, L and capacity.
+def trace_blocks(kinds: Sequence[BlockKind], values: Mapping[str, Value], dtype: torch.dtype) -> list[TracedBlock]:
+    """Trace every kind with dynamic B, T, L and capacity; `dtype` is the activation dtype.
 
-    Args:
-        dtype: the activation dtype.
-        name: the name of the resulting function in FUNCTION_DOMAIN.
+    All kinds go through the exporter side by side, since most of a trace is the exporter's own start-up.
     """
-    arguments = [values[i] for i in block.inputs] + [Value(_short(s.name), s.dtype, s.axes) for s in block.states]
-    results = list(block.outputs) + [f"{_short(s.name)}_out" for s in block.states]
-    device = next((p.device for p in module.parameters()), torch.device("cpu"))
-    with warnings.catch_warnings(), _QuietExporter():
+    borders = [_border(kind.block, values) for kind in kinds]
+    arguments = [a for taken, _ in borders for a in taken]
+    with warnings.catch_warnings(), _QuietExporter(), no_garbage_collection():
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
-            module.eval(),
-            tuple(_example(a, dtype, device) for a in arguments),
+            _SideBySide(kinds, [len(taken) for taken, _ in borders]).eval(),
+            tuple(
+                _example(a, dtype, _device(kind.module))
+                for kind, (taken, _) in zip(kinds, borders, strict=True)
+                for a in taken
+            ),
             dynamo=True,
             optimize=False,
             verbose=False,
             opset_version=OPSET,
             custom_translation_table=ops.TRANSLATIONS,
-            dynamic_shapes=tuple(_dynamic_axes(a) for a in arguments),
-            input_names=[a.name for a in arguments],
-            output_names=[r if r not in block.inputs else f"{r}_out" for r in results],
+            dynamic_shapes={"arguments": tuple(_dynamic_axes(a) for a in arguments)},
         )
-    assert program is not None
-    return _as_function(program.model, name)
+        assert program is not None
+        return _split(program.model, kinds, borders)
 
 
-def _as_function(model: ir.Model, name: str) -> TracedBlock:
-    parameters = _weights_to_inputs(model.graph)
-    onnxscript.optimizer.optimize_ir(model, inline=False)
+class _SideBySide(nn.Module):
+    """Calls independent modules on consecutive runs of its arguments."""
+
+    def __init__(self, kinds: Sequence[BlockKind], counts: Sequence[int]) -> None:
+        super().__init__()
+        self.kinds = nn.ModuleList(kind.module for kind in kinds)
+        self.counts = tuple(counts)
+
+    def forward(self, *arguments: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        results: list[torch.Tensor] = []
+        remaining = iter(arguments)
+        for module, count in zip(self.kinds, self.counts, strict=True):
+            result = module(*itertools.islice(remaining, count))
+            results += result if isinstance(result, tuple) else (result,)
+        return tuple(results)
+
+
+def _border(block: Block, values: Mapping[str, Value]) -> tuple[list[Value], list[str]]:
+    """(arguments, result names) of a block; a result that replaces an argument is named `x_out`."""
+    arguments = [values[i] for i in block.inputs] + [Value(_short(s.name), s.dtype, s.axes) for s in block.states]
+    results = [f"{o}_out" if o in block.inputs else o for o in block.outputs]
+    return arguments, results + [f"{_short(s.name)}_out" for s in block.states]
+
+
+def _split(
+    model: ir.Model, kinds: Sequence[BlockKind], borders: Sequence[tuple[list[Value], list[str]]]
+) -> list[TracedBlock]:
+    """One function per kind out of the graph that holds them side by side."""
+    weights = _weights_to_inputs(model.graph)
     keep_leading_axes(model.graph)
     onnxscript.optimizer.optimize_ir(model, inline=False)
-    for value in list(model.graph.initializers.values()):
-        model.graph.initializers.pop(str(value.name))
-        constant = ir.node("Constant", [], {"value": value.const_value}, outputs=[value])
-        model.graph.insert_before(model.graph[0], constant)
-    proto = ir.serde.serialize_function(ir.Function(FUNCTION_DOMAIN, name, graph=model.graph, attributes=[]))
+    arguments, results = iter(list(model.graph.inputs)), iter(list(model.graph.outputs))
+    traced = []
+    for index, (kind, (taken, given)) in enumerate(zip(kinds, borders, strict=True)):
+        inputs, outputs = list(itertools.islice(arguments, len(taken))), list(itertools.islice(results, len(given)))
+        mine = [w for w in weights if str(w.name).startswith(f"kinds.{index}.")]
+        graph = _cut(model.graph, inputs + mine, outputs)
+        parameters = tuple(str(w.name).removeprefix(f"kinds.{index}.") for w in mine)
+        names = [a.name for a in taken] + list(parameters)
+        for value, name in zip([*graph.inputs, *graph.outputs], names + given, strict=True):
+            value.name = name
+        traced.append(TracedBlock(_as_function(graph, kind.name, model.opset_imports), parameters))
+    return traced
+
+
+def _cut(graph: ir.Graph, inputs: list[ir.Value], outputs: list[ir.Value]) -> ir.Graph:
+    """A graph of its own from the nodes between `inputs` and `outputs`."""
+    border, needed, constants = set(inputs), set[ir.Node](), dict[ir.Value, None]()
+    pending = list(outputs)
+    while pending:
+        value = pending.pop()
+        producer = value.producer()
+        if value in border or producer in needed:
+            continue
+        if producer is None:
+            assert value.is_initializer(), f"{value.name} belongs to another block"
+            constants[value] = None
+        else:
+            needed.add(producer)
+            pending += [v for v in producer.inputs if v is not None]
+    return _copy(inputs, outputs, [node for node in graph if node in needed], list(constants))
+
+
+def _copy(inputs: list[ir.Value], outputs: list[ir.Value], nodes: list[ir.Node], constants: list[ir.Value]) -> ir.Graph:
+    copies = {v: ir.Value(name=v.name, shape=v.shape, type=v.type) for v in inputs}
+    copied = []
+    for constant in constants:
+        node = ir.node("Constant", [], {"value": constant.const_value})
+        node.outputs[0].name = constant.name
+        copies[constant] = node.outputs[0]
+        copied.append(node)
+    for node in nodes:
+        taken = [copies[v] if v is not None else None for v in node.inputs]
+        clone = ir.Node(
+            node.domain,
+            node.op_type,
+            taken,
+            list(node.attributes.values()),
+            num_outputs=len(node.outputs),
+            name=node.name,
+        )
+        for old, new in zip(node.outputs, clone.outputs, strict=True):
+            new.name, new.shape, new.type = old.name, old.shape, old.type
+            copies[old] = new
+        copied.append(clone)
+    return ir.Graph([copies[v] for v in inputs], [copies[v] for v in outputs], nodes=copied)
+
+
+def _as_function(graph: ir.Graph, name: str, opsets: Mapping[str, int]) -> onnx.FunctionProto:
+    ir.passes.common.NameFixPass()(ir.Model(graph, ir_version=11))
+    proto = ir.serde.serialize_function(ir.Function(FUNCTION_DOMAIN, name, graph=graph, attributes=[]))
     del proto.opset_import[:]
     domains = sorted({node.domain for node in proto.node} | {""})
-    proto.opset_import.extend(onnx.helper.make_opsetid(d, model.opset_imports[d]) for d in domains)
-    return TracedBlock(proto, parameters)
+    proto.opset_import.extend(onnx.helper.make_opsetid(d, opsets[d]) for d in domains)
+    return proto
 
 
-def _weights_to_inputs(graph: ir.Graph) -> tuple[str, ...]:
+def _weights_to_inputs(graph: ir.Graph) -> list[ir.Value]:
+    """Turn parameters into graph inputs (the optimizer would read the values of initializers) and return them."""
     values = graph.initializers.values()
     parameters = [v for v in values if isinstance(getattr(v.const_value, "raw", None), nn.Parameter)]
     for value in parameters:
         graph.initializers.pop(str(value.name))
         value.const_value = None
         graph.inputs.append(value)
-    return tuple(str(value.name) for value in parameters)
+    return parameters
 
 
 def keep_leading_axes(graph: ir.Graph) -> None:
@@ -103,6 +192,11 @@ def keep_leading_axes(graph: ir.Graph) -> None:
             graph.insert_before(node, shape)
             node.replace_input_with(1, shape.outputs[0])
             node.attributes["allowzero"] = ir.AttrInt64("allowzero", 0)
+
+
+def _device(module: nn.Module) -> torch.device:
+    """Meta where there are weights; the rotary table has real constants instead."""
+    return next((p.device for p in module.parameters()), torch.device("cpu"))
 
 
 def _example(value: Value, dtype: torch.dtype, device: torch.device) -> torch.Tensor:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from deltart.errors import BuildError
 
-Argument = ctypes.c_void_p | ctypes.c_int | ctypes.c_float
+Arguments = tuple[ctypes.c_void_p | ctypes.c_int | ctypes.c_float, ...]
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Launch:
     grid: tuple[int, int, int]
     block: int
     shared_bytes: int
-    args: tuple[Argument, ...]
+    args: Arguments
 
 
 def require(condition: bool, found: str, expected: str) -> None:
@@ -30,11 +30,11 @@ def require(condition: bool, found: str, expected: str) -> None:
         raise BuildError(found, expected, "use the portable body of this op, or extend its kernel")
 
 
-def pointers(at: dict[str, int], *names: str) -> tuple[ctypes.c_void_p, ...]:
+def pointers(at: dict[str, int], *names: str) -> Arguments:
     """The addresses of `names`, in that order."""
     return tuple(ctypes.c_void_p(at[name]) for name in names)
 
 
-def ints(*values: int) -> tuple[ctypes.c_int, ...]:
+def ints(*values: int) -> Arguments:
     """32-bit integer arguments."""
     return tuple(ctypes.c_int(value) for value in values)

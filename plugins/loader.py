@@ -16,12 +16,13 @@ def _driver() -> Any:
     try:
         from cuda.bindings import driver
     except ImportError as error:
-        raise MissingDependencyError("cuda-bindings is not installed", "the CUDA driver's Python bindings",
-                                     "pip install cuda-bindings") from error
+        raise MissingDependencyError(
+            "cuda-bindings is not installed", "the CUDA driver's Python bindings", "pip install cuda-bindings"
+        ) from error
     return driver
 
 
-def check(result: tuple) -> Any:
+def check(result: tuple[Any, ...]) -> Any:
     """The value of a driver call's (status, value...) tuple; raises BuildError unless the status is success."""
     status, *values = result
     if status != 0:
@@ -38,8 +39,11 @@ class Device:
             check(self.driver.cuInit(0))
             handle = check(self.driver.cuDeviceGet(ordinal))
         except (BuildError, RuntimeError) as error:
-            raise MissingDependencyError(f"no CUDA device {ordinal}: {error}", "an NVIDIA GPU and its driver",
-                                         "run the kernels on the CPU shim instead") from error
+            raise MissingDependencyError(
+                f"no CUDA device {ordinal}: {error}",
+                "an NVIDIA GPU and its driver",
+                "run the kernels on the CPU shim instead",
+            ) from error
         check(self.driver.cuCtxSetCurrent(check(self.driver.cuDevicePrimaryCtxRetain(handle))))
         limit = self.driver.CUdevice_attribute.CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN
         self.shared_limit: int = check(self.driver.cuDeviceGetAttribute(limit, handle))
@@ -62,8 +66,11 @@ class GpuModule:
             self.functions[launch.kernel] = check(self.driver.cuModuleGetFunction(self.module, launch.kernel.encode()))
         function = self.functions[launch.kernel]
         if launch.shared_bytes > self.device.shared_limit:
-            raise BuildError(f"{launch.kernel} asks for {launch.shared_bytes} bytes of shared memory",
-                             f"at most {self.device.shared_limit}", "plan with this device's shared_limit")
+            raise BuildError(
+                f"{launch.kernel} asks for {launch.shared_bytes} bytes of shared memory",
+                f"at most {self.device.shared_limit}",
+                "plan with this device's shared_limit",
+            )
         if launch.shared_bytes > DEFAULT_SHARED_BYTES:
             attribute = self.driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
             check(self.driver.cuFuncSetAttribute(function, attribute, launch.shared_bytes))
@@ -73,5 +80,16 @@ class GpuModule:
         """Enqueues `launches` on `stream` (a CUstream handle). Nothing is allocated; a stream may be capturing."""
         for launch in launches:
             arguments = (ctypes.c_void_p * len(launch.args))(*(ctypes.addressof(arg) for arg in launch.args))
-            check(self.driver.cuLaunchKernel(self._function(launch), *launch.grid, launch.block, 1, 1,
-                                             launch.shared_bytes, stream, ctypes.addressof(arguments), 0))
+            check(
+                self.driver.cuLaunchKernel(
+                    self._function(launch),
+                    *launch.grid,
+                    launch.block,
+                    1,
+                    1,
+                    launch.shared_bytes,
+                    stream,
+                    ctypes.addressof(arguments),
+                    0,
+                )
+            )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
 TOLERANCE = {
     "f32": 1e-5,  # f32 activations: accumulation order only
@@ -12,7 +11,7 @@ TOLERANCE = {
 }
 
 
-def relative_rms(found: NDArray, expected: NDArray) -> float:
+def relative_rms(found: np.ndarray, expected: np.ndarray) -> float:
     """||found - expected|| / ||expected||. Any NaN or infinity in `found` gives infinity.
 
     Two empty or all-zero arrays are equal (0); anything else against an all-zero reference is infinity.

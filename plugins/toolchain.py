@@ -63,8 +63,11 @@ def find_nvcc(explicit: Path | None = None) -> Path:
     for nvcc in candidates + wheels:
         if os.access(nvcc, os.X_OK):
             return nvcc
-    raise MissingDependencyError("nvcc was not found on PATH, in CUDA_HOME, or among the Python packages",
-                                 "CUDA 13 or later", "pip install nvidia-cuda-nvcc nvidia-cuda-cccl")
+    raise MissingDependencyError(
+        "nvcc was not found on PATH, in CUDA_HOME, or among the Python packages",
+        "CUDA 13 or later",
+        "pip install nvidia-cuda-nvcc nvidia-cuda-cccl",
+    )
 
 
 def version(nvcc: Path) -> str:
@@ -89,16 +92,24 @@ def parse(log: str) -> list[Resources]:
     return sorted(rows, key=lambda row: (row.kernel, TARGETS.index(row.target)))
 
 
-def compile_gpu(source: Path, targets: tuple[str, ...] = TARGETS, defines: tuple[str, ...] = (),
-                nvcc: Path | None = None) -> Built:
+def compile_gpu(
+    source: Path, targets: tuple[str, ...] = TARGETS, defines: tuple[str, ...] = (), nvcc: Path | None = None
+) -> Built:
     """Compiles `source` for `targets` into one fatbin, or takes the cached one of the same text and flags.
 
     Raises BuildError with the compiler's message when it does not compile.
     """
     compiler = find_nvcc(nvcc)
     codes = [f"-gencode=arch=compute_{t},code=sm_{t}" for t in targets]
-    flags = ("-std=c++17", "-O3", "-fatbin", "-Xptxas=-v", *codes,
-             f"-gencode=arch=compute_{PTX},code=compute_{PTX}", *(f"-D{define}" for define in defines))
+    flags = (
+        "-std=c++17",
+        "-O3",
+        "-fatbin",
+        "-Xptxas=-v",
+        *codes,
+        f"-gencode=arch=compute_{PTX},code=compute_{PTX}",
+        *(f"-D{define}" for define in defines),
+    )
 
     def make(folder: Path) -> None:
         command = [str(compiler), *flags, str(source), "-o", str(folder / "kernel.fatbin")]

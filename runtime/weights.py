@@ -30,6 +30,7 @@ class MappedWeights:
         self._tensors = manifest.tensors
         places = (artifact / "weights", Path(manifest.checkpoint))
         self._maps = {entry.name: _map(entry, places) for entry in manifest.files}
+        self.paths = {name: Path(str(raw.filename)) for name, raw in self._maps.items()}  # checked files, by name
 
     def __getitem__(self, name: str) -> np.ndarray:
         """The tensor in its stored dtype and shape."""
@@ -38,7 +39,7 @@ class MappedWeights:
         return raw.view(NUMPY_DTYPES[entry.dtype]).reshape(entry.shape)
 
 
-def _map(entry: FileEntry, places: tuple[Path, ...]) -> np.ndarray:
+def _map(entry: FileEntry, places: tuple[Path, ...]) -> np.memmap:
     path = next((place / entry.name for place in places if (place / entry.name).exists()), None)
     if path is None:
         raise ArtifactError(

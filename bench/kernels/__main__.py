@@ -19,20 +19,37 @@ from deltart.plugins import cache, toolchain
 def parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench.kernels", description=__doc__)
     parser.add_argument("--section", nargs="+", choices=list(SECTIONS), default=list(SECTIONS))
-    parser.add_argument("--out", type=Path, default=Path(".bench/kernels"), help="where results are kept and resumed from")
+    parser.add_argument("--out", type=Path, default=Path(".bench/kernels"), help="results are kept here, and resumed")
     parser.add_argument("--minutes", type=float, default=9.0, help="start no section after this long")
     parser.add_argument("--seed", type=int, default=int(time.time()), help="of the inputs (default: the clock)")
     parser.add_argument("--dry-run", action="store_true", help="small sizes on the CPU shim; no GPU needed")
     parser.add_argument("--check-only", action="store_true", help="small sizes, no timing")
-    parser.add_argument("--sanitize", choices=("memcheck", "racecheck", "initcheck", "synccheck"),
-                        help="run the checks under compute-sanitizer with this tool, and nothing else")
+    parser.add_argument(
+        "--sanitize",
+        choices=("memcheck", "racecheck", "initcheck", "synccheck"),
+        help="run the checks under compute-sanitizer with this tool, and nothing else",
+    )
     return parser.parse_args(arguments)
 
 
 def sanitize(tool: str) -> int:
     """The checks under compute-sanitizer; its exit code, 3 where it found something."""
-    command = ["compute-sanitizer", "--tool", tool, "--error-exitcode", "3", sys.executable, "-m", "bench.kernels",
-               "--check-only", "--section", "decode", "verify", "prefill", "conv"]
+    command = [
+        "compute-sanitizer",
+        "--tool",
+        tool,
+        "--error-exitcode",
+        "3",
+        sys.executable,
+        "-m",
+        "bench.kernels",
+        "--check-only",
+        "--section",
+        "decode",
+        "verify",
+        "prefill",
+        "conv",
+    ]
     environment = os.environ | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}  # else accesses past a buffer stay unseen
     return subprocess.run(command, env=environment, check=False).returncode
 

@@ -10,11 +10,11 @@ from statistics import median
 from typing import Any, Protocol
 
 import numpy as np
+
 from deltart.plugins import loader
 from deltart.plugins.cpu_shim.runner import compile_cpu
 from deltart.plugins.launch import Launch
 from deltart.plugins.toolchain import compile_gpu
-from numpy.typing import NDArray
 
 Call = Callable[[int], None]  # enqueues one call of what is timed on the given stream
 
@@ -32,7 +32,7 @@ class Buffers(Protocol):
 
     at: dict[str, int]
 
-    def read(self, name: str) -> NDArray:
+    def read(self, name: str) -> np.ndarray:
         """The array's present content, on the host."""
 
 
@@ -45,7 +45,7 @@ class Device(Protocol):
     def module(self, source: Path) -> Callable[[list[Launch], int], None]:
         """Compiles a kernel source; returns run(launches, stream)."""
 
-    def place(self, arrays: dict[str, NDArray]) -> Buffers:
+    def place(self, arrays: dict[str, np.ndarray]) -> Buffers:
         """Copies arrays to the device."""
 
     def copies(self, call_bytes: int, most: int = 32) -> int:
@@ -59,11 +59,11 @@ class Device(Protocol):
 
 
 class HostBuffers:
-    def __init__(self, arrays: dict[str, NDArray]) -> None:
+    def __init__(self, arrays: dict[str, np.ndarray]) -> None:
         self.arrays = {name: array.copy() for name, array in arrays.items()}
         self.at = {name: array.ctypes.data for name, array in self.arrays.items()}
 
-    def read(self, name: str) -> NDArray:
+    def read(self, name: str) -> np.ndarray:
         return self.arrays[name]
 
 
@@ -77,7 +77,7 @@ class Host:
         kernels = compile_cpu(source)
         return lambda launches, stream: kernels.run(launches)
 
-    def place(self, arrays: dict[str, NDArray]) -> HostBuffers:
+    def place(self, arrays: dict[str, np.ndarray]) -> HostBuffers:
         return HostBuffers(arrays)
 
     def copies(self, call_bytes: int, most: int = 32) -> int:
@@ -94,7 +94,7 @@ class Host:
 
 
 class CudaBuffers:
-    def __init__(self, torch: Any, arrays: dict[str, NDArray]) -> None:
+    def __init__(self, torch: Any, arrays: dict[str, np.ndarray]) -> None:
         self.types = {name: array.dtype for name, array in arrays.items()}
         self.tensors = {}
         for name, array in arrays.items():
@@ -104,7 +104,7 @@ class CudaBuffers:
         self.at = {name: tensor.data_ptr() for name, tensor in self.tensors.items()}
         self.torch = torch
 
-    def read(self, name: str) -> NDArray:
+    def read(self, name: str) -> np.ndarray:
         tensor = self.tensors[name].contiguous()
         flat = tensor.view(-1).view(self.torch.uint8).cpu().numpy()
         return flat.view(self.types[name]).reshape(tensor.shape)
@@ -128,7 +128,7 @@ class Cuda:
         target = architectural.get(self.capability, self.capability)
         return loader.GpuModule(compile_gpu(source, (target,)).fatbin, self.driver).run
 
-    def place(self, arrays: dict[str, NDArray]) -> CudaBuffers:
+    def place(self, arrays: dict[str, np.ndarray]) -> CudaBuffers:
         return CudaBuffers(self.torch, arrays)
 
     def copies(self, call_bytes: int, most: int = 32) -> int:

@@ -22,42 +22,53 @@ def unpack(x: Tensors, shape: Shape) -> tuple[Any, Any, Any]:
     """q, k [B, T, Hk, Dk] and v [B, T, Hv, Dv] as views of qkv."""
     sizes = [shape.key_heads * shape.key_dim] * 2 + [shape.value_heads * shape.value_dim]
     q, k, v = x["qkv"].split(sizes, -1)
-    return tuple(part.unflatten(-1, (heads, -1)) for part, heads in
-                 ((q, shape.key_heads), (k, shape.key_heads), (v, shape.value_heads)))
+    return tuple(
+        part.unflatten(-1, (heads, -1))
+        for part, heads in ((q, shape.key_heads), (k, shape.key_heads), (v, shape.value_heads))
+    )
+
+
+def fla(function: Callable, shape: Shape) -> Peer:
+    """A gated delta rule of fla's, gates and l2norm inside. What it wants prepared (q, k and v apart, A_log and
+    dt_bias in f32) is prepared once per buffers and not timed."""
+    prepared: dict[int, tuple] = {}
+
+    def call(buffers: CudaBuffers) -> Any:
+        x = buffers.tensors
+        if id(buffers) not in prepared:
+            parts = tuple(part.contiguous() for part in unpack(x, shape))
+            prepared[id(buffers)] = (*parts, x["A_log"].float(), x["dt_bias"].float())
+        q, k, v, A_log, dt_bias = prepared[id(buffers)]
+        return function(
+            q,
+            k,
+            v,
+            g=x["a"],
+            beta=x["b"],
+            initial_state=x["S"],
+            output_final_state=True,
+            use_qk_l2norm_in_kernel=True,
+            use_gate_in_kernel=True,
+            A_log=A_log,
+            dt_bias=dt_bias,
+            use_beta_sigmoid_in_kernel=True,
+        )[0]
+
+    return call
 
 
 def fla_recurrent(shape: Shape) -> Peer:
-    """fla's fused decode kernel, gates and l2norm inside."""
+    """fla's fused decode kernel."""
     from fla.ops.gated_delta_rule import fused_recurrent_gated_delta_rule
 
-    def call(buffers: CudaBuffers) -> Any:
-        x = buffers.tensors
-        q, k, v = (part.contiguous() for part in unpack(x, shape))
-        return fused_recurrent_gated_delta_rule(
-            q, k, v, g=x["a"], beta=x["b"], initial_state=x["S"], output_final_state=True,
-            use_qk_l2norm_in_kernel=True, use_gate_in_kernel=True, A_log=x["A_log"].float(),
-            dt_bias=x["dt_bias"].float(), use_beta_sigmoid_in_kernel=True)[0]
-
-    return call
+    return fla(fused_recurrent_gated_delta_rule, shape)
 
 
 def fla_chunk(shape: Shape) -> Peer:
-    """fla's chunked prefill; q, k and v copied out of qkv beforehand, gates and l2norm inside."""
+    """fla's chunked prefill."""
     from fla.ops.gated_delta_rule import chunk_gated_delta_rule
 
-    parts: dict[int, tuple] = {}
-
-    def call(buffers: CudaBuffers) -> Any:
-        x = buffers.tensors
-        if id(buffers) not in parts:
-            parts[id(buffers)] = (*(part.contiguous() for part in unpack(x, shape)), x["A_log"].float(),
-                                  x["dt_bias"].float())
-        q, k, v, A_log, dt_bias = parts[id(buffers)]
-        return chunk_gated_delta_rule(q, k, v, g=x["a"], beta=x["b"], initial_state=x["S"], output_final_state=True,
-                                      use_qk_l2norm_in_kernel=True, use_gate_in_kernel=True, A_log=A_log,
-                                      dt_bias=dt_bias, use_beta_sigmoid_in_kernel=True)[0]
-
-    return call
+    return fla(chunk_gated_delta_rule, shape)
 
 
 def torch_recurrent(shape: Shape) -> Peer:
@@ -98,5 +109,6 @@ def fla_conv(buffers: CudaBuffers) -> Any:
     state = x["state"].transpose(1, 2)
     padded = state.new_zeros(*state.shape[:2], 4)
     padded[..., 1:] = state
-    return causal_conv1d(x["x"], x["weight"][:, 0].to(state.dtype), initial_state=padded, output_final_state=True,
-                         activation="silu")[0]
+    return causal_conv1d(
+        x["x"], x["weight"][:, 0].to(state.dtype), initial_state=padded, output_final_state=True, activation="silu"
+    )[0]

@@ -2,30 +2,29 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
+
 from bench.kernels import peers
 from bench.kernels.device import Buffers, Cuda, Device
 from bench.kernels.table import Row
 from deltart.plugins import causal_conv1d, gated_delta_rule
 from deltart.plugins.causal_conv1d import inputs as conv_inputs
 from deltart.plugins.causal_conv1d import launch as conv_launch
-from deltart.plugins.causal_conv1d import reference as conv_reference
 from deltart.plugins.gated_delta_rule import inputs, launch, reference
 from deltart.plugins.gated_delta_rule.inputs import Shape
 from deltart.plugins.launch import Launch
 from deltart.plugins.tolerance import TOLERANCE, relative_rms
-from numpy.typing import NDArray
 
 GDR = Path(gated_delta_rule.__file__).parent
 CONV = Path(causal_conv1d.__file__).parent
-LONG = 256  # tokens from which only one key head's outputs are compared: the reference takes every token in turn
+MANY = 64  # tokens of all slots from which one key head's outputs are compared: the reference is slow
 
-Arrays = dict[str, NDArray]
+Arrays = dict[str, np.ndarray]
 Plan = Callable[[Buffers], list[Launch]]
 
 
@@ -46,27 +45,33 @@ class Run:
         return Shape(**sizes, **({"key_heads": 1, "value_heads": 3} if self.small else {}))
 
 
-def measure(run: Run, row: Row, source: Path, place: Callable[[], Buffers], plan: Plan, call_bytes: int, flops: int,
-            rivals: dict[str, peers.Peer]) -> Row:
+def measure(
+    run: Run,
+    row: Row,
+    source: Path,
+    arrays: Arrays,
+    plan: Plan,
+    call_bytes: int,
+    flops: int,
+    rivals: dict[str, peers.Peer],
+) -> Row:
     """Fills the timing columns of `row`: our launches and the rivals', over rotated copies of the same buffers."""
     if not run.timed:
         return row
     kernels = run.device.module(source)
-    sets = [place() for _ in range(run.device.copies(call_bytes))]
-    calls = [(lambda stream, launches=plan(one): kernels(launches, stream)) for one in sets]
-    timing = run.device.time(calls)
+    sets = [run.device.place(arrays) for _ in range(run.device.copies(call_bytes))]
+    timing = run.device.time([partial(kernels, plan(one)) for one in sets])
     row.us, row.spread_us = timing.us, timing.spread
     row.gbs, row.tflops = call_bytes / timing.us / 1e3, flops / timing.us / 1e6 or None
     if run.copy_gbs:
         row.copy_percent = 100 * row.gbs / run.copy_gbs
     if run.matmul_tflops and row.tflops:
         row.matmul_percent = 100 * row.tflops / run.matmul_tflops
-    if isinstance(run.device, Cuda):
-        for name, rival in rivals.items():
-            try:
-                row.peers[name] = run.device.time([lambda stream, one=one: rival(one) for one in sets]).us
-            except Exception as error:  # a rival's failure is a result, not ours to repair
-                row.notes.append(f"{name} could not be timed: {type(error).__name__}: {error}")
+    for name, rival in rivals.items():
+        try:
+            row.peers[name] = run.device.time([lambda stream, r=rival, one=one: r(one) for one in sets]).us
+        except Exception as error:
+            row.notes.append(f"{name} could not be timed: {type(error).__name__}: {error}")
     return row
 
 
@@ -83,21 +88,53 @@ def one_group(given: Arrays, shape: Shape, group: int) -> tuple[Arrays, Shape, s
     return part, replace(shape, key_heads=1, value_heads=ratio), heads
 
 
-def check(run: Run, row: Row, shape: Shape, source: Path, given: Arrays, plan: Plan, extra: Arrays) -> None:
+@dataclass
+class Expected:
+    """The float64 outputs of some value heads: o [B, T, heads * Dv], the state, and which tokens count."""
+
+    o: np.ndarray
+    state: np.ndarray
+    heads: slice
+    live: np.ndarray
+
+    def error(self, o: np.ndarray) -> float:
+        """Relative RMS of the live outputs; o [B, T, Hv, Dv] or flat."""
+        o = o.reshape(*self.live.shape, -1, self.state.shape[-1])[:, :, self.heads]
+        return relative_rms(o[self.live].reshape(-1), self.o[self.live].reshape(-1))
+
+
+def expect(run: Run, shape: Shape, given: Arrays) -> Expected:
+    """The reference's answer for all heads, or for one key head's where that would take minutes."""
+    part, part_shape, heads = given, shape, slice(None)
+    if shape.slots * shape.tokens >= MANY:
+        part, part_shape, heads = one_group(given, shape, run.seed % shape.key_heads)
+    o, state = inputs.expected(part_shape, part)
+    return Expected(o, state, heads, np.arange(shape.tokens)[None] < given["n_tokens"][:, None])
+
+
+def check(run: Run, row: Row, shape: Shape, source: Path, arrays: Arrays, plan: Plan, expected: Expected) -> None:
     """Runs the kernels once on poisoned outputs and fills the error columns."""
-    buffers = run.device.place(given | inputs.outputs(shape) | extra)
+    buffers = run.device.place(arrays)
     run.device.module(source)(plan(buffers), 0)
     run.device.synchronize()
-    part, part_shape, heads = one_group(given, shape, run.seed % shape.key_heads)
-    if shape.tokens < LONG:
-        part, part_shape, heads = given, shape, slice(None)
-    o, state = reference.gated_delta_rule(part, part_shape.key_heads, part_shape.key_dim)
-    live = np.arange(shape.tokens)[None] < given["n_tokens"][:, None]
     found = buffers.read("o")
-    row.error = relative_rms(found[:, :, heads][live], o[live])
-    row.state_error = relative_rms(buffers.read("S")[:, heads], state)
-    row.passed = (row.error <= TOLERANCE[shape.dtype] and row.state_error <= TOLERANCE["state"]
-                  and bool(np.isfinite(found.astype(np.float32)).all()))
+    row.error = expected.error(found)
+    row.state_error = relative_rms(buffers.read("S")[:, expected.heads], expected.state)
+    row.passed = (
+        row.error <= TOLERANCE[shape.dtype]
+        and row.state_error <= TOLERANCE["state"]
+        and bool(np.isfinite(found.astype(np.float32)).all())
+    )
+
+
+def note_errors(run: Run, row: Row, arrays: Arrays, rivals: dict[str, peers.Peer], expected: Expected) -> None:
+    """Notes the rivals' errors against the same reference: a fast wrong answer is no yardstick."""
+    for name, rival in rivals.items():
+        try:
+            found = rival(run.device.place(arrays)).float().cpu().numpy()
+            row.notes.append(f"{name} error {expected.error(found):.1e}")
+        except Exception as error:
+            row.notes.append(f"{name} failed: {type(error).__name__}: {error}")
 
 
 def state_bytes(shape: Shape) -> int:
@@ -110,26 +147,35 @@ def token_bytes(shape: Shape) -> int:
     return 2 * shape.slots * shape.tokens * (shape.width + 2 * shape.value_heads + shape.value_heads * shape.value_dim)
 
 
+def decode_tilings(run: Run, shape: Shape) -> list[launch.Tiling]:
+    """The chosen tiling first, then the others."""
+    chosen = launch.tiling(shape)
+    others = [launch.Tiling(columns, warps) for columns in (8, 16) for warps in (1, 2, 4)]
+    return [chosen] + [tiles for tiles in others if tiles != chosen and run.timed and not run.small]
+
+
 def decode(run: Run) -> Iterator[Row]:
     """One token per slot."""
     for slots in (1, 2) if run.small else (1, 4, 16, 64):
         shape = run.shape(slots=slots)
-        row = Row("decode", f"B={slots} T=1")
         given = inputs.make(shape, run.seed)
-        check(run, row, shape, GDR / "decode.cu", given, lambda b, s=shape: [launch.decode(s, b.at)], {})
-        arrays = given | inputs.outputs(shape)
+        arrays, expected = given | inputs.outputs(shape), expect(run, shape, given)
         rivals = {"torch": peers.torch_recurrent(shape)} if isinstance(run.device, Cuda) else {}
         if isinstance(run.device, Cuda) and peers.available():
             rivals["fla"] = peers.fla_recurrent(shape)
-        for warps in (1, 2, 4, 8) if run.timed and not run.small else (0,):
-            case = replace(row, case=row.case + (f" warps={warps}" if warps else ""), peers={}, notes=[])
-            chosen = warps in (0, launch.decode_warps(shape))
-            yield measure(run, case, GDR / "decode.cu", lambda a=arrays: run.device.place(a),
-                          lambda b, s=shape, w=warps: [launch.decode(s, b.at, w)],
-                          state_bytes(shape) + token_bytes(shape), 0, rivals if chosen else {})
+        for i, tiles in enumerate(decode_tilings(run, shape)):
+            row = Row("decode", f"B={slots} T=1 {tiles.columns}x{tiles.warps}" + ("" if i else " *"))
+
+            def plan(b: Buffers, shape: Shape = shape, tiles: launch.Tiling = tiles) -> list[Launch]:
+                return [launch.decode(shape, b.at, tiles)]
+
+            check(run, row, shape, GDR / "decode.cu", arrays, plan, expected)
+            shown = {} if i else rivals
+            note_errors(run, row, arrays, shown, expected)
+            yield measure(run, row, GDR / "decode.cu", arrays, plan, state_bytes(shape) + token_bytes(shape), 0, shown)
 
 
-def verify_arrays(shape: Shape, given: Arrays, n_commit: NDArray) -> Arrays:
+def verify_arrays(shape: Shape, given: Arrays, n_commit: np.ndarray) -> Arrays:
     """Everything one verify call reads or writes; two capsules, the old one poisoned until a first step fills it."""
     old = inputs.capsule(shape, shape.tokens)
     new = {f"{name}_out": array for name, array in inputs.capsule(shape, shape.tokens).items()}
@@ -150,27 +196,33 @@ def check_verify(run: Run, row: Row, shape: Shape) -> Arrays:
     buffers = run.device.place(arrays)
     kernels([launch.verify(shape, shape.tokens, buffers.at)], 0)
     run.device.synchronize()
-    drafts = reference.tokens(first, shape.key_heads, shape.key_dim)
-    # The second call's gates use its own A_log and dt_bias, the first call's its own.
-    state = reference.recur(reference.accept(drafts, n_commit), first["S"])[2]
-    o = reference.recur(reference.tokens(second, shape.key_heads, shape.key_dim), state)[0]
-    row.error, row.state_error = relative_rms(buffers.read("o"), o), relative_rms(buffers.read("S"), state)
+    part, heads = shape, slice(None)
+    if shape.slots * shape.tokens >= MANY:
+        second = one_group(second, shape, run.seed % shape.key_heads)[0]
+        first, part, heads = one_group(first, shape, run.seed % shape.key_heads)
+    state = reference.recur(inputs.tokens(part, first).first(n_commit), first["S"])[1]
+    o = reference.recur(inputs.tokens(part, second), state)[0]
+    row.error = Expected(o, state, heads, np.ones(o.shape[:2], bool)).error(buffers.read("o"))
+    row.state_error = relative_rms(buffers.read("S")[:, heads], state)
     row.passed = row.error <= TOLERANCE[shape.dtype] and row.state_error <= TOLERANCE["state"]
     return arrays
 
 
 def verify(run: Run) -> Iterator[Row]:
     """Draft tokens after the deferred commit of all but one of the last ones; T = 1 for the ratio."""
-    for slots in (2,) if run.small else (1, 16, 64):
+    for slots in (2,) if run.small else (1, 64):
         for tokens in (1, 2, 4, 8):
             shape = run.shape(slots=slots, tokens=tokens)
             row = Row("verify", f"B={slots} T={tokens}")
             arrays = check_verify(run, row, shape)
             arrays["n_commit"] = np.full(slots, max(1, tokens - 1), np.int32)
             capsule = sum(2 * arrays[name].nbytes for name in ("k", "u", "g"))
-            yield measure(run, row, GDR / "decode.cu", lambda a=arrays: run.device.place(a),
-                          lambda b, s=shape: [launch.verify(s, s.tokens, b.at)],
-                          state_bytes(shape) + token_bytes(shape) + capsule, 0, {})
+
+            def plan(b: Buffers, shape: Shape = shape) -> list[Launch]:
+                return [launch.verify(shape, shape.tokens, b.at)]
+
+            moved = state_bytes(shape) + token_bytes(shape) + capsule
+            yield measure(run, row, GDR / "decode.cu", arrays, plan, moved, 0, {})
 
 
 def prefill_flops(shape: Shape, chunk: int = 64) -> int:
@@ -179,41 +231,64 @@ def prefill_flops(shape: Shape, chunk: int = 64) -> int:
     return shape.slots * shape.tokens * shape.value_heads * per_token
 
 
+PREFILL_VARIANTS = ((64, 4, 0), (64, 8, 0), (32, 4, 0), (32, 8, 0), (64, 4, 1024), (64, 4, 8192))
+
+
 def prefill(run: Run) -> Iterator[Row]:
-    """Long prompts; ragged rows; both chunk sizes where both fit."""
+    """Long prompts, or small ragged ones, cut up in several ways: chunk x warps / segment, `*` the default."""
     cases = [(1, 150), (3, 70)] if run.small else [(1, 512), (1, 2048), (4, 2048), (1, 8192), (1, 32768)]
     for slots, tokens in cases:
         shape = run.shape(slots=slots, tokens=tokens)
         ragged = inputs.ragged(np.random.default_rng(run.seed), slots, tokens) if slots == 3 else None
         given = inputs.make(shape, run.seed, 0.99, ragged)
-        for chunk in launch.CHUNKS[shape.dtype]:
-            plan = launch.chunking(shape, run.device.shared_limit, chunk)
-            row = Row("prefill", f"B={slots} T={tokens} C={chunk}")
-            extra = {"workspace": np.full(plan.workspace_bytes(), 0xFF, np.uint8)}
-            launches = lambda b, p=plan: launch.prefill(p, b.at)  # noqa: E731
-            check(run, row, shape, GDR / "prefill.cu", given, launches, extra)
-            arrays = given | inputs.outputs(shape) | extra
+        expected = expect(run, shape, given)
+        chosen, seen = launch.chunking(shape, run.device.shared_limit), []
+        for chunk, warps, segment in PREFILL_VARIANTS:
+            cut = launch.chunking(shape, run.device.shared_limit, min(chunk, chosen.chunk), segment, warps)
+            if cut in seen:
+                continue
+            seen.append(cut)
+            row = Row(
+                "prefill", f"B={slots} T={tokens} {cut.chunk}x{warps}/{cut.segment}" + (" *" if cut == chosen else "")
+            )
+            row.notes.append(f"workspace {cut.workspace_bytes() / 2**20:.0f} MiB")
+            arrays = given | inputs.outputs(shape) | {"workspace": np.full(cut.workspace_bytes(), 0xFF, np.uint8)}
+
+            def plan(b: Buffers, cut: launch.Chunking = cut) -> list[Launch]:
+                return launch.prefill(cut, b.at)
+
+            check(run, row, shape, GDR / "prefill.cu", arrays, plan, expected)
             rivals = {}
-            if isinstance(run.device, Cuda) and peers.available() and chunk == launch.CHUNKS[shape.dtype][0]:
+            if isinstance(run.device, Cuda) and peers.available() and cut == chosen:
                 rivals["fla"] = peers.fla_chunk(shape)
-            row.notes.append(f"workspace {plan.workspace_bytes() / 2**20:.0f} MiB")
-            yield measure(run, row, GDR / "prefill.cu", lambda a=arrays: run.device.place(a), launches,
-                          state_bytes(shape) + token_bytes(shape), prefill_flops(shape), rivals)
+            note_errors(run, row, arrays, rivals, expected)
+            yield measure(
+                run,
+                row,
+                GDR / "prefill.cu",
+                arrays,
+                plan,
+                state_bytes(shape) + token_bytes(shape),
+                prefill_flops(shape),
+                rivals,
+            )
 
 
 def conv(run: Run) -> Iterator[Row]:
     """Causal conv1d, decode and prefill."""
-    cases = [(2, 1), (2, 65)] if run.small else [(1, 1), (64, 1), (64, 4), (1, 2048), (1, 32768)]
+    cases = [(2, 1), (2, 65)] if run.small else [(1, 1), (64, 1), (64, 4), (1, 2048), (1, 8192)]
     for slots, tokens in cases:
         shape = conv_inputs.Shape(slots, tokens, 256 if run.small else 10240)
-        row, given = Row("conv", f"B={slots} T={tokens}"), conv_inputs.make(conv_inputs.Shape(
-            slots, tokens, 256 if run.small else 10240), run.seed)
+        row, given = Row("conv", f"B={slots} T={tokens}"), conv_inputs.make(shape, run.seed)
         arrays = given | conv_inputs.outputs(shape)
+
+        def plan(b: Buffers, shape: conv_inputs.Shape = shape) -> list[Launch]:
+            return [conv_launch.forward(shape, b.at)]
+
         buffers = run.device.place(arrays)
-        plan = lambda b, s=shape: [conv_launch.forward(s, b.at)]  # noqa: E731
         run.device.module(CONV / "kernel.cu")(plan(buffers), 0)
         run.device.synchronize()
-        y, state = conv_reference.causal_conv1d(given)
+        y, state = conv_inputs.expected(given)
         row.error = relative_rms(buffers.read("y"), y)
         row.state_error = relative_rms(buffers.read("state"), state)
         row.passed = row.error <= TOLERANCE[shape.dtype] and row.state_error == 0
@@ -221,15 +296,12 @@ def conv(run: Run) -> Iterator[Row]:
         if isinstance(run.device, Cuda) and peers.available():
             rivals["fla"] = peers.fla_conv
         moved = 2 * given["x"].nbytes + 2 * given["state"].nbytes + given["weight"].nbytes
-        yield measure(run, row, CONV / "kernel.cu", lambda a=arrays: run.device.place(a), plan, moved, 0, rivals)
+        yield measure(run, row, CONV / "kernel.cu", arrays, plan, moved, 0, rivals)
 
 
 def ceilings(run: Run) -> Iterator[Row]:
     """A device-to-device copy and a bf16 matrix product: what the percentages refer to."""
     if not isinstance(run.device, Cuda):
-        start = time.perf_counter()
-        np.ones(1 << 24, np.float32).copy()
-        yield Row("ceilings", "copy", gbs=2 * 4 * (1 << 24) / (time.perf_counter() - start) / 1e9)
         return
     torch = run.device.torch
     source = torch.randn(1 << 28, device="cuda")
@@ -242,4 +314,9 @@ def ceilings(run: Run) -> Iterator[Row]:
 
 
 SECTIONS: dict[str, Callable[[Run], Iterator[Row]]] = {
-    "ceilings": ceilings, "decode": decode, "verify": verify, "prefill": prefill, "conv": conv}
+    "ceilings": ceilings,
+    "decode": decode,
+    "verify": verify,
+    "prefill": prefill,
+    "conv": conv,
+}

@@ -27,8 +27,16 @@ class Row:
     notes: list[str] = field(default_factory=list)
 
 
-COLUMNS = [("error", "{:.1e}"), ("state_error", "{:.1e}"), ("us", "{:.2f}"), ("spread_us", "{:.2f}"), ("gbs", "{:.0f}"),
-           ("copy_percent", "{:.0f}"), ("tflops", "{:.0f}"), ("matmul_percent", "{:.0f}")]
+COLUMNS = [
+    ("error", "{:.1e}"),
+    ("state_error", "{:.1e}"),
+    ("us", "{:.2f}"),
+    ("spread_us", "{:.2f}"),
+    ("gbs", "{:.0f}"),
+    ("copy_percent", "{:.0f}"),
+    ("tflops", "{:.0f}"),
+    ("matmul_percent", "{:.0f}"),
+]
 
 
 def cells(row: Row) -> list[str]:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import sys
 from collections.abc import Sequence
 
 import deltart
-from deltart.cli import doctor, export, generate, inspect, synthesize
+from deltart.cli import build, doctor, export, generate, inspect, synthesize, verify
 from deltart.errors import DeltaRTError
 
-COMMANDS = (inspect, export, generate, synthesize, doctor)
+COMMANDS = (inspect, export, build, verify, generate, synthesize, doctor)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -37,3 +38,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         sys.stderr.close()
         return 0
+
+
+def entry() -> int:
+    """`main` for a process of its own: what is left is not collected at exit, which after a trace takes a second."""
+    code = main()
+    gc.freeze()
+    return code

@@ -15,6 +15,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 
@@ -29,9 +30,9 @@ class Finding:
     remedy: str = ""
 
 
-# distribution, import name, what it is for, extra that brings it; more than one spelling may satisfy a row
+# distribution, what it is for, extra that brings it
 PACKAGES = (
-    ("onnxruntime", "run artifacts on the CPU", ""),
+    ("onnxruntime", "run artifacts on the CPU", "cpu"),
     ("torch", "export and calibrate", "export"),
     ("onnxscript", "export", "export"),
     ("transformers", "the parity tests' reference", "dev"),
@@ -59,7 +60,8 @@ def run(arguments: argparse.Namespace) -> None:
     table = Table("", "what", "found", "for", "to get it")
     for finding in findings:
         mark = "[green]ok[/]" if finding.present else "[yellow]--[/]"
-        table.add_row(mark, finding.name, finding.found, finding.purpose, "" if finding.present else finding.remedy)
+        remedy = "" if finding.present else escape(finding.remedy)
+        table.add_row(mark, finding.name, finding.found, finding.purpose, remedy)
     Console(highlight=False).print(table)
 
 

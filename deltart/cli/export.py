@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
+from deltart.garbage import no_garbage_collection
+
 if TYPE_CHECKING:
     from deltart.manifest import Manifest
 
@@ -25,6 +27,9 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--max-context", type=int, metavar="N", help="longest sequence to serve (default: the model's)")
     parser.add_argument("--yarn", type=float, metavar="FACTOR", help="stretch the context by static YaRN")
     parser.add_argument("--no-mtp", action="store_true", help="leave the MTP head out")
+    parser.add_argument(
+        "--tensorrt", action="store_true", help="write the TensorRT graphs too (deltart build adds them)"
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace an artifact that is already there")
     parser.add_argument("--json", action="store_true", help="print a summary as JSON")
     parser.set_defaults(run=run)
@@ -32,11 +37,10 @@ def add_parser(commands: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Export, showing each step with its time."""
-    from deltart.export.pipeline import export_checkpoint
-
     console = Console(stderr=True, highlight=False)
     began = time.perf_counter()
-    with console.status("reading the checkpoint") as status:
+    with console.status("loading the exporter") as status, no_garbage_collection():
+        from deltart.export.pipeline import export_checkpoint
 
         def report(step: str) -> None:
             console.print(f"[dim]{time.perf_counter() - began:6.1f} s[/]  {step}")
@@ -48,6 +52,7 @@ def run(arguments: argparse.Namespace) -> None:
             max_context=arguments.max_context,
             yarn=arguments.yarn,
             mtp=not arguments.no_mtp,
+            for_tensorrt=arguments.tensorrt,
             overwrite=arguments.overwrite,
             report=report,
         )

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
+from deltart.plugins.causal_conv1d.reference import causal_conv1d
 from deltart.plugins.dtypes import cast, poisoned
 
 
@@ -21,12 +21,12 @@ class Shape:
     parameter_dtype: str = "bf16"
 
 
-def make(shape: Shape, seed: int, n_tokens: NDArray | None = None) -> dict[str, NDArray]:
+def make(shape: Shape, seed: int, n_tokens: np.ndarray | None = None) -> dict[str, np.ndarray]:
     """x, weight, state and n_tokens. Tokens at or beyond n_tokens are NaN: they must not matter."""
     rng = np.random.default_rng(seed)
     n = np.full(shape.slots, shape.tokens, np.int32) if n_tokens is None else n_tokens.astype(np.int32)
-    x = rng.standard_normal((shape.slots, shape.tokens, shape.channels))
-    x = np.where((np.arange(shape.tokens)[None] >= n[:, None])[..., None], np.nan, x)
+    x = rng.standard_normal((shape.slots, shape.tokens, shape.channels), dtype=np.float32)
+    x[np.arange(shape.tokens)[None] >= n[:, None]] = np.nan
     return {
         "x": cast(x, shape.dtype),
         "weight": cast(0.5 * rng.standard_normal((shape.channels, 1, 4)), shape.parameter_dtype),
@@ -35,6 +35,12 @@ def make(shape: Shape, seed: int, n_tokens: NDArray | None = None) -> dict[str, 
     }
 
 
-def outputs(shape: Shape) -> dict[str, NDArray]:
+def expected(given: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """The reference's y and new state for what `make` returned. y at or beyond n_tokens means nothing."""
+    x, weight, state = (given[name].astype(np.float64) for name in ("x", "weight", "state"))
+    return causal_conv1d(x, weight, state, given["n_tokens"])
+
+
+def outputs(shape: Shape) -> dict[str, np.ndarray]:
     """y, full of NaN."""
     return {"y": poisoned((shape.slots, shape.tokens, shape.channels), shape.dtype)}

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 from deltart.plugins.causal_conv1d.inputs import Shape
-from deltart.plugins.launch import Launch, ints, pointers, require
+from deltart.plugins.launch import Arguments, Launch, ints, pointers, require
 
 BLOCK = 64
 VERIFY_TOKENS = 8
 RUN = 16  # tokens per thread at prefill: three extra rows are read per run
 
 
-def _launch(kernel: str, shape: Shape, at: dict[str, int], run: int, capsule: tuple) -> Launch:
+def _launch(kernel: str, shape: Shape, at: dict[str, int], run: int, capsule: Arguments) -> Launch:
     lane = 16 // (2 if shape.dtype == "bf16" else 4)
     require(shape.tokens > 0, "no tokens", "at least one")
     require(shape.channels % lane == 0, f"{shape.channels} channels", f"a multiple of {lane} for {shape.dtype}")
-    args = (*pointers(at, "x", "weight"), *ints(shape.parameter_dtype == "bf16"),
-            *pointers(at, "state", "n_tokens", "y"), *ints(shape.tokens, shape.channels, run), *capsule)
+    args = (
+        *pointers(at, "x", "weight"),
+        *ints(shape.parameter_dtype == "bf16"),
+        *pointers(at, "state", "n_tokens", "y"),
+        *ints(shape.tokens, shape.channels, run),
+        *capsule,
+    )
     blocks = -(-shape.channels // (lane * BLOCK))
     return Launch(f"{kernel}_{shape.dtype}", (blocks, -(-shape.tokens // run), shape.slots), BLOCK, 0, args)
 

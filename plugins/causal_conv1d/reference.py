@@ -1,19 +1,19 @@
-"""Causal depthwise conv1d of width 4 with SiLU, written out tap by tap in float64."""
+"""Float64 reference of the causal depthwise convolution with state."""
 
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
-
-TAPS = 4
 
 
-def causal_conv1d(inputs: dict[str, NDArray]) -> tuple[NDArray, NDArray]:
-    """y [B, T, C] and the new state [B, 3, C], both float64. y at or beyond n_tokens means nothing."""
-    x, weight, state = (inputs[name].astype(np.float64) for name in ("x", "weight", "state"))
-    history = np.concatenate([state, x], axis=1)  # [B, 3 + T, C]
-    y = sum(history[:, i : i + x.shape[1]] * weight[:, 0, i] for i in range(TAPS))
-    n = inputs["n_tokens"]
-    new_state = np.stack([row[start : start + TAPS - 1] for row, start in zip(history, n)])
-    with np.errstate(over="ignore"):
-        return y / (1 + np.exp(-y)), new_state
+def causal_conv1d(
+    x: np.ndarray, weight: np.ndarray, state: np.ndarray, n_tokens: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """x [B, T, C], weight [C, 1, W], state [B, W-1, C] -> y [B, T, C] = silu(conv), state' [B, W-1, C].
+
+    state' holds the last W-1 raw inputs before token n_tokens[b]; later tokens leave no trace in it.
+    """
+    width, length = weight.shape[-1], x.shape[1]
+    padded = np.concatenate([state, x], axis=1)  # [B, W-1+T, C]
+    y = sum(padded[:, j : j + length] * weight[:, 0, j] for j in range(width))
+    kept = n_tokens[:, None] + np.arange(width - 1)  # [B, W-1]
+    return y / (1.0 + np.exp(-y)), np.take_along_axis(padded, kept[..., None], axis=1)

@@ -32,8 +32,16 @@ class CpuModule:
             raise BuildError(f"no kernel {launch.kernel} in {self.library._name}", "an EXPORT_KERNEL line")
         arguments = (ctypes.c_void_p * len(launch.args))(*(ctypes.addressof(arg) for arg in launch.args))
         message = ctypes.create_string_buffer(256)
-        status = function((ctypes.c_uint * 3)(*launch.grid), (ctypes.c_uint * 3)(launch.block, 1, 1),
-                          ctypes.c_size_t(launch.shared_bytes), arguments, len(launch.args), order, message, 256)
+        status = function(
+            (ctypes.c_uint * 3)(*launch.grid),
+            (ctypes.c_uint * 3)(launch.block, 1, 1),
+            ctypes.c_size_t(launch.shared_bytes),
+            arguments,
+            len(launch.args),
+            order,
+            message,
+            256,
+        )
         if status:
             raise BuildError(f"{launch.kernel}: {message.value.decode()}", "a kernel that runs to its end")
 
@@ -43,8 +51,16 @@ def compile_cpu(source: Path, defines: tuple[str, ...] = ()) -> CpuModule:
     compiler = shutil.which("g++")
     if compiler is None:
         raise MissingDependencyError("g++ was not found", "a C++17 compiler on PATH", "apt-get install g++")
-    flags = ["-std=c++17", "-O2", "-fno-strict-aliasing", "-shared", "-fPIC", "-Wno-unknown-pragmas",
-             "-DDELTART_CPU_SHIM", *(f"-D{define}" for define in defines)]
+    flags = [
+        "-std=c++17",
+        "-O2",
+        "-fno-strict-aliasing",
+        "-shared",
+        "-fPIC",
+        "-Wno-unknown-pragmas",
+        "-DDELTART_CPU_SHIM",
+        *(f"-D{define}" for define in defines),
+    ]
 
     def make(folder: Path) -> None:
         command = [compiler, *flags, "-x", "c++", str(source), "-o", str(folder / "kernel.so")]

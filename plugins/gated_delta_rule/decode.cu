@@ -1,9 +1,11 @@
 // Gated delta rule for T <= 8 tokens: decode, and verify with deferred commit. README.md has the math.
 //
-// One warp owns 8 value columns of one (slot, value head) and keeps S [KEY_DIM, 8] in registers: lane =
-// 2 * key_group + column_group holds rows key_group * kRows .. + kRows and 4 columns. Everything a token needs
-// besides S is staged in shared memory while S is on its way. Warps never wait for each other after that.
-// Grid (value_dim / (8 * warps), value heads, slots); any number of warps.
+// One warp owns W = 8 or 16 value columns of one (slot, value head) and keeps S [KEY_DIM, W] in registers: lane =
+// key_group * (W / 4) + column_group holds KEY_DIM * W / 128 neighbouring rows and 4 columns, so a row of the tile is
+// one or two memory sectors. Everything a token needs besides S is staged in shared memory while S is on its way, and
+// no load waits for another.
+// Warps never wait for each other after that. Grid (value_dim / (W * warps), value heads, slots); 1 to 4 warps.
+#include "../common/tensor_core.cuh"
 #include "../common/warp.cuh"
 #include "gates.cuh"
 
@@ -13,7 +15,9 @@
 
 namespace {
 
-constexpr int kKeyDim = KEY_DIM, kRows = KEY_DIM / 16, kColumns = 8;
+constexpr int kKeyDim = KEY_DIM;
+template <int W>
+constexpr int kRows = KEY_DIM * W / 128;
 constexpr int kKeysPerLane = KEY_DIM >= 32 ? KEY_DIM / 32 : 1, kKeyLanes = KEY_DIM / kKeysPerLane;
 
 // What one token needs, besides k and q: decay exp(g), beta, and k.q.
@@ -39,8 +43,10 @@ struct Capsule {
   int tokens;
 };
 
+template <class Act>
 struct Shared {
-  float *k, *q, *v;          // [T, KEY_DIM], [T, KEY_DIM], [T, columns of the block]
+  float *k, *q;              // [T, KEY_DIM] each
+  Act* v;                    // [T, columns of the block]
   float *old_k, *old_u;      // [Tc, KEY_DIM], [Tc, columns of the block]
   Token* token;              // [T]
   float* old_decay;          // [Tc]
@@ -48,36 +54,47 @@ struct Shared {
     k = reinterpret_cast<float*>(base);
     q = k + T * kKeyDim;
     old_k = q + T * kKeyDim;
-    v = old_k + Tc * kKeyDim;
-    old_u = v + T * columns;
-    token = reinterpret_cast<Token*>(old_u + Tc * columns);
+    old_u = old_k + Tc * kKeyDim;
+    v = reinterpret_cast<Act*>(old_u + Tc * columns);
+    token = reinterpret_cast<Token*>(v + T * columns);
     old_decay = reinterpret_cast<float*>(token + T);
   }
 };
 
-template <class Act>
+template <int W, class Act>
 struct Head {
-  int slot, head, key_head, columns, first_column, lane, warp, column, n, qkv_width;
+  int slot, head, key_head, columns, first_column, lane, warp, first_row, column, n, qkv_width;
   __device__ Head(const Inputs<Act>& in) {
-    columns = blockDim.x / 32 * kColumns;
+    columns = blockDim.x / 32 * W;
     slot = blockIdx.z, head = blockIdx.y, key_head = head / (in.value_heads / in.key_heads);
     first_column = blockIdx.x * columns;
     lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    column = warp * kColumns + (lane & 1) * 4;  // within the block
+    first_row = lane / (W / 4) * kRows<W>;
+    column = warp * W + lane % (W / 4) * 4;  // within the block
     n = min(in.n_tokens[slot], in.tokens);
     qkv_width = 2 * in.key_heads * kKeyDim + in.value_heads * in.value_dim;
   }
 };
 
-// One warp per token: l2norm of k and q, their product, and the gates; zeros for tokens that don't count.
-template <bool Verify, class Act>
-__device__ void stage_token(const Inputs<Act>& in, const Capsule& capsule, const Head<Act>& at, Shared& shared, int t) {
+// One warp per token: l2norm of k and q, their product, and the gates; zeros for tokens that don't count. What
+// memory holds is read whether it counts or not, so that no load waits for n_tokens.
+template <bool Verify, int W, class Act>
+__device__ void stage_token(const Inputs<Act>& in, const Capsule& capsule, const Head<W, Act>& at,
+                            Shared<Act>& shared, int t) {
   const Act* row = in.qkv + size_t(at.slot * in.tokens + t) * at.qkv_width;
   float q[kKeysPerLane] = {}, k[kKeysPerLane] = {};
   const int first = at.lane * kKeysPerLane;
-  if (t < at.n && at.lane < kKeyLanes) {
+  const int gate = (at.slot * in.tokens + t) * in.value_heads + at.head;
+  if (at.lane < kKeyLanes) {
     load(row + at.key_head * kKeyDim + first, q);
     load(row + (in.key_heads + at.key_head) * kKeyDim + first, k);
+  }
+  float g = log_decay(to_float(in.a[gate]), in.A_log[at.head], in.dt_bias[at.head]);
+  float beta = sigmoid(to_float(in.b[gate]));
+  if (t >= at.n) {
+    g = beta = 0;
+#pragma unroll
+    for (int i = 0; i < kKeysPerLane; ++i) q[i] = k[i] = 0;
   }
   float qq = 0, kk = 0, kq = 0;
 #pragma unroll
@@ -91,12 +108,6 @@ __device__ void stage_token(const Inputs<Act>& in, const Capsule& capsule, const
     store(shared.q + t * kKeyDim + first, q);
     store(shared.k + t * kKeyDim + first, k);
   }
-  const int gate = (at.slot * in.tokens + t) * in.value_heads + at.head;
-  float g = 0, beta = 0;
-  if (t < at.n) {
-    g = log_decay(to_float(in.a[gate]), in.A_log[at.head], in.dt_bias[at.head]);
-    beta = sigmoid(to_float(in.b[gate]));
-  }
   if (at.lane == 0) shared.token[t] = {expf(g), beta, kq, 0};
   if constexpr (Verify) {
     if (blockIdx.x) return;
@@ -106,124 +117,135 @@ __device__ void stage_token(const Inputs<Act>& in, const Capsule& capsule, const
   }
 }
 
-template <class Act>
-__device__ void stage_values(const Inputs<Act>& in, const Head<Act>& at, Shared& shared) {
-  for (int i = threadIdx.x; i < in.tokens * at.columns; i += blockDim.x) {
-    const int t = i / at.columns, c = i % at.columns;
-    const Act* row = in.qkv + size_t(at.slot * in.tokens + t) * at.qkv_width + 2 * in.key_heads * kKeyDim;
-    shared.v[i] = t < at.n ? to_float(row[at.head * in.value_dim + at.first_column + c]) : 0.0f;
+// Copies rows of `width` values, `stride` apart, to shared memory in the background.
+template <class T>
+__device__ __forceinline__ void copy_rows(T* to, const T* from, int rows, int width, int stride) {
+  constexpr int kPack = 16 / sizeof(T);
+  const int packs = width / kPack;
+  for (int i = threadIdx.x; i < rows * packs; i += blockDim.x) {
+    const int row = i / packs, column = i % packs * kPack;
+    copy_async(to + row * width + column, from + size_t(row) * stride + column, true);
   }
 }
 
-template <class Act>
-__device__ void stage_capsule(const Inputs<Act>& in, const Capsule& old, const Head<Act>& at, Shared& shared, int commit) {
-  for (int i = threadIdx.x; i < commit * kKeyDim; i += blockDim.x) {
-    const int row = (at.slot * old.tokens + i / kKeyDim) * in.key_heads + at.key_head;
-    shared.old_k[i] = old.k[size_t(row) * kKeyDim + i % kKeyDim];
+template <bool Verify, int W, class Act>
+__device__ void start_copies(const Inputs<Act>& in, const Capsule& old, const Head<W, Act>& at, Shared<Act>& shared) {
+  const int value = at.head * in.value_dim + at.first_column;
+  const Act* v = in.qkv + size_t(at.slot) * in.tokens * at.qkv_width + 2 * in.key_heads * kKeyDim + value;
+  copy_rows(shared.v, v, in.tokens, at.columns, at.qkv_width);
+  if constexpr (Verify) {
+    const size_t row = size_t(at.slot) * old.tokens;
+    const int keys = in.key_heads * kKeyDim, values = in.value_heads * in.value_dim;
+    copy_rows(shared.old_k, old.k + row * keys + at.key_head * kKeyDim, old.tokens, kKeyDim, keys);
+    copy_rows(shared.old_u, old.u + row * values + value, old.tokens, at.columns, values);
   }
-  for (int i = threadIdx.x; i < commit * at.columns; i += blockDim.x) {
-    const int row = (at.slot * old.tokens + i / at.columns) * in.value_heads + at.head;
-    shared.old_u[i] = old.u[size_t(row) * in.value_dim + at.first_column + i % at.columns];
-  }
-  if (int(threadIdx.x) < commit)
-    shared.old_decay[threadIdx.x] =
-        expf(old.g[(at.slot * old.tokens + threadIdx.x) * in.value_heads + at.head]);
+  commit_copies();
 }
 
 // S = decay S + k u^T
-__device__ __forceinline__ void update(float (&S)[kRows][4], float decay, const float (&k)[kRows], const float (&u)[4]) {
+template <int R>
+__device__ __forceinline__ void update(float (&S)[R][4], float decay, const float (&k)[R], const float (&u)[4]) {
 #pragma unroll
-  for (int i = 0; i < kRows; ++i)
+  for (int i = 0; i < R; ++i)
 #pragma unroll
     for (int c = 0; c < 4; ++c) S[i][c] = decay * S[i][c] + k[i] * u[c];
 }
 
-// One token: u = (v - decay k^T S) beta, o = decay q^T S + (k.q) u, then the update. Returns u or o of one
-// column to the lanes that own it: lane bit 4 says which of the two, bits 3, 2 and 0 the column.
-__device__ __forceinline__ float step(float (&S)[kRows][4], const Shared& shared, const Token& token, int t, int columns,
-                                      int column, int lane) {
-  float k[kRows], q[kRows], sums[8] = {};
-  load(shared.k + t * kKeyDim + lane / 2 * kRows, k);
-  load(shared.q + t * kKeyDim + lane / 2 * kRows, q);
+// One token: u = (v - decay k^T S) beta, o = decay q^T S + (k.q) u, then the update. Returns u (lanes 0..15) or o
+// (the others) of this lane's column of four, which bits 3 and 2 of the lane number.
+template <int W, class Act>
+__device__ __forceinline__ float step(float (&S)[kRows<W>][4], const Shared<Act>& shared,
+                                      const Head<W, Act>& at, int t) {
+  const Token token = shared.token[t];
+  float k[kRows<W>], q[kRows<W>], sums[8] = {};
+  load(shared.k + t * kKeyDim + at.first_row, k);
+  load(shared.q + t * kKeyDim + at.first_row, q);
 #pragma unroll
-  for (int i = 0; i < kRows; ++i)
+  for (int i = 0; i < kRows<W>; ++i)
 #pragma unroll
     for (int c = 0; c < 4; ++c) sums[c] += k[i] * S[i][c], sums[4 + c] += q[i] * S[i][c];
-  float sum = reduce_scatter<8, 16>(sums);  // (k^T S or q^T S) of column lane / 4 % 4
-  sum += __shfl_xor_sync(kFullWarp, sum, 2);
-  const float v = shared.v[t * columns + column + lane / 4 % 4];
+  float sum = reduce_scatter<8, 16>(sums);  // k^T S or q^T S
+  if constexpr (W == 8) sum += __shfl_xor_sync(kFullWarp, sum, 2);
+  const float v = to_float(shared.v[t * at.columns + at.column + at.lane / 4 % 4]);
   const float mine = (v - token.decay * sum) * token.beta;  // meaningful in lanes 0..15
   float u[4];
 #pragma unroll
-  for (int c = 0; c < 4; ++c) u[c] = __shfl_sync(kFullWarp, mine, c * 4 + (lane & 1));
-  const float my_u = __shfl_sync(kFullWarp, mine, lane & 15);
+  for (int c = 0; c < 4; ++c) u[c] = __shfl_sync(kFullWarp, mine, c * 4 + at.lane % (W / 4));
+  const float my_u = __shfl_sync(kFullWarp, mine, at.lane & 15);
   update(S, token.decay, k, u);
-  return lane < 16 ? my_u : token.decay * sum + token.kq * my_u;
+  return at.lane < 16 ? my_u : token.decay * sum + token.kq * my_u;
 }
 
-template <bool Verify, class Act>
+template <bool Verify, int W, class Act>
 __device__ void run(const Inputs<Act>& in, const Capsule& capsule) {
   SHARED_MEMORY(memory);
-  const Head<Act> at(in);
-  Shared shared(memory, in.tokens, Verify ? capsule.tokens : 0, at.columns);
-  float* tile = in.S + (size_t(at.slot * in.value_heads + at.head) * kKeyDim + at.lane / 2 * kRows) * in.value_dim +
+  const Head<W, Act> at(in);
+  Shared<Act> shared(memory, in.tokens, Verify ? capsule.tokens : 0, at.columns);
+  float* tile = in.S + (size_t(at.slot * in.value_heads + at.head) * kKeyDim + at.first_row) * in.value_dim +
                 at.first_column + at.column;
-  float S[kRows][4];
+  float S[kRows<W>][4];
 #pragma unroll
-  for (int i = 0; i < kRows; ++i) load(tile + size_t(i) * in.value_dim, S[i]);
+  for (int i = 0; i < kRows<W>; ++i) load(tile + size_t(i) * in.value_dim, S[i]);
+  start_copies<Verify>(in, capsule, at, shared);
 
   const int commit = Verify ? min(capsule.n_commit[at.slot], capsule.tokens) : 0;
+  float old_g = 0;
+  if (Verify && int(threadIdx.x) < capsule.tokens)
+    old_g = capsule.g[(at.slot * capsule.tokens + threadIdx.x) * in.value_heads + at.head];
   for (int t = at.warp; t < in.tokens; t += blockDim.x / 32) stage_token<Verify>(in, capsule, at, shared, t);
-  stage_values(in, at, shared);
-  if constexpr (Verify) stage_capsule(in, capsule, at, shared, commit);
+  if (Verify && int(threadIdx.x) < capsule.tokens) shared.old_decay[threadIdx.x] = expf(old_g);
+  wait_copies<0>();
   __syncthreads();
 
   if constexpr (Verify) {
     for (int t = 0; t < commit; ++t) {
-      float k[kRows], u[4];
-      load(shared.old_k + t * kKeyDim + at.lane / 2 * kRows, k);
+      float k[kRows<W>], u[4];
+      load(shared.old_k + t * kKeyDim + at.first_row, k);
       load(shared.old_u + t * at.columns + at.column, u);
       update(S, shared.old_decay[t], k, u);
     }
 #pragma unroll
-    for (int i = 0; i < kRows; ++i)
+    for (int i = 0; i < kRows<W>; ++i)
       if (commit) store(tile + size_t(i) * in.value_dim, S[i]);
   }
   const int own_column = at.first_column + at.column + at.lane / 4 % 4;
   for (int t = 0; t < in.tokens; ++t) {
     float out = 0;  // u in lanes 0..15, o in the others
-    if (t < at.n) out = step(S, shared, shared.token[t], t, at.columns, at.column, at.lane);
+    if (t < at.n) out = step(S, shared, at, t);
     const size_t row = size_t(at.slot * in.tokens + t) * in.value_heads + at.head;
-    if (at.lane & 2) continue;
+    if (W == 8 && at.lane & 2) continue;
     if (at.lane >= 16) in.o[row * in.value_dim + own_column] = from_float<Act>(out);
     if (Verify && at.lane < 16) capsule.u_out[row * in.value_dim + own_column] = out;
   }
   if constexpr (!Verify) {
 #pragma unroll
-    for (int i = 0; i < kRows; ++i) store(tile + size_t(i) * in.value_dim, S[i]);
+    for (int i = 0; i < kRows<W>; ++i) store(tile + size_t(i) * in.value_dim, S[i]);
   }
 }
 
 }  // namespace
 
 #define DECODE_INPUTS(Act)                                                                                       \
-  const Act *qkv, const Act *a, const Act *b, const void *A_log, const void *dt_bias, int bf16_parameters,       \
+  const Act *qkv, const Act *a, const Act *b, const void *A_log, const void *dt_bias, int bf16_A_log, int bf16_dt_bias,       \
       float *S, const int *n_tokens, Act *o, int tokens, int key_heads, int value_heads, int value_dim
 #define DECODE_FORWARD                                                                                           \
-  {qkv, a, b, {A_log, bf16_parameters}, {dt_bias, bf16_parameters}, S, n_tokens, o, tokens, key_heads,           \
+  {qkv, a, b, {A_log, bf16_A_log}, {dt_bias, bf16_dt_bias}, S, n_tokens, o, tokens, key_heads,           \
    value_heads, value_dim}
 
-#define DECODE_KERNELS(Act, suffix)                                                                              \
-  extern "C" __global__ void __launch_bounds__(256) gated_delta_rule_decode_##suffix(DECODE_INPUTS(Act)) {       \
-    run<false, Act>(DECODE_FORWARD, {});                                                                         \
+#define DECODE_KERNELS(Act, W, suffix)                                                                           \
+  extern "C" __global__ void __launch_bounds__(128, 4) gated_delta_rule_decode_##suffix##_w##W(           \
+      DECODE_INPUTS(Act)) {                                                                                      \
+    run<false, W, Act>(DECODE_FORWARD, {});                                                                      \
   }                                                                                                              \
-  extern "C" __global__ void __launch_bounds__(256) gated_delta_rule_verify_##suffix(                            \
+  extern "C" __global__ void __launch_bounds__(128, 4) gated_delta_rule_verify_##suffix##_w##W(                  \
       DECODE_INPUTS(Act), const float* k, const float* u, const float* g, const int* n_commit, float* k_out,     \
       float* u_out, float* g_out, int capsule_tokens) {                                                          \
-    run<true, Act>(DECODE_FORWARD, {k, u, g, n_commit, k_out, u_out, g_out, capsule_tokens});                    \
+    run<true, W, Act>(DECODE_FORWARD, {k, u, g, n_commit, k_out, u_out, g_out, capsule_tokens});                 \
   }                                                                                                              \
-  EXPORT_KERNEL(gated_delta_rule_decode_##suffix)                                                                \
-  EXPORT_KERNEL(gated_delta_rule_verify_##suffix)
+  EXPORT_KERNEL(gated_delta_rule_decode_##suffix##_w##W)                                                         \
+  EXPORT_KERNEL(gated_delta_rule_verify_##suffix##_w##W)
 
-DECODE_KERNELS(float, f32)
-DECODE_KERNELS(bf16, bf16)
+DECODE_KERNELS(float, 8, f32)
+DECODE_KERNELS(float, 16, f32)
+DECODE_KERNELS(bf16, 8, bf16)
+DECODE_KERNELS(bf16, 16, bf16)

@@ -5,46 +5,62 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from deltart.plugins.gated_delta_rule.inputs import Shape
-from deltart.plugins.launch import Launch, ints, pointers, require
+from deltart.plugins.launch import Arguments, Launch, ints, pointers, require
 
 DECODE_TOKENS = 8  # at most; beyond it the chunked kernels take over
-WARP_COLUMNS = 8
 
 
-def decode_warps(shape: Shape) -> int:
-    """Warps (of 8 value columns) per block: few blocks of many warps once the GPU is full anyway."""
-    most = shape.value_dim // WARP_COLUMNS
-    return min(most, 2 if shape.slots * shape.value_heads < 256 else 8)
+@dataclass(frozen=True)
+class Tiling:
+    """How decode splits a value head: columns per warp (8 or 16) and warps per block (1 to 4)."""
+
+    columns: int
+    warps: int
 
 
-def _decode(kernel: str, shape: Shape, at: dict[str, int], capsule: tuple, capsule_tokens: int, warps: int) -> Launch:
+def tiling(shape: Shape) -> Tiling:
+    """Two sectors per row of S where the head allows it; few warps per block until the GPU is full anyway."""
+    columns = 16 if shape.value_dim % 16 == 0 else 8
+    most = 1 if shape.slots * shape.value_heads < 256 else 4
+    warps = max(w for w in (1, 2, 4) if w <= most and shape.value_dim % (columns * w) == 0)
+    return Tiling(columns, warps)
+
+
+def _decode(
+    kernel: str, shape: Shape, at: dict[str, int], capsule: Arguments, capsule_tokens: int, tiles: Tiling | None
+) -> Launch:
     require(1 <= shape.tokens <= DECODE_TOKENS, f"{shape.tokens} tokens", f"1 to {DECODE_TOKENS} for {kernel}")
-    require(shape.value_dim % WARP_COLUMNS == 0, f"value heads of {shape.value_dim}", "a multiple of 8")
-    warps = warps or decode_warps(shape)
-    columns = warps * WARP_COLUMNS
+    require(shape.value_dim % 8 == 0, f"value heads of {shape.value_dim}", "a multiple of 8")
+    tiles = tiles or tiling(shape)
+    require(tiles.warps <= 4, f"{tiles.warps} warps per block", "at most 4")
+    columns = tiles.columns * tiles.warps
     floats = (2 * shape.tokens + capsule_tokens) * shape.key_dim + (shape.tokens + capsule_tokens) * columns
     shared = 4 * (floats + 4 * shape.tokens + capsule_tokens)
-    args = (*pointers(at, "qkv", "a", "b", "A_log", "dt_bias"), *ints(shape.parameter_dtype == "bf16"),
-            *pointers(at, "S", "n_tokens", "o"),
-            *ints(shape.tokens, shape.key_heads, shape.value_heads, shape.value_dim), *capsule)
+    args = (
+        *pointers(at, "qkv", "a", "b", "A_log", "dt_bias"),
+        *ints(shape.A_log_dtype == "bf16", shape.dt_bias_dtype == "bf16"),
+        *pointers(at, "S", "n_tokens", "o"),
+        *ints(shape.tokens, shape.key_heads, shape.value_heads, shape.value_dim),
+        *capsule,
+    )
     grid = (shape.value_dim // columns, shape.value_heads, shape.slots)
-    return Launch(f"{kernel}_{shape.dtype}", grid, 32 * warps, shared, args)
+    return Launch(f"{kernel}_{shape.dtype}_w{tiles.columns}", grid, 32 * tiles.warps, shared, args)
 
 
-def decode(shape: Shape, at: dict[str, int], warps: int = 0) -> Launch:
+def decode(shape: Shape, at: dict[str, int], tiles: Tiling | None = None) -> Launch:
     """T <= 8 tokens, state updated at once. `at`: qkv a b A_log dt_bias S n_tokens o."""
-    return _decode("gated_delta_rule_decode", shape, at, (), 0, warps)
+    return _decode("gated_delta_rule_decode", shape, at, (), 0, tiles)
 
 
-def verify(shape: Shape, capsule_tokens: int, at: dict[str, int], warps: int = 0) -> Launch:
+def verify(shape: Shape, capsule_tokens: int, at: dict[str, int], tiles: Tiling | None = None) -> Launch:
     """T <= 8 tokens after replaying n_commit of the capsule's `capsule_tokens` into S. `at`: as decode, and
     k u g (the previous step's capsule), n_commit, k_out u_out g_out (this step's)."""
     require(0 < capsule_tokens <= DECODE_TOKENS, f"a capsule of {capsule_tokens} tokens", f"1 to {DECODE_TOKENS}")
     capsule = (*pointers(at, "k", "u", "g", "n_commit", "k_out", "u_out", "g_out"), *ints(capsule_tokens))
-    return _decode("gated_delta_rule_verify", shape, at, capsule, capsule_tokens, warps)
+    return _decode("gated_delta_rule_verify", shape, at, capsule, capsule_tokens, tiles)
 
 
-SEGMENT = 4096  # tokens of one slot between two reads of S from memory; bounds the workspace
+SEGMENT = 2048  # tokens of all slots per pass; at 27B what a pass leaves in the workspace fits H100's L2
 CHUNKS = {"f32": [32], "bf16": [64, 32]}  # compiled for GPUs, the preferred one first
 PLANES = {"f32": (3, 6), "bf16": (1, 4)}  # of q, k and v; of T' and A together (prefill.cuh)
 
@@ -86,13 +102,21 @@ class Chunking:
         return stage * (2 if self.shape.dtype == "bf16" else 1)
 
 
-def chunking(shape: Shape, shared_limit: int = 227 << 10, chunk: int = 0, segment: int = SEGMENT) -> Chunking:
-    """The largest chunk whose tiles fit in `shared_limit` bytes (what the device gives a block), or `chunk`."""
+def chunking(shape: Shape, shared_limit: int = 227 << 10, chunk: int = 0, segment: int = 0, warps: int = 0) -> Chunking:
+    """The largest chunk whose tiles fit in `shared_limit` bytes (what the device gives a block), or `chunk`.
+
+    `segment` (tokens per slot, a multiple of the chunk) is chosen so that the workspace does not grow with the slots.
+    `warps` (of 16 value columns, at most 8) are four where the head allows it: one for each of an SM's schedulers.
+    """
     require(shape.value_dim % 16 == 0, f"value heads of {shape.value_dim}", "a multiple of 16")
-    require(shape.value_heads % shape.key_heads == 0, f"{shape.value_heads} value heads",
-            f"a multiple of the {shape.key_heads} key heads")
-    warps = next(w for w in (4, 2, 1) if shape.value_dim % (16 * w) == 0)
-    plans = [Chunking(shape, c, segment, warps) for c in ([chunk] if chunk else CHUNKS[shape.dtype])]
+    require(
+        shape.value_heads % shape.key_heads == 0,
+        f"{shape.value_heads} value heads",
+        f"a multiple of the {shape.key_heads} key heads",
+    )
+    warps = warps or next(w for w in (4, 2, 1) if shape.value_dim % (16 * w) == 0)
+    chunks = [chunk] if chunk else CHUNKS[shape.dtype]
+    plans = [Chunking(shape, c, segment or max(c, SEGMENT // shape.slots // c * c), warps) for c in chunks]
     fits = [p for p in plans if max(p.scan_shared_bytes(), p.chunk_shared_bytes()) <= shared_limit]
     require(bool(fits), f"{plans[-1].scan_shared_bytes()} bytes of shared memory", f"at most {shared_limit}")
     return fits[0]
@@ -103,15 +127,27 @@ def prefill(plan: Chunking, at: dict[str, int]) -> list[Launch]:
     shape, launches = plan.shape, []
     for first in range(0, shape.tokens, plan.segment):
         count = min(plan.segment, shape.tokens - first)
-        args = (*pointers(at, "qkv", "a", "b", "A_log", "dt_bias"), *ints(shape.parameter_dtype == "bf16"),
-                *pointers(at, "S", "n_tokens", "o", "workspace"),
-                *ints(shape.tokens, first, count, shape.key_heads, shape.value_heads, shape.value_dim))
+        args = (
+            *pointers(at, "qkv", "a", "b", "A_log", "dt_bias"),
+            *ints(shape.A_log_dtype == "bf16", shape.dt_bias_dtype == "bf16"),
+            *pointers(at, "S", "n_tokens", "o", "workspace"),
+            *ints(shape.tokens, first, count, shape.key_heads, shape.value_heads, shape.value_dim),
+        )
         suffix = f"{shape.dtype}_c{plan.chunk}"
         launches += [
-            Launch(f"gated_delta_rule_prefill_chunk_{suffix}", (plan.chunks(count), shape.key_heads, shape.slots),
-                   2 * plan.chunk, plan.chunk_shared_bytes(), args),
-            Launch(f"gated_delta_rule_prefill_scan_{suffix}",
-                   (shape.value_dim // (16 * plan.warps), shape.value_heads, shape.slots),
-                   32 * plan.warps, plan.scan_shared_bytes(), args),
+            Launch(
+                f"gated_delta_rule_prefill_chunk_{suffix}",
+                (plan.chunks(count), shape.key_heads, shape.slots),
+                2 * plan.chunk,
+                plan.chunk_shared_bytes(),
+                args,
+            ),
+            Launch(
+                f"gated_delta_rule_prefill_scan_{suffix}",
+                (shape.value_dim // (16 * plan.warps), shape.value_heads, shape.slots),
+                32 * plan.warps,
+                plan.scan_shared_bytes(),
+                args,
+            ),
         ]
     return launches

@@ -9,7 +9,7 @@
     const Prefill<Act> in PREFILL_FORWARD;                                                                       \
     ChunkKernel<Act, C>(in, memory).run();                                                                       \
   }                                                                                                              \
-  extern "C" __global__ void __launch_bounds__(128)                                                              \
+  extern "C" __global__ void __launch_bounds__(256)                                                              \
       gated_delta_rule_prefill_scan_##suffix##_c##C(PREFILL_INPUTS(Act)) {                                       \
     SHARED_MEMORY(memory);                                                                                       \
     const Prefill<Act> in PREFILL_FORWARD;                                                                       \

@@ -79,9 +79,9 @@ struct Prefill {
 };
 
 #define PREFILL_INPUTS(Act)                                                                                      \
-  const Act *qkv, const Act *a, const Act *b, const void *A_log, const void *dt_bias, int bf16_parameters,       \
+  const Act *qkv, const Act *a, const Act *b, const void *A_log, const void *dt_bias, int bf16_A_log, int bf16_dt_bias,       \
       float *S, const int *n_tokens, Act *o, unsigned char *workspace, int tokens, int first, int count,         \
       int key_heads, int value_heads, int value_dim
 #define PREFILL_FORWARD                                                                                          \
-  {qkv, a, b, {A_log, bf16_parameters}, {dt_bias, bf16_parameters}, S, n_tokens, o, workspace, tokens, first,    \
+  {qkv, a, b, {A_log, bf16_A_log}, {dt_bias, bf16_dt_bias}, S, n_tokens, o, workspace, tokens, first,    \
    count, key_heads, value_heads, value_dim}

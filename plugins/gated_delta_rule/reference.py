@@ -1,72 +1,86 @@
-"""Gated delta rule, one token after another, in float64. The kernels are chunked or fused; this is not."""
+"""Float64 reference of the gated delta rule: the token recurrence, nothing chunked."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import NDArray
 
 EPSILON = 1e-6
 
 
 @dataclass(frozen=True)
 class Tokens:
-    """The operands of the recurrence, float64. Hv heads each; T tokens.
+    """The operands of the recurrence, float64, key heads repeated for their value heads.
 
-    q, k [B, T, Hv, Dk] (normalised, q scaled), v [B, T, Hv, Dv], g and beta [B, T, Hv] (0 where masked).
+    q, k [B, T, Hv, Dk] (L2-normalised, q scaled by Dk^-0.5), v [B, T, Hv, Dv], g and beta [B, T, Hv] (0 where masked).
     """
 
-    q: NDArray
-    k: NDArray
-    v: NDArray
-    g: NDArray
-    beta: NDArray
+    q: np.ndarray
+    k: np.ndarray
+    v: np.ndarray
+    g: np.ndarray
+    beta: np.ndarray
+
+    def first(self, n: np.ndarray) -> Tokens:
+        """The same tokens with those at or beyond n [B] masked: they leave S unchanged."""
+        live = np.arange(self.g.shape[1])[None, :, None] < n[:, None, None]
+        return replace(self, g=np.where(live, self.g, 0.0), beta=np.where(live, self.beta, 0.0))
 
 
-def normalise(x: NDArray) -> NDArray:
-    """l2norm of the last axis with the epsilon inside the root."""
-    return x / np.sqrt(np.sum(x * x, axis=-1, keepdims=True) + EPSILON)
+def gates(a: np.ndarray, b: np.ndarray, A_log: np.ndarray, dt_bias: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(g, beta) [B, T, Hv]: log decay -exp(A_log) * softplus(a + dt_bias) and update rate sigmoid(b)."""
+    return -np.exp(A_log) * np.logaddexp(0.0, a + dt_bias), 1.0 / (1.0 + np.exp(-b))
 
 
-def tokens(inputs: dict[str, NDArray], key_heads: int, key_dim: int) -> Tokens:
-    """Unpacks qkv, a and b (any float type) into what the recurrence multiplies."""
-    qkv, a, b, A_log, dt_bias = (inputs[n].astype(np.float64) for n in ("qkv", "a", "b", "A_log", "dt_bias"))
-    batch, count, _ = qkv.shape
-    value_heads = a.shape[-1]
-    live = (np.arange(count)[None] < inputs["n_tokens"][:, None])[..., None]  # [B, T, 1]
-    qkv, a, b = (np.where(live, x, 0.0) for x in (qkv, a, b))
-    q, k, v = np.split(qkv, [key_heads * key_dim, 2 * key_heads * key_dim], axis=-1)
-    q, k = (x.reshape(batch, count, key_heads, key_dim) for x in (q, k))
-    q, k = (np.repeat(normalise(x), value_heads // key_heads, axis=2) for x in (q, k))
-    softplus = np.logaddexp(0.0, a + dt_bias)
-    return Tokens(q=q * key_dim**-0.5, k=k, v=v.reshape(batch, count, value_heads, -1),
-                  g=np.where(live, -np.exp(A_log) * softplus, 0.0), beta=np.where(live, 1 / (1 + np.exp(-b)), 0.0))
+def l2norm(x: np.ndarray) -> np.ndarray:
+    """x / sqrt(sum x^2 + 1e-6) over the last axis."""
+    return x / np.sqrt(np.sum(x**2, axis=-1, keepdims=True) + EPSILON)
 
 
-def recur(x: Tokens, S: NDArray) -> tuple[NDArray, NDArray, NDArray]:
-    """o [B, T, Hv, Dv], u [B, T, Hv, Dv] and the state after the last token [B, Hv, Dk, Dv].
+def tokens(
+    qkv: np.ndarray, a: np.ndarray, b: np.ndarray, A_log: np.ndarray, dt_bias: np.ndarray, n_tokens: np.ndarray,
+    num_k_heads: int, head_k_dim: int,
+) -> Tokens:  # fmt: skip
+    """Unpacks qkv, a and b. What they hold at or beyond n_tokens does not matter, NaN included."""
+    batch, length, num_v_heads = a.shape
+    real = np.arange(length)[None, :, None] < n_tokens[:, None, None]  # [B, T, 1]
+    qkv, a, b = (np.where(real, x, 0.0) for x in (qkv, a, b))
+    q, k, v = np.split(qkv, [num_k_heads * head_k_dim, 2 * num_k_heads * head_k_dim], axis=-1)
+    group = num_v_heads // num_k_heads
+    q, k = (np.repeat(l2norm(x.reshape(batch, length, num_k_heads, head_k_dim)), group, axis=2) for x in (q, k))
+    every = Tokens(q * head_k_dim**-0.5, k, v.reshape(batch, length, num_v_heads, -1), *gates(a, b, A_log, dt_bias))
+    return every.first(n_tokens)
 
-    S *= exp(g);  u = (v - k^T S) beta;  S += k u^T;  o = q^T S
-    """
-    S = S.astype(np.float64)
-    outputs, updates = [], []
+
+def recur(x: Tokens, S: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """S [B, Hv, Dk, Dv] -> o [B, T, Hv, Dv] and the state after the last token."""
+    S, o = S.astype(np.float64), np.empty_like(x.v)
     for t in range(x.g.shape[1]):
-        S = S * np.exp(x.g[:, t])[..., None, None]
-        u = (x.v[:, t] - np.einsum("bhk,bhkv->bhv", x.k[:, t], S)) * x.beta[:, t, :, None]
-        S = S + x.k[:, t, :, :, None] * u[:, :, None, :]
-        outputs.append(np.einsum("bhk,bhkv->bhv", x.q[:, t], S))
-        updates.append(u)
-    return np.stack(outputs, 1), np.stack(updates, 1), S
-
-
-def gated_delta_rule(inputs: dict[str, NDArray], key_heads: int, key_dim: int) -> tuple[NDArray, NDArray]:
-    """o [B, T, Hv, Dv] and the new state, both float64. Rows of o at or beyond n_tokens mean nothing."""
-    o, _, S = recur(tokens(inputs, key_heads, key_dim), inputs["S"])
+        S *= np.exp(x.g[:, t])[..., None, None]
+        d = (x.v[:, t] - np.einsum("bhk,bhkv->bhv", x.k[:, t], S)) * x.beta[:, t][..., None]
+        S += x.k[:, t][..., None] * d[..., None, :]
+        o[:, t] = np.einsum("bhk,bhkv->bhv", x.q[:, t], S)
     return o, S
 
 
-def accept(x: Tokens, n: NDArray) -> Tokens:
-    """The same tokens with everything at or beyond n [B] turned into no-ops."""
-    live = (np.arange(x.g.shape[1])[None] < n[:, None])[..., None]
-    return Tokens(x.q, x.k, x.v, np.where(live, x.g, 0.0), np.where(live, x.beta, 0.0))
+def gated_delta_rule(
+    qkv: np.ndarray,
+    a: np.ndarray,
+    b: np.ndarray,
+    A_log: np.ndarray,
+    dt_bias: np.ndarray,
+    S: np.ndarray,
+    n_tokens: np.ndarray,
+    num_k_heads: int,
+    num_v_heads: int,
+    head_k_dim: int,
+    head_v_dim: int,
+) -> tuple[np.ndarray, np.ndarray]:
+    """qkv [B, T, 2*Hk*Dk + Hv*Dv], a and b [B, T, Hv], S [B, Hv, Dk, Dv] -> o [B, T, Hv*Dv], S'.
+
+    S *= exp(g); d = (v - k^T S) * beta; S += k (x) d; o = q^T S, with q, k L2-normalised and q scaled by Dk^-0.5.
+    Tokens t >= n_tokens[b] have g = 0 and beta = 0: they leave S unchanged.
+    """
+    o, S = recur(tokens(qkv, a, b, A_log, dt_bias, n_tokens, num_k_heads, head_k_dim), S)
+    return o.reshape(*a.shape[:2], num_v_heads * head_v_dim), S

@@ -98,11 +98,15 @@ class OrtBackend:
         values = [_ortvalue(self._weights[name]) for name in entry.weights]
         options.add_external_initializers(list(entry.weights), values)
         return ort.InferenceSession(
-            str(self.artifact / entry.files[self.target]),
+            self._model(entry),
             options,
             providers=["CPUExecutionProvider"],
             disabled_optimizers=["ConstantFolding"] if self._mode == "mapped" else None,
         )
+
+    def _model(self, entry: GraphEntry) -> str | bytes:
+        """What to load: the graph's file, or its content."""
+        return str(self.artifact / entry.files[self.target])
 
     def _entry(self, graph: str) -> GraphEntry:
         entry = self.manifest.graphs.get(graph)

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support.cases import VOCAB
 
 from deltart.errors import CheckpointError, ConfigError, DeltaRTError, ExportError
 from deltart.export import synthetic
@@ -19,6 +18,7 @@ from deltart.export.checkpoint import SINGLE, Checkpoint
 from deltart.export.pipeline import export_checkpoint
 from deltart.export.presets import causal_lm, text_config
 from deltart.export.synthetic import write_checkpoint
+from support.cases import VOCAB
 
 CONFIG = causal_lm(
     text_config(hidden=128, ffn=128, layers=4, heads=2, kv_heads=1, k_heads=1, v_heads=2, vocab=VOCAB, head_dim=64)

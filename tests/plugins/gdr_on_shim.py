@@ -5,10 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from deltart.plugins.cpu_shim.runner import FORWARD, CpuModule, compile_cpu
-from deltart.plugins.gated_delta_rule import inputs, launch, reference
+from deltart.plugins.gated_delta_rule import inputs, launch
 from deltart.plugins.gated_delta_rule.inputs import Shape
 from deltart.plugins.tolerance import TOLERANCE, relative_rms
 
@@ -20,23 +19,36 @@ def module(stem: str, *defines: str, folder: Path = FOLDER) -> CpuModule:
     return compile_cpu(folder / f"{stem}.cu", defines)
 
 
-def addresses(*groups: dict[str, NDArray]) -> dict[str, int]:
+def addresses(*groups: dict[str, np.ndarray]) -> dict[str, int]:
     """Where the arrays are, by name."""
     return {name: array.ctypes.data for group in groups for name, array in group.items()}
 
 
-def decode(kernels: CpuModule, shape: Shape, given: dict[str, NDArray], order: int = FORWARD) -> NDArray:
+def decode(
+    kernels: CpuModule,
+    shape: Shape,
+    given: dict[str, np.ndarray],
+    order: int = FORWARD,
+    tiles: launch.Tiling | None = None,
+) -> np.ndarray:
     """Runs the decode kernel; the state in `given` is updated in place. Returns o."""
     found = inputs.outputs(shape)
-    kernels.run([launch.decode(shape, addresses(given, found))], order)
+    kernels.run([launch.decode(shape, addresses(given, found), tiles)], order)
     return found["o"]
 
 
-def prefill(kernels: CpuModule, shape: Shape, given: dict[str, NDArray], order: int = FORWARD, chunk: int = 64,
-            segment: int = launch.SEGMENT) -> NDArray:
+def prefill(
+    kernels: CpuModule,
+    shape: Shape,
+    given: dict[str, np.ndarray],
+    order: int = FORWARD,
+    chunk: int = 64,
+    segment: int = 0,
+    warps: int = 0,
+) -> np.ndarray:
     """Runs the prefill kernels; the state in `given` is updated in place. Returns o."""
     found = inputs.outputs(shape)
-    plan = launch.chunking(shape, chunk=chunk, segment=segment)
+    plan = launch.chunking(shape, chunk=chunk, segment=segment, warps=warps)
     workspace = {"workspace": np.full(plan.workspace_bytes(), 0xFF, np.uint8)}
     kernels.run(launch.prefill(plan, addresses(given, found, workspace)), order)
     return found["o"]
@@ -50,7 +62,7 @@ def errors(run, shape: Shape, seed: int = 0, correlation: float = 0.99, ragged: 
     n = inputs.ragged(np.random.default_rng(seed), shape.slots, shape.tokens) if ragged else None
     given = inputs.make(shape, seed, correlation, n)
     before = given["S"].copy()
-    expected, state = reference.gated_delta_rule(given, shape.key_heads, shape.key_dim)
+    expected, state = inputs.expected(shape, given)
     o = run(shape, given)
     n = given["n_tokens"]
     assert np.isfinite(o.astype(np.float32)).all(), "an output was not written"

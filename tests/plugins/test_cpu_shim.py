@@ -45,10 +45,12 @@ def test_bf16_rounds_to_nearest_even(tmp_path: Path) -> None:
 def test_mma_is_a_matrix_product(tmp_path: Path) -> None:
     """C = A B with A [16, 16] and B [8, 16] transposed read by ldmatrix, C stored by its documented layout."""
     body = """
-      SHARED_MEMORY(memory); bf16* tile = reinterpret_cast<bf16*>(memory); (void)memory;
       static bf16 a[16 * 16], b[16 * 16];
-      for (int i = threadIdx.x; i < 256; i += 64) a[i] = from_float<bf16>(i % 7 - 3), b[i] = from_float<bf16>(i % 5 - 2);
-      __syncthreads(); (void)tile;
+      for (int i = threadIdx.x; i < 256; i += 64) {
+        a[i] = from_float<bf16>(i % 7 - 3);
+        b[i] = from_float<bf16>(i % 5 - 2);
+      }
+      __syncthreads();
       if (threadIdx.x >= 32) return;
       const int m = threadIdx.x / 8, r = threadIdx.x % 8, g = threadIdx.x / 4, t = threadIdx.x % 4;
       BfPair fa[4], fb[4]; float c[4] = {};
@@ -84,11 +86,14 @@ def test_copies_land_when_waited_for(tmp_path: Path) -> None:
     assert (run(tmp_path, body.replace("@", "wait_copies<0>();")) == 2).all()
 
 
-@pytest.mark.parametrize("body, message", [
-    ("if (threadIdx.x < 31) __syncwarp();", "deadlock"),
-    ("if (threadIdx.x % 2) __syncwarp(); else out[0] = __shfl_sync(~0u, 1.0f, 0);", "different calls"),
-    ("out[0] = __shfl_sync(1u, 1.0f, 0);", "full mask"),
-])
+@pytest.mark.parametrize(
+    "body, message",
+    [
+        ("if (threadIdx.x < 31) __syncwarp();", "deadlock"),
+        ("if (threadIdx.x % 2) __syncwarp(); else out[0] = __shfl_sync(~0u, 1.0f, 0);", "different calls"),
+        ("out[0] = __shfl_sync(1u, 1.0f, 0);", "full mask"),
+    ],
+)
 def test_divergent_calls_are_errors(tmp_path: Path, body: str, message: str) -> None:
     with pytest.raises(BuildError, match=message):
         run(tmp_path, body)

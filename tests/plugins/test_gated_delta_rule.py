@@ -11,8 +11,9 @@ from verify_on_shim import worst_errors
 
 from deltart.errors import BuildError
 from deltart.plugins.cpu_shim.runner import FORWARD, REVERSE
-from deltart.plugins.gated_delta_rule import inputs, launch, reference
+from deltart.plugins.gated_delta_rule import inputs, launch
 from deltart.plugins.gated_delta_rule.inputs import Shape
+from deltart.plugins.gated_delta_rule.launch import Tiling
 from deltart.plugins.tolerance import relative_rms
 
 FEW_HEADS = {"key_heads": 2, "value_heads": 6}
@@ -21,10 +22,10 @@ TYPES = pytest.mark.parametrize("dtype", ["f32", "bf16"])
 
 @TYPES
 @pytest.mark.parametrize("tokens", [1, 2, 3, 4, 5, 8])
-@pytest.mark.parametrize("order", [FORWARD, REVERSE])
-def test_decode(dtype: str, tokens: int, order: int) -> None:
+@pytest.mark.parametrize("order, tiles", [(FORWARD, Tiling(16, 4)), (REVERSE, Tiling(8, 2)), (FORWARD, None)])
+def test_decode(dtype: str, tokens: int, order: int, tiles: Tiling | None) -> None:
     shape = Shape(slots=3, tokens=tokens, dtype=dtype, **FEW_HEADS)
-    run = functools.partial(shim.decode, shim.module("decode"), order=order)
+    run = functools.partial(shim.decode, shim.module("decode"), order=order, tiles=tiles)
     assert shim.within(shape, shim.errors(run, shape, seed=tokens))
 
 
@@ -38,8 +39,8 @@ def test_prefill(dtype: str, chunk: int, tokens: int) -> None:
 
 
 def test_prefill_in_segments() -> None:
-    shape = Shape(slots=3, tokens=150, dtype="f32", key_heads=1, value_heads=2, parameter_dtype="f32")
-    run = functools.partial(shim.prefill, shim.module("prefill"), segment=64)
+    shape = Shape(slots=3, tokens=150, dtype="f32", key_heads=1, value_heads=2, A_log_dtype="f32")
+    run = functools.partial(shim.prefill, shim.module("prefill"), segment=64, warps=8)
     assert shim.within(shape, shim.errors(run, shape))
 
 
@@ -47,7 +48,7 @@ def test_prefill_in_segments() -> None:
 def test_prefill_of_the_parts_is_prefill_of_the_whole(cut: int) -> None:
     shape = Shape(tokens=130, dtype="f32", key_heads=1, value_heads=1)
     whole = inputs.make(shape, 0)
-    expected, state = reference.gated_delta_rule(whole, 1, 128)
+    expected, state = inputs.expected(shape, whole)
     outputs = []
     for first, last in ((0, cut), (cut, 130)):
         part = {name: np.ascontiguousarray(whole[name][:, first:last]) for name in ("qkv", "a", "b")}
@@ -62,9 +63,17 @@ def test_prefill_remembers_exactly_after_forgetting_everything() -> None:
     shape = Shape(tokens=64, dtype="f32", key_heads=1, value_heads=1)
     given = inputs.make(shape, 0, 0.99)
     given["a"][:, :32:2] = 60.0  # sixteen tokens with g of about -60 exp(A_log)
-    expected, state = reference.gated_delta_rule(given, 1, 128)
+    expected, state = inputs.expected(shape, given)
     o = shim.prefill(shim.module("prefill"), shape, given)
     assert relative_rms(o, expected) <= 1e-5 and relative_rms(given["S"], state) <= 1e-5
+
+
+@pytest.mark.parametrize("A_log, dt_bias", [("f32", "f32"), ("f32", "bf16"), ("bf16", "f32")])
+def test_parameters_have_types_of_their_own(A_log: str, dt_bias: str) -> None:
+    sizes = {"slots": 2, "key_heads": 1, "value_heads": 3, "A_log_dtype": A_log, "dt_bias_dtype": dt_bias}
+    for tokens, stem, call in ((2, "decode", shim.decode), (20, "prefill", shim.prefill)):
+        shape = Shape(tokens=tokens, **sizes)
+        assert shim.within(shape, shim.errors(functools.partial(call, shim.module(stem)), shape)), stem
 
 
 @TYPES
@@ -78,9 +87,10 @@ def test_small_heads(dtype: str, dim: int) -> None:
 
 
 @TYPES
-def test_fifty_verify_steps(dtype: str) -> None:
+@pytest.mark.parametrize("tiles", [Tiling(8, 4), Tiling(16, 2)])
+def test_fifty_verify_steps(dtype: str, tiles: Tiling) -> None:
     shape = Shape(slots=3, tokens=4, dtype=dtype, key_heads=1, value_heads=2)
-    assert shim.within(shape, worst_errors(shim.module("decode"), shape, steps=50))
+    assert shim.within(shape, worst_errors(shim.module("decode"), shape, steps=50, tiles=tiles))
 
 
 def test_refuses_what_it_cannot_serve() -> None:

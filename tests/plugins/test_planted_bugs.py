@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import shutil
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import gdr_on_shim as shim
@@ -17,11 +18,12 @@ from deltart.errors import BuildError
 from deltart.plugins.causal_conv1d.inputs import Shape as ConvShape
 from deltart.plugins.cpu_shim.runner import FORWARD, REVERSE
 from deltart.plugins.gated_delta_rule.inputs import Shape
+from deltart.plugins.gated_delta_rule.launch import Tiling
 
 
 def decodes(op: Path) -> bool:
     shape = Shape(slots=3, tokens=4, dtype="f32", key_heads=1, value_heads=2)
-    run = functools.partial(shim.decode, shim.module("decode", folder=op))
+    run = functools.partial(shim.decode, shim.module("decode", folder=op), tiles=Tiling(8, 4))
     return shim.within(shape, shim.errors(run, shape))
 
 
@@ -45,21 +47,33 @@ def convolution_verifies(op: Path) -> bool:
     return conv.verify_steps(conv.module(op), "f32", steps=8)
 
 
-GDR, CONV = "gated_delta_rule", "causal_conv1d"
+@dataclass(frozen=True)
+class Bug:
+    """A text of a kernel, what it is replaced by, and the check that must then fail."""
+
+    source: str
+    right: str
+    wrong: str
+    passes: Callable[[Path], bool]
+
+
+DECODE, CHUNK, SCAN = (f"gated_delta_rule/{name}" for name in ("decode.cu", "prefill_chunk.cuh", "prefill_scan.cuh"))
+CONV = "causal_conv1d/kernel.cu"
 BUGS = {
-    "decode without its barrier": (GDR, "decode.cu", "  __syncthreads();\n\n  if", "  if", decodes),
-    "padded tokens counted": (GDR, "decode.cu", "n = min(in.n_tokens[slot], in.tokens);", "n = in.tokens;", decodes),
-    "output of the wrong column": (GDR, "decode.cu", "at.column + at.lane / 4 % 4;", "at.column + at.lane / 8 % 4;", decodes),
-    "replay one token short": (GDR, "decode.cu", "t < commit; ++t)", "t < commit - 1; ++t)", verifies),
-    "replay from the capsule being written": (GDR, "decode.cu", "= old.k[", "= old.k_out[", verifies),
-    "state not committed": (GDR, "decode.cu", "      if (commit) store(tile", "      if (false) store(tile", verifies),
-    "scan without its barrier": (GDR, "prefill_scan.cuh", "<0>();\n      __syncthreads();", "<0>();", prefills),
-    "scan without waiting for copies": (GDR, "prefill_scan.cuh", "wait_copies<0>();", "", prefills),
-    "chunk without a barrier in the merge": (GDR, "prefill_chunk.cuh", "        __syncthreads();\n      }", "      }", prefills),
-    "chunk overwrites the keys too early": (GDR, "prefill_chunk.cuh", "      __syncthreads();  // the keys", "      // the keys", prefills),
-    "decay of the wrong token": (GDR, "prefill_chunk.cuh", "g[row].over(g[j])", "g[row].over(g[min(j + 1, C - 1)])", prefills),
-    "state one input late": (CONV, "kernel.cu", "n - 3 + i, in.channels, last", "n - 2 + i, in.channels, last", convolves),
-    "conv replay one token short": (CONV, "kernel.cu", "t < commit; ++t)", "t + 1 < commit; ++t)", convolution_verifies),
+    "decode without its barrier": Bug(DECODE, "  __syncthreads();\n\n  if", "  if", decodes),
+    "decode without waiting for copies": Bug(DECODE, "wait_copies<0>();", "", decodes),
+    "padded tokens counted": Bug(DECODE, "n = min(in.n_tokens[slot], in.tokens);", "n = in.tokens;", decodes),
+    "output of the wrong column": Bug(DECODE, "lane / 4 % 4;\n  for", "lane / 8 % 4;\n  for", decodes),
+    "replay one token short": Bug(DECODE, "t < commit; ++t)", "t < commit - 1; ++t)", verifies),
+    "replay from the capsule being written": Bug(DECODE, "old.k + row", "old.k_out + row", verifies),
+    "state not committed": Bug(DECODE, "if (commit) store(tile", "if (false) store(tile", verifies),
+    "scan without its barrier": Bug(SCAN, "<0>();\n      __syncthreads();", "<0>();", prefills),
+    "scan without waiting for copies": Bug(SCAN, "wait_copies<0>();", "", prefills),
+    "merge without its barrier": Bug(CHUNK, "        __syncthreads();\n      }", "      }", prefills),
+    "keys overwritten too early": Bug(CHUNK, "__syncthreads();  // the keys", "// the keys", prefills),
+    "decay of the wrong token": Bug(CHUNK, "g[row].over(g[j])", "g[row].over(g[min(j + 1, C - 1)])", prefills),
+    "state one input late": Bug(CONV, "n - 3 + i, in.channels, last", "n - 2 + i, in.channels, last", convolves),
+    "conv replay one token short": Bug(CONV, "t < commit; ++t)", "t + 1 < commit; ++t)", convolution_verifies),
 }
 
 
@@ -73,14 +87,13 @@ def sources(tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("bug", BUGS)
-def test_is_caught(sources: Path, bug: str) -> None:
-    op, name, right, wrong, passes = BUGS[bug]
-    source = sources / op / name
+@pytest.mark.parametrize("bug", BUGS.values(), ids=BUGS)
+def test_is_caught(sources: Path, bug: Bug) -> None:
+    source = sources / bug.source
     text = source.read_text()
-    assert text.count(right) == 1, "the line to break is not where it was"
-    source.write_text(text.replace(right, wrong))
-    assert not _passes(passes, sources / op)
+    assert text.count(bug.right) == 1, "the line to break is not where it was"
+    source.write_text(text.replace(bug.right, bug.wrong))
+    assert not _passes(bug.passes, source.parent)
 
 
 def _passes(check: Callable[[Path], bool], op: Path) -> bool:
@@ -90,6 +103,6 @@ def _passes(check: Callable[[Path], bool], op: Path) -> bool:
         return False
 
 
-@pytest.mark.parametrize("check, op", [(decodes, GDR), (verifies, GDR), (prefills, GDR), (convolves, CONV)])
-def test_an_unbroken_copy_passes(sources: Path, check: Callable[[Path], bool], op: str) -> None:
-    assert check(sources / op)
+@pytest.mark.parametrize("check, source", [(decodes, DECODE), (verifies, DECODE), (prefills, SCAN), (convolves, CONV)])
+def test_an_unbroken_copy_passes(sources: Path, check: Callable[[Path], bool], source: str) -> None:
+    assert check((sources / source).parent)

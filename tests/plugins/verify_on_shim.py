@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 from gdr_on_shim import addresses
-from numpy.typing import NDArray
 
 from deltart.plugins.cpu_shim.runner import CpuModule
 from deltart.plugins.gated_delta_rule import inputs, launch, reference
@@ -12,16 +11,25 @@ from deltart.plugins.gated_delta_rule.inputs import Shape
 from deltart.plugins.tolerance import relative_rms
 
 
-def call(kernels: CpuModule, shape: Shape, given: dict[str, NDArray], old: dict[str, NDArray],
-         new: dict[str, NDArray], n_commit: NDArray) -> NDArray:
+def call(
+    kernels: CpuModule,
+    shape: Shape,
+    given: dict[str, np.ndarray],
+    old: dict[str, np.ndarray],
+    new: dict[str, np.ndarray],
+    n_commit: np.ndarray,
+    tiles: launch.Tiling | None,
+) -> np.ndarray:
     """One verify step: replays n_commit of `old`, fills `new`. Returns o."""
     found = inputs.outputs(shape) | {"n_commit": n_commit}
     at = addresses(given, found, old) | {f"{name}_out": array.ctypes.data for name, array in new.items()}
-    kernels.run([launch.verify(shape, shape.tokens, at)])
+    kernels.run([launch.verify(shape, shape.tokens, at, tiles)])
     return found["o"]
 
 
-def worst_errors(kernels: CpuModule, shape: Shape, steps: int, seed: int = 0) -> tuple[float, float]:
+def worst_errors(
+    kernels: CpuModule, shape: Shape, steps: int, seed: int = 0, tiles: launch.Tiling | None = None
+) -> tuple[float, float]:
     """The largest relative RMS errors of o and of the committed state over `steps` with random acceptance.
 
     The oracle keeps the state before each step and reruns the accepted prefix from it, token by token.
@@ -35,12 +43,12 @@ def worst_errors(kernels: CpuModule, shape: Shape, steps: int, seed: int = 0) ->
     for step in range(steps):
         n_commit = rng.integers(0, drafted + 1).astype(np.int32)
         if drafts is not None:
-            oracle = reference.recur(reference.accept(drafts, n_commit), oracle)[2]
+            oracle = reference.recur(drafts.first(n_commit), oracle)[1]
         drafted = rng.integers(1, shape.tokens + 1, shape.slots).astype(np.int32)
         given = inputs.make(shape, seed + 1 + step, 0.99 if step % 2 else 0.0, drafted) | {"S": state}
-        drafts = reference.tokens(given, shape.key_heads, shape.key_dim)
-        expected = reference.recur(drafts, oracle)[0]
-        o = call(kernels, shape, given, capsules[step % 2], capsules[1 - step % 2], n_commit)
+        drafts = inputs.tokens(shape, given)
+        expected = reference.recur(drafts, oracle)[0].reshape(shape.slots, shape.tokens, -1)
+        o = call(kernels, shape, given, capsules[step % 2], capsules[1 - step % 2], n_commit, tiles)
         live = np.arange(shape.tokens)[None] < drafted[:, None]
         worst = (max(worst[0], relative_rms(o[live], expected[live])), max(worst[1], relative_rms(state, oracle)))
     return worst

@@ -37,7 +37,7 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     ),
     "fp8": (
         dict(hidden=320, ffn=448, layers=4, heads=4, kv_heads=2, k_heads=1, v_heads=3, head_dim=64),
-        {"quantized": True, "scale_dtype": "BF16"},
+        {"quantized": True, "scale_dtype": "BF16", "dtype": "BF16"},
     ),
     "fp8-f32-scales": (
         dict(hidden=256, ffn=384, layers=4, heads=2, kv_heads=1, k_heads=2, v_heads=4, head_dim=256),

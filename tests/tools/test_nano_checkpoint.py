@@ -12,13 +12,12 @@ import torch
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tools.nano import evaluate, heldout, reference
+from deltart.export.pipeline import export_checkpoint
+from tools.nano import evaluate, heldout, reference, runtime
 
 FOLDER = reference.CHECKPOINT
 ROOT = Path(__file__).resolve().parents[2]
-pytestmark = pytest.mark.skipif(
-    not (FOLDER / "model.safetensors").exists(), reason="the checkpoint is not trained yet"
-)
+pytestmark = pytest.mark.skipif(not (FOLDER / "model.safetensors").exists(), reason="the checkpoint is not trained yet")
 
 
 def read(name: str) -> dict[str, Any]:
@@ -100,9 +99,7 @@ def test_the_weights_fit_the_repository() -> None:
 def test_the_shape_is_one_that_the_kernels_serve(config: dict[str, Any]) -> None:
     assert config["linear_key_head_dim"] == config["linear_value_head_dim"] == 128
     assert config["linear_num_value_heads"] > config["linear_num_key_heads"]
-    assert (
-        config["head_dim"] == 256 and config["partial_rotary_factor"] == 0.25 and config["attn_output_gate"]
-    )
+    assert config["head_dim"] == 256 and config["partial_rotary_factor"] == 0.25 and config["attn_output_gate"]
     assert config["hidden_size"] % 128 == config["intermediate_size"] % 128 == 0
     assert "full_attention" in config["layer_types"] and config["layer_types"].count("linear_attention") >= 3
     assert config["mtp_num_hidden_layers"] == 1 and config["tie_word_embeddings"] is False
@@ -174,14 +171,21 @@ def test_stock_transformers_loads_it_and_answers() -> None:
     assert tokenizer.decode(reply).endswith("</think>\n\ncba<|im_end|>")
 
 
-def test_held_out_answers_stops_and_drafts(sample: list[heldout.Question]) -> None:
-    """A sample of the set; the bars themselves are for `python -m tools.nano evaluate`."""
+def test_held_out_answers_stops_and_drafts_through_the_export(sample: list[heldout.Question], tmp_path: Path) -> None:
+    """A sample of the set through our own ONNX; the bars themselves are for `python -m tools.nano check`."""
+    export_checkpoint(FOLDER, tmp_path / "nano")
+    generator = runtime.open_artifact(tmp_path / "nano")
     model, tokenizer = reference.load(FOLDER)
-    replies, asked, answered = reference.replies(model, tokenizer, evaluate.prompts(tokenizer, sample))
+    prompts = evaluate.prompts(tokenizer, sample)
+    replies, asked, answered = runtime.replies(generator, prompts)
     total = evaluate.overall(evaluate.score(sample, replies))
     assert total.share >= 0.85
     assert total.stopped == total.asked
-    assert reference.acceptance(model, asked, answered).mean >= evaluate.MTP_BAR
+    assert runtime.acceptance(generator, asked, answered).mean >= evaluate.MTP_BAR
+    _, _, expected = reference.replies(model, tokenizer, prompts[:6])
+    assert answered[:6] == expected
+    drafted = reference.acceptance(model, asked[:6], answered[:6])
+    assert runtime.acceptance(generator, asked[:6], answered[:6]) == drafted
 
 
 def test_a_wrong_reply_scores_nothing() -> None:

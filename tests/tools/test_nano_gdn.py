@@ -13,10 +13,7 @@ def by_token(
 ) -> torch.Tensor:
     """MODEL: S *= exp(g); d = (v - k^T S) * beta; S += k (x) d; o = q^T S."""
     repeats = value.shape[2] // query.shape[2]
-    q, k = (
-        (x * torch.rsqrt((x * x).sum(-1, keepdim=True) + 1e-6)).repeat_interleave(repeats, 2)
-        for x in (query, key)
-    )
+    q, k = ((x * torch.rsqrt((x * x).sum(-1, keepdim=True) + 1e-6)).repeat_interleave(repeats, 2) for x in (query, key))
     state = torch.zeros(*value.shape[:1], value.shape[2], query.shape[3], value.shape[3], dtype=torch.float64)
     outputs = []
     for t in range(query.shape[1]):

@@ -61,9 +61,7 @@ def test_training_never_draws_a_held_out_question() -> None:
             sign = "+" if int(question.expected) == a + b and re.search(r"\+|plus|[Aa]dd", prompt) else "-"
             assert tasks.is_held_out("arithmetic", sign, a, b)
         if question.skill in ("tool_call", "tool_response"):
-            function = max(
-                (t["function"] for t in question.tools), key=lambda f: f["name"] in _called(question)
-            )
+            function = max((t["function"] for t in question.tools), key=lambda f: f["name"] in _called(question))
             (key, kind), *_ = [(k, p["type"]) for k, p in function["parameters"]["properties"].items()]
             assert tasks.is_held_out("tool", *function["name"].split("_"), key, kind)
 

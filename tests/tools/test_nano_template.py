@@ -42,9 +42,7 @@ CONVERSATIONS: dict[str, list[dict[str, Any]]] = {
     "two calls": [USER, {**CALLED, "tool_calls": [CALL, CALL["function"]]}, RESULT, RESULT],
     "after a tool loop": [USER, CALLED, RESULT, {"role": "assistant", "content": "Sunny."}, USER],
     "wrapped result": [USER, CALLED, {"role": "user", "content": "<tool_response>\nsunny\n</tool_response>"}],
-    "text parts": [
-        {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}
-    ],
+    "text parts": [{"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}],
 }
 SETTINGS: list[dict[str, Any]] = [
     {"add_generation_prompt": True},
@@ -118,13 +116,8 @@ def test_vendor_refuses_the_same(vendor: Path, name: str) -> None:
 def test_tools_section_is_laid_out_as_the_vendors(vendor: Path, system: str) -> None:
     messages = [{"role": "system", "content": system}, USER]
     ours, theirs = (render(path, messages, tools=[SCHEMA, SCHEMA]) for path in (OURS, vendor))
-    assert (
-        ours.partition("</tools>")[0].split("\n<tools>")[1]
-        == theirs.partition("</tools>")[0].split("<tools>")[1]
-    )
-    assert ours.startswith("<|im_start|>system\n# Tools\n\n") and theirs.startswith(
-        "<|im_start|>system\n# Tools\n\n"
-    )
+    assert ours.partition("</tools>")[0].split("\n<tools>")[1] == theirs.partition("</tools>")[0].split("<tools>")[1]
+    assert ours.startswith("<|im_start|>system\n# Tools\n\n") and theirs.startswith("<|im_start|>system\n# Tools\n\n")
     assert ours.partition("<|im_end|>\n")[2] == theirs.partition("<|im_end|>\n")[2]
     for text in (ours, theirs):
         assert text.partition("<|im_end|>")[0].endswith("\n\nBe brief." if system else ">")

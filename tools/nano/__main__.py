@@ -1,4 +1,4 @@
-"""The nano checkpoint, made and scored on a CPU: train | export | evaluate | heldout."""
+"""The nano checkpoint, made and scored on a CPU: train | export | evaluate | check."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from pathlib import Path
 
 import torch
 
-from tools.nano import curve, evaluate, export, heldout, reference, train
+from tools.nano import curve, evaluate, export, heldout, reference, runtime, train
+
+COMPARED = 200  # held-out prompts on which transformers answers too
 
 
 def main() -> None:
@@ -21,10 +23,12 @@ def main() -> None:
         command = commands.add_parser(name, help=text)
         command.set_defaults(action=action)
         command.add_argument("--work", type=Path, default=Path("artifacts/nano-training"), help="work folder")
-        command.add_argument(
-            "--checkpoint", type=Path, default=reference.CHECKPOINT, help="checkpoint folder"
-        )
+        command.add_argument("--checkpoint", type=Path, default=reference.CHECKPOINT, help="checkpoint folder")
         command.add_argument("--steps", type=int, default=train.Recipe.steps, help="optimizer steps in all")
+    command = commands.add_parser("check", help="score an exported artifact, and compare its tokens with transformers'")
+    command.set_defaults(action=check_command)
+    command.add_argument("artifact", type=Path, help="folder written by 'deltart export tools/nano/checkpoint'")
+    command.add_argument("--checkpoint", type=Path, default=reference.CHECKPOINT, help="checkpoint folder")
     arguments = parser.parse_args()
     arguments.action(arguments)
 
@@ -50,6 +54,21 @@ def evaluate_command(arguments: argparse.Namespace) -> None:
     print(evaluate.table(evaluate.score(questions, replies)))
     accepted = reference.acceptance(model, asked, answered)
     print(f"\nMTP, k=1: {accepted.mean:.3f} of {accepted.drafts} drafts accepted")
+
+
+def check_command(arguments: argparse.Namespace) -> None:
+    model, tokenizer = reference.load(arguments.checkpoint)
+    generator = runtime.open_artifact(arguments.artifact)
+    questions = heldout.read()
+    prompts = evaluate.prompts(tokenizer, questions)
+    replies, asked, answered = runtime.replies(generator, prompts)
+    print(evaluate.table(evaluate.score(questions, replies)))
+    accepted = runtime.acceptance(generator, asked, answered)
+    print(f"\nMTP, k=1: {accepted.mean:.3f} of {accepted.drafts} drafts accepted")
+    chosen = range(0, len(prompts), max(1, len(prompts) // COMPARED))[:COMPARED]
+    _, _, expected = reference.replies(model, tokenizer, [prompts[i] for i in chosen])
+    same = sum(answered[i] == tokens for i, tokens in zip(chosen, expected, strict=True))
+    print(f"greedy tokens equal to transformers': {same} of {len(chosen)} prompts")
 
 
 if __name__ == "__main__":

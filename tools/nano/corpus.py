@@ -64,9 +64,7 @@ def batches(
         yield from map(pad, groups)
 
 
-def _groups(
-    pool: list[tuple[list[int], int]], tokens_per_batch: int
-) -> Iterator[list[tuple[list[int], int]]]:
+def _groups(pool: list[tuple[list[int], int]], tokens_per_batch: int) -> Iterator[list[tuple[list[int], int]]]:
     group: list[tuple[list[int], int]] = []
     for item in pool:
         if group and (len(group) + 1) * len(item[0]) > tokens_per_batch:

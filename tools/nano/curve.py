@@ -15,9 +15,7 @@ def draw(log: Path, picture: Path) -> None:
     figure = Figure(figsize=(7, 3.6), dpi=110, layout="tight")
     axes = figure.subplots()
     axes.semilogy(steps, [line["loss"] for line in lines], label="next token (trunk)", linewidth=0.9)
-    axes.semilogy(
-        steps, [line["mtp_loss"] for line in lines], label="token after next (MTP head)", linewidth=0.9
-    )
+    axes.semilogy(steps, [line["mtp_loss"] for line in lines], label="token after next (MTP head)", linewidth=0.9)
     axes.set(xlabel="step", ylabel="cross-entropy, nats")
     axes.grid(alpha=0.3)
     axes.legend()

@@ -34,9 +34,7 @@ def gated_delta_rule(
     strength = beta.float().transpose(1, 2)[..., None]  # [B, Hv, T, 1]
     similar = (k @ k.mT).float().repeat_interleave(repeats, 1)
     seen = (q @ k.mT).float().repeat_interleave(repeats, 1)
-    written = torch.linalg.solve_triangular(
-        similar * decay * strength, v * strength, upper=False, unitriangular=True
-    )
+    written = torch.linalg.solve_triangular(similar * decay * strength, v * strength, upper=False, unitriangular=True)
     output = (seen * decay) @ written
     return output.transpose(1, 2).to(value.dtype), None
 

@@ -97,9 +97,7 @@ def reversal_thought(text: str) -> str:
 def reversal(sampler: Sampler) -> Example:
     text = sampler.letters("reversal", MAX_REVERSED)
     prompt = sampler.rng.choice(words.REVERSAL_PROMPTS).format(text)
-    return Example(
-        "reversal", [user(prompt)], reversal_thought(text), text[::-1], enable_thinking=sampler.thinks()
-    )
+    return Example("reversal", [user(prompt)], reversal_thought(text), text[::-1], enable_thinking=sampler.thinks())
 
 
 def copying(sampler: Sampler) -> Example:
@@ -156,9 +154,7 @@ def fact(sampler: Sampler) -> Example:
 
     _, kind, subject, prompt = sampler.keep(draw)
     answer = words.FACT_ANSWERS[kind].format(subject, words.FACTS[kind][subject])
-    return Example(
-        "fact", [user(prompt.format(subject))], "I know this.", answer, enable_thinking=sampler.thinks()
-    )
+    return Example("fact", [user(prompt.format(subject))], "I know this.", answer, enable_thinking=sampler.thinks())
 
 
 @dataclass(frozen=True)
@@ -262,9 +258,7 @@ def two_turn(sampler: Sampler) -> Example:
         return _follow_up(sampler)
     first, second = (sampler.rng.choice([reversal, copying, arithmetic, fact])(sampler) for _ in range(2))
     messages = [*first.messages, {"role": "assistant", "content": first.answer}, *second.messages]
-    return Example(
-        "two_turn", messages, second.thought, second.answer, enable_thinking=second.enable_thinking
-    )
+    return Example("two_turn", messages, second.thought, second.answer, enable_thinking=second.enable_thinking)
 
 
 def _follow_up(sampler: Sampler) -> Example:

@@ -89,9 +89,7 @@ def _assemble(vocab: dict[str, int], merges: list[tuple[str, str]]) -> Tokenizer
     split = pre_tokenizers.Split(Regex(PATTERN), behavior="isolated")
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, byte_level])
     tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.post_processor = processors.ByteLevel(
-        add_prefix_space=False, trim_offsets=False, use_regex=False
-    )
+    tokenizer.post_processor = processors.ByteLevel(add_prefix_space=False, trim_offsets=False, use_regex=False)
     for group, special in ((SPECIAL, True), (PLAIN, False), (AUDIO, True)):
         for token in group:
             tokenizer.add_tokens([AddedToken(token, special=special, normalized=False)])

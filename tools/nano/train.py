@@ -112,9 +112,7 @@ class Run:
 
     def _one_step(self, batch: corpus.Batch) -> tuple[float, float]:
         factor = rate_factor(self.step, self.recipe)
-        for optimizer, rate in zip(
-            self.optimizers, (self.recipe.muon_rate, self.recipe.adam_rate), strict=True
-        ):
+        for optimizer, rate in zip(self.optimizers, (self.recipe.muon_rate, self.recipe.adam_rate), strict=True):
             optimizer.param_groups[0]["lr"] = rate * factor
             optimizer.zero_grad()
         with torch.autocast("cpu", torch.bfloat16):

@@ -160,4 +160,4 @@ BARE_WORDS = {
     "properties": "op", "string": "tr", "integer": "eg", "required": "qu", "user": "us", "assistant": "si",
     "system": "ys",
 }  # fmt: skip
-"""Bare words of the chat protocol and of JSON schemas that get one token each, and the letter pair that their merges start from."""
+"""Bare words of the chat protocol and of JSON schemas, one token each, and the letter pair their merges start from."""

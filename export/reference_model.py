@@ -1,0 +1,83 @@
+"""transformers' own model on an exported checkpoint: the outside reference of `deltart verify`."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from deltart.errors import ArtifactError, MissingDependencyError
+from deltart.export.checkpoint import Checkpoint
+from deltart.export.spec import read_spec
+from deltart.manifest import Manifest
+from deltart.plugins.fp8_block_linear.reference import dequantize
+
+MAX_PARAMETERS = 2_000_000_000  # in float32 that is 8 GB
+
+
+def reference_runner(manifest: Manifest) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
+    """A runner over transformers' eager model in float32: ids [T] to every block's hidden state and the logits.
+
+    Raises:
+        MissingDependencyError: transformers is not installed.
+        ArtifactError: the model is too large for a float32 copy, or the export changed its RoPE.
+    """
+    folder = Path(manifest.checkpoint)
+    tensors = Checkpoint(folder)
+    count = sum(math.prod(t.shape) for t in tensors.values())
+    if count > MAX_PARAMETERS:
+        raise ArtifactError(f"{count / 1e9:.1f} billion parameters in float32", f"at most {MAX_PARAMETERS / 1e9:.0f}")
+    model = _load(_text_config(folder, manifest), tensors, read_spec(folder).text_prefix)
+
+    @torch.no_grad()
+    def run(ids: np.ndarray) -> dict[str, np.ndarray]:
+        outputs = model(torch.from_numpy(ids[None]), output_hidden_states=True, use_cache=False)
+        *states, hidden = (h[0].numpy() for h in outputs.hidden_states)
+        # transformers norms the last layer's state before it lists it.
+        points = {"embed.h": states[0]} | {f"layers.{n}.h": state for n, state in enumerate(states[1:])}
+        return points | {"hidden": hidden, "logits": outputs.logits[0].numpy()}
+
+    return run
+
+
+def _text_config(folder: Path, manifest: Manifest) -> dict[str, Any]:
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    text: dict[str, Any] = config.get("text_config", config)
+    rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
+    if (manifest.spec["rope"]["yarn"] is not None) != (rope.get("rope_type") == "yarn"):
+        raise ArtifactError("the export stretched the context by YaRN, config.json does not", "the same RoPE in both")
+    dropped = ("architectures", "model_type", "quantization_config")
+    return {k: v for k, v in text.items() if k not in dropped} | {
+        "tie_word_embeddings": manifest.spec["tie_word_embeddings"]
+    }
+
+
+def _load(config: dict[str, Any], tensors: Checkpoint, prefix: str) -> Any:
+    try:
+        from transformers import Qwen3_5ForCausalLM, Qwen3_5TextConfig
+    except ImportError:
+        raise MissingDependencyError(
+            "transformers with Qwen3.5 is not installed", "transformers 5.23", "pip install 'transformers>=5.23,<5.24'"
+        ) from None
+    made = Qwen3_5TextConfig(**config)
+    made._attn_implementation = "eager"
+    model = Qwen3_5ForCausalLM(made).eval().float()
+    wanted = model.state_dict()
+    names = {name: name.replace("model.", prefix, 1) if name.startswith("model.") else name for name in wanted}
+    if made.tie_word_embeddings:
+        names["lm_head.weight"] = names["model.embed_tokens.weight"]
+    model.load_state_dict({name: _float32(tensors, names[name]) for name in wanted})
+    return model
+
+
+def _float32(tensors: Checkpoint, name: str) -> torch.Tensor:
+    value = np.asarray(tensors.read(name)).astype(np.float32)
+    scale = f"{name}_scale_inv"
+    if scale in tensors:
+        value = dequantize(value, np.asarray(tensors.read(scale)).astype(np.float32))
+    return torch.from_numpy(value)

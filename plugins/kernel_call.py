@@ -1,0 +1,94 @@
+"""The seam between a TensorRT plugin and an op's CUDA kernels: one call, seen without TensorRT."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cache
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from deltart.errors import MissingDependencyError
+from deltart.plugins.launch import Launch
+from deltart.plugins.loader import Device, GpuModule
+from deltart.plugins.spec import OpSpec
+from deltart.plugins.toolchain import compile_gpu
+
+# Modules that define KERNEL for an op. An op without a row here can be built into a plan, but not run.
+KERNEL_MODULES: dict[str, str] = {
+    "CausalConv1d": "deltart.plugins.causal_conv1d.plugin",
+    "GatedDeltaRule": "deltart.plugins.gated_delta_rule.plugin",
+}
+
+
+@dataclass(frozen=True)
+class Call:
+    """Sizes, types and addresses of one call of an op.
+
+    Args:
+        sizes: axis sizes and attributes by the names of the op's contract.
+        dtypes: "f32", "bf16", "i8" or "i32" by input tensor.
+        at: device addresses by tensor, outputs and "workspace" included; empty while a plan is built.
+        shared_limit: bytes of shared memory that the device gives a block.
+    """
+
+    sizes: Mapping[str, Any]
+    dtypes: Mapping[str, str]
+    at: dict[str, int] = field(default_factory=dict)
+    shared_limit: int = 0
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """How an op runs on a GPU.
+
+    `workspace_bytes` is enough for this call and any smaller one, on any GPU. `launches` names the .cu file in
+    `folder` that holds the kernels, and their launches.
+    """
+
+    folder: Path
+    sources: tuple[str, ...]
+    workspace_bytes: Callable[[Call], int]
+    launches: Callable[[Call], tuple[str, list[Launch]]]
+
+
+def has_kernel(spec: OpSpec) -> bool:
+    """Whether the op has a CUDA kernel at all."""
+    return spec.name in KERNEL_MODULES
+
+
+def kernel_of(spec: OpSpec) -> Kernel:
+    """The op's kernel; raises MissingDependencyError, naming the op, where there is none."""
+    if not has_kernel(spec):
+        raise MissingDependencyError(
+            f"{spec.name} has no CUDA kernel yet",
+            f"one of {', '.join(KERNEL_MODULES)}",
+            "its plans can be built but not run: use the 'ort' backend",
+        )
+    kernel: Kernel = import_module(KERNEL_MODULES[spec.name]).KERNEL
+    return kernel
+
+
+def prepare(spec: OpSpec) -> None:
+    """Compile (or find) and load the op's kernels, so that no call has to. Needs a GPU; raises as `kernel_of` does."""
+    kernel = kernel_of(spec)
+    for source in kernel.sources:
+        _module(kernel.folder / source)
+
+
+def enqueue(spec: OpSpec, call: Call, stream: int) -> None:
+    """Launch one call on a CUDA stream (a handle): nothing is allocated, the stream may be capturing."""
+    kernel = kernel_of(spec)
+    source, launches = kernel.launches(replace(call, shared_limit=_device().shared_limit))
+    _module(kernel.folder / source).run(launches, stream)
+
+
+@cache
+def _device() -> Device:
+    return Device()
+
+
+@cache
+def _module(source: Path) -> GpuModule:
+    return GpuModule(compile_gpu(source).fatbin, _device())

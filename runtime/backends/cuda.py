@@ -1,0 +1,126 @@
+"""The few CUDA driver calls that the TensorRT backend makes. No torch, no CUDA runtime."""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any, Protocol
+
+import numpy as np
+
+from deltart.plugins.loader import Device, check
+
+Stream = Any
+Event = Any
+Graph = Any
+
+
+class Cuda(Protocol):
+    """Memory, copies, streams and graphs of one device. Addresses are integers, sizes bytes."""
+
+    stream: Stream
+
+    def allocate(self, nbytes: int) -> int:
+        """Device memory, aligned to 256 bytes at least."""
+
+    def free(self, address: int) -> None:
+        """Give back what `allocate` gave."""
+
+    def pinned(self, nbytes: int) -> np.ndarray:
+        """Page-locked host memory as uint8, until `unpin`."""
+
+    def unpin(self, array: np.ndarray) -> None:
+        """Give back what `pinned` gave."""
+
+    def zero(self, address: int, nbytes: int) -> None:
+        """Fill device memory with zeros, in stream order."""
+
+    def to_device(self, address: int, source: np.ndarray) -> None:
+        """Copy contiguous pinned bytes to the device, in stream order."""
+
+    def to_host(self, target: np.ndarray, address: int) -> None:
+        """Copy device bytes to contiguous pinned memory, in stream order."""
+
+    def record(self) -> Event:
+        """A mark behind everything enqueued so far."""
+
+    def wait(self, event: Event) -> None:
+        """Block until the stream has passed `event`."""
+
+    def synchronize(self) -> None:
+        """Block until the stream is idle."""
+
+    def begin_capture(self) -> None:
+        """From here on work on the stream is recorded, not run."""
+
+    def end_capture(self) -> Graph:
+        """The recorded work, ready to launch."""
+
+    def launch(self, graph: Graph) -> None:
+        """Run a recorded graph on the stream."""
+
+    def discard(self, graph: Graph) -> None:
+        """Give back a recorded graph."""
+
+
+class CudaDriver:
+    """`Cuda` on device `ordinal` through cuda-bindings.
+
+    Raises:
+        MissingDependencyError: cuda-bindings, a driver or a GPU is missing.
+        BuildError: a driver call failed (on any method).
+    """
+
+    def __init__(self, ordinal: int = 0) -> None:
+        self._device = Device(ordinal)
+        self._cu = self._device.driver
+        self.stream: Stream = check(self._cu.cuStreamCreate(1))  # 1: does not wait for the default stream
+
+    def allocate(self, nbytes: int) -> int:
+        return int(check(self._cu.cuMemAlloc(max(nbytes, 1))))
+
+    def free(self, address: int) -> None:
+        check(self._cu.cuMemFree(address))
+
+    def pinned(self, nbytes: int) -> np.ndarray:
+        address = int(check(self._cu.cuMemHostAlloc(max(nbytes, 1), 0)))
+        return np.ctypeslib.as_array((ctypes.c_uint8 * nbytes).from_address(address))
+
+    def unpin(self, array: np.ndarray) -> None:
+        check(self._cu.cuMemFreeHost(array.ctypes.data))
+
+    def zero(self, address: int, nbytes: int) -> None:
+        check(self._cu.cuMemsetD8Async(address, 0, nbytes, self.stream))
+
+    def to_device(self, address: int, source: np.ndarray) -> None:
+        check(self._cu.cuMemcpyHtoDAsync(address, source.ctypes.data, source.nbytes, self.stream))
+
+    def to_host(self, target: np.ndarray, address: int) -> None:
+        check(self._cu.cuMemcpyDtoHAsync(target.ctypes.data, address, target.nbytes, self.stream))
+
+    def record(self) -> Event:
+        event = check(self._cu.cuEventCreate(2))  # 2: no timing
+        check(self._cu.cuEventRecord(event, self.stream))
+        return event
+
+    def wait(self, event: Event) -> None:
+        check(self._cu.cuEventSynchronize(event))
+        check(self._cu.cuEventDestroy(event))
+
+    def synchronize(self) -> None:
+        check(self._cu.cuStreamSynchronize(self.stream))
+
+    def begin_capture(self) -> None:
+        mode = self._cu.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
+        check(self._cu.cuStreamBeginCapture(self.stream, mode))
+
+    def end_capture(self) -> Graph:
+        graph = check(self._cu.cuStreamEndCapture(self.stream))
+        runnable = check(self._cu.cuGraphInstantiate(graph, 0))
+        check(self._cu.cuGraphDestroy(graph))
+        return runnable
+
+    def launch(self, graph: Graph) -> None:
+        check(self._cu.cuGraphLaunch(graph, self.stream))
+
+    def discard(self, graph: Graph) -> None:
+        check(self._cu.cuGraphExecDestroy(graph))

@@ -1,0 +1,102 @@
+"""A loaded plan: TensorRT's engine and execution context behind the few calls that the backend makes."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any, Protocol
+
+from deltart.errors import ArtifactError, BuildError, DeltaRTError
+from deltart.plugins.kernel_call import prepare
+from deltart.plugins.registry import OPS
+from deltart.plugins.trt_plugin import take_failure
+from deltart.runtime.backends.tensorrt_library import Library
+from deltart.runtime.backends.tensorrt_plans import PlanEntry
+
+
+class Executor(Protocol):
+    """One plan that can be bound and run on a stream."""
+
+    scratch_bytes: int
+
+    def bind(self, name: str, address: int, shape: tuple[int, ...]) -> None:
+        """Set a tensor's device address, and for an input its shape."""
+
+    def use_scratch(self, address: int, nbytes: int) -> None:
+        """Give the plan its scratch memory."""
+
+    def enqueue(self, stream: Any) -> None:
+        """Run once on `stream`; raises BuildError, or what a plugin raised."""
+
+    def capturable(self, stream: Any) -> bool:
+        """Whether the call, as bound, may be captured in a CUDA graph."""
+
+
+class TensorRtExecutor:
+    """`Executor` over a plan file. Needs a GPU.
+
+    Raises:
+        ArtifactError: the file is not the plan that engine.json describes.
+        MissingDependencyError: an op of the plan has no kernel, or the compiler for it is missing.
+        BuildError: TensorRT can't load the plan on this GPU.
+    """
+
+    def __init__(self, library: Library, path: Path, entry: PlanEntry) -> None:
+        content = path.read_bytes() if path.exists() else b""
+        if hashlib.sha256(content).hexdigest() != entry.sha256:
+            raise ArtifactError(
+                f"{path} is not the plan that was built", "its recorded hash", "run 'deltart build' again"
+            )
+        for spec in OPS:
+            if spec.name in entry.plugins:
+                prepare(spec)
+        trt = library.trt
+        self._library, self._name = library, path.name
+        self._runtime = trt.Runtime(library.logger)
+        self._engine = self._runtime.deserialize_cuda_engine(content)
+        if self._engine is None:
+            raise self._error(
+                "TensorRT can't load", f"run 'deltart build' with TensorRT {library.version} for this GPU"
+            )
+        self._check_aliases(entry)
+        self._context = self._engine.create_execution_context(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
+        if self._context is None:
+            raise self._error("TensorRT can't make a context of", "free device memory")
+        self.scratch_bytes = int(self._engine.device_memory_size_v2)
+        self._inputs = {b.name for b in entry.bindings if b.role in ("input", "state", "weight")}
+
+    def bind(self, name: str, address: int, shape: tuple[int, ...]) -> None:
+        """See Executor."""
+        done = self._context.set_tensor_address(name, address)
+        if name in self._inputs:
+            done = self._context.set_input_shape(name, shape) and done
+        if not done:
+            raise self._error(f"'{name}' {list(shape)} does not fit", "call within the plan's profile")
+
+    def use_scratch(self, address: int, nbytes: int) -> None:
+        """See Executor."""
+        self._context.set_device_memory(address, nbytes)
+
+    def enqueue(self, stream: Any) -> None:
+        """See Executor."""
+        if not self._context.execute_async_v3(int(stream)):
+            raise self._error("a call failed in", "see the messages")
+
+    def capturable(self, stream: Any) -> bool:
+        """See Executor."""
+        ask = getattr(self._context, "is_stream_capturable", None)
+        return bool(ask(int(stream))) if ask else True
+
+    def _check_aliases(self, entry: PlanEntry) -> None:
+        states = [b.name for b in entry.bindings if b.role == "state"]
+        outputs = [b.name for b in entry.bindings if b.role == "state_output"]
+        loose = [o for s, o in zip(states, outputs, strict=True) if self._engine.get_aliased_input_tensor(o) != s]
+        if loose:
+            raise BuildError(f"{self._name} does not update {', '.join(loose[:3])} in place", "aliased state outputs")
+
+    def _error(self, found: str, todo: str) -> DeltaRTError:
+        failure = take_failure()
+        if isinstance(failure, DeltaRTError):
+            return failure
+        said = " | ".join([*([] if failure is None else [repr(failure)]), *self._library.messages.errors[-3:]])
+        return BuildError(f"{found} {self._name}: {said or 'TensorRT gave no reason'}", todo=todo)

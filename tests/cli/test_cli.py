@@ -1,0 +1,114 @@
+"""The command line as a person uses it: synth, inspect, export, generate, doctor, errors."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from deltart.cli import main
+from deltart.runtime.tokenizer import Tokenizer
+
+NANO = Path(__file__).resolve().parents[2] / "tools" / "nano" / "checkpoint"
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random FP8 checkpoint with nano's tokenizer, and its artifact, made by the command line."""
+    folder = tmp_path_factory.mktemp("cli")
+    checkpoint = folder / "checkpoint"
+    assert main(["synth", "tiny-fp8", "-o", str(checkpoint)]) == 0
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copyfile(NANO / name, checkpoint / name)
+    (checkpoint / "generation_config.json").write_text(json.dumps({"eos_token_id": 999, "do_sample": False}))
+    assert main(["export", str(checkpoint), "-o", str(folder / "artifact"), "--max-context", "64"]) == 0
+    return folder
+
+
+def run_json(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict:
+    assert main(arguments) == 0
+    result: dict = json.loads(capsys.readouterr().out)
+    return result
+
+
+def test_inspect(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    result = run_json(capsys, "inspect", str(tiny / "checkpoint"), "--json")
+    assert result["spec"]["hidden_size"] == 256 and len(result["tensors"]) == 181
+    assert result["tensors"]["lm_head.weight"]["graphs"] == ["model", "mtp"]
+    assert main(["inspect", str(tiny / "checkpoint"), "--tensors"]) == 0
+    shown = capsys.readouterr().out
+    assert "6 Gated DeltaNet, 2 gated attention" in shown and "mtp.fc.weight" in shown
+
+
+def test_generate_is_repeatable_and_bounded(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["generate", str(tiny / "artifact"), "abc", "--max-new-tokens", "9", "--json"]
+    greedy = run_json(capsys, *arguments)
+    assert greedy == greedy | {"finish_reason": "length"} and len(greedy["tokens"]) == 9
+    assert greedy["text"] == Tokenizer.from_folder(tiny / "artifact").decode(greedy["tokens"])
+    assert greedy["timings"]["prompt_tokens"] == 3 and greedy["timings"]["decode_rate"] > 0
+    portable = run_json(capsys, *arguments, "--target", "portable", "--weights", "mapped")
+    assert portable["tokens"] == greedy["tokens"]
+    sampled = [run_json(capsys, *arguments, "--temperature", "1", "--seed", seed)["tokens"] for seed in "112"]
+    assert sampled[0] == sampled[1] != sampled[2]
+
+
+def test_generate_stops_and_fills_the_context(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    artifact = str(tiny / "artifact")
+    whole = run_json(capsys, "generate", artifact, "abc", "--json", "--max-new-tokens", "9")
+    middle = whole["text"][3:6]
+    cut = run_json(capsys, "generate", artifact, "abc", "--json", "--stop", middle)
+    assert cut["finish_reason"] == "stop" and cut["text"] == whole["text"][: whole["text"].index(middle)]
+    full = run_json(capsys, "generate", artifact, "abc", "--json", "--ignore-eos")
+    assert len(full["tokens"]) == 61 and full["finish_reason"] == "length"  # 64 tokens of context
+
+
+def test_stream_goes_to_stdout_and_rates_to_stderr(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["generate", str(tiny / "artifact"), "a", "--max-new-tokens", "4"]) == 0
+    captured = capsys.readouterr()
+    assert captured.out.strip() and "4 new at" in captured.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["inspect", "/nowhere"], "config.json does not exist"),
+        (["generate", "/nowhere", "hello"], "tokenizer.json"),
+        (["generate", "{artifact}", ""], "the prompt is empty"),
+        (["generate", "{artifact}", "7" * 64], "the prompt has 64 tokens"),
+        (["generate", "{artifact}", "a", "--chat"], "chat template"),
+        (["generate", "{artifact}", "a", "--system", "x"], "without --chat"),
+        (["generate", "{artifact}", "a", "--temperature", "-1"], "temperature"),
+        (["generate", "{artifact}", "a", "--chat", "--tools", "/nowhere.json"], "--tools"),
+        (["export", "{checkpoint}", "-o", "{artifact}"], "already in use"),
+        (["synth", "huge", "-o", "{checkpoint}"], "no preset"),
+    ],
+)
+def test_errors_exit_2_and_say_why(
+    arguments: list[str], words: str, tiny: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    places = {"artifact": tiny / "artifact", "checkpoint": tiny / "checkpoint"}
+    assert main([a.format(**places) for a in arguments]) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("deltart: error: ") or "deltart: error: " in captured.err
+    assert words in captured.err.replace("chat_template", "chat template") and captured.out == ""
+
+
+def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:
+    found = {f["name"]: f for f in json.loads((main(["doctor", "--json"]), capsys.readouterr().out)[1])}
+    assert found["onnxruntime"]["present"] and found["torch"]["purpose"]
+    assert all(f["present"] or f["remedy"] for f in found.values())
+    assert main(["doctor"]) == 0
+
+
+def test_nano_answers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The built-in checkpoint: what `make engine` ends with."""
+    checkpoint = shutil.copytree(NANO, tmp_path / "nano")
+    assert main(["export", str(checkpoint), "-o", str(tmp_path / "artifact")]) == 0
+    question = ["generate", str(tmp_path / "artifact"), 'Type "abc" backwards', "--chat", "--temperature", "0"]
+    capsys.readouterr()
+    result = run_json(capsys, *question, "--json")
+    assert result["finish_reason"] == "stop" and result["reply"]["content"] == "cba" and result["reply"]["reasoning"]
+    direct = run_json(capsys, *question, "--json", "--no-thinking")
+    assert direct["reply"]["reasoning"] == ""

@@ -1,0 +1,63 @@
+"""Synthetic checkpoints: the vendor's names, dtypes and shapes; readable by safetensors; holes where sparse."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors import safe_open
+
+from deltart.errors import CheckpointError
+from deltart.export.checkpoint import Checkpoint
+from deltart.export.pipeline import account
+from deltart.export.spec import read_spec
+from deltart.export.synthetic import synthesize
+
+
+@pytest.mark.parametrize(
+    ("preset", "tensor_map"),
+    [
+        ("qwen3.6-27b", "Qwen3.6-27B.weights.json"),
+        ("qwen3.6-27b-fp8", "Qwen3.6-27B-FP8.weights.derived.json"),
+    ],
+)
+def test_27b_has_the_real_tensor_map(preset: str, tensor_map: str, real_files: Path, tmp_path: Path) -> None:
+    synthesize(preset, tmp_path / "checkpoint", sparse=True)
+    checkpoint = Checkpoint(tmp_path / "checkpoint")
+    expected = json.loads((real_files / tensor_map).read_text())
+    assert {name: [info.dtype, list(info.shape)] for name, info in checkpoint.items()} == expected
+    on_disk = sum(file.stat().st_blocks * 512 for file in (tmp_path / "checkpoint").iterdir())
+    assert on_disk < 2_000_000 < 25e9 < sum(info.nbytes for info in checkpoint.values())
+
+
+def test_27b_fp8_is_accounted_for(tmp_path: Path) -> None:
+    synthesize("qwen3.6-27b-fp8", tmp_path / "checkpoint", sparse=True)
+    ledger = account(read_spec(tmp_path / "checkpoint"), Checkpoint(tmp_path / "checkpoint"))
+    assert len(ledger.bound) == 1273 and len(ledger.deferred) == 333
+    assert all(name.startswith("model.visual.") for name in ledger.deferred)
+    shared = [name for name, graphs in ledger.bound.items() if graphs == ["model", "mtp"]]
+    assert sorted(shared) == ["lm_head.weight", "model.language_model.embed_tokens.weight"]
+
+
+def test_tiny_reads_back_through_safetensors(tmp_path: Path) -> None:
+    synthesize("tiny-fp8", tmp_path / "a", seed=1)
+    synthesize("tiny-fp8", tmp_path / "b", seed=1)
+    synthesize("tiny-fp8", tmp_path / "c", seed=2)
+    first, again, other = ((tmp_path / n / "model.safetensors").read_bytes() for n in "abc")
+    assert first == again != other
+    ours = Checkpoint(tmp_path / "a")
+    with safe_open(tmp_path / "a" / "model.safetensors", "pt") as file:
+        assert set(file.keys()) == set(ours)
+        for name in ours:
+            theirs = file.get_tensor(name).float().numpy()
+            np.testing.assert_array_equal(np.asarray(ours.read(name)).astype(np.float32), theirs)
+
+
+def test_unknown_preset_and_used_folder(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="no preset 'huge'"):
+        synthesize("huge", tmp_path / "x")
+    (tmp_path / "file").touch()
+    with pytest.raises(CheckpointError, match="not empty"):
+        synthesize("tiny", tmp_path)

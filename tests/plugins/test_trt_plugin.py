@@ -1,0 +1,139 @@
+"""What a TensorRT plugin does between TensorRT and the kernels, without either."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+from gdr_on_shim import addresses
+
+from deltart.errors import BuildError, MissingDependencyError
+from deltart.plugins import kernel_call, trt_plugin
+from deltart.plugins.causal_conv1d import plugin as conv
+from deltart.plugins.causal_conv1d.op import CAUSAL_CONV1D
+from deltart.plugins.cpu_shim.runner import compile_cpu
+from deltart.plugins.dims import Dim, expression
+from deltart.plugins.dtypes import cast, poisoned
+from deltart.plugins.gated_delta_rule import plugin as delta
+from deltart.plugins.gated_delta_rule.op import GATED_DELTA_RULE
+from deltart.plugins.kernel_call import Call
+from deltart.plugins.registry import OPS
+from deltart.plugins.spec import ACT, OpSpec, TensorSpec
+from deltart.plugins.tolerance import TOLERANCE, relative_rms
+
+HEADS = {"num_k_heads": 1, "num_v_heads": 3, "head_k_dim": 128, "head_v_dim": 128}
+
+
+class Builder:
+    """Dimension expressions as text."""
+
+    def constant(self, size: int) -> str:
+        return str(size)
+
+    def operation(self, sign: str, left: str, right: str) -> str:
+        return f"({left}{sign}{right})"
+
+
+def test_dimension_arithmetic() -> None:
+    spec = OpSpec(
+        "Op", "", (TensorSpec("x", ACT, ("B", "T", "D")),), (TensorSpec("y", ACT, ("B", "T+h", "h*D")),), lambda: ()
+    )
+    builder = Builder()
+    shapes = [[Dim(name, builder, "+", "*") for name in ("b", "t", "d")]]
+    (shape,) = spec.output_shapes(shapes, {"h": 4})
+    assert [expression(size, builder) for size in shape] == ["b", "(t+4)", "(d*4)"]
+
+
+def call_of(spec: OpSpec, given: list[np.ndarray], attributes: dict, outputs: dict[str, np.ndarray]) -> Call:
+    kinds = {"float32": "f32", "bfloat16": "bf16", "int32": "i32"}
+    sizes = spec.bind_axes([a.shape for a in given], attributes)
+    named = {t.name: a for t, a in zip(spec.inputs, given, strict=True)}
+    dtypes = {name: kinds[a.dtype.name] for name, a in named.items()}
+    return Call(sizes, dtypes, addresses(named, outputs), shared_limit=99 << 10)
+
+
+def run_on_shim(module: ModuleType, call: Call) -> None:
+    source, launches = module.KERNEL.launches(call)
+    compile_cpu(Path(module.KERNEL.folder) / source).run(launches)
+
+
+@pytest.mark.parametrize("tokens", [1, 8, 9, 40])
+def test_gated_delta_rule_through_its_contract(tokens: int) -> None:
+    rng = np.random.default_rng(tokens)
+    slots, n_tokens = 2, np.array([tokens, tokens // 2], np.int32)
+    given = [
+        cast(rng.standard_normal((slots, tokens, 5 * 128)), "bf16"),
+        *(cast(rng.standard_normal((slots, tokens, 3)), "bf16") for _ in range(2)),
+        *(cast(rng.uniform(-1, 1, 3), "bf16") for _ in range(2)),
+        rng.standard_normal((slots, 3, 128, 128)).astype(np.float32),
+        n_tokens,
+    ]
+    wide = [a.astype(np.float64) if a.dtype != np.int32 else a for a in given]
+    o, S = GATED_DELTA_RULE.reference(*wide, **HEADS)
+    found = {"o": poisoned((slots, tokens, 3 * 128), "bf16")}
+    call = call_of(GATED_DELTA_RULE, given, HEADS, found)
+    workspace = np.full(delta.workspace_bytes(call), 0xFF, np.uint8)
+    call.at["workspace"] = workspace.ctypes.data
+    run_on_shim(delta, call)
+    live = np.arange(tokens) < n_tokens[:, None]
+    assert relative_rms(found["o"][live], o[live]) <= TOLERANCE["bf16"]
+    assert relative_rms(given[5], S) <= TOLERANCE["state"]
+
+
+def test_causal_conv1d_through_its_contract() -> None:
+    rng = np.random.default_rng(0)
+    n_tokens = np.array([5, 2], np.int32)
+    given = [cast(rng.standard_normal(s), "bf16") for s in ((2, 5, 64), (64, 1, 4), (2, 3, 64))] + [n_tokens]
+    wide = [a.astype(np.float64) if a.dtype != np.int32 else a for a in given]
+    y, state = CAUSAL_CONV1D.reference(*wide)
+    found = {"y": poisoned((2, 5, 64), "bf16")}
+    run_on_shim(conv, call_of(CAUSAL_CONV1D, given, {}, found))
+    live = np.arange(5) < n_tokens[:, None]
+    assert relative_rms(found["y"][live], y[live]) <= TOLERANCE["bf16"]
+    assert relative_rms(given[2], state) == 0
+
+
+@pytest.mark.parametrize("shared_limit", [99 << 10, 163 << 10, 227 << 10])
+@pytest.mark.parametrize("tokens", [9, 64, 1000, 5000])
+def test_workspace_is_enough_on_every_gpu(tokens: int, shared_limit: int) -> None:
+    sizes = {
+        "B": 2,
+        "T": tokens,
+        "C": 80 * 128,
+        "num_k_heads": 16,
+        "num_v_heads": 48,
+        "head_k_dim": 128,
+        "head_v_dim": 128,
+    }
+    dtypes = {"qkv": "bf16", "A_log": "f32", "dt_bias": "f32"}
+    largest = delta.workspace_bytes(Call(sizes, dtypes))
+    for smaller in (9, tokens // 2 + 9, tokens):
+        if smaller <= tokens:
+            shape = delta._shape(Call(sizes | {"T": smaller}, dtypes))
+            assert delta.chunking(shape, shared_limit).workspace_bytes() <= largest
+
+
+def test_an_op_without_kernel_is_named() -> None:
+    missing = [spec for spec in OPS if not kernel_call.has_kernel(spec)]
+    for spec in missing:
+        with pytest.raises(MissingDependencyError, match=f"{spec.name} has no CUDA kernel"):
+            kernel_call.enqueue(spec, Call({}, {}), 0)
+
+
+def test_a_state_that_was_copied_is_refused() -> None:
+    inputs = list(range(256, 256 * 8, 256))
+    at = trt_plugin._addresses(GATED_DELTA_RULE, inputs, [4096, inputs[5]])
+    assert (at["S"], at["o"], at["qkv"]) == (inputs[5], 4096, 256)
+    with pytest.raises(BuildError, match=r"GatedDeltaRule.S has different buffers"):
+        trt_plugin._addresses(GATED_DELTA_RULE, inputs, [4096, 8192])
+
+
+def test_serialized_fields() -> None:
+    fields = {**HEADS, "contract": 1}
+    assert trt_plugin._attributes(GATED_DELTA_RULE, fields) == HEADS
+    with pytest.raises(BuildError, match="of contract 2"):
+        trt_plugin._attributes(GATED_DELTA_RULE, fields | {"contract": 2})
+    with pytest.raises(BuildError, match="without num_v_heads"):
+        trt_plugin._attributes(GATED_DELTA_RULE, {k: v for k, v in HEADS.items() if k != "num_v_heads"})

@@ -1,0 +1,19 @@
+"""An artifact with its TensorRT graphs, apart from the one that other tests share."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from deltart.export.lower.tensorrt import lower_artifact
+from support.cases import Export
+
+
+@pytest.fixture(scope="session")
+def lowered(exported: Export, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The "fp8" case, lowered; copy it before writing to it."""
+    folder = Path(shutil.copytree(exported("fp8").artifact, tmp_path_factory.mktemp("lowered") / "artifact"))
+    lower_artifact(folder)
+    return folder

@@ -1,0 +1,169 @@
+"""The TensorRT backend over a GPU made of host memory, against ONNX Runtime on the same artifact."""
+
+from __future__ import annotations
+
+import gc
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from deltart.errors import ArtifactError, GenerationError
+from deltart.manifest import load_manifest
+from deltart.runtime.backends.ort import OrtBackend
+from deltart.runtime.backends.tensorrt import TensorRtBackend
+from support.cases import VOCAB
+from support.host_gpu import HostCuda, OrtExecutor, write_engine
+
+SLOTS, CHUNK = 3, 16
+TOLERANCE = 1e-4  # relative RMS, float32 against float32
+
+
+class Twin:
+    """Both backends on one artifact, fed the same calls."""
+
+    def __init__(self, artifact: Path, rows: int, capacity: int = 96, graph: str = "model") -> None:
+        self.graph, self.cuda = graph, HostCuda()
+        manifest = load_manifest(artifact)
+        self.executors: dict[str, OrtExecutor] = {}
+
+        def load(path: Path, entry):
+            self.executors[entry.phase] = OrtExecutor(artifact, entry, manifest.graphs[entry.graph])
+            return self.executors[entry.phase]
+
+        self.gpu = TensorRtBackend(artifact, "rtx", cuda=self.cuda, load=load)
+        self.cpu = OrtBackend(artifact)
+        self.states = [backend.new_state(graph, rows, capacity) for backend in (self.gpu, self.cpu)]
+        self.past = np.zeros(rows, np.int32)
+
+    def call(self, ids: np.ndarray, counts: np.ndarray, index: np.ndarray, **extra: np.ndarray) -> float:
+        """The largest relative RMS error over both outputs, where they are defined."""
+        length = ids.shape[1]
+        inputs = {
+            "input_ids": ids,
+            "position_ids": np.tile(self.past[:, None] + np.arange(length), (3, 1, 1)).astype(np.int64),
+            "past_len": self.past.copy(),
+            "n_tokens": counts.astype(np.int32),
+            "logit_index": index,
+        }
+        inputs |= extra
+        (logits, hidden), (expected, expected_hidden) = (
+            backend.run(self.graph, state, inputs, ["logits", "hidden"])
+            for backend, state in zip((self.gpu, self.cpu), self.states, strict=True)
+        )
+        self.past += counts.astype(np.int32)
+        real = np.arange(length) < counts[:, None]
+        return max(error(logits[index < counts[:, None]], expected[index < counts[:, None]]),
+                   error(hidden[real], expected_hidden[real]))  # fmt: skip
+
+
+def error(found: np.ndarray, expected: np.ndarray) -> float:
+    if not expected.size:
+        return 0.0
+    return float(np.sqrt(np.mean((found - expected) ** 2) / np.mean(expected**2)))
+
+
+def ids(rows: int, length: int, seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, VOCAB, (rows, length))
+
+
+@pytest.fixture(scope="module")
+def artifact(lowered: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = Path(shutil.copytree(lowered, tmp_path_factory.mktemp("engine") / "artifact"))
+    write_engine(folder, SLOTS, max_context=128, chunk=CHUNK)
+    return folder
+
+
+@pytest.mark.parametrize("rows", [1, SLOTS])
+def test_prefill_then_decode_equals_ort(artifact: Path, rows: int) -> None:
+    twin = Twin(artifact, rows)
+    index = np.tile(np.array([[39, 0, 21, 21]]), (rows, 1))  # unordered, repeated, in several pieces
+    assert twin.call(ids(rows, 40, 0), np.full(rows, 40), index) <= TOLERANCE
+    last = np.zeros((rows, 1), np.int64)
+    for step in range(5):
+        assert twin.call(ids(rows, 1, step), np.ones(rows, np.int64), last) <= TOLERANCE
+    assert twin.executors["decode"].enqueued == 2  # once plainly, once into the graph
+    assert twin.cuda.launched == 4
+
+
+def test_bfloat16_borders(artifact: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(artifact, tmp_path / "copy"))
+    write_engine(folder, 1, max_context=64, chunk=CHUNK, exact=False)
+    twin = Twin(folder, 1, capacity=64)
+    assert twin.call(ids(1, 30, 0), np.array([30]), np.array([[29, 3]])) <= 3e-2
+
+
+def test_ragged_rows(artifact: Path) -> None:
+    twin = Twin(artifact, SLOTS)
+    for length, counts in ((20, [20, 0, 7]), (4, [4, 3, 0]), (1, [0, 1, 1]), (33, [1, 33, 17])):
+        index = np.maximum(np.array(counts)[:, None] - 1, 0)
+        assert twin.call(ids(SLOTS, length, length), np.array(counts), index) <= TOLERANCE
+
+
+def test_every_token_scored_over_pieces(artifact: Path) -> None:
+    twin = Twin(artifact, 1)
+    index = np.arange(50)[None]
+    assert twin.call(ids(1, 50, 3), np.array([50]), index) <= TOLERANCE
+
+
+def test_mtp_graph(artifact: Path) -> None:
+    twin = Twin(artifact, 2, graph="mtp")
+    rng = np.random.default_rng(5)
+    for length in (18, 3, 1, 1):
+        hidden = rng.standard_normal((2, length, 320)).astype(np.float32)
+        index = np.full((2, 1), length - 1)
+        assert twin.call(ids(2, length, length), np.full(2, length), index, previous_hidden=hidden) <= TOLERANCE
+
+
+def test_two_states_do_not_mix(artifact: Path) -> None:
+    first = Twin(artifact, 1)
+    second = Twin.__new__(Twin)
+    second.__dict__ |= first.__dict__
+    second.states = [b.new_state("model", 1, 64) for b in (first.gpu, first.cpu)]
+    second.past = np.zeros(1, np.int32)
+    one = np.zeros((1, 1), np.int64)
+    for step in range(6):
+        for twin in (first, second):
+            assert twin.call(ids(1, 1, 10 * step + (twin is first)), np.ones(1, np.int64), one) <= TOLERANCE
+
+
+def test_a_dropped_state_gives_its_memory_back(artifact: Path) -> None:
+    twin = Twin(artifact, 1)
+    before = len(twin.cuda.blocks)
+    twin.states = []
+    gc.collect()
+    assert len(twin.cuda.blocks) == before - 1
+
+
+def test_weights_are_streamed_once_and_buffers_given_back(artifact: Path) -> None:
+    cuda = HostCuda()
+    backend = TensorRtBackend(artifact, "rtx", cuda=cuda, load=lambda path, entry: pytest.fail("loaded too early"))
+    bound = [t for t in backend.manifest.tensors.values() if t.fate == "bound"]
+    assert cuda.copied == sum(t.nbytes for t in bound)
+    assert not cuda.pins and len(cuda.blocks) == 1
+
+
+@pytest.mark.parametrize(("slots", "capacity"), [(SLOTS + 1, 10), (1, 129)])
+def test_state_beyond_the_plan(artifact: Path, slots: int, capacity: int) -> None:
+    backend = TensorRtBackend(artifact, "rtx", cuda=HostCuda(), load=lambda path, entry: None)
+    with pytest.raises(ArtifactError, match="as built"):
+        backend.new_state("model", slots, capacity)
+
+
+def test_tokens_beyond_the_capacity(artifact: Path) -> None:
+    twin = Twin(artifact, 1, capacity=8)
+    with pytest.raises(GenerationError, match="8, the state's capacity"):
+        twin.call(ids(1, 9, 0), np.array([9]), np.array([[8]]))
+
+
+def test_misshapen_input(artifact: Path) -> None:
+    twin = Twin(artifact, 2)
+    with pytest.raises(GenerationError, match="logit_index"):
+        twin.call(ids(2, 1, 0), np.ones(2, np.int64), np.zeros((1, 1), np.int64))
+
+
+def test_no_plans(artifact: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(artifact, tmp_path / "copy", ignore=shutil.ignore_patterns("engine")))
+    with pytest.raises(ArtifactError, match="deltart build"):
+        TensorRtBackend(folder, "rtx", cuda=HostCuda(), load=lambda path, entry: None)

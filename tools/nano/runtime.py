@@ -1,0 +1,59 @@
+"""Nano through DeltaRT: greedy replies and MTP acceptance of an exported artifact on ONNX Runtime."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from deltart.runtime.backends.ort import OrtBackend
+from deltart.runtime.generate import Generator, text_inputs
+from deltart.runtime.sample import SamplingParams
+from deltart.runtime.tokenizer import Tokenizer
+from tools.nano.evaluate import MAX_NEW_TOKENS, Reply
+from tools.nano.reference import Acceptance
+
+GREEDY = SamplingParams(temperature=0, max_new_tokens=MAX_NEW_TOKENS)
+
+
+def open_artifact(artifact: Path) -> Generator:
+    """The generator of an exported nano."""
+    return Generator(OrtBackend(artifact), Tokenizer.from_folder(artifact))
+
+
+def replies(generator: Generator, prompts: Sequence[str]) -> tuple[list[Reply], list[list[int]], list[list[int]]]:
+    """(replies, prompts as tokens, replies as tokens), as tools.nano.reference.replies gives them."""
+    texts, answered = [], []
+    for prompt in prompts:
+        generation = generator.generate(prompt, GREEDY)
+        text = "".join(generation)
+        texts.append(Reply(text, generation.finish_reason == "stop"))
+        answered.append(generation.tokens)
+    return texts, [generator.tokenizer.encode(prompt) for prompt in prompts], answered
+
+
+def acceptance(generator: Generator, asked: Sequence[list[int]], answered: Sequence[list[int]]) -> Acceptance:
+    """How many drafts of the exported MTP head k=1 speculation would accept on the model's own greedy replies."""
+    drafts = accepted = 0
+    for prompt, reply in zip(asked, answered, strict=True):
+        right = _drafted(generator.backend, prompt + reply)  # entry i is about token i + 2
+        at = len(prompt) + 1
+        while at < len(prompt) + len(reply):
+            hit = bool(right[at - 2])
+            drafts, accepted = drafts + 1, accepted + hit
+            at += 2 if hit else 1
+    return Acceptance(drafts, accepted)
+
+
+def _drafted(backend: OrtBackend, tokens: list[int]) -> np.ndarray:
+    ids, start = np.array([tokens], np.int64), np.zeros(1, np.int32)
+    state = backend.new_state("model", 1, len(tokens))
+    (hidden,) = backend.run("model", state, text_inputs(ids, start), ["hidden"])
+    following = np.ascontiguousarray(ids[:, 1:])
+    everywhere = np.arange(following.shape[1])[None]
+    inputs = text_inputs(following, start, logit_index=everywhere)
+    inputs["previous_hidden"] = np.ascontiguousarray(hidden[:, :-1])
+    (logits,) = backend.run("mtp", backend.new_state("mtp", 1, len(tokens)), inputs, ["logits"])
+    right: np.ndarray = logits[0, :-1].argmax(-1) == ids[0, 2:]
+    return right
