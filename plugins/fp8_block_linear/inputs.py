@@ -6,14 +6,21 @@ from dataclasses import dataclass
 
 import ml_dtypes
 import numpy as np
-from numpy.typing import NDArray
 
 from deltart.plugins.dtypes import cast, poisoned
 
 BLOCK = 128
 # [N, K] of every block-FP8 weight of the 27B model.
-SHAPES_27B = {"in_proj_qkv": (10240, 5120), "in_proj_z": (6144, 5120), "out_proj": (5120, 6144), "q_proj": (12288, 5120),
-              "k_proj": (1024, 5120), "o_proj": (5120, 6144), "gate_proj": (17408, 5120), "down_proj": (5120, 17408)}
+SHAPES_27B = {
+    "in_proj_qkv": (10240, 5120),
+    "in_proj_z": (6144, 5120),
+    "out_proj": (5120, 6144),
+    "q_proj": (12288, 5120),
+    "k_proj": (1024, 5120),
+    "o_proj": (5120, 6144),
+    "gate_proj": (17408, 5120),
+    "down_proj": (5120, 17408),
+}
 
 
 @dataclass(frozen=True)
@@ -33,13 +40,13 @@ class Shape:
         return self.slots * self.tokens
 
 
-def weight(rng: np.random.Generator, n: int, k: int) -> NDArray:
+def weight(rng: np.random.Generator, n: int, k: int) -> np.ndarray:
     """Random E4M3 [n, k], each row at its own power of two: subnormals and both ends of the range occur."""
     values = rng.standard_normal((n, k), np.float32) * np.exp2(rng.integers(-7, 7, (n, 1)).astype(np.float32))
     return values.astype(ml_dtypes.float8_e4m3fn)
 
 
-def make(shape: Shape, seed: int) -> dict[str, NDArray]:
+def make(shape: Shape, seed: int) -> dict[str, np.ndarray]:
     """x, weight and weight_scale_inv."""
     rng = np.random.default_rng(seed)
     blocks = (-(-shape.n // BLOCK), -(-shape.k // BLOCK))
@@ -50,6 +57,6 @@ def make(shape: Shape, seed: int) -> dict[str, NDArray]:
     }
 
 
-def outputs(shape: Shape) -> dict[str, NDArray]:
+def outputs(shape: Shape) -> dict[str, np.ndarray]:
     """y, full of NaN."""
     return {"y": poisoned((shape.slots, shape.tokens, shape.n), shape.dtype)}

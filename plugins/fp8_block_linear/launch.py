@@ -44,10 +44,16 @@ def split(shape: Shape) -> Split:
 
 def decode(shape: Shape, at: dict[str, int], by: Split | None = None) -> Launch:
     """Any number of tokens, meant for 1 to 64. `at`: x weight weight_scale_inv y, all aligned to 16 bytes."""
-    require(shape.rows > 0 and shape.n > 0, f"x {shape.rows} x {shape.k}, weight {shape.n} x {shape.k}", "no empty axis")
+    require(
+        shape.rows > 0 and shape.n > 0, f"x {shape.rows} x {shape.k}, weight {shape.n} x {shape.k}", "no empty axis"
+    )
     require(shape.k % 16 == 0, f"K = {shape.k}", "a multiple of 16")
     by = by or split(shape)
-    args = (*pointers(at, "x", "weight", "weight_scale_inv"), *ints(shape.scale_dtype == "bf16"), *pointers(at, "y"),
-            *ints(shape.rows, shape.n, shape.k, by.row_groups))
+    args = (
+        *pointers(at, "x", "weight", "weight_scale_inv"),
+        *ints(shape.scale_dtype == "bf16"),
+        *pointers(at, "y"),
+        *ints(shape.rows, shape.n, shape.k, by.row_groups),
+    )
     grid = (-(-shape.rows // (8 * by.tiles)), -(-shape.n // (ROWS * by.row_groups)), 1)
     return Launch(f"fp8_block_linear_decode_{shape.dtype}_m{by.tiles}", grid, 32 * by.warps, by.shared_bytes, args)

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import ml_dtypes
 import numpy as np
-from numpy.typing import NDArray
 
 from deltart.plugins.dtypes import cast, poisoned
 
@@ -35,12 +34,12 @@ class Shape:
         return -(-self.capacity // self.page_size) if self.page_size else 1
 
 
-def quantize(x: NDArray, scale: NDArray) -> NDArray:
+def quantize(x: np.ndarray, scale: np.ndarray) -> np.ndarray:
     """x [..., Hkv, L, D] times the f32 reciprocal of scale [Hkv] as E4M3, saturating."""
     return np.clip(x.astype(np.float32) * (np.float32(1) / scale)[:, None, None], -448, 448).astype(E4M3)
 
 
-def paged(cache: NDArray, table: NDArray, page_size: int) -> NDArray:
+def paged(cache: np.ndarray, table: np.ndarray, page_size: int) -> np.ndarray:
     """[B, Hkv, capacity, D] as a pool [pages, Hkv, page_size, D], page table[b, i] holding rows i * page_size on."""
     slots, heads, capacity, dim = cache.shape
     padded = np.zeros((slots, heads, table.shape[1] * page_size, dim), cache.dtype)
@@ -50,13 +49,13 @@ def paged(cache: NDArray, table: NDArray, page_size: int) -> NDArray:
     return pool
 
 
-def gathered(pool: NDArray, table: NDArray, capacity: int) -> NDArray:
+def gathered(pool: np.ndarray, table: np.ndarray, capacity: int) -> np.ndarray:
     """The inverse of `paged`."""
     pages = pool[table].transpose(0, 2, 1, 3, 4)  # [B, Hkv, max_pages, page_size, D]
     return pages.reshape(pages.shape[0], pages.shape[1], -1, pages.shape[-1])[:, :, :capacity]
 
 
-def make(shape: Shape, seed: int, past_len: NDArray, n_tokens: NDArray | None = None) -> dict[str, NDArray]:
+def make(shape: Shape, seed: int, past_len: np.ndarray, n_tokens: np.ndarray | None = None) -> dict[str, np.ndarray]:
     """All operands; k_cache and v_cache as the shape stores them, NaN where no key is.
 
     The queries lean towards the newest keys: a key too many, or one too few, is half of the output.
@@ -76,11 +75,11 @@ def make(shape: Shape, seed: int, past_len: NDArray, n_tokens: NDArray | None = 
     return given | caches(shape, rng, past_len) | {"past_len": past_len.astype(np.int32), "n_tokens": n}
 
 
-def caches(shape: Shape, rng: np.random.Generator, past_len: NDArray) -> dict[str, NDArray]:
+def caches(shape: Shape, rng: np.random.Generator, past_len: np.ndarray) -> dict[str, np.ndarray]:
     """k_cache and v_cache, with k_scale and v_scale for E4M3 and page_table for pages."""
     size = (shape.slots, shape.kv_heads, shape.capacity, shape.head_dim)
     unused = np.arange(shape.capacity)[None] >= past_len[:, None]
-    found: dict[str, NDArray] = {}
+    found: dict[str, np.ndarray] = {}
     for name in ("k", "v"):
         cache = rng.standard_normal(size, np.float32)
         cache.transpose(0, 2, 1, 3)[unused] = np.nan
@@ -96,6 +95,6 @@ def caches(shape: Shape, rng: np.random.Generator, past_len: NDArray) -> dict[st
     return found
 
 
-def outputs(shape: Shape) -> dict[str, NDArray]:
+def outputs(shape: Shape) -> dict[str, np.ndarray]:
     """o, full of NaN."""
     return {"o": poisoned((shape.slots, shape.tokens, shape.heads * shape.head_dim), "bf16")}

@@ -43,8 +43,11 @@ def plan(shape: Shape, splits: int = 0) -> Plan:
     """The fewest rows that hold all tokens, else the most; and as many splits as fill the GPU, or `splits`."""
     group = shape.heads // shape.kv_heads
     require(shape.head_dim in HEAD_DIMS, f"heads of {shape.head_dim}", f"one of {HEAD_DIMS}")
-    require(shape.heads % shape.kv_heads == 0 and group <= 16, f"{shape.heads} heads over {shape.kv_heads}",
-            "1 to 16 query heads per KV head")
+    require(
+        shape.heads % shape.kv_heads == 0 and group <= 16,
+        f"{shape.heads} heads over {shape.kv_heads}",
+        "1 to 16 query heads per KV head",
+    )
     tiles = next((t for t in ROW_TILES if 16 * t // group >= shape.tokens), ROW_TILES[-1])
     blocks = shape.slots * shape.kv_heads * Plan(shape, tiles, 1).token_tiles
     return Plan(shape, tiles, splits or max(1, min(MOST_SPLITS, BLOCKS // blocks)))
@@ -55,9 +58,25 @@ def attention(by: Plan, at: dict[str, int]) -> list[Launch]:
     k_scale and v_scale for an E4M3 cache, page_table for a paged one."""
     shape = by.shape
     optional = dict.fromkeys(("workspace", "page_table", "k_scale", "v_scale"), 0) | at
-    args = (*pointers(optional, "q", "k", "v", "gate", "k_cache", "v_cache", "page_table", "k_scale", "v_scale",
-                      "past_len", "n_tokens", "o", "workspace"),
-            *ints(shape.tokens, shape.heads, shape.kv_heads, shape.page_size or shape.capacity, shape.max_pages))
+    args = (
+        *pointers(
+            optional,
+            "q",
+            "k",
+            "v",
+            "gate",
+            "k_cache",
+            "v_cache",
+            "page_table",
+            "k_scale",
+            "v_scale",
+            "past_len",
+            "n_tokens",
+            "o",
+            "workspace",
+        ),
+        *ints(shape.tokens, shape.heads, shape.kv_heads, shape.page_size or shape.capacity, shape.max_pages),
+    )
     kernel = f"gated_attention_{shape.cache_dtype}_d{shape.head_dim}_m{by.row_tiles}"
     grid = (by.splits, by.token_tiles, shape.slots * shape.kv_heads)
     launches = [Launch(kernel, grid, BLOCK, by.shared_bytes, args)]

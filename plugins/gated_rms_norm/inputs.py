@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from deltart.plugins.dtypes import cast, poisoned
 
@@ -23,17 +22,19 @@ class Shape:
     epsilon: float = 1e-6
 
 
-def make(shape: Shape, seed: int) -> dict[str, NDArray]:
+def make(shape: Shape, seed: int) -> dict[str, np.ndarray]:
     """x (heads of very different size, one of them near zero), weight and z."""
     rng = np.random.default_rng(seed)
     rows = (shape.slots, shape.tokens, shape.heads)
     x = rng.standard_normal((*rows, shape.head_dim)) * np.exp2(rng.uniform(-12, 6, (*rows, 1)))
     flat = (*rows[:2], shape.heads * shape.head_dim)
-    return {"x": cast(x.reshape(flat), shape.dtype),
-            "weight": cast(rng.uniform(0.2, 2, shape.head_dim), shape.parameter_dtype),
-            "z": cast(3 * rng.standard_normal(flat), shape.dtype)}
+    return {
+        "x": cast(x.reshape(flat), shape.dtype),
+        "weight": cast(rng.uniform(0.2, 2, shape.head_dim), shape.parameter_dtype),
+        "z": cast(3 * rng.standard_normal(flat), shape.dtype),
+    }
 
 
-def outputs(shape: Shape) -> dict[str, NDArray]:
+def outputs(shape: Shape) -> dict[str, np.ndarray]:
     """y, full of NaN."""
     return {"y": poisoned((shape.slots, shape.tokens, shape.heads * shape.head_dim), shape.dtype)}

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from deltart.plugins.dtypes import cast
 from deltart.plugins.fp8_block_linear import inputs as fp8
@@ -34,7 +33,7 @@ class Shape:
         return self.subset or self.vocabulary
 
 
-def make(shape: Shape, seed: int) -> dict[str, NDArray]:
+def make(shape: Shape, seed: int) -> dict[str, np.ndarray]:
     """x, weight, weight_scale_inv for E4M3, and ids (in no order) for a subset."""
     rng = np.random.default_rng(seed)
     given = {"x": cast(rng.standard_normal((shape.rows, shape.k)), shape.dtype)}
@@ -49,8 +48,10 @@ def make(shape: Shape, seed: int) -> dict[str, NDArray]:
     return given
 
 
-def outputs(shape: Shape) -> dict[str, NDArray]:
+def outputs(shape: Shape) -> dict[str, np.ndarray]:
     """logits full of NaN, best_logits and best_ids."""
-    return {"logits": np.full((shape.rows, shape.scored), np.nan, np.float32),
-            "best_logits": np.full((shape.rows, shape.keep), np.nan, np.float32),
-            "best_ids": np.full((shape.rows, shape.keep), -1, np.int32)}
+    return {
+        "logits": np.full((shape.rows, shape.scored), np.nan, np.float32),
+        "best_logits": np.full((shape.rows, shape.keep), np.nan, np.float32),
+        "best_ids": np.full((shape.rows, shape.keep), -1, np.int32),
+    }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from deltart.plugins.launch import Launch, ints, pointers, require
+from deltart.plugins.launch import Arguments, Launch, ints, pointers, require
 from deltart.plugins.lm_head.inputs import Shape
 
 BLOCK_ROWS = 128
@@ -31,13 +31,21 @@ def head(shape: Shape, at: dict[str, int], merge_threads: int = MERGE_THREADS) -
     require(shape.k % 16 == 0, f"K = {shape.k}", "a multiple of 16")
     tiles = TILES[0] if shape.rows <= 8 * TILES[0] else TILES[-1]
     optional = {"ids": 0, "logits": 0} | at
-    scale = ()
+    scale: Arguments = ()
     if shape.weight_dtype == "e4m3":
         scale = (*pointers(at, "weight_scale_inv"), *ints(shape.scale_dtype == "bf16"))
-    args = (*pointers(at, "x", "weight"), *scale, *pointers(optional, "ids", "logits", "block_logits", "block_ids"),
-            *ints(shape.rows, shape.vocabulary, shape.k, shape.scored, shape.limit, shape.keep))
+    args = (
+        *pointers(at, "x", "weight"),
+        *scale,
+        *pointers(optional, "ids", "logits", "block_logits", "block_ids"),
+        *ints(shape.rows, shape.vocabulary, shape.k, shape.scored, shape.limit, shape.keep),
+    )
     shared = 4 * WARPS * 8 * tiles * TILE_STRIDE
     grid = (lists(shape), -(-shape.rows // (8 * tiles)), 1)
     merged = (*pointers(at, "block_logits", "block_ids", "best_logits", "best_ids"), *ints(lists(shape), shape.keep))
-    return [Launch(f"lm_head_{shape.dtype}_{shape.weight_dtype}_m{tiles}", grid, 32 * WARPS, shared, args),
-            Launch("lm_head_merge", (shape.rows, 1, 1), merge_threads, 8 * (merge_threads // 32) + 4 * lists(shape), merged)]
+    return [
+        Launch(f"lm_head_{shape.dtype}_{shape.weight_dtype}_m{tiles}", grid, 32 * WARPS, shared, args),
+        Launch(
+            "lm_head_merge", (shape.rows, 1, 1), merge_threads, 8 * (merge_threads // 32) + 4 * lists(shape), merged
+        ),
+    ]

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 PROMPT_BIT = 1 << 30
 
@@ -35,14 +34,19 @@ class Settings:
     step: int = 0
 
 
-def pack(rows: Sequence[Settings]) -> dict[str, NDArray]:
+def pack(rows: Sequence[Settings]) -> dict[str, np.ndarray]:
     """settings f32 [B, 6], top_k int32 [B], seed_step uint64 [B, 2]."""
-    numbers = [(r.temperature, r.top_p, r.min_p, r.presence_penalty, r.frequency_penalty, r.repetition_penalty) for r in rows]
-    return {"settings": np.array(numbers, np.float32), "top_k": np.array([r.top_k for r in rows], np.int32),
-            "seed_step": np.array([(r.seed, r.step) for r in rows], np.uint64)}
+    numbers = [
+        (r.temperature, r.top_p, r.min_p, r.presence_penalty, r.frequency_penalty, r.repetition_penalty) for r in rows
+    ]
+    return {
+        "settings": np.array(numbers, np.float32),
+        "top_k": np.array([r.top_k for r in rows], np.int32),
+        "seed_step": np.array([(r.seed, r.step) for r in rows], np.uint64),
+    }
 
 
-def counts(shape: Shape, prompt: Sequence[int], generated: Sequence[int]) -> NDArray:
+def counts(shape: Shape, prompt: Sequence[int], generated: Sequence[int]) -> np.ndarray:
     """counts int32 [V] of one row: how often each token was generated, plus PROMPT_BIT where the prompt has it."""
     found = np.bincount(np.array(generated, np.int64), minlength=shape.vocabulary).astype(np.int32)
     found[np.array(prompt, np.int64)] |= PROMPT_BIT

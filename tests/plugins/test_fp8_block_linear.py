@@ -23,8 +23,9 @@ def module(folder: Path = FOLDER) -> CpuModule:
     return compile_cpu(folder / "decode.cu")
 
 
-def run(kernels: CpuModule, shape: Shape, given: dict[str, np.ndarray], order: int = FORWARD,
-        by: launch.Split | None = None) -> np.ndarray:
+def run(
+    kernels: CpuModule, shape: Shape, given: dict[str, np.ndarray], order: int = FORWARD, by: launch.Split | None = None
+) -> np.ndarray:
     found = inputs.outputs(shape)
     at = {name: array.ctypes.data for name, array in (given | found).items()}
     kernels.run([launch.decode(shape, at, by)], order)
@@ -59,8 +60,11 @@ def test_every_finite_code_is_exact() -> None:
     shape = Shape(n=len(codes), k=16, dtype="f32", scale_dtype="f32")
     weight = np.zeros((len(codes), 16), np.uint8)
     weight[:, 5] = codes
-    given = {"x": np.zeros((1, 1, 16), np.float32), "weight": weight.view(ml_dtypes.float8_e4m3fn),
-             "weight_scale_inv": np.ones((2, 1), np.float32)}
+    given = {
+        "x": np.zeros((1, 1, 16), np.float32),
+        "weight": weight.view(ml_dtypes.float8_e4m3fn),
+        "weight_scale_inv": np.ones((2, 1), np.float32),
+    }
     given["x"][0, 0, 5] = 1.0
     assert (run(module(), shape, given)[0, 0] == given["weight"][:, 5].astype(np.float32)).all()
 
@@ -73,7 +77,9 @@ def test_repeats_to_the_bit_in_any_order_of_the_warps() -> None:
         assert (first.view(np.uint16) == second.view(np.uint16)).all()
 
 
-@pytest.mark.parametrize("by", [launch.Split(1, 1, 1), launch.Split(1, 2, 8), launch.Split(4, 4, 4), launch.Split(2, 1, 8)])
+@pytest.mark.parametrize(
+    "by", [launch.Split(1, 1, 1), launch.Split(1, 2, 8), launch.Split(4, 4, 4), launch.Split(2, 1, 8)]
+)
 def test_every_split(by: launch.Split) -> None:
     shape = Shape(tokens=11, n=144, k=2304, dtype="f32")
     given = inputs.make(shape, 1)

@@ -28,7 +28,9 @@ def run(kernels: CpuModule, by: launch.Plan, given: Arrays, order: int = FORWARD
     """One call; returns copies of what it wrote: o, k_cache, v_cache."""
     found = inputs.outputs(by.shape) | {name: given[name].copy() for name in ("k_cache", "v_cache")}
     work = {"workspace": np.full(by.workspace_bytes(), 0xFF, np.uint8)}
-    kernels.run(launch.attention(by, {name: array.ctypes.data for name, array in (given | found | work).items()}), order)
+    kernels.run(
+        launch.attention(by, {name: array.ctypes.data for name, array in (given | found | work).items()}), order
+    )
     return found
 
 
@@ -70,8 +72,14 @@ def errors(by: launch.Plan, given: Arrays, found: Arrays) -> tuple[float, float]
     return relative_rms(found["o"], o), max(caches)
 
 
-def check(kernels: CpuModule, shape: Shape, past_len: list[int], n_tokens: list[int] | None = None, splits: int = 0,
-          order: int = FORWARD) -> bool:
+def check(
+    kernels: CpuModule,
+    shape: Shape,
+    past_len: list[int],
+    n_tokens: list[int] | None = None,
+    splits: int = 0,
+    order: int = FORWARD,
+) -> bool:
     by = launch.plan(shape, splits)
     given = inputs.make(shape, 0, np.array(past_len), None if n_tokens is None else np.array(n_tokens))
     o, cache = errors(by, given, run(kernels, by, given, order))

@@ -33,10 +33,13 @@ def check(kernels: CpuModule, shape: Shape, seed: int = 0) -> bool:
 
 @pytest.mark.parametrize("dtype", ["f32", "bf16"])
 @pytest.mark.parametrize("parameter_dtype", ["f32", "bf16"])
-@pytest.mark.parametrize("slots, tokens, heads, head_dim", [(1, 1, 48, 128), (3, 5, 7, 128), (2, 1, 3, 64), (1, 3, 5, 20),
-                                                            (1, 2, 2, 256), (1, 1, 1, 512)])
-def test_against_the_reference(slots: int, tokens: int, heads: int, head_dim: int, dtype: str,
-                               parameter_dtype: str) -> None:
+@pytest.mark.parametrize(
+    "slots, tokens, heads, head_dim",
+    [(1, 1, 48, 128), (3, 5, 7, 128), (2, 1, 3, 64), (1, 3, 5, 20), (1, 2, 2, 256), (1, 1, 1, 512)],
+)
+def test_against_the_reference(
+    slots: int, tokens: int, heads: int, head_dim: int, dtype: str, parameter_dtype: str
+) -> None:
     assert check(module(), Shape(slots, tokens, heads, head_dim, dtype, parameter_dtype))
 
 

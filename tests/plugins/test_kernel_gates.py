@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from pathlib import Path
 
 import pytest
@@ -21,31 +22,42 @@ from deltart.plugins.sampler import launch as sampler
 
 HOPPER = ("90a",)
 # Registers per thread. 128 keeps two blocks of 256 threads on a multiprocessor.
-CEILINGS = {"fp8_block_linear_decode_bf16_m1": 128, "fp8_block_linear_decode_bf16_m2": 128, "fp8_block_linear": 168,
-            "gated_attention": 255, "gated_rms_norm": 64, "lm_head_bf16_bf16": 128, "lm_head": 168, "sampler": 64}
+CEILINGS = {
+    "fp8_block_linear_decode_bf16_m1": 128,
+    "fp8_block_linear_decode_bf16_m2": 128,
+    "fp8_block_linear": 168,
+    "gated_attention": 255,
+    "gated_rms_norm": 64,
+    "lm_head_bf16_bf16": 128,
+    "lm_head": 168,
+    "sampler": 64,
+}
 SPILLS = {"lm_head_f32": 64, "gated_attention_e4m3_d128_m3": 16}  # bytes; f32 activations serve the tests only
 FOLDERS = ("fp8_block_linear", "gated_attention", "gated_rms_norm", "lm_head", "sampler")
 
 
-class Anywhere(dict[str, int]):
-    """Addresses for launches that are planned and never run."""
-
-    def __missing__(self, name: str) -> int:
-        return 0
-
-
 def every_launch() -> list[Launch]:
     """One launch of each kernel that the plans know."""
-    at = Anywhere()
+    at: dict[str, int] = defaultdict(int)
     launches = [sampler.sample(sampler_inputs.Shape(), at)]
     for dtype in ("f32", "bf16"):
         launches += [linear.decode(linear_inputs.Shape(tokens=t, dtype=dtype), at) for t in (1, 9, 17)]
         launches.append(norm.norm(norm_inputs.Shape(dtype=dtype), at))
-        launches += [one for weight in ("bf16", "e4m3") for rows in (1, 9)
-                     for one in head.head(head_inputs.Shape(rows, dtype=dtype, weight_dtype=weight), at)]
+        launches += [
+            one
+            for weight in ("bf16", "e4m3")
+            for rows in (1, 9)
+            for one in head.head(head_inputs.Shape(rows, dtype=dtype, weight_dtype=weight), at)
+        ]
     for dim in attention.HEAD_DIMS:
-        launches += [one for cache in ("bf16", "e4m3") for tokens in (1, 4) for one in attention.attention(
-            attention.plan(attention_inputs.Shape(1, tokens, head_dim=dim, cache_dtype=cache)), at)]
+        launches += [
+            one
+            for cache in ("bf16", "e4m3")
+            for tokens in (1, 4)
+            for one in attention.attention(
+                attention.plan(attention_inputs.Shape(1, tokens, head_dim=dim, cache_dtype=cache)), at
+            )
+        ]
     return launches
 
 

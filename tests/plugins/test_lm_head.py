@@ -46,8 +46,9 @@ def check(kernels: CpuModule, shape: Shape, seed: int = 0) -> bool:
         weight = dequantize(weight, given["weight_scale_inv"].astype(np.float64))
     expected = given["x"].astype(np.float64) @ weight[ids(shape, given)].T
     kept = best(found["logits"], ids(shape, given), shape.limit, shape.keep)
-    return (relative_rms(found["logits"], expected) <= TOLERANCE["f32"]
-            and all((mine == right).all() for mine, right in zip((found["best_logits"], found["best_ids"]), kept, strict=True)))
+    return relative_rms(found["logits"], expected) <= TOLERANCE["f32"] and all(
+        (mine == right).all() for mine, right in zip((found["best_logits"], found["best_ids"]), kept, strict=True)
+    )
 
 
 @pytest.mark.parametrize("dtype", ["f32", "bf16"])

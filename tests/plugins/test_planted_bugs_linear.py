@@ -40,44 +40,140 @@ def norms(op: Path) -> bool:
 
 
 def heads(op: Path) -> bool:
-    return all(head.check(head.module(op), HeadShape(2, 700, 144, 350, 9, subset, "f32", "e4m3")) for subset in (0, 300))
+    return all(
+        head.check(head.module(op), HeadShape(2, 700, 144, 350, 9, subset, "f32", "e4m3")) for subset in (0, 300)
+    )
 
 
 def samples(op: Path, case: str) -> bool:
-    return all(sampler.agrees(sampler.module(op), sampler.CASES[case], 3000, masked, ties)
-               for masked, ties in ((False, False), (True, False), (False, True)))
+    return all(
+        sampler.agrees(sampler.module(op), sampler.CASES[case], 3000, masked, ties)
+        for masked, ties in ((False, False), (True, False), (False, True))
+    )
 
 
 LINEAR, ATTENTION, HEAD, SAMPLER = "fp8_block_linear", "gated_attention", "lm_head", "sampler"
 KERNEL = "kernel.cu"
 BUGS: dict[str, tuple[str, str, str, str, Callable[[Path], bool]]] = {
     "sums added before they are there": (LINEAR, "decode.cu", "  __syncthreads();\n", "", multiplies),
-    "scale of the block before": (LINEAR, "../common/linear_tile.cuh", "W.scale_of(row[half], block)",
-                                  "W.scale_of(row[half], max(block - 1, 0))", multiplies),
-    "a split of K left out": (LINEAR, "decode.cu", "int split = 0; split < splits", "int split = 0; split < splits - 1", multiplies),
-    "subnormals flushed": (LINEAR, "../common/fp8.cuh", "(a & 0x7f007f00u) >> 4)", "((a & 0x7800) ? (a & 0x7f007f00u) >> 4 : (a & 0x7f000000u) >> 4))",
-                           multiplies),
+    "scale of the block before": (
+        LINEAR,
+        "../common/linear_tile.cuh",
+        "W.scale_of(row[half], block)",
+        "W.scale_of(row[half], max(block - 1, 0))",
+        multiplies,
+    ),
+    "a split of K left out": (
+        LINEAR,
+        "decode.cu",
+        "int split = 0; split < splits",
+        "int split = 0; split < splits - 1",
+        multiplies,
+    ),
+    "subnormals flushed": (
+        LINEAR,
+        "../common/fp8.cuh",
+        "(a & 0x7f007f00u) >> 4)",
+        "((a & 0x7800) ? (a & 0x7f007f00u) >> 4 : (a & 0x7f000000u) >> 4))",
+        multiplies,
+    ),
     "one key too many": (ATTENTION, KERNEL, "past + token + 1 - first", "past + token + 2 - first", attends),
-    "one key too few": (ATTENTION, KERNEL, "past + token + 1 - first", "past + token - first + (past + token == 0)", attends),
-    "scores read before they are there": (ATTENTION, KERNEL, "      __syncthreads();\n      accumulate", "      accumulate", attends),
-    "keys overwritten too early": (ATTENTION, KERNEL, "      wait_copies<0>();\n      __syncthreads();\n", "      wait_copies<0>();\n", attends),
+    "one key too few": (
+        ATTENTION,
+        KERNEL,
+        "past + token + 1 - first",
+        "past + token - first + (past + token == 0)",
+        attends,
+    ),
+    "scores read before they are there": (
+        ATTENTION,
+        KERNEL,
+        "      __syncthreads();\n      accumulate",
+        "      accumulate",
+        attends,
+    ),
+    "keys overwritten too early": (
+        ATTENTION,
+        KERNEL,
+        "      wait_copies<0>();\n      __syncthreads();\n",
+        "      wait_copies<0>();\n",
+        attends,
+    ),
     "old sums not rescaled": (ATTENTION, KERNEL, "sum[m][n][2 * half] *= old, ", "", attends),
-    "padded tokens appended": (ATTENTION, KERNEL, "min(per_tile, live - first_token)", "min(per_tile, in.tokens - first_token)", attends),
-    "splits weighed alike": (ATTENTION, KERNEL, "exp2f(stats[2 * i] - most)", "1.0f", functools.partial(attends, splits=4)),
-    "V scaled like K": (ATTENTION, KERNEL, "(which ? in.v_scale : in.k_scale)", "in.k_scale", functools.partial(attends, cache="e4m3")),
-    "the next page": (ATTENTION, KERNEL, "position % in.page_size :", "(position + 1) % in.page_size :", functools.partial(attends, pages=16)),
-    "epsilon outside the root": ("gated_rms_norm", KERNEL, "rsqrtf(warp_sum(sum) / in.D + in.epsilon)",
-                                 "(rsqrtf(warp_sum(sum) / in.D) + in.epsilon)", norms),
+    "padded tokens appended": (
+        ATTENTION,
+        KERNEL,
+        "min(per_tile, live - first_token)",
+        "min(per_tile, in.tokens - first_token)",
+        attends,
+    ),
+    "splits weighed alike": (
+        ATTENTION,
+        KERNEL,
+        "exp2f(stats[2 * i] - most)",
+        "1.0f",
+        functools.partial(attends, splits=4),
+    ),
+    "V scaled like K": (
+        ATTENTION,
+        KERNEL,
+        "(which ? in.v_scale : in.k_scale)",
+        "in.k_scale",
+        functools.partial(attends, cache="e4m3"),
+    ),
+    "the next page": (
+        ATTENTION,
+        KERNEL,
+        "position % in.page_size :",
+        "(position + 1) % in.page_size :",
+        functools.partial(attends, pages=16),
+    ),
+    "epsilon outside the root": (
+        "gated_rms_norm",
+        KERNEL,
+        "rsqrtf(warp_sum(sum) / in.D + in.epsilon)",
+        "(rsqrtf(warp_sum(sum) / in.D) + in.epsilon)",
+        norms,
+    ),
     "gate without its factor": ("gated_rms_norm", KERNEL, "z[j] * sigmoid(z[j])", "sigmoid(z[j])", norms),
     "padding chosen": (HEAD, KERNEL, "if (id < in.limit)", "if (id >= 0)", heads),
     "the same list's head twice": (HEAD, KERNEL, "++used[from]", "used[from] += 0", heads),
     "one scale for rows of many blocks": (HEAD, "../common/linear_tile.cuh", "half && !Gathered ?", "half ?", heads),
-    "top-k one short": (SAMPLER, KERNEL, "select<true>(k, above)", "select<true>(k - 1, above)", functools.partial(samples, case="top-k")),
-    "a token too many": (SAMPLER, KERNEL, "above + bins[bin] < target", "above + bins[bin] <= target",
-                                     functools.partial(samples, case="top-k")),
-    "all of the ties": (SAMPLER, KERNEL, "tied_before + rank > ties", "false", functools.partial(samples, case="top-p")),
-    "penalty for prompt tokens": (SAMPLER, KERNEL, "count & ~kPromptBit", "count", functools.partial(samples, case="penalties")),
-    "mask of the neighbour": (SAMPLER, KERNEL, ">> id % 32 & 1", ">> (id + 1) % 32 & 1", functools.partial(samples, case="plain")),
+    "top-k one short": (
+        SAMPLER,
+        KERNEL,
+        "select<true>(k, above)",
+        "select<true>(k - 1, above)",
+        functools.partial(samples, case="top-k"),
+    ),
+    "a token too many": (
+        SAMPLER,
+        KERNEL,
+        "above + bins[bin] < target",
+        "above + bins[bin] <= target",
+        functools.partial(samples, case="top-k"),
+    ),
+    "all of the ties": (
+        SAMPLER,
+        KERNEL,
+        "tied_before + rank > ties",
+        "false",
+        functools.partial(samples, case="top-p"),
+    ),
+    "penalty for prompt tokens": (
+        SAMPLER,
+        KERNEL,
+        "count & ~kPromptBit",
+        "count",
+        functools.partial(samples, case="penalties"),
+    ),
+    "mask of the neighbour": (
+        SAMPLER,
+        KERNEL,
+        ">> id % 32 & 1",
+        ">> (id + 1) % 32 & 1",
+        functools.partial(samples, case="plain"),
+    ),
 }
 
 

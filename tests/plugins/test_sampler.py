@@ -23,8 +23,16 @@ def module(folder: Path = FOLDER) -> CpuModule:
     return compile_cpu(folder / "kernel.cu")
 
 
-def device(kernels: CpuModule, logits: np.ndarray, rows: list[Settings], limit: int, counts: np.ndarray | None = None,
-           allowed: np.ndarray | None = None, threads: int = 64, order: int = FORWARD) -> np.ndarray:
+def device(
+    kernels: CpuModule,
+    logits: np.ndarray,
+    rows: list[Settings],
+    limit: int,
+    counts: np.ndarray | None = None,
+    allowed: np.ndarray | None = None,
+    threads: int = 64,
+    order: int = FORWARD,
+) -> np.ndarray:
     """One token per row; `counts` is updated."""
     shape = Shape(len(rows), logits.shape[1], limit)
     arrays = inputs.pack(rows) | {"logits": np.ascontiguousarray(logits, np.float32)}
@@ -35,8 +43,19 @@ def device(kernels: CpuModule, logits: np.ndarray, rows: list[Settings], limit: 
 
 
 def host(settings: Settings, prompt: list[int], generated: list[int], limit: int) -> Sampler:
-    params = {name: getattr(settings, name) for name in ("temperature", "top_k", "top_p", "min_p", "presence_penalty",
-                                                         "frequency_penalty", "repetition_penalty", "seed")}
+    params = {
+        name: getattr(settings, name)
+        for name in (
+            "temperature",
+            "top_k",
+            "top_p",
+            "min_p",
+            "presence_penalty",
+            "frequency_penalty",
+            "repetition_penalty",
+            "seed",
+        )
+    }
     one = Sampler(SamplingParams(**params), prompt, limit)
     for token in generated:
         one.accept(token)
@@ -55,7 +74,9 @@ CASES = {
     "top-p": Settings(top_p=0.8),
     "min-p": Settings(min_p=0.1),
     "all cuts": Settings(temperature=0.8, top_k=20, top_p=0.9, min_p=0.02),
-    "penalties": Settings(temperature=1.2, presence_penalty=1.5, frequency_penalty=0.4, repetition_penalty=1.3, top_p=0.95),
+    "penalties": Settings(
+        temperature=1.2, presence_penalty=1.5, frequency_penalty=0.4, repetition_penalty=1.3, top_p=0.95
+    ),
     "hot": Settings(temperature=50.0, top_p=0.5),
 }
 
@@ -71,7 +92,8 @@ def agrees(kernels: CpuModule, settings: Settings, draws: int, masked: bool, tie
     prompt, generated = order[0:12:2], [*order[1:12:3], *order[2:10:4], order[1], order[1]]
     allowed = bitmask(rng, SHAPE.vocabulary) if masked else None
     ids, probs = host(settings, prompt, generated, SHAPE.limit).distribution(
-        logits, None if allowed is None else allowed.view(np.int32))
+        logits, None if allowed is None else allowed.view(np.int32)
+    )
     counts = np.tile(inputs.counts(SHAPE, prompt, generated), (draws, 1))
     rows = [replace(settings, seed=11, step=i) for i in range(draws)]
     masks = None if allowed is None else np.tile(allowed, (draws, 1))
@@ -118,7 +140,10 @@ def test_the_same_draws_as_the_cpu_sampler(case: str) -> None:
     shape, counts = Shape(1, 3000, 2990), inputs.counts(Shape(1, 3000, 2990), [1, 2], [5])[None]
     for step in range(60):
         right = one.sample(logits[step])
-        assert device(module(), logits[step : step + 1], [replace(settings, step=step + 1)], shape.limit, counts)[0] == right
+        assert (
+            device(module(), logits[step : step + 1], [replace(settings, step=step + 1)], shape.limit, counts)[0]
+            == right
+        )
     assert (counts[0] & ~inputs.PROMPT_BIT).sum() == 61
 
 
@@ -143,8 +168,10 @@ def test_a_broken_row_gives_no_token() -> None:
 def test_a_row_does_not_depend_on_the_threads_or_their_order() -> None:
     logits = (3 * np.random.default_rng(0).standard_normal((8, 1000))).astype(np.float32)
     rows = [Settings(temperature=0.9, top_k=50, top_p=0.7, seed=3, step=i) for i in range(8)]
-    runs = [device(module(), logits, rows, 999, threads=threads, order=order)
-            for threads, order in itertools.product((32, 128, 1024), (FORWARD, REVERSE))]
+    runs = [
+        device(module(), logits, rows, 999, threads=threads, order=order)
+        for threads, order in itertools.product((32, 128, 1024), (FORWARD, REVERSE))
+    ]
     assert all((runs[0] == one).all() for one in runs)
 
 
