@@ -38,4 +38,4 @@ def gated_attention(
 
 
 def _heads(x: np.ndarray, heads: int) -> np.ndarray:
-    return x.reshape(*x.shape[:-1], heads, -1)
+    return x.reshape(*x.shape[:-1], heads, x.shape[-1] // heads)

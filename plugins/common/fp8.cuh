@@ -1,0 +1,64 @@
+// E4M3 to bf16 pairs with integer instructions: exact, and the same on every GPU from sm_80 on.
+//
+// A byte s eeee mmm put at the top of a 16-bit half and its lower seven bits shifted right by four is a bf16 that is
+// 2^-120 times the value, subnormals included; the product with 2^120 is exact. The two NaN codes read as +-480.
+#pragma once
+#include "tensor_core.cuh"
+
+#ifdef DELTART_CPU_SHIM
+
+inline uint32_t select_bytes(uint32_t word, uint32_t selector) {
+  uint32_t to = 0;
+  for (int i = 0; i < 4; ++i) {
+    const int from = selector >> 4 * i & 7;
+    if (from < 4) to |= (word >> 8 * from & 0xff) << 8 * i;
+  }
+  return to;
+}
+inline BfPair times_2_to_120(BfPair p) { return pair(low(p) * 0x1p120f, high(p) * 0x1p120f); }
+inline uint32_t float_bits(float x) {
+  uint32_t bits;
+  memcpy(&bits, &x, 4);
+  return bits;
+}
+inline uint4 load_once(const void* from) { return *static_cast<const uint4*>(from); }
+
+#else
+
+// Byte i of the result is byte (selector >> 4 i) of the word, or 0 for selectors 4 to 7.
+__device__ __forceinline__ uint32_t select_bytes(uint32_t word, uint32_t selector) {
+  return __byte_perm(word, 0, selector);
+}
+__device__ __forceinline__ BfPair times_2_to_120(BfPair p) {
+  BfPair scaled;
+  asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(scaled) : "r"(p), "r"(0x7b807b80u), "r"(0x80008000u));
+  return scaled;
+}
+__device__ __forceinline__ uint32_t float_bits(float x) { return __float_as_uint(x); }
+// 16 bytes that nobody will read again.
+__device__ __forceinline__ uint4 load_once(const void* from) {
+  uint4 to;
+  asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(to.x), "=r"(to.y), "=r"(to.z), "=r"(to.w)
+               : "l"(from));
+  return to;
+}
+
+#endif
+
+// Bytes 0, 1 and 2, 3 of a word of E4M3 as bf16 pairs.
+__device__ __forceinline__ void e4m3_to_bf16(uint32_t word, BfPair& first, BfPair& second) {
+  const uint32_t a = select_bytes(word, 0x1404), b = select_bytes(word, 0x3424);
+  first = times_2_to_120((a & 0x80008000u) | (a & 0x7f007f00u) >> 4);
+  second = times_2_to_120((b & 0x80008000u) | (b & 0x7f007f00u) >> 4);
+}
+
+// The nearest E4M3 (ties to even); beyond 448 it is 448, and NaN stays NaN.
+__device__ __forceinline__ uint8_t to_e4m3(float x) {
+  const uint32_t sign = float_bits(x) >> 24 & 0x80, magnitude = float_bits(x) & 0x7fffffffu;
+  if (magnitude > 0x7f800000u) return 0x7f;
+  const float size = fminf(fabsf(x), 448.0f);
+  if (size < 0x1p-6f) return sign | uint32_t(rintf(size * 512.0f));
+  const uint32_t bits = float_bits(size);
+  return sign | ((bits + 0x7ffffu + (bits >> 20 & 1)) >> 20) - (120u << 3);
+}

@@ -1,0 +1,165 @@
+// The tile of the memory-bound linear layers: 16 rows of a weight [N, K] times up to 8 MT tokens, one warp.
+//
+// Weights go from memory to mma's left operand without shared memory: a lane reads 16 consecutive bytes of a row,
+// and since a sum over K may be taken in any order, the lane's k-th value is whatever k-th value of x the right
+// operand is given. f32 activations are split into three bf16 terms, so products are exact either way.
+#pragma once
+#include "fp8.cuh"
+#include "vector.cuh"
+
+constexpr int kRows = 16, kTileStride = 20;
+
+// E4M3 [N, K], a scale per 128 x 128 block.
+struct BlockFp8 {
+  static constexpr int kBlock = 128, kChunk = 16;  // values of K per warp step, and in 16 bytes
+  const uint8_t* weight;
+  Parameter scale;
+  int N, K;
+
+  __device__ __forceinline__ const void* at(int row, int k) const { return weight + size_t(row) * K + k; }
+  __device__ __forceinline__ float scale_of(int row, int block) const {
+    return scale[row / kBlock * ((K + kBlock - 1) / kBlock) + block];
+  }
+  __device__ __forceinline__ static void unpack(const uint32_t (&words)[4], int j, BfPair& first, BfPair& second) {
+    e4m3_to_bf16(words[j], first, second);
+  }
+};
+
+// bf16 [N, K].
+struct Bf16 {
+  static constexpr int kBlock = 64, kChunk = 8;
+  const bf16* weight;
+  int N, K;
+
+  __device__ __forceinline__ const void* at(int row, int k) const { return weight + size_t(row) * K + k; }
+  __device__ __forceinline__ float scale_of(int, int) const { return 1.0f; }
+  __device__ __forceinline__ static void unpack(const uint32_t (&words)[4], int j, BfPair& first, BfPair& second) {
+    first = words[2 * j], second = words[2 * j + 1];
+  }
+};
+
+// Consecutive activations of one token as right operands of `Steps` products, in `Terms` bf16 terms.
+template <int Steps, int Terms>
+struct Activations {
+  BfPair at[Steps][Terms][2];
+
+  __device__ __forceinline__ void get(const bf16* from) {
+#pragma unroll
+    for (int i = 0; i < Steps / 2; ++i) {
+      const uint4 eight = *reinterpret_cast<const uint4*>(from + 8 * i);
+      at[2 * i][0][0] = eight.x, at[2 * i][0][1] = eight.y;
+      at[2 * i + 1][0][0] = eight.z, at[2 * i + 1][0][1] = eight.w;
+    }
+  }
+  __device__ __forceinline__ void get(const float* from) {
+#pragma unroll
+    for (int i = 0; i < Steps; ++i) {
+      float four[4];
+      load(from + 4 * i, four);
+#pragma unroll
+      for (int pair = 0; pair < 2; ++pair) {
+        BfPair parts[Terms];
+        split<Terms>(four[2 * pair], four[2 * pair + 1], parts);
+#pragma unroll
+        for (int term = 0; term < Terms; ++term) at[i][term][pair] = parts[term];
+      }
+    }
+  }
+};
+
+// Gathered: the rows are those that `ids` names, each with its own scale.
+template <class Act, class Weight, int MT, bool Gathered>
+struct WarpTile {
+  static constexpr int kTerms = sizeof(Act) == 2 ? 1 : 3, kBlock = Weight::kBlock, kChunk = Weight::kChunk;
+  static constexpr int kAhead = MT <= 2 ? 3 : 2;
+  static constexpr int kFloats = 8 * MT * kTileStride;  // of shared memory that `save` takes
+
+  // Rows g and g + 8, the first and second half of a block's columns.
+  struct Piece {
+    uint4 at[2][2];
+    float scale[2];
+  };
+
+  const Weight& W;
+  const Act* x;  // [tokens, K]
+  int tokens, g, t, first_token, row[2];
+  float sum[MT][4] = {};
+
+  // Rows [first_row, + 16) of W, or those that ids[first_row, + 16) names; `rows` is how many there are in all.
+  __device__ WarpTile(const Weight& W, const Act* x, int tokens, int first_row, int first_token, int rows,
+                      const int* ids = nullptr)
+      : W(W), x(x), tokens(tokens), g(threadIdx.x % 32 / 4), t(threadIdx.x % 4), first_token(first_token) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      row[half] = min(first_row + g + 8 * half, rows - 1);
+      if (Gathered && ids) row[half] = ids[row[half]];
+    }
+  }
+
+  __device__ __forceinline__ int column(int block, int half) const { return block * kBlock + half * kBlock / 2 + kChunk * t; }
+
+  __device__ __forceinline__ void fetch(int block, Piece& w) const {
+    const uint4 zero = {0, 0, 0, 0};
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+#pragma unroll
+      for (int i = 0; i < 2; ++i) w.at[half][i] = column(block, i) < W.K ? load_once(W.at(row[half], column(block, i))) : zero;
+      w.scale[half] = half && !Gathered ? w.scale[0] : W.scale_of(row[half], block);
+    }
+  }
+
+  __device__ __forceinline__ void multiply(int block, const Piece& w) {
+    float part[MT][4] = {};
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const uint4 top = w.at[0][i], bottom = w.at[1][i];
+      const uint32_t words[2][4] = {{top.x, top.y, top.z, top.w}, {bottom.x, bottom.y, bottom.z, bottom.w}};
+      BfPair a[kChunk / 4][4];
+#pragma unroll
+      for (int j = 0; j < kChunk / 4; ++j) {
+        Weight::unpack(words[0], j, a[j][0], a[j][2]);
+        Weight::unpack(words[1], j, a[j][1], a[j][3]);
+      }
+#pragma unroll
+      for (int m = 0; m < MT; ++m) {
+        Activations<kChunk / 4, kTerms> b = {};
+        const int token = first_token + 8 * m + g;
+        if (token < tokens && column(block, i) < W.K) b.get(x + size_t(token) * W.K + column(block, i));
+#pragma unroll
+        for (int j = 0; j < kChunk / 4; ++j)
+#pragma unroll
+          for (int term = 0; term < kTerms; ++term) mma(part[m], a[j], b.at[j][term]);
+      }
+    }
+#pragma unroll
+    for (int m = 0; m < MT; ++m)
+#pragma unroll
+      for (int i = 0; i < 4; ++i) sum[m][i] = fmaf(w.scale[i / 2], part[m][i], sum[m][i]);
+  }
+
+  // Blocks first, first + step, ... of K, with kAhead - 1 of them on their way while one is multiplied.
+  __device__ void run(int first, int step) {
+    const int blocks = (W.K + kBlock - 1) / kBlock;
+    Piece w[kAhead];
+#pragma unroll
+    for (int i = 0; i < kAhead; ++i)
+      if (first + i * step < blocks) fetch(first + i * step, w[i]);
+    for (int block = first; block < blocks; block += kAhead * step) {
+#pragma unroll
+      for (int i = 0; i < kAhead; ++i) {
+        const int now = block + i * step, next = now + kAhead * step;
+        if (now >= blocks) break;
+        multiply(now, w[i]);
+        if (next < blocks) fetch(next, w[i]);
+      }
+    }
+  }
+
+  // Element (row, token) of the tile goes to tile[token * kTileStride + row].
+  __device__ void save(float* tile) const {
+#pragma unroll
+    for (int m = 0; m < MT; ++m)
+#pragma unroll
+      for (int i = 0; i < 4; ++i) tile[(8 * m + 2 * t + i % 2) * kTileStride + g + i / 2 * 8] = sum[m][i];
+  }
+};

@@ -1,0 +1,59 @@
+"""Launch geometry of the block-FP8 linear: which kernel serves a shape, and how K is split."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from deltart.plugins.fp8_block_linear.inputs import BLOCK, Shape
+from deltart.plugins.launch import Launch, ints, pointers, require
+
+TILES = (1, 2, 4)  # tokens per block, in eights
+ROWS = 16  # of the weight, per warp
+TILE_STRIDE = 20
+ENOUGH_WARPS = 2048  # with 2 KiB on the way for each: covers the memory latency of any of the targets
+MOST_WARPS = 8
+
+
+@dataclass(frozen=True)
+class Split:
+    """How a block divides its work: tokens (in eights), 16-row groups of the weight, and parts of K."""
+
+    tiles: int
+    row_groups: int
+    parts: int
+
+    @property
+    def warps(self) -> int:
+        return self.row_groups * self.parts
+
+    @property
+    def shared_bytes(self) -> int:
+        return 4 * self.warps * 8 * self.tiles * TILE_STRIDE
+
+
+def split(shape: Shape) -> Split:
+    """As many parts of K as fill the GPU with warps. It follows from the shape alone, so results repeat."""
+    tiles = next((t for t in TILES if shape.rows <= 8 * t), TILES[-1])
+    row_groups = 1 if tiles <= 2 else 4
+    warps = -(-shape.n // ROWS) * -(-shape.rows // (8 * tiles))
+    parts = 1
+    while 2 * parts * row_groups <= MOST_WARPS and 2 * parts <= -(-shape.k // BLOCK) and warps * parts < ENOUGH_WARPS:
+        parts *= 2
+    return Split(tiles, row_groups, parts)
+
+
+def decode(shape: Shape, at: dict[str, int], by: Split | None = None) -> Launch:
+    """Any number of tokens, meant for 1 to 64. `at`: x weight weight_scale_inv y, all aligned to 16 bytes."""
+    require(
+        shape.rows > 0 and shape.n > 0, f"x {shape.rows} x {shape.k}, weight {shape.n} x {shape.k}", "no empty axis"
+    )
+    require(shape.k % 16 == 0, f"K = {shape.k}", "a multiple of 16")
+    by = by or split(shape)
+    args = (
+        *pointers(at, "x", "weight", "weight_scale_inv"),
+        *ints(shape.scale_dtype == "bf16"),
+        *pointers(at, "y"),
+        *ints(shape.rows, shape.n, shape.k, by.row_groups),
+    )
+    grid = (-(-shape.rows // (8 * by.tiles)), -(-shape.n // (ROWS * by.row_groups)), 1)
+    return Launch(f"fp8_block_linear_decode_{shape.dtype}_m{by.tiles}", grid, 32 * by.warps, by.shared_bytes, args)

@@ -1,0 +1,87 @@
+"""Launch geometry of the gated attention: query rows per block, and splits of the keys."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from deltart.plugins.gated_attention.inputs import Shape
+from deltart.plugins.launch import Launch, ints, pointers, require
+
+HEAD_DIMS = (64, 128, 256)
+ROW_TILES = (1, 3)  # of 16 query rows; three at head 256 fit the 99 KiB of the small GPUs
+KEYS = 32  # per tile
+BLOCK = 128
+BLOCKS = 264  # in all, two for each multiprocessor of an H100
+MOST_SPLITS = 64
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a shape is cut up: 16-row tiles per block, and parts of the keys in use. Both follow from the sizes that
+    a captured graph fixes (slots and tokens), never from the capacity or the lengths."""
+
+    shape: Shape
+    row_tiles: int
+    splits: int
+
+    @property
+    def token_tiles(self) -> int:
+        """Blocks along the tokens."""
+        return -(-self.shape.tokens // (16 * self.row_tiles // (self.shape.heads // self.shape.kv_heads)))
+
+    @property
+    def shared_bytes(self) -> int:
+        return (16 * self.row_tiles + 4 * KEYS) * (self.shape.head_dim + 8) * 2 + 16 * self.row_tiles * (KEYS + 8) * 4
+
+    def workspace_bytes(self) -> int:
+        """Bytes of scratch memory: the splits' sums, maxima and weights. None with one split."""
+        rows = self.shape.slots * self.shape.tokens * self.shape.heads * self.splits
+        return 4 * rows * (self.shape.head_dim + 2) if self.splits > 1 else 0
+
+
+def plan(shape: Shape, splits: int = 0) -> Plan:
+    """The fewest rows that hold all tokens, else the most; and as many splits as fill the GPU, or `splits`."""
+    group = shape.heads // shape.kv_heads
+    require(shape.head_dim in HEAD_DIMS, f"heads of {shape.head_dim}", f"one of {HEAD_DIMS}")
+    require(
+        shape.heads % shape.kv_heads == 0 and group <= 16,
+        f"{shape.heads} heads over {shape.kv_heads}",
+        "1 to 16 query heads per KV head",
+    )
+    tiles = next((t for t in ROW_TILES if 16 * t // group >= shape.tokens), ROW_TILES[-1])
+    blocks = shape.slots * shape.kv_heads * Plan(shape, tiles, 1).token_tiles
+    return Plan(shape, tiles, splits or max(1, min(MOST_SPLITS, BLOCKS // blocks)))
+
+
+def attention(by: Plan, at: dict[str, int]) -> list[Launch]:
+    """Any number of tokens. `at`: q k v gate k_cache v_cache past_len n_tokens o, workspace (by.workspace_bytes()),
+    k_scale and v_scale for an E4M3 cache, page_table for a paged one."""
+    shape = by.shape
+    optional = dict.fromkeys(("workspace", "page_table", "k_scale", "v_scale"), 0) | at
+    args = (
+        *pointers(
+            optional,
+            "q",
+            "k",
+            "v",
+            "gate",
+            "k_cache",
+            "v_cache",
+            "page_table",
+            "k_scale",
+            "v_scale",
+            "past_len",
+            "n_tokens",
+            "o",
+            "workspace",
+        ),
+        *ints(shape.tokens, shape.heads, shape.kv_heads, shape.page_size or shape.capacity, shape.max_pages),
+    )
+    kernel = f"gated_attention_{shape.cache_dtype}_d{shape.head_dim}_m{by.row_tiles}"
+    grid = (by.splits, by.token_tiles, shape.slots * shape.kv_heads)
+    launches = [Launch(kernel, grid, BLOCK, by.shared_bytes, args)]
+    if by.splits > 1:
+        args = (*pointers(optional, "workspace", "gate", "past_len", "n_tokens", "o"), *ints(by.splits, shape.head_dim))
+        threads = max(32, shape.head_dim // 4)
+        launches.append(Launch("gated_attention_combine", (shape.heads, shape.tokens, shape.slots), threads, 0, args))
+    return launches

@@ -1,0 +1,57 @@
+"""Seeded inputs of the LM head, shared by its tests and its benchmark."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from deltart.plugins.dtypes import cast
+from deltart.plugins.fp8_block_linear import inputs as fp8
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Sizes and types of one call: x [rows, k], weight [vocabulary, k] as "bf16" or "e4m3" with block scales.
+
+    limit: ids from here on are padding. keep: how many best tokens. subset: how many of the weight's rows are used.
+    """
+
+    rows: int = 1
+    vocabulary: int = 248320
+    k: int = 5120
+    limit: int = 248077
+    keep: int = 1
+    subset: int = 0
+    dtype: str = "bf16"
+    weight_dtype: str = "bf16"
+    scale_dtype: str = "bf16"
+
+    @property
+    def scored(self) -> int:
+        """Logits per row of x."""
+        return self.subset or self.vocabulary
+
+
+def make(shape: Shape, seed: int) -> dict[str, np.ndarray]:
+    """x, weight, weight_scale_inv for E4M3, and ids (in no order) for a subset."""
+    rng = np.random.default_rng(seed)
+    given = {"x": cast(rng.standard_normal((shape.rows, shape.k)), shape.dtype)}
+    if shape.weight_dtype == "bf16":
+        given["weight"] = cast(rng.standard_normal((shape.vocabulary, shape.k), np.float32) * 0.02, "bf16")
+    else:
+        given["weight"] = fp8.weight(rng, shape.vocabulary, shape.k)
+        blocks = (-(-shape.vocabulary // fp8.BLOCK), -(-shape.k // fp8.BLOCK))
+        given["weight_scale_inv"] = cast(rng.uniform(1e-4, 1e-3, blocks), shape.scale_dtype)
+    if shape.subset:
+        given["ids"] = rng.permutation(shape.vocabulary)[: shape.subset].astype(np.int32)
+    return given
+
+
+def outputs(shape: Shape) -> dict[str, np.ndarray]:
+    """logits full of NaN, best_logits and best_ids."""
+    return {
+        "logits": np.full((shape.rows, shape.scored), np.nan, np.float32),
+        "best_logits": np.full((shape.rows, shape.keep), np.nan, np.float32),
+        "best_ids": np.full((shape.rows, shape.keep), -1, np.int32),
+    }

@@ -1,0 +1,51 @@
+"""Launch geometry of the LM head."""
+
+from __future__ import annotations
+
+from deltart.plugins.launch import Arguments, Launch, ints, pointers, require
+from deltart.plugins.lm_head.inputs import Shape
+
+BLOCK_ROWS = 128
+TILES = (1, 4)  # tokens per block, in eights
+WARPS = 8
+TILE_STRIDE = 20
+MOST_KEPT = 64
+MERGE_THREADS = 1024
+
+
+def lists(shape: Shape) -> int:
+    """Blocks of rows, each of which leaves its own best tokens."""
+    return -(-shape.scored // BLOCK_ROWS)
+
+
+def workspace(shape: Shape) -> dict[str, int]:
+    """Bytes of the two scratch arrays that the launches of one call need."""
+    count = 4 * shape.rows * lists(shape) * shape.keep
+    return {"block_logits": count, "block_ids": count}
+
+
+def head(shape: Shape, at: dict[str, int], merge_threads: int = MERGE_THREADS) -> list[Launch]:
+    """`at`: x weight best_logits best_ids block_logits block_ids; weight_scale_inv for E4M3; ids for a subset; logits
+    where they are wanted."""
+    require(0 < shape.keep <= MOST_KEPT, f"{shape.keep} best tokens", f"1 to {MOST_KEPT}")
+    require(shape.k % 16 == 0, f"K = {shape.k}", "a multiple of 16")
+    tiles = TILES[0] if shape.rows <= 8 * TILES[0] else TILES[-1]
+    optional = {"ids": 0, "logits": 0} | at
+    scale: Arguments = ()
+    if shape.weight_dtype == "e4m3":
+        scale = (*pointers(at, "weight_scale_inv"), *ints(shape.scale_dtype == "bf16"))
+    args = (
+        *pointers(at, "x", "weight"),
+        *scale,
+        *pointers(optional, "ids", "logits", "block_logits", "block_ids"),
+        *ints(shape.rows, shape.vocabulary, shape.k, shape.scored, shape.limit, shape.keep),
+    )
+    shared = 4 * WARPS * 8 * tiles * TILE_STRIDE
+    grid = (lists(shape), -(-shape.rows // (8 * tiles)), 1)
+    merged = (*pointers(at, "block_logits", "block_ids", "best_logits", "best_ids"), *ints(lists(shape), shape.keep))
+    return [
+        Launch(f"lm_head_{shape.dtype}_{shape.weight_dtype}_m{tiles}", grid, 32 * WARPS, shared, args),
+        Launch(
+            "lm_head_merge", (shape.rows, 1, 1), merge_threads, 8 * (merge_threads // 32) + 4 * lists(shape), merged
+        ),
+    ]

@@ -1,0 +1,89 @@
+"""What the kernels of the linear layers, attention, norm, LM head and sampler take: registers and spills."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from pathlib import Path
+
+import pytest
+
+from deltart.plugins import toolchain
+from deltart.plugins.fp8_block_linear import inputs as linear_inputs
+from deltart.plugins.fp8_block_linear import launch as linear
+from deltart.plugins.gated_attention import inputs as attention_inputs
+from deltart.plugins.gated_attention import launch as attention
+from deltart.plugins.gated_rms_norm import inputs as norm_inputs
+from deltart.plugins.gated_rms_norm import launch as norm
+from deltart.plugins.launch import Launch
+from deltart.plugins.lm_head import inputs as head_inputs
+from deltart.plugins.lm_head import launch as head
+from deltart.plugins.sampler import inputs as sampler_inputs
+from deltart.plugins.sampler import launch as sampler
+
+HOPPER = ("90a",)
+# Registers per thread. 128 keeps two blocks of 256 threads on a multiprocessor.
+CEILINGS = {
+    "fp8_block_linear_decode_bf16_m1": 128,
+    "fp8_block_linear_decode_bf16_m2": 128,
+    "fp8_block_linear": 168,
+    "gated_attention": 255,
+    "gated_rms_norm": 64,
+    "lm_head_bf16_bf16": 128,
+    "lm_head": 168,
+    "sampler": 64,
+}
+SPILLS = {"lm_head_f32": 64, "gated_attention_e4m3_d128_m3": 16}  # bytes; f32 activations serve the tests only
+FOLDERS = ("fp8_block_linear", "gated_attention", "gated_rms_norm", "lm_head", "sampler")
+
+
+def every_launch() -> list[Launch]:
+    """One launch of each kernel that the plans know."""
+    at: dict[str, int] = defaultdict(int)
+    launches = [sampler.sample(sampler_inputs.Shape(), at)]
+    for dtype in ("f32", "bf16"):
+        launches += [linear.decode(linear_inputs.Shape(tokens=t, dtype=dtype), at) for t in (1, 9, 17)]
+        launches.append(norm.norm(norm_inputs.Shape(dtype=dtype), at))
+        launches += [
+            one
+            for weight in ("bf16", "e4m3")
+            for rows in (1, 9)
+            for one in head.head(head_inputs.Shape(rows, dtype=dtype, weight_dtype=weight), at)
+        ]
+    for dim in attention.HEAD_DIMS:
+        launches += [
+            one
+            for cache in ("bf16", "e4m3")
+            for tokens in (1, 4)
+            for one in attention.attention(
+                attention.plan(attention_inputs.Shape(1, tokens, head_dim=dim, cache_dtype=cache)), at
+            )
+        ]
+    return launches
+
+
+def longest(table: dict[str, int], kernel: str) -> int:
+    """The entry of the longest prefix of the kernel's name; 0 without one."""
+    return max(((len(name), limit) for name, limit in table.items() if kernel.startswith(name)), default=(0, 0))[1]
+
+
+def gates(targets: tuple[str, ...], source: Path) -> set[str]:
+    rows = toolchain.compile_gpu(source, targets).resources
+    for row in rows:
+        assert row.registers <= longest(CEILINGS, row.kernel), row
+        assert row.spill_stores + row.spill_loads <= longest(SPILLS, row.kernel), row
+    return {row.kernel for row in rows}
+
+
+def sources() -> list[Path]:
+    return [source for source in toolchain.sources() if source.parent.name in FOLDERS]
+
+
+def test_gates_on_hopper() -> None:
+    compiled = set().union(*(gates(HOPPER, source) for source in sources()))
+    assert compiled == {one.kernel for one in every_launch()}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("source", sources(), ids=lambda source: f"{source.parent.name}/{source.stem}")
+def test_gates_on_every_target(source: Path) -> None:
+    gates(toolchain.TARGETS, source)

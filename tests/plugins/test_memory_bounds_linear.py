@@ -1,0 +1,71 @@
+"""The linear, attention, norm, LM head and sampler kernels stay inside their arrays (see test_memory_bounds)."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import test_fp8_block_linear as linear
+import test_gated_attention as attention
+import test_gated_rms_norm as norm
+import test_lm_head as head
+import test_sampler as sampler
+from test_memory_bounds import Place, exit_code
+
+from deltart.plugins.fp8_block_linear import inputs as linear_inputs
+from deltart.plugins.fp8_block_linear import launch as linear_launch
+from deltart.plugins.gated_attention import inputs as attention_inputs
+from deltart.plugins.gated_attention import launch as attention_launch
+from deltart.plugins.gated_rms_norm import inputs as norm_inputs
+from deltart.plugins.gated_rms_norm import launch as norm_launch
+from deltart.plugins.lm_head import inputs as head_inputs
+from deltart.plugins.lm_head import launch as head_launch
+from deltart.plugins.sampler import inputs as sampler_inputs
+from deltart.plugins.sampler import launch as sampler_launch
+
+
+def multiply(place: Place) -> None:
+    for tokens, n, k, dtype in ((1, 300, 1040, "bf16"), (11, 129, 16, "f32"), (37, 40, 400, "bf16")):
+        shape = linear_inputs.Shape(tokens=tokens, n=n, k=k, dtype=dtype)
+        given = linear_inputs.make(shape, 0) | linear_inputs.outputs(shape)
+        linear.module().run([linear_launch.decode(shape, place(given))])
+
+
+def attend(place: Place) -> None:
+    for tokens, cache, page in ((1, "bf16", 0), (8, "e4m3", 0), (40, "bf16", 0), (3, "bf16", 16), (3, "e4m3", 16)):
+        shape = attention_inputs.Shape(2, tokens, 6, 1, 64, 32 + tokens, cache, page)
+        given = attention_inputs.make(shape, 0, np.array([32, 7]), np.array([tokens, 0]))
+        for splits in (1, 3):
+            by = attention_launch.plan(shape, splits)
+            work = {"workspace": np.zeros(max(1, by.workspace_bytes()), np.uint8)}
+            at = place(given | attention_inputs.outputs(shape) | work)
+            attention.module().run(attention_launch.attention(by, at))
+
+
+def normalise(place: Place) -> None:
+    for dim in (128, 20):
+        shape = norm_inputs.Shape(2, 3, 5, dim)
+        norm.module().run([norm_launch.norm(shape, place(norm_inputs.make(shape, 0) | norm_inputs.outputs(shape)))])
+
+
+def score(place: Place) -> None:
+    for weight, subset in (("bf16", 0), ("e4m3", 77)):
+        shape = head_inputs.Shape(3, 300, 144, 290, 4, subset, weight_dtype=weight)
+        work = {name: np.zeros(size, np.uint8) for name, size in head_launch.workspace(shape).items()}
+        at = place(head_inputs.make(shape, 0) | head_inputs.outputs(shape) | work)
+        head.module().run(head_launch.head(shape, at, 64))
+
+
+def draw(place: Place) -> None:
+    for vocabulary, limit in ((100, 90), (65, 65)):
+        shape = sampler_inputs.Shape(2, vocabulary, limit)
+        arrays = sampler_inputs.pack([sampler.CASES["all cuts"], sampler.CASES["penalties"]])
+        arrays |= {"logits": np.ones((2, vocabulary), np.float32), "scores": np.ones((2, vocabulary), np.float32)}
+        arrays |= {"counts": np.ones((2, vocabulary), np.int32), "token": np.zeros(2, np.int32)}
+        arrays |= {"allowed": np.full((2, -(-vocabulary // 32)), 0xFFFFFFFF, np.uint32)}
+        sampler.module().run([sampler_launch.sample(shape, place(arrays), 64)])
+
+
+@pytest.mark.parametrize("behind", [True, False])
+@pytest.mark.parametrize("run", [multiply, attend, normalise, score, draw])
+def test_stays_inside(run: object, behind: bool) -> None:
+    assert exit_code(run, behind) == 0

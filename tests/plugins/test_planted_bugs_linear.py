@@ -1,0 +1,217 @@
+"""Bugs planted in the linear, attention, norm, LM head and sampler kernels are caught by their tests' checks."""
+
+from __future__ import annotations
+
+import functools
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import test_fp8_block_linear as linear
+import test_gated_attention as attention
+import test_gated_rms_norm as norm
+import test_lm_head as head
+import test_sampler as sampler
+
+from deltart.errors import BuildError
+from deltart.plugins.cpu_shim.runner import REVERSE
+from deltart.plugins.fp8_block_linear.inputs import Shape as LinearShape
+from deltart.plugins.gated_attention.inputs import Shape as AttentionShape
+from deltart.plugins.gated_rms_norm.inputs import Shape as NormShape
+from deltart.plugins.lm_head.inputs import Shape as HeadShape
+
+PLUGINS = linear.FOLDER.parent
+
+
+def multiplies(op: Path) -> bool:
+    kernels = linear.module(op)
+    return all(linear.check(kernels, LinearShape(tokens=t, n=300, k=1040, dtype="f32")) for t in (1, 20))
+
+
+def attends(op: Path, splits: int = 1, cache: str = "bf16", pages: int = 0) -> bool:
+    shape = AttentionShape(2, 3, heads=12, kv_heads=2, capacity=200, cache_dtype=cache, page_size=pages)
+    return all(attention.check(attention.module(op), shape, [0, 150], [3, 2], splits, order) for order in (0, REVERSE))
+
+
+def norms(op: Path) -> bool:
+    return norm.check(norm.module(op), NormShape(tokens=2, heads=3, dtype="f32", epsilon=0.1))
+
+
+def heads(op: Path) -> bool:
+    return all(
+        head.check(head.module(op), HeadShape(2, 700, 144, 350, 9, subset, "f32", "e4m3")) for subset in (0, 300)
+    )
+
+
+def samples(op: Path, case: str) -> bool:
+    return all(
+        sampler.agrees(sampler.module(op), sampler.CASES[case], 3000, masked, ties)
+        for masked, ties in ((False, False), (True, False), (False, True))
+    )
+
+
+LINEAR, ATTENTION, HEAD, SAMPLER = "fp8_block_linear", "gated_attention", "lm_head", "sampler"
+KERNEL = "kernel.cu"
+BUGS: dict[str, tuple[str, str, str, str, Callable[[Path], bool]]] = {
+    "sums added before they are there": (LINEAR, "decode.cu", "  __syncthreads();\n", "", multiplies),
+    "scale of the block before": (
+        LINEAR,
+        "../common/linear_tile.cuh",
+        "W.scale_of(row[half], block)",
+        "W.scale_of(row[half], max(block - 1, 0))",
+        multiplies,
+    ),
+    "a split of K left out": (
+        LINEAR,
+        "decode.cu",
+        "int split = 0; split < splits",
+        "int split = 0; split < splits - 1",
+        multiplies,
+    ),
+    "subnormals flushed": (
+        LINEAR,
+        "../common/fp8.cuh",
+        "(a & 0x7f007f00u) >> 4)",
+        "((a & 0x7800) ? (a & 0x7f007f00u) >> 4 : (a & 0x7f000000u) >> 4))",
+        multiplies,
+    ),
+    "one key too many": (ATTENTION, KERNEL, "past + token + 1 - first", "past + token + 2 - first", attends),
+    "one key too few": (
+        ATTENTION,
+        KERNEL,
+        "past + token + 1 - first",
+        "past + token - first + (past + token == 0)",
+        attends,
+    ),
+    "scores read before they are there": (
+        ATTENTION,
+        KERNEL,
+        "      __syncthreads();\n      accumulate",
+        "      accumulate",
+        attends,
+    ),
+    "keys overwritten too early": (
+        ATTENTION,
+        KERNEL,
+        "      wait_copies<0>();\n      __syncthreads();\n",
+        "      wait_copies<0>();\n",
+        attends,
+    ),
+    "old sums not rescaled": (ATTENTION, KERNEL, "sum[m][n][2 * half] *= old, ", "", attends),
+    "padded tokens appended": (
+        ATTENTION,
+        KERNEL,
+        "min(per_tile, live - first_token)",
+        "min(per_tile, in.tokens - first_token)",
+        attends,
+    ),
+    "splits weighed alike": (
+        ATTENTION,
+        KERNEL,
+        "exp2f(stats[2 * i] - most)",
+        "1.0f",
+        functools.partial(attends, splits=4),
+    ),
+    "V scaled like K": (
+        ATTENTION,
+        KERNEL,
+        "(which ? in.v_scale : in.k_scale)",
+        "in.k_scale",
+        functools.partial(attends, cache="e4m3"),
+    ),
+    "the next page": (
+        ATTENTION,
+        KERNEL,
+        "position % in.page_size :",
+        "(position + 1) % in.page_size :",
+        functools.partial(attends, pages=16),
+    ),
+    "epsilon outside the root": (
+        "gated_rms_norm",
+        KERNEL,
+        "rsqrtf(warp_sum(sum) / in.D + in.epsilon)",
+        "(rsqrtf(warp_sum(sum) / in.D) + in.epsilon)",
+        norms,
+    ),
+    "gate without its factor": ("gated_rms_norm", KERNEL, "z[j] * sigmoid(z[j])", "sigmoid(z[j])", norms),
+    "padding chosen": (HEAD, KERNEL, "if (id < in.limit)", "if (id >= 0)", heads),
+    "the same list's head twice": (HEAD, KERNEL, "++used[from]", "used[from] += 0", heads),
+    "one scale for rows of many blocks": (HEAD, "../common/linear_tile.cuh", "half && !Gathered ?", "half ?", heads),
+    "top-k one short": (
+        SAMPLER,
+        KERNEL,
+        "select<true>(k, above)",
+        "select<true>(k - 1, above)",
+        functools.partial(samples, case="top-k"),
+    ),
+    "a token too many": (
+        SAMPLER,
+        KERNEL,
+        "above + bins[bin] < target",
+        "above + bins[bin] <= target",
+        functools.partial(samples, case="top-k"),
+    ),
+    "all of the ties": (
+        SAMPLER,
+        KERNEL,
+        "tied_before + rank > ties",
+        "false",
+        functools.partial(samples, case="top-p"),
+    ),
+    "penalty for prompt tokens": (
+        SAMPLER,
+        KERNEL,
+        "count & ~kPromptBit",
+        "count",
+        functools.partial(samples, case="penalties"),
+    ),
+    "mask of the neighbour": (
+        SAMPLER,
+        KERNEL,
+        ">> id % 32 & 1",
+        ">> (id + 1) % 32 & 1",
+        functools.partial(samples, case="plain"),
+    ),
+}
+
+
+@pytest.fixture
+def sources(tmp_path: Path) -> Path:
+    """A copy of the kernels that can be patched."""
+    for path in [*PLUGINS.glob("*/*.cu"), *PLUGINS.glob("*/*.cuh"), *PLUGINS.glob("*/*.hpp")]:
+        if path.parent.name != "build":
+            (tmp_path / path.parent.name).mkdir(exist_ok=True)
+            shutil.copy(path, tmp_path / path.parent.name)
+    return tmp_path
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("bug", BUGS)
+def test_is_caught(sources: Path, bug: str) -> None:
+    op, name, right, wrong, passes = BUGS[bug]
+    source = sources / op / name
+    text = source.read_text()
+    assert text.count(right) == 1, "the line to break is not where it was"
+    source.write_text(text.replace(right, wrong))
+    assert not _passes(passes, sources / op)
+
+
+def _passes(check: Callable[[Path], bool], op: Path) -> bool:
+    try:
+        return check(op)
+    except (BuildError, AssertionError, ValueError):  # a deadlock or a divergent call; a write where none belongs
+        return False
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("op", sorted({bug[0] for bug in BUGS.values()}))
+def test_an_unbroken_copy_passes(sources: Path, op: str) -> None:
+    assert all(passes(sources / op) for folder, *_, passes in BUGS.values() if folder == op)
+
+
+def test_the_lines_to_break_are_there() -> None:
+    counts = {bug: (PLUGINS / op / name).read_text().count(right) for bug, (op, name, right, *_) in BUGS.items()}
+    assert set(counts.values()) == {1}, counts
+    assert np.all([wrong != right for *_, right, wrong, _ in BUGS.values()])
