@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -16,6 +16,8 @@ from bench.kernels.table import Row
 from deltart.plugins import fp8_block_linear, gated_attention, gated_rms_norm, lm_head, sampler
 from deltart.plugins.fp8_block_linear import inputs as linear_inputs
 from deltart.plugins.fp8_block_linear import launch as linear_launch
+from deltart.plugins.fp8_block_linear.inputs import BLOCK
+from deltart.plugins.fp8_block_linear.reference import quantize_activations
 from deltart.plugins.gated_attention import inputs as attention_inputs
 from deltart.plugins.gated_attention import launch as attention_launch
 from deltart.plugins.gated_attention.reference import gated_attention as attention_reference
@@ -48,6 +50,24 @@ PER_TOKEN = {
 SAMPLED_ROWS = 256  # of a weight, compared with float64
 
 
+@dataclass(frozen=True)
+class LinearCase:
+    """One shape and kernel: "decode", "w8a16" or "w8a8"."""
+
+    shape: linear_inputs.Shape
+    kind: str
+    arrays: Arrays
+
+    @property
+    def source(self) -> Path:
+        return LINEAR / ("decode.cu" if self.kind == "decode" else "prefill.cu")
+
+    def plan(self, buffers: Buffers) -> list[Launch]:
+        if self.kind == "w8a8":
+            return linear_launch.prefill_w8a8(self.shape, buffers.at)
+        return [(linear_launch.decode if self.kind == "decode" else linear_launch.prefill)(self.shape, buffers.at)]
+
+
 def once(run: Run, source: Path, arrays: Arrays, plan: Callable[[Buffers], list[Launch]]) -> Buffers:
     """Runs the launches once on fresh copies of the arrays."""
     buffers = run.device.place(arrays)
@@ -56,38 +76,49 @@ def once(run: Run, source: Path, arrays: Arrays, plan: Callable[[Buffers], list[
     return buffers
 
 
-def check_linear(run: Run, row: Row, shape: linear_inputs.Shape, arrays: Arrays, plan: peers.Plan) -> None:
+def check_linear(run: Run, row: Row, case: LinearCase) -> None:
     """Compares some rows of the weight with float64, and a second call with the first, to the bit."""
-    found, again = (once(run, LINEAR / "decode.cu", arrays, plan).read("y") for _ in range(2))
+    shape, arrays = case.shape, case.arrays
+    found, again = (once(run, case.source, arrays, case.plan).read("y") for _ in range(2))
     rows = np.random.default_rng(run.seed).choice(shape.n, min(shape.n, SAMPLED_ROWS), replace=False)
     weight = arrays["weight"][rows].astype(np.float64)
-    scale = np.repeat(
-        arrays["weight_scale_inv"].astype(np.float64)[rows // linear_inputs.BLOCK], linear_inputs.BLOCK, 1
-    )
-    expected = arrays["x"].astype(np.float64) @ (weight * scale[:, : shape.k]).T
-    row.error = relative_rms(found[..., rows], expected)
+    scale = np.repeat(arrays["weight_scale_inv"].astype(np.float64)[rows // BLOCK], BLOCK, 1)
+    x = arrays["x"].astype(np.float32).reshape(shape.rows, -1)
+    if case.kind == "w8a8":
+        codes, x_scale = quantize_activations(x)
+        x = codes.astype(np.float32) * np.repeat(x_scale, BLOCK, 1)[:, : shape.k]
+    expected = x.astype(np.float64) @ (weight * scale[:, : shape.k]).T
+    row.error = relative_rms(found.reshape(shape.rows, -1)[:, rows], expected)
     row.passed = row.error <= TOLERANCE[shape.dtype] and found.tobytes() == again.tobytes()
 
 
+def linear_cases(run: Run, name: str, n: int, k: int) -> Iterator[LinearCase]:
+    """1, 8 and 64 tokens; for the MLP's weights, a long prompt with and without quantized activations."""
+    many = 130 if run.small else 4096
+    kinds = [(1, "decode"), (8, "decode"), (64, "decode"), (64, "w8a16")]
+    kinds += [(many, "w8a16"), (many, "w8a8")] if name not in PER_TOKEN or PER_TOKEN[name] >= 64 else []
+    for tokens, kind in kinds:
+        shape = linear_inputs.Shape(tokens=tokens, n=n, k=k)
+        arrays = linear_inputs.make(shape, run.seed) | linear_inputs.outputs(shape)
+        if kind == "w8a8":
+            arrays |= {name: np.zeros(size, np.uint8) for name, size in linear_launch.workspace(shape).items()}
+        yield LinearCase(shape, kind, arrays)
+
+
 def linear(run: Run) -> Iterator[Row]:
-    """Every 27B shape for 1, 8 and 64 tokens, some for 4096; then what the linears of one token take together."""
+    """Every 27B shape; then what the linears of one token take together."""
     shapes = {"small": (272, 400)} if run.small else linear_inputs.SHAPES_27B
     token_us = 0.0
     for name, (n, k) in shapes.items():
-        for tokens in (1, 8, 64) + ((4096,) if name in ("gate_proj", "down_proj") else ()):
-            shape = linear_inputs.Shape(tokens=tokens, n=n, k=k)
-            row, arrays = Row("linear", f"{name} M={tokens}"), linear_inputs.make(shape, run.seed)
-            arrays |= linear_inputs.outputs(shape)
-
-            def plan(b: Buffers, shape: linear_inputs.Shape = shape) -> list[Launch]:
-                return [linear_launch.decode(shape, b.at)]
-
-            check_linear(run, row, shape, arrays, plan)
+        for case in linear_cases(run, name, n, k):
+            row = Row("linear", f"{name} M={case.shape.rows} {case.kind}")
+            check_linear(run, row, case)
             rivals = {"torch bf16": peers.torch_linear(), "scaled_mm": peers.scaled_mm()}
-            moved = sum(array.nbytes for array in arrays.values())
+            moved = sum(case.arrays[name].nbytes for name in ("x", "weight", "weight_scale_inv", "y"))
             shown = rivals if isinstance(run.device, Cuda) else {}
-            yield measure(run, row, LINEAR / "decode.cu", arrays, plan, moved, 2 * tokens * n * k, shown)
-            token_us += (row.us or 0.0) * PER_TOKEN.get(name, 0) * (tokens == 1)
+            flops = 2 * case.shape.rows * n * k
+            yield measure(run, row, case.source, case.arrays, case.plan, moved, flops, shown)
+            token_us += (row.us or 0.0) * PER_TOKEN.get(name, 0) * (case.shape.rows == 1)
     if token_us:
         yield Row("linear", "all of one token", us=token_us, notes=[f"{1e6 / token_us:.0f} token/s from these alone"])
 
