@@ -9,11 +9,13 @@ import sys
 import time
 from pathlib import Path
 
-from bench.kernels import table
+from bench.kernels import sections, sections_linear, table
 from bench.kernels.device import Cuda, Device, Host
-from bench.kernels.sections import SECTIONS, Run
+from bench.kernels.sections import Run
 from deltart.errors import DeltaRTError
 from deltart.plugins import cache, toolchain
+
+SECTIONS = sections.SECTIONS | sections_linear.SECTIONS
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
@@ -45,10 +47,7 @@ def sanitize(tool: str) -> int:
         "bench.kernels",
         "--check-only",
         "--section",
-        "decode",
-        "verify",
-        "prefill",
-        "conv",
+        *(name for name in SECTIONS if name != "ceilings"),
     ]
     environment = os.environ | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}  # else accesses past a buffer stay unseen
     return subprocess.run(command, env=environment, check=False).returncode

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ml_dtypes
 import numpy as np
 
 BLOCK = 128
@@ -16,3 +17,12 @@ def dequantize(weight: np.ndarray, weight_scale_inv: np.ndarray) -> np.ndarray:
 def fp8_block_linear(x: np.ndarray, weight: np.ndarray, weight_scale_inv: np.ndarray) -> tuple[np.ndarray]:
     """x [B, T, K], weight [N, K] (E4M3 values), weight_scale_inv [ceil(N/128), ceil(K/128)] -> y [B, T, N]."""
     return (x @ dequantize(weight, weight_scale_inv).T,)
+
+
+def quantize_activations(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """x [M, K] (f32) as E4M3 codes [M, K] and f32 scales amax / 448 [M, ceil(K/128)]; 1 where a group is all zero."""
+    groups = np.pad(x, ((0, 0), (0, -x.shape[1] % BLOCK))).reshape(x.shape[0], -1, BLOCK)
+    most = np.abs(groups).max(-1)
+    scale = np.where(most > 0, most / np.float32(448), np.float32(1)).astype(np.float32)
+    codes = (groups / scale[..., None]).astype(ml_dtypes.float8_e4m3fn)
+    return codes.reshape(x.shape[0], -1)[:, : x.shape[1]], scale

@@ -26,6 +26,7 @@ CEILINGS = {
     "fp8_block_linear_decode_bf16_m1": 128,
     "fp8_block_linear_decode_bf16_m2": 128,
     "fp8_block_linear": 168,
+    "fp8_block_linear_prefill": 255,
     "gated_attention": 255,
     "gated_rms_norm": 64,
     "lm_head_bf16_bf16": 128,
@@ -40,6 +41,8 @@ def every_launch() -> list[Launch]:
     """One launch of each kernel that the plans know."""
     at: dict[str, int] = defaultdict(int)
     launches = [sampler.sample(sampler_inputs.Shape(), at)]
+    prompt = linear_inputs.Shape(tokens=65)
+    launches += [linear.forward(prompt, at)[1], *linear.prefill_w8a8(prompt, at)]
     for dtype in ("f32", "bf16"):
         launches += [linear.decode(linear_inputs.Shape(tokens=t, dtype=dtype), at) for t in (1, 9, 17)]
         launches.append(norm.norm(norm_inputs.Shape(dtype=dtype), at))

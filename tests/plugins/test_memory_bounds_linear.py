@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import test_fp8_block_linear as linear
+import test_fp8_block_linear_prefill as prefill
 import test_gated_attention as attention
 import test_gated_rms_norm as norm
 import test_lm_head as head
@@ -28,6 +29,14 @@ def multiply(place: Place) -> None:
         shape = linear_inputs.Shape(tokens=tokens, n=n, k=k, dtype=dtype)
         given = linear_inputs.make(shape, 0) | linear_inputs.outputs(shape)
         linear.module().run([linear_launch.decode(shape, place(given))])
+
+
+def multiply_many(place: Place) -> None:
+    for tokens, n, k in ((130, 129, 144), (3, 40, 1040)):
+        shape = linear_inputs.Shape(tokens=tokens, n=n, k=k)
+        work = {name: np.zeros(size, np.uint8) for name, size in linear_launch.workspace(shape).items()}
+        at = place(linear_inputs.make(shape, 0) | linear_inputs.outputs(shape) | work)
+        prefill.module().run([linear_launch.prefill(shape, at), *linear_launch.prefill_w8a8(shape, at)])
 
 
 def attend(place: Place) -> None:
@@ -66,6 +75,6 @@ def draw(place: Place) -> None:
 
 
 @pytest.mark.parametrize("behind", [True, False])
-@pytest.mark.parametrize("run", [multiply, attend, normalise, score, draw])
+@pytest.mark.parametrize("run", [multiply, multiply_many, attend, normalise, score, draw])
 def test_stays_inside(run: object, behind: bool) -> None:
     assert exit_code(run, behind) == 0

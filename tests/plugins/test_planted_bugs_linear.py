@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import test_fp8_block_linear as linear
+import test_fp8_block_linear_prefill as prefill
 import test_gated_attention as attention
 import test_gated_rms_norm as norm
 import test_lm_head as head
@@ -28,6 +29,11 @@ PLUGINS = linear.FOLDER.parent
 def multiplies(op: Path) -> bool:
     kernels = linear.module(op)
     return all(linear.check(kernels, LinearShape(tokens=t, n=300, k=1040, dtype="f32")) for t in (1, 20))
+
+
+def multiplies_many(op: Path, quantized: bool) -> bool:
+    kernels, shape = prefill.module(op), LinearShape(tokens=130, n=136, k=528)
+    return all(prefill.check(kernels, shape, quantized, order) for order in (0, REVERSE))
 
 
 def attends(op: Path, splits: int = 1, cache: str = "bf16", pages: int = 0) -> bool:
@@ -76,6 +82,34 @@ BUGS: dict[str, tuple[str, str, str, str, Callable[[Path], bool]]] = {
         "(a & 0x7f007f00u) >> 4)",
         "((a & 0x7800) ? (a & 0x7f007f00u) >> 4 : (a & 0x7f000000u) >> 4))",
         multiplies,
+    ),
+    "tiles read before they are there": (
+        LINEAR,
+        "prefill.cu",
+        "      wait_copies<kStages - 2>();\n",
+        "",
+        functools.partial(multiplies_many, quantized=False),
+    ),
+    "tiles overwritten too early": (
+        LINEAR,
+        "prefill.cu",
+        "      __syncthreads();\n",
+        "",
+        functools.partial(multiplies_many, quantized=True),
+    ),
+    "last block not scaled": (
+        LINEAR,
+        "prefill.cu",
+        " || step + 1 == steps) promote",
+        ") promote",
+        functools.partial(multiplies_many, quantized=False),
+    ),
+    "scale of another token": (
+        LINEAR,
+        "prefill.cu",
+        "m * 16 + half * 8 + g, in.M - 1)",
+        "m * 16 + g, in.M - 1)",
+        functools.partial(multiplies_many, quantized=True),
     ),
     "one key too many": (ATTENTION, KERNEL, "past + token + 1 - first", "past + token + 2 - first", attends),
     "one key too few": (
