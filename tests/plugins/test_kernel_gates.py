@@ -44,7 +44,9 @@ def every_launch() -> list[Launch]:
     prompt = linear_inputs.Shape(tokens=65)
     launches += [linear.forward(prompt, at)[1], *linear.prefill_w8a8(prompt, at)]
     for dtype in ("f32", "bf16"):
-        launches += [linear.decode(linear_inputs.Shape(tokens=t, dtype=dtype), at) for t in (1, 9, 17)]
+        for tokens in (1, 9, 17):
+            shape = linear_inputs.Shape(tokens=tokens, dtype=dtype)
+            launches += [linear.decode(shape, at), linear.gate_up(shape, at)]
         launches.append(norm.norm(norm_inputs.Shape(dtype=dtype), at))
         launches += [
             one

@@ -28,7 +28,9 @@ def multiply(place: Place) -> None:
     for tokens, n, k, dtype in ((1, 300, 1040, "bf16"), (11, 129, 16, "f32"), (37, 40, 400, "bf16")):
         shape = linear_inputs.Shape(tokens=tokens, n=n, k=k, dtype=dtype)
         given = linear_inputs.make(shape, 0) | linear_inputs.outputs(shape)
-        linear.module().run([linear_launch.decode(shape, place(given))])
+        given |= {f"up_{name}": given[name] for name in ("weight", "weight_scale_inv")}
+        at = place(given)
+        linear.module().run([linear_launch.decode(shape, at), linear_launch.gate_up(shape, at)])
 
 
 def multiply_many(place: Place) -> None:

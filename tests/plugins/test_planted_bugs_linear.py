@@ -31,6 +31,10 @@ def multiplies(op: Path) -> bool:
     return all(linear.check(kernels, LinearShape(tokens=t, n=300, k=1040, dtype="f32")) for t in (1, 20))
 
 
+def gates(op: Path) -> bool:
+    return linear.gates(linear.module(op), LinearShape(tokens=3, n=48, k=400, dtype="f32"))
+
+
 def multiplies_many(op: Path, quantized: bool) -> bool:
     kernels, shape = prefill.module(op), LinearShape(tokens=130, n=136, k=528)
     return all(prefill.check(kernels, shape, quantized, order) for order in (0, REVERSE))
@@ -82,6 +86,14 @@ BUGS: dict[str, tuple[str, str, str, str, Callable[[Path], bool]]] = {
         "(a & 0x7f007f00u) >> 4)",
         "((a & 0x7800) ? (a & 0x7f007f00u) >> 4 : (a & 0x7f000000u) >> 4))",
         multiplies,
+    ),
+    "up with the scales of gate": (LINEAR, "decode.cu", ", weight.scale = up.scale", "", gates),
+    "up and gate exchanged": (
+        LINEAR,
+        "decode.cu",
+        "warp % tiles >= in.row_groups",
+        "warp % tiles < in.row_groups",
+        gates,
     ),
     "tiles read before they are there": (
         LINEAR,
