@@ -52,7 +52,7 @@ SAMPLED_ROWS = 256  # of a weight, compared with float64
 
 @dataclass(frozen=True)
 class LinearCase:
-    """One shape and kernel: "decode", "w8a16" or "w8a8"."""
+    """One shape and kernel: "decode", "gate_up", "w8a16" or "w8a8"."""
 
     shape: linear_inputs.Shape
     kind: str
@@ -60,12 +60,29 @@ class LinearCase:
 
     @property
     def source(self) -> Path:
-        return LINEAR / ("decode.cu" if self.kind == "decode" else "prefill.cu")
+        return LINEAR / ("prefill.cu" if self.kind.startswith("w8") else "decode.cu")
 
     def plan(self, buffers: Buffers) -> list[Launch]:
         if self.kind == "w8a8":
             return linear_launch.prefill_w8a8(self.shape, buffers.at)
-        return [(linear_launch.decode if self.kind == "decode" else linear_launch.prefill)(self.shape, buffers.at)]
+        one = {"decode": linear_launch.decode, "gate_up": linear_launch.gate_up, "w8a16": linear_launch.prefill}
+        return [one[self.kind](self.shape, buffers.at)]
+
+    def expected(self, rows: np.ndarray) -> np.ndarray:
+        """Float64 y [M, len(rows)] of some rows of the weight."""
+        x = self.arrays["x"].astype(np.float32).reshape(self.shape.rows, -1)
+        if self.kind == "w8a8":
+            codes, scale = quantize_activations(x)
+            x = codes.astype(np.float32) * np.repeat(scale, BLOCK, 1)[:, : self.shape.k]
+        y = x.astype(np.float64) @ self.some_rows("", rows).T
+        if self.kind == "gate_up":
+            y = y / (1 + np.exp(-y)) * (x.astype(np.float64) @ self.some_rows("up_", rows).T)
+        return y
+
+    def some_rows(self, prefix: str, rows: np.ndarray) -> np.ndarray:
+        weight = self.arrays[f"{prefix}weight"][rows].astype(np.float64)
+        scale = self.arrays[f"{prefix}weight_scale_inv"].astype(np.float64)[rows // BLOCK]
+        return weight * np.repeat(scale, BLOCK, 1)[:, : self.shape.k]
 
 
 def once(run: Run, source: Path, arrays: Arrays, plan: Callable[[Buffers], list[Launch]]) -> Buffers:
@@ -78,17 +95,10 @@ def once(run: Run, source: Path, arrays: Arrays, plan: Callable[[Buffers], list[
 
 def check_linear(run: Run, row: Row, case: LinearCase) -> None:
     """Compares some rows of the weight with float64, and a second call with the first, to the bit."""
-    shape, arrays = case.shape, case.arrays
-    found, again = (once(run, case.source, arrays, case.plan).read("y") for _ in range(2))
+    shape = case.shape
+    found, again = (once(run, case.source, case.arrays, case.plan).read("y") for _ in range(2))
     rows = np.random.default_rng(run.seed).choice(shape.n, min(shape.n, SAMPLED_ROWS), replace=False)
-    weight = arrays["weight"][rows].astype(np.float64)
-    scale = np.repeat(arrays["weight_scale_inv"].astype(np.float64)[rows // BLOCK], BLOCK, 1)
-    x = arrays["x"].astype(np.float32).reshape(shape.rows, -1)
-    if case.kind == "w8a8":
-        codes, x_scale = quantize_activations(x)
-        x = codes.astype(np.float32) * np.repeat(x_scale, BLOCK, 1)[:, : shape.k]
-    expected = x.astype(np.float64) @ (weight * scale[:, : shape.k]).T
-    row.error = relative_rms(found.reshape(shape.rows, -1)[:, rows], expected)
+    row.error = relative_rms(found.reshape(shape.rows, -1)[:, rows], case.expected(rows))
     row.passed = row.error <= TOLERANCE[shape.dtype] and found.tobytes() == again.tobytes()
 
 
@@ -96,12 +106,16 @@ def linear_cases(run: Run, name: str, n: int, k: int) -> Iterator[LinearCase]:
     """1, 8 and 64 tokens; for the MLP's weights, a long prompt with and without quantized activations."""
     many = 130 if run.small else 4096
     kinds = [(1, "decode"), (8, "decode"), (64, "decode"), (64, "w8a16")]
+    kinds += [(1, "gate_up"), (8, "gate_up")] if name in ("small", "gate_proj") else []
     kinds += [(many, "w8a16"), (many, "w8a8")] if name not in PER_TOKEN or PER_TOKEN[name] >= 64 else []
     for tokens, kind in kinds:
         shape = linear_inputs.Shape(tokens=tokens, n=n, k=k)
         arrays = linear_inputs.make(shape, run.seed) | linear_inputs.outputs(shape)
         if kind == "w8a8":
             arrays |= {name: np.zeros(size, np.uint8) for name, size in linear_launch.workspace(shape).items()}
+        if kind == "gate_up":
+            other = linear_inputs.make(shape, run.seed + 1)
+            arrays |= {f"up_{name}": other[name] for name in ("weight", "weight_scale_inv")}
         yield LinearCase(shape, kind, arrays)
 
 
@@ -114,11 +128,12 @@ def linear(run: Run) -> Iterator[Row]:
             row = Row("linear", f"{name} M={case.shape.rows} {case.kind}")
             check_linear(run, row, case)
             rivals = {"torch bf16": peers.torch_linear(), "scaled_mm": peers.scaled_mm()}
-            moved = sum(case.arrays[name].nbytes for name in ("x", "weight", "weight_scale_inv", "y"))
-            shown = rivals if isinstance(run.device, Cuda) else {}
-            flops = 2 * case.shape.rows * n * k
+            gated = case.kind == "gate_up"
+            moved = sum(array.nbytes for name, array in case.arrays.items() if name not in ("codes", "x_scale"))
+            shown = rivals if isinstance(run.device, Cuda) and not gated else {}
+            flops = 2 * case.shape.rows * n * k * (2 if gated else 1)
             yield measure(run, row, case.source, case.arrays, case.plan, moved, flops, shown)
-            token_us += (row.us or 0.0) * PER_TOKEN.get(name, 0) * (case.shape.rows == 1)
+            token_us += (row.us or 0.0) * PER_TOKEN.get(name, 0) * (case.shape.rows == 1 and not gated)
     if token_us:
         yield Row("linear", "all of one token", us=token_us, notes=[f"{1e6 / token_us:.0f} token/s from these alone"])
 

@@ -16,47 +16,64 @@ MOST_WARPS = 8
 
 @dataclass(frozen=True)
 class Split:
-    """How a block divides its work: tokens (in eights), 16-row groups of the weight, and parts of K."""
+    """How a block divides its work: tokens (in eights), 16-row groups of each weight, parts of K, and weights."""
 
     tiles: int
     row_groups: int
     parts: int
+    weights: int = 1
 
     @property
     def warps(self) -> int:
-        return self.row_groups * self.parts
+        return self.row_groups * self.parts * self.weights
 
     @property
     def shared_bytes(self) -> int:
         return 4 * self.warps * 8 * self.tiles * TILE_STRIDE
 
 
-def split(shape: Shape) -> Split:
+def split(shape: Shape, weights: int = 1) -> Split:
     """As many parts of K as fill the GPU with warps. It follows from the shape alone, so results repeat."""
     tiles = next((t for t in TILES if shape.rows <= 8 * t), TILES[-1])
     row_groups = 1 if tiles <= 2 else 4
-    warps = -(-shape.n // ROWS) * -(-shape.rows // (8 * tiles))
-    parts = 1
-    while 2 * parts * row_groups <= MOST_WARPS and 2 * parts <= -(-shape.k // BLOCK) and warps * parts < ENOUGH_WARPS:
+    warps = weights * -(-shape.n // ROWS) * -(-shape.rows // (8 * tiles))
+    parts, most = 1, min(MOST_WARPS // (row_groups * weights), -(-shape.k // BLOCK))
+    while 2 * parts <= most and warps * parts < ENOUGH_WARPS:
         parts *= 2
-    return Split(tiles, row_groups, parts)
+    return Split(tiles, row_groups, parts, weights)
 
 
-def decode(shape: Shape, at: dict[str, int], by: Split | None = None) -> Launch:
-    """Any number of tokens, meant for 1 to 64. `at`: x weight weight_scale_inv y, all aligned to 16 bytes."""
+def _check(shape: Shape) -> None:
     require(
         shape.rows > 0 and shape.n > 0, f"x {shape.rows} x {shape.k}, weight {shape.n} x {shape.k}", "no empty axis"
     )
     require(shape.k % 16 == 0, f"K = {shape.k}", "a multiple of 16")
-    by = by or split(shape)
+
+
+def _decode(kernel: str, shape: Shape, weights: Arguments, at: dict[str, int], by: Split) -> Launch:
+    _check(shape)
     args = (
-        *pointers(at, "x", "weight", "weight_scale_inv"),
+        *pointers(at, "x"),
+        *weights,
         *ints(shape.scale_dtype == "bf16"),
         *pointers(at, "y"),
         *ints(shape.rows, shape.n, shape.k, by.row_groups),
     )
     grid = (-(-shape.rows // (8 * by.tiles)), -(-shape.n // (ROWS * by.row_groups)), 1)
-    return Launch(f"fp8_block_linear_decode_{shape.dtype}_m{by.tiles}", grid, 32 * by.warps, by.shared_bytes, args)
+    return Launch(f"{kernel}_{shape.dtype}_m{by.tiles}", grid, 32 * by.warps, by.shared_bytes, args)
+
+
+def decode(shape: Shape, at: dict[str, int], by: Split | None = None) -> Launch:
+    """Any number of tokens, meant for 1 to 64. `at`: x weight weight_scale_inv y, all aligned to 16 bytes."""
+    weights = pointers(at, "weight", "weight_scale_inv")
+    return _decode("fp8_block_linear_decode", shape, weights, at, by or split(shape))
+
+
+def gate_up(shape: Shape, at: dict[str, int]) -> Launch:
+    """y = silu(x W^T) * (x up^T), tokens as `decode`. `at`: as `decode`, and up_weight up_weight_scale_inv, which have
+    the shapes and types of weight and weight_scale_inv."""
+    weights = pointers(at, "weight", "weight_scale_inv", "up_weight", "up_weight_scale_inv")
+    return _decode("fp8_block_linear_gate_up", shape, weights, at, split(shape, 2))
 
 
 TILE = 128  # tokens, and rows of the weight, per prefill block
@@ -69,10 +86,7 @@ def workspace(shape: Shape) -> dict[str, int]:
 
 
 def _prefill(kind: str, shape: Shape, activations: Arguments, at: dict[str, int]) -> Launch:
-    require(
-        shape.rows > 0 and shape.n > 0, f"x {shape.rows} x {shape.k}, weight {shape.n} x {shape.k}", "no empty axis"
-    )
-    require(shape.k % 16 == 0, f"K = {shape.k}", "a multiple of 16")
+    _check(shape)
     require(shape.dtype == "bf16", f"{shape.dtype} activations", "bf16")
     args = (
         *activations,

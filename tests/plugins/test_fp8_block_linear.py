@@ -55,6 +55,23 @@ def test_sizes_that_are_no_multiples_of_the_block(n: int, k: int, scale_dtype: s
         assert check(module(), Shape(tokens=tokens, n=n, k=k, dtype="f32", scale_dtype=scale_dtype))
 
 
+def gates(kernels: CpuModule, shape: Shape) -> bool:
+    given = inputs.make(shape, 0)
+    up = {f"up_{name}": array for name, array in inputs.make(shape, 1).items() if name != "x"}
+    found = inputs.outputs(shape)
+    kernels.run([launch.gate_up(shape, {name: array.ctypes.data for name, array in (given | up | found).items()})])
+    x, *weights = (array.astype(np.float64) for array in (given | up).values())
+    gate, value = (reference(x, *weights[i : i + 2])[0] for i in (0, 2))
+    with np.errstate(over="ignore"):
+        return relative_rms(found["y"], gate / (1 + np.exp(-gate)) * value) <= TOLERANCE[shape.dtype]
+
+
+@pytest.mark.parametrize("tokens, n, k", [(1, 300, 1040), (8, 48, 384), (13, 129, 400), (40, 272, 2000)])
+def test_gate_and_up_in_one(tokens: int, n: int, k: int) -> None:
+    for dtype in ("f32", "bf16"):
+        assert gates(module(), Shape(tokens=tokens, n=n, k=k, dtype=dtype))
+
+
 def test_every_finite_code_is_exact() -> None:
     codes = np.array([c for c in range(256) if c & 0x7F != 0x7F], np.uint8)
     shape = Shape(n=len(codes), k=16, dtype="f32", scale_dtype="f32")
@@ -96,7 +113,7 @@ def test_plans_fill_a_gpu_and_fit_a_block() -> None:
 
 def test_refuses_rows_that_are_not_aligned() -> None:
     with pytest.raises(BuildError, match="multiple of 16"):
-        launch.decode(Shape(k=200), {})
+        launch.decode(Shape(k=200), dict.fromkeys(("x", "weight", "weight_scale_inv", "y"), 0))
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ import test_fp8_block_linear_prefill as prefill
 import test_gated_attention as attention
 import test_gated_rms_norm as norm
 import test_lm_head as head
+import test_residual_rms_norm as residual
 import test_sampler as sampler
 from test_memory_bounds import Place, exit_code
 
@@ -20,6 +21,8 @@ from deltart.plugins.gated_rms_norm import inputs as norm_inputs
 from deltart.plugins.gated_rms_norm import launch as norm_launch
 from deltart.plugins.lm_head import inputs as head_inputs
 from deltart.plugins.lm_head import launch as head_launch
+from deltart.plugins.residual_rms_norm import inputs as residual_inputs
+from deltart.plugins.residual_rms_norm import launch as residual_launch
 from deltart.plugins.sampler import inputs as sampler_inputs
 from deltart.plugins.sampler import launch as sampler_launch
 
@@ -28,7 +31,9 @@ def multiply(place: Place) -> None:
     for tokens, n, k, dtype in ((1, 300, 1040, "bf16"), (11, 129, 16, "f32"), (37, 40, 400, "bf16")):
         shape = linear_inputs.Shape(tokens=tokens, n=n, k=k, dtype=dtype)
         given = linear_inputs.make(shape, 0) | linear_inputs.outputs(shape)
-        linear.module().run([linear_launch.decode(shape, place(given))])
+        given |= {f"up_{name}": given[name] for name in ("weight", "weight_scale_inv")}
+        at = place(given)
+        linear.module().run([linear_launch.decode(shape, at), linear_launch.gate_up(shape, at)])
 
 
 def multiply_many(place: Place) -> None:
@@ -56,6 +61,13 @@ def normalise(place: Place) -> None:
         norm.module().run([norm_launch.norm(shape, place(norm_inputs.make(shape, 0) | norm_inputs.outputs(shape)))])
 
 
+def add_and_normalise(place: Place) -> None:
+    for width in (5120, 1000):
+        shape = residual_inputs.Shape(2, width)
+        at = place(residual_inputs.make(shape, 0) | residual_inputs.outputs(shape))
+        residual.module().run([residual_launch.norm(shape, at)])
+
+
 def score(place: Place) -> None:
     for weight, subset in (("bf16", 0), ("e4m3", 77)):
         shape = head_inputs.Shape(3, 300, 144, 290, 4, subset, weight_dtype=weight)
@@ -75,6 +87,6 @@ def draw(place: Place) -> None:
 
 
 @pytest.mark.parametrize("behind", [True, False])
-@pytest.mark.parametrize("run", [multiply, multiply_many, attend, normalise, score, draw])
+@pytest.mark.parametrize("run", [multiply, multiply_many, attend, normalise, add_and_normalise, score, draw])
 def test_stays_inside(run: object, behind: bool) -> None:
     assert exit_code(run, behind) == 0

@@ -14,6 +14,7 @@ import test_fp8_block_linear_prefill as prefill
 import test_gated_attention as attention
 import test_gated_rms_norm as norm
 import test_lm_head as head
+import test_residual_rms_norm as residual
 import test_sampler as sampler
 
 from deltart.errors import BuildError
@@ -22,6 +23,7 @@ from deltart.plugins.fp8_block_linear.inputs import Shape as LinearShape
 from deltart.plugins.gated_attention.inputs import Shape as AttentionShape
 from deltart.plugins.gated_rms_norm.inputs import Shape as NormShape
 from deltart.plugins.lm_head.inputs import Shape as HeadShape
+from deltart.plugins.residual_rms_norm.inputs import Shape as ResidualShape
 
 PLUGINS = linear.FOLDER.parent
 
@@ -29,6 +31,10 @@ PLUGINS = linear.FOLDER.parent
 def multiplies(op: Path) -> bool:
     kernels = linear.module(op)
     return all(linear.check(kernels, LinearShape(tokens=t, n=300, k=1040, dtype="f32")) for t in (1, 20))
+
+
+def gates(op: Path) -> bool:
+    return linear.gates(linear.module(op), LinearShape(tokens=3, n=48, k=400, dtype="f32"))
 
 
 def multiplies_many(op: Path, quantized: bool) -> bool:
@@ -43,6 +49,11 @@ def attends(op: Path, splits: int = 1, cache: str = "bf16", pages: int = 0) -> b
 
 def norms(op: Path) -> bool:
     return norm.check(norm.module(op), NormShape(tokens=2, heads=3, dtype="f32", epsilon=0.1))
+
+
+def adds_and_norms(op: Path) -> bool:
+    kernels = residual.module(op)
+    return all(residual.check(kernels, ResidualShape(2, 1000, "f32"), order) for order in (0, REVERSE))
 
 
 def heads(op: Path) -> bool:
@@ -82,6 +93,14 @@ BUGS: dict[str, tuple[str, str, str, str, Callable[[Path], bool]]] = {
         "(a & 0x7f007f00u) >> 4)",
         "((a & 0x7800) ? (a & 0x7f007f00u) >> 4 : (a & 0x7f000000u) >> 4))",
         multiplies,
+    ),
+    "up with the scales of gate": (LINEAR, "decode.cu", ", weight.scale = up.scale", "", gates),
+    "up and gate exchanged": (
+        LINEAR,
+        "decode.cu",
+        "warp % tiles >= in.row_groups",
+        "warp % tiles < in.row_groups",
+        gates,
     ),
     "tiles read before they are there": (
         LINEAR,
@@ -170,6 +189,9 @@ BUGS: dict[str, tuple[str, str, str, str, Callable[[Path], bool]]] = {
         norms,
     ),
     "gate without its factor": ("gated_rms_norm", KERNEL, "z[j] * sigmoid(z[j])", "sigmoid(z[j])", norms),
+    "squares added before they are there": ("residual_rms_norm", KERNEL, "  __syncthreads();\n", "", adds_and_norms),
+    "weight without its one": ("residual_rms_norm", KERNEL, "(1.0f + w[j])", "w[j]", adds_and_norms),
+    "residual not kept": ("residual_rms_norm", KERNEL, "    store(in.h + base + at, h[i]);\n", "", adds_and_norms),
     "padding chosen": (HEAD, KERNEL, "if (id < in.limit)", "if (id >= 0)", heads),
     "the same list's head twice": (HEAD, KERNEL, "++used[from]", "used[from] += 0", heads),
     "one scale for rows of many blocks": (HEAD, "../common/linear_tile.cuh", "half && !Gathered ?", "half ?", heads),

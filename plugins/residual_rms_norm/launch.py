@@ -1,0 +1,25 @@
+"""Launch geometry of the residual RMS norm."""
+
+from __future__ import annotations
+
+import ctypes
+
+from deltart.plugins.launch import Launch, ints, pointers, require
+from deltart.plugins.residual_rms_norm.inputs import Shape
+
+BLOCK = 256
+MOST_WIDTH = 8192
+
+
+def norm(shape: Shape, at: dict[str, int]) -> Launch:
+    """`at`: x h weight y; h is updated."""
+    fits = 0 < shape.width <= MOST_WIDTH and shape.width % 8 == 0 and shape.rows > 0
+    require(fits, f"{shape.rows} rows of {shape.width}", f"rows of a multiple of 8 up to {MOST_WIDTH}")
+    args = (
+        *pointers(at, "x", "h", "weight"),
+        *ints(shape.parameter_dtype == "bf16"),
+        *pointers(at, "y"),
+        *ints(shape.width),
+        ctypes.c_float(shape.epsilon),
+    )
+    return Launch(f"residual_rms_norm_{shape.dtype}", (shape.rows, 1, 1), BLOCK, 4 * BLOCK // 32, args)
