@@ -158,15 +158,16 @@ def test_attention_workspace_is_enough_for_fewer_tokens(slots: int) -> None:
     assert all(attention.plan(shape).workspace_bytes() <= bound for shape, bound in zip(shapes, bounds, strict=True))
 
 
-def test_fp8_block_linear_through_its_contract() -> None:
+@pytest.mark.parametrize("tokens", [5, 40])
+def test_fp8_block_linear_through_its_contract(tokens: int) -> None:
     rng = np.random.default_rng(0)
     given = [
-        cast(rng.standard_normal((2, 5, 192)), "bf16"),
+        cast(rng.standard_normal((2, tokens, 192)), "bf16"),
         rng.standard_normal((200, 192)).astype(ml_dtypes.float8_e4m3fn),
         cast(rng.uniform(0.5, 2, (2, 2)), "bf16"),
     ]
     (y,) = FP8_BLOCK_LINEAR.reference(*(a.astype(np.float64) for a in given))
-    found = {"y": poisoned((2, 5, 200), "bf16")}
+    found = {"y": poisoned((2, tokens, 200), "bf16")}
     run_on_shim(linear, call_of(FP8_BLOCK_LINEAR, given, {}, found))
     assert relative_rms(found["y"], y) <= TOLERANCE["bf16"]
 
