@@ -1,5 +1,6 @@
 # make help        what there is
-# make engine      checkpoint -> artifact -> a generated answer (CHECKPOINT=... NAME=... PROMPT=...)
+# make engine      checkpoint -> artifact -> plans -> verification -> an answer (CHECKPOINT=... NAME=... PROMPT=...)
+# make plugins     compile the CUDA kernels for every target (minutes the first time; cached)
 # make test        the fast tests; make test ARGS="-m slow" the others
 # make check       lint, format, types, import rules
 # make bench       side by side with peers (installs them)
@@ -15,7 +16,7 @@ NAME ?= nano
 PROMPT ?= Type "planet" backwards
 ARTIFACT := artifacts/$(NAME)
 
-.PHONY: help engine test check bench clean
+.PHONY: help engine plugins test check bench clean
 .DEFAULT_GOAL := help
 
 help:
@@ -24,13 +25,18 @@ help:
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q --upgrade pip
-	$(BIN)/python -m pip install -q -c constraints.txt -e '.[cpu,export,dev]'
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[cpu,export,rtx,dev]'
 	@touch $@
 
 engine: $(READY)
 	$(BIN)/deltart inspect $(CHECKPOINT)
 	$(BIN)/deltart export $(CHECKPOINT) -o $(ARTIFACT) --overwrite
+	$(BIN)/deltart build $(ARTIFACT)
+	$(BIN)/deltart verify $(ARTIFACT)
 	$(BIN)/deltart generate $(ARTIFACT) '$(PROMPT)' --chat --temperature 0
+
+plugins: $(READY)
+	$(BIN)/python -m deltart.plugins build
 
 test: $(READY)
 	$(BIN)/python -m pytest $(ARGS)

@@ -25,6 +25,7 @@ from deltart.plugins.fp8_block_linear.reference import BLOCK
 
 SHARD_BYTES = 5_000_000_000
 E4M3_MAX = 448.0
+INITIALIZER_RANGE = 0.02  # of embedding and head, as the family is initialised; other matrices preserve variance
 
 
 @dataclass(frozen=True)
@@ -173,7 +174,9 @@ def _random(plan: Plan, seed: int, scales: dict[str, np.ndarray]) -> np.ndarray:
     elif len(plan.shape) == 1:
         values = rng.normal(0.0, 0.1, plan.shape) + (1.0 if plan.name.endswith("linear_attn.norm.weight") else 0.0)
     else:
-        values = rng.standard_normal(plan.shape, np.float32) * math.prod(plan.shape[1:]) ** -0.5
+        vocabulary = plan.name.endswith(("embed_tokens.weight", "lm_head.weight"))
+        spread = INITIALIZER_RANGE if vocabulary else math.prod(plan.shape[1:]) ** -0.5
+        values = rng.standard_normal(plan.shape, np.float32) * spread
     if plan.dtype != "F8_E4M3":
         return values.astype(DTYPES[plan.dtype])
     quantized, scale = quantize_blocks(values)

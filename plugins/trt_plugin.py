@@ -20,7 +20,7 @@ from deltart.plugins.spec import ACT, F32, FP8, I32, STORED, VERSION, OpSpec
 PLUGIN_VERSION = "1"  # the one that TensorRT's ONNX importer looks for
 CONTRACT_FIELD = "contract"  # serialized beside the attributes: spec.VERSION when the plan was built
 _creators: dict[tuple[str, str], Any] = {}  # TensorRT keeps no reference to a Python creator
-_failures: list[Exception] = []
+_failures: list[BaseException] = []
 
 
 def register_plugins(trt: Any, specs: Sequence[OpSpec]) -> None:
@@ -42,10 +42,17 @@ def unregister_plugins(trt: Any, specs: Sequence[OpSpec]) -> None:
             trt.get_plugin_registry().deregister_creator(creator)
 
 
+def record_failure(error: BaseException) -> None:
+    """Keep an error raised inside a callback, where TensorRT would lose it."""
+    _failures.append(error)
+
+
 def take_failure() -> Exception | None:
-    """The first error raised inside a plugin since the last call: TensorRT itself only reports that one failed."""
+    """The first error raised inside a callback since the last call, no longer kept; an interrupt is raised at once."""
     failure = _failures[0] if _failures else None
     _failures.clear()
+    if failure is not None and not isinstance(failure, Exception):
+        raise failure
     return failure
 
 
@@ -180,8 +187,8 @@ def _recording(cls: type, *methods: str) -> type:
         def call(*arguments: Any) -> Any:
             try:
                 return method(*arguments)
-            except Exception as error:
-                _failures.append(error)
+            except BaseException as error:
+                record_failure(error)
                 raise
 
         return call

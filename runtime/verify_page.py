@@ -33,8 +33,7 @@ def page(report: Report) -> str:
         f"<title>deltart verify: {verdict}</title><style>{STYLE}</style>"
         f"<h1>Verification {verdict}</h1><p>{html.escape(report.artifact)}: {report.tokens} tokens, "
         f"against {html.escape(report.reference)}.</p><ul>{greedy}{skipped}</ul>"
-        f"<h2>Relative RMS error by layer</h2>{_plot(report, runners)}"
-        f"<h2>Figures</h2>{_table(report, runners)}</html>\n"
+        f"<h2>Relative RMS error by layer</h2>{_plot(report, runners)}<h2>Figures</h2>{_table(report, runners)}</html>"
     )
 
 

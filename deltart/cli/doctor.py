@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import ctypes.util
-import importlib.util
 import json
 import os
 import platform
@@ -17,6 +16,9 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+
+from deltart.errors import MissingDependencyError
+from deltart.plugins.toolchain import find_nvcc
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ PACKAGES = (
     ("transformers", "the parity tests' reference", "dev"),
     ("tensorrt-rtx-cu13-bindings", "build and run TensorRT-RTX engines", "rtx"),
     ("tensorrt", "build and run TensorRT engines", "tensorrt"),
-    ("cuda-bindings", "load kernels without torch", "cuda"),
+    ("cuda-bindings", "load kernels without torch", "kernels"),
 )
 
 
@@ -88,11 +90,11 @@ def _package(distribution: str, purpose: str, extra: str) -> Finding:
 
 
 def _nvcc() -> Finding:
-    path = shutil.which("nvcc")
-    wheel = importlib.util.find_spec("nvidia") is not None and importlib.util.find_spec("nvidia.cuda_nvcc") is not None
-    found = path or ("from the nvidia-cuda-nvcc wheel" if wheel else "not found")
-    remedy = "install the CUDA toolkit, or pip install 'deltart[cuda]'"
-    return Finding("nvcc", bool(path or wheel), found, "compile the CUDA kernels", remedy)
+    purpose = "compile the CUDA kernels"
+    try:
+        return Finding("nvcc", True, str(find_nvcc()), purpose)
+    except MissingDependencyError:
+        return Finding("nvcc", False, "not found", purpose, "the CUDA toolkit, or pip install 'deltart[kernels]'")
 
 
 def _driver() -> Finding:

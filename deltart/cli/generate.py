@@ -48,7 +48,12 @@ def add_parser(commands: Any) -> None:
     sampling.add_argument("--stop", action="append", metavar="TEXT", help="stop before this string; may be repeated")
     sampling.add_argument("--ignore-eos", action="store_true", help="go on after an end-of-sequence token")
     run_group = parser.add_argument_group("run")
-    run_group.add_argument("--target", choices=["ort", "portable"], default="ort", help="which lowering to run")
+    run_group.add_argument(
+        "--target",
+        choices=["auto", "tensorrt", "ort", "portable"],
+        default="auto",
+        help="what runs the graph; auto is TensorRT where there are plans and a GPU, else ONNX Runtime",
+    )
     run_group.add_argument(
         "--weights",
         choices=["folded", "mapped"],
@@ -62,7 +67,7 @@ def add_parser(commands: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Generate and print."""
-    from deltart.runtime.backends.ort import OrtBackend
+    from deltart.runtime.backends.choose import open_backend
     from deltart.runtime.generate import Generator
     from deltart.runtime.tokenizer import Tokenizer
 
@@ -70,7 +75,7 @@ def run(arguments: argparse.Namespace) -> None:
     tools = _read_tools(arguments.tools)
     prompt = _prompt(arguments, tools)
     params = _params(arguments, tokenizer)
-    backend = OrtBackend(arguments.artifact, arguments.target, arguments.weights, arguments.threads)
+    backend = open_backend(arguments.artifact, arguments.target, arguments.weights, arguments.threads)
     generation = Generator(backend, tokenizer).generate(prompt, params)
     for piece in generation:
         if not arguments.json:

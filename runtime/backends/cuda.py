@@ -124,3 +124,14 @@ class CudaDriver:
 
     def discard(self, graph: Graph) -> None:
         check(self._cu.cuGraphExecDestroy(graph))
+
+
+def device_name(ordinal: int = 0) -> str:
+    """Name and compute capability of a GPU ("NVIDIA L4 sm_89"); raises as CudaDriver does."""
+    cu = Device(ordinal).driver
+    kind = cu.CUdevice_attribute
+    handle = check(cu.cuDeviceGet(ordinal))
+    major = check(cu.cuDeviceGetAttribute(kind.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, handle))
+    minor = check(cu.cuDeviceGetAttribute(kind.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR, handle))
+    name = check(cu.cuDeviceGetName(128, handle)).split(b"\0")[0].decode()
+    return f"{name} sm_{major}{minor}"

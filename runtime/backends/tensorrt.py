@@ -4,20 +4,31 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from deltart.errors import ArtifactError
+from deltart.errors import ArtifactError, DeltaRTError
 from deltart.manifest import Manifest, load_manifest
+from deltart.plugins.kernel_call import kernel_of
+from deltart.plugins.registry import OPS
 from deltart.runtime.backends import tensorrt_calls as calls
 from deltart.runtime.backends.base import SlotState
 from deltart.runtime.backends.cuda import Cuda, CudaDriver, Graph
 from deltart.runtime.backends.tensorrt_engine import Executor, TensorRtExecutor
 from deltart.runtime.backends.tensorrt_library import installed, load_library
-from deltart.runtime.backends.tensorrt_plans import FILE_NAME, Binding, Flavour, PlanEntry, engine_folder, load_engine
+from deltart.runtime.backends.tensorrt_plans import (
+    FILE_NAME,
+    Binding,
+    EngineManifest,
+    Flavour,
+    PlanEntry,
+    engine_folder,
+    load_engine,
+)
 from deltart.runtime.backends.weight_stream import ALIGNMENT, align, layout, reads, stream_weights
 from deltart.runtime.weights import MappedWeights
 
@@ -49,9 +60,6 @@ class _Plan:
     device: dict[str, int]
     host: dict[str, np.ndarray]
 
-    def bindings(self, role: str) -> list[Binding]:
-        return [b for b in self.entry.bindings if b.role == role]
-
 
 class TensorRtBackend:
     """Runs an artifact's plans; see Backend.
@@ -74,7 +82,7 @@ class TensorRtBackend:
         self.manifest: Manifest = load_manifest(artifact)
         self.engine = load_engine(artifact, flavour or _built_flavour(artifact))
         self._folder = engine_folder(artifact, self.engine.flavour)
-        self._load = load or _loader(self.engine.flavour)
+        self._load = load or _loader(self.engine)
         self._cuda: Cuda = CudaDriver() if cuda is None else cuda
         self._plans: dict[str, _Plan] = {}
         self._weights = self._stream()
@@ -90,8 +98,7 @@ class TensorRtBackend:
             )
         sizes = {"B": engine.slots, "capacity": capacity}
         addresses, end = {}, 0
-        states = [b for b in self._entry(graph, "decode").bindings if b.role == "state"]
-        for binding in states:
+        for binding in self._entry(graph, "decode").by_role["state"]:
             addresses[binding.name] = end
             end += align(binding.nbytes(sizes))
         base = self._cuda.allocate(end)
@@ -106,12 +113,11 @@ class TensorRtBackend:
         """One call; see Backend. Short calls run all slots at once, long ones prefill slot by slot."""
         assert isinstance(state, TensorRtState)
         plans = self._entries(graph)
-        bindings = plans["decode"].bindings
-        sizes = calls.check_inputs(bindings, inputs, state.slots, state.capacity)
+        sizes = calls.check_inputs(plans["decode"], inputs, state.slots, state.capacity)
         phase = calls.phase_of(plans, sizes)
         if phase == "prefill":
             return self._prefill(graph, state, inputs, outputs, sizes)
-        padded = calls.pad_rows(bindings, inputs, self.engine.slots)
+        padded = calls.pad_rows(plans[phase], inputs, self.engine.slots)
         results = self._call(f"{graph}.{phase}", state, 0, padded, outputs)
         return [array[: state.slots].astype(np.float32) for array in results]
 
@@ -125,12 +131,12 @@ class TensorRtBackend:
     ) -> list[np.ndarray]:
         name = f"{graph}.prefill"
         entry = self._entry(graph, "prefill")
-        by_name = {b.name: b for b in entry.bindings}
+        by_name = {b.name: b for b in entry.by_role["output"]}
         results = {o: np.zeros(by_name[o].shape(sizes), np.float32) for o in outputs}
         for row in range(state.slots):
             index = inputs["logit_index"][row]
             for piece in calls.pieces(int(inputs["n_tokens"][row]), index, entry):
-                cut = calls.piece_inputs(entry.bindings, inputs, row, piece)
+                cut = calls.piece_inputs(entry, inputs, row, piece)
                 for output, array in zip(outputs, self._call(name, state, row, cut, outputs), strict=True):
                     if "T" in by_name[output].axes:
                         results[output][row, piece.begin : piece.end] = array[0]
@@ -146,12 +152,12 @@ class TensorRtBackend:
         plan, cuda = self._plan(name), self._cuda
         sizes = {"B": len(inputs["n_tokens"]), "capacity": state.capacity}
         sizes |= {"T": inputs["input_ids"].shape[1], "L": inputs["logit_index"].shape[1]}
-        for binding in plan.bindings("input"):
+        for binding in plan.entry.by_role["input"]:
             values = np.ascontiguousarray(inputs[binding.name], calls.NUMPY[binding.dtype])
             plan.host[binding.name][: values.nbytes] = values.reshape(-1).view(np.uint8)
         self._advance(plan, state, row, sizes, tuple(outputs))
         cuda.synchronize()
-        wanted = {b.name: b for b in plan.bindings("output") if b.name in outputs}
+        wanted = {b.name: b for b in plan.entry.by_role["output"] if b.name in outputs}
         return [_view(plan.host[o], wanted[o], sizes).copy() for o in outputs]
 
     def _advance(
@@ -172,26 +178,31 @@ class TensorRtBackend:
             self._enqueue(plan, sizes, outputs)
             state.graphs.setdefault(key, None)
             return
+        state.graphs[key] = captured = self._capture(plan, sizes, outputs)
+        self._cuda.launch(captured)
+
+    def _capture(self, plan: _Plan, sizes: Mapping[str, int], outputs: Sequence[str]) -> Graph:
         self._cuda.begin_capture()
         try:
             self._enqueue(plan, sizes, outputs)
-        finally:
-            captured = self._cuda.end_capture()
-        state.graphs[key] = captured
-        self._cuda.launch(captured)
+        except DeltaRTError:
+            with suppress(DeltaRTError):  # what broke the capture says more than that it is broken
+                self._cuda.end_capture()
+            raise
+        return self._cuda.end_capture()
 
     def _enqueue(self, plan: _Plan, sizes: Mapping[str, int], outputs: Sequence[str]) -> None:
-        for binding in plan.bindings("input"):
+        for binding in plan.entry.by_role["input"]:
             self._cuda.to_device(plan.device[binding.name], plan.host[binding.name][: binding.nbytes(sizes)])
         plan.executor.enqueue(self._cuda.stream)
-        for binding in plan.bindings("output"):
+        for binding in plan.entry.by_role["output"]:
             if binding.name in outputs:
                 self._cuda.to_host(plan.host[binding.name][: binding.nbytes(sizes)], plan.device[binding.name])
 
     def _bind(self, plan: _Plan, state: TensorRtState, row: int, sizes: Mapping[str, int]) -> None:
-        for binding in [*plan.bindings("input"), *plan.bindings("output")]:
+        for binding in [*plan.entry.by_role["input"], *plan.entry.by_role["output"]]:
             plan.executor.bind(binding.name, plan.device[binding.name], binding.shape(sizes))
-        for binding, result in zip(plan.bindings("state"), plan.bindings("state_output"), strict=True):
+        for binding, result in zip(plan.entry.by_role["state"], plan.entry.by_role["state_output"], strict=True):
             address = state.at(binding, row)
             if address % ALIGNMENT:
                 raise ArtifactError(
@@ -208,10 +219,10 @@ class TensorRtBackend:
             entry = self.engine.plans[name]
             executor = self._load(self._folder / entry.file, entry)
             largest = {axis: sizes[2] for axis, sizes in entry.profile.axes.items()}
-            sizes = {b.name: b.nbytes(largest) for b in entry.bindings if b.role in ("input", "output")}
+            sizes = {b.name: b.nbytes(largest) for role in ("input", "output") for b in entry.by_role[role]}
             device = {n: self._cuda.allocate(nbytes) for n, nbytes in sizes.items()}
             host = {n: self._cuda.pinned(nbytes) for n, nbytes in sizes.items()}
-            for binding in (b for b in entry.bindings if b.role == "weight"):
+            for binding in entry.by_role["weight"]:
                 executor.bind(binding.name, self._weights[binding.name], binding.shape({}))
             # Its own scratch, since captured graphs hold the address.
             executor.use_scratch(self._cuda.allocate(executor.scratch_bytes), executor.scratch_bytes)
@@ -220,7 +231,7 @@ class TensorRtBackend:
 
     def _stream(self) -> dict[str, int]:
         """Bring every weight of every plan to the device; addresses by name."""
-        names = {b.name for plan in self.engine.plans.values() for b in plan.bindings if b.role == "weight"}
+        names = {b.name for plan in self.engine.plans.values() for b in plan.by_role["weight"]}
         tensors = {name: self.manifest.tensors[name] for name in sorted(names)}
         place = layout(tensors)
         base = self._cuda.allocate(place.nbytes)
@@ -245,8 +256,13 @@ def _built_flavour(artifact: Path) -> Flavour:
     return next((f for f in installed() if (engine_folder(artifact, f) / FILE_NAME).exists()), "rtx")
 
 
-def _loader(flavour: Flavour) -> Load:
-    library = load_library(flavour)
+def _loader(engine: EngineManifest) -> Load:
+    """TensorRT's executors; raises before any weight is read when they could not run."""
+    used = {op for plan in engine.plans.values() for op in plan.plugins}
+    for spec in OPS:
+        if spec.name in used:
+            kernel_of(spec)
+    library = load_library(engine.flavour)
     return lambda path, entry: TensorRtExecutor(library, path, entry)
 
 

@@ -9,7 +9,7 @@ import ml_dtypes
 import numpy as np
 
 from deltart.errors import GenerationError
-from deltart.runtime.backends.tensorrt_plans import Binding, PlanEntry
+from deltart.runtime.backends.tensorrt_plans import PlanEntry
 
 NUMPY = {
     "bfloat16": np.dtype(ml_dtypes.bfloat16),
@@ -50,16 +50,13 @@ def pieces(count: int, logit_index: Sequence[int], plan: PlanEntry) -> list[Piec
     return cut
 
 
-def piece_inputs(
-    bindings: Sequence[Binding], inputs: Mapping[str, np.ndarray], row: int, piece: Piece
-) -> dict[str, np.ndarray]:
+def piece_inputs(plan: PlanEntry, inputs: Mapping[str, np.ndarray], row: int, piece: Piece) -> dict[str, np.ndarray]:
     """The inputs of one piece: row `row` alone, its tokens alone, its past moved on by what came before."""
     chosen = {"B": slice(row, row + 1), "T": slice(piece.begin, piece.end)}
     whole = slice(None)
     cut = {
         b.name: inputs[b.name][tuple(chosen.get(axis, whole) if isinstance(axis, str) else whole for axis in b.axes)]
-        for b in bindings
-        if b.role == "input"
+        for b in plan.by_role["input"]
     }
     cut["past_len"] = cut["past_len"] + piece.begin
     cut["n_tokens"] = np.array([piece.end - piece.begin], np.int32)
@@ -67,26 +64,24 @@ def piece_inputs(
     return cut
 
 
-def pad_rows(bindings: Sequence[Binding], inputs: Mapping[str, np.ndarray], slots: int) -> dict[str, np.ndarray]:
+def pad_rows(plan: PlanEntry, inputs: Mapping[str, np.ndarray], slots: int) -> dict[str, np.ndarray]:
     """The inputs with as many rows as the plan has slots; added rows are zero, so they have no tokens."""
     padded = {}
-    for binding in (b for b in bindings if b.role == "input"):
+    for binding in plan.by_role["input"]:
         array, axis = inputs[binding.name], binding.axes.index("B")
         missing = [(0, slots - array.shape[axis] if i == axis else 0) for i in range(array.ndim)]
         padded[binding.name] = np.pad(array, missing)
     return padded
 
 
-def check_inputs(
-    bindings: Sequence[Binding], inputs: Mapping[str, np.ndarray], slots: int, capacity: int
-) -> dict[str, int]:
+def check_inputs(plan: PlanEntry, inputs: Mapping[str, np.ndarray], slots: int, capacity: int) -> dict[str, int]:
     """Sizes of B, T and L in a call.
 
     Raises:
         GenerationError: an input is missing or misshapen, or the tokens do not fit the state.
     """
     sizes: dict[str, int] = {"B": slots}
-    for binding in (b for b in bindings if b.role == "input"):
+    for binding in plan.by_role["input"]:
         shape = inputs[binding.name].shape if binding.name in inputs else None
         for axis, size in zip(binding.axes, shape or (), strict=False):
             sizes.setdefault(str(axis), size) if isinstance(axis, str) else None

@@ -58,7 +58,6 @@ class TensorRtExecutor:
             raise self._error(
                 "TensorRT can't load", f"run 'deltart build' with TensorRT {library.version} for this GPU"
             )
-        self._check_aliases(entry)
         self._context = self._engine.create_execution_context(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
         if self._context is None:
             raise self._error("TensorRT can't make a context of", "free device memory")
@@ -86,13 +85,6 @@ class TensorRtExecutor:
         """See Executor."""
         ask = getattr(self._context, "is_stream_capturable", None)
         return bool(ask(int(stream))) if ask else True
-
-    def _check_aliases(self, entry: PlanEntry) -> None:
-        states = [b.name for b in entry.bindings if b.role == "state"]
-        outputs = [b.name for b in entry.bindings if b.role == "state_output"]
-        loose = [o for s, o in zip(states, outputs, strict=True) if self._engine.get_aliased_input_tensor(o) != s]
-        if loose:
-            raise BuildError(f"{self._name} does not update {', '.join(loose[:3])} in place", "aliased state outputs")
 
     def _error(self, found: str, todo: str) -> DeltaRTError:
         failure = take_failure()

@@ -9,6 +9,7 @@ import os
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,6 +22,7 @@ Flavour = Literal["rtx", "tensorrt"]
 FORMAT = 1
 FILE_NAME = "engine.json"
 PHASES = ("decode", "verify", "prefill")  # a plan each
+ROLES = ("input", "output", "state", "state_output", "weight")
 VERIFY_TOKENS = 8  # at most: the drafts of one step and the token they follow
 PREFILL_ROWS = 16  # logit rows of one prefill call
 ELEMENT_TYPES = {1: "float32", 3: "int8", 6: "int32", 7: "int64", 10: "float16", 16: "bfloat16"}  # by ONNX number
@@ -42,7 +44,7 @@ class Profile:
 
 @dataclass(frozen=True)
 class Binding:
-    """A tensor at a plan's border; `role` is input, output, state, state_output or weight. FP8 weights are int8."""
+    """A tensor at a plan's border; `role` is one of ROLES. FP8 weights are int8."""
 
     name: str
     role: str
@@ -77,6 +79,11 @@ class PlanEntry:
     onnx_sha256: str
     scratch_bytes: int
     seconds: float
+
+    @cached_property
+    def by_role(self) -> dict[str, list[Binding]]:
+        """Bindings by role, in the plan's order."""
+        return {role: [b for b in self.bindings if b.role == role] for role in ROLES}
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
+import ml_dtypes
 import numpy as np
 import pytest
 from gdr_on_shim import addresses
@@ -16,8 +18,14 @@ from deltart.plugins.causal_conv1d.op import CAUSAL_CONV1D
 from deltart.plugins.cpu_shim.runner import compile_cpu
 from deltart.plugins.dims import Dim, expression
 from deltart.plugins.dtypes import cast, poisoned
+from deltart.plugins.fp8_block_linear import plugin as linear
+from deltart.plugins.fp8_block_linear.op import FP8_BLOCK_LINEAR
+from deltart.plugins.gated_attention import plugin as attention
+from deltart.plugins.gated_attention.op import GATED_ATTENTION
 from deltart.plugins.gated_delta_rule import plugin as delta
 from deltart.plugins.gated_delta_rule.op import GATED_DELTA_RULE
+from deltart.plugins.gated_rms_norm import plugin as norm
+from deltart.plugins.gated_rms_norm.op import GATED_RMS_NORM
 from deltart.plugins.kernel_call import Call
 from deltart.plugins.registry import OPS
 from deltart.plugins.spec import ACT, OpSpec, TensorSpec
@@ -47,7 +55,7 @@ def test_dimension_arithmetic() -> None:
 
 
 def call_of(spec: OpSpec, given: list[np.ndarray], attributes: dict, outputs: dict[str, np.ndarray]) -> Call:
-    kinds = {"float32": "f32", "bfloat16": "bf16", "int32": "i32"}
+    kinds = {"float32": "f32", "bfloat16": "bf16", "int32": "i32", "float8_e4m3fn": "i8"}
     sizes = spec.bind_axes([a.shape for a in given], attributes)
     named = {t.name: a for t, a in zip(spec.inputs, given, strict=True)}
     dtypes = {name: kinds[a.dtype.name] for name, a in named.items()}
@@ -115,11 +123,61 @@ def test_workspace_is_enough_on_every_gpu(tokens: int, shared_limit: int) -> Non
             assert delta.chunking(shape, shared_limit).workspace_bytes() <= largest
 
 
-def test_an_op_without_kernel_is_named() -> None:
-    missing = [spec for spec in OPS if not kernel_call.has_kernel(spec)]
-    for spec in missing:
-        with pytest.raises(MissingDependencyError, match=f"{spec.name} has no CUDA kernel"):
-            kernel_call.enqueue(spec, Call({}, {}), 0)
+def test_every_op_has_a_kernel_and_one_without_is_named() -> None:
+    assert all(kernel_call.has_kernel(spec) for spec in OPS)
+    with pytest.raises(MissingDependencyError, match="NoKernel has no CUDA kernel"):
+        kernel_call.enqueue(replace(OPS[0], name="NoKernel"), Call({}, {}), 0)
+
+
+@pytest.mark.parametrize("tokens", [1, 20])
+def test_gated_attention_through_its_contract(tokens: int) -> None:
+    rng = np.random.default_rng(tokens)
+    heads, capacity, past = {"num_heads": 6, "num_kv_heads": 2, "head_dim": 64}, 96, np.array([70, 3], np.int32)
+    n_tokens = np.array([tokens, tokens // 2], np.int32)
+    widths = [("q", 6), ("k", 2), ("v", 2), ("gate", 6)]
+    given = [cast(rng.standard_normal((2, tokens, h * 64)), "bf16") for _, h in widths]
+    given += [cast(rng.standard_normal((2, 2, capacity, 64)), "bf16") for _ in range(2)] + [past, n_tokens]
+    wide = [a.astype(np.float64) if a.dtype != np.int32 else a for a in given]
+    o, k_cache, v_cache = GATED_ATTENTION.reference(*wide, **heads)
+    found = {"o": poisoned((2, tokens, 6 * 64), "bf16")}
+    call = call_of(GATED_ATTENTION, given, heads, found)
+    workspace = np.full(attention.workspace_bytes(call), 0xFF, np.uint8)
+    call.at["workspace"] = workspace.ctypes.data
+    run_on_shim(attention, call)
+    live = np.arange(tokens) < n_tokens[:, None]
+    assert relative_rms(found["o"][live], o[live]) <= TOLERANCE["bf16"]
+    assert relative_rms(given[4], k_cache) == relative_rms(given[5], v_cache) == 0
+
+
+@pytest.mark.parametrize("slots", [1, 8])
+def test_attention_workspace_is_enough_for_fewer_tokens(slots: int) -> None:
+    sizes = {"B": slots, "capacity": 4096, "num_heads": 24, "num_kv_heads": 4, "head_dim": 256}
+    bounds = [attention.workspace_bytes(Call(sizes | {"T": tokens}, {"q": "bf16"})) for tokens in range(1, 80)]
+    shapes = [attention._shape(Call(sizes | {"T": tokens}, {"q": "bf16"})) for tokens in range(1, 80)]
+    assert bounds == sorted(bounds)
+    assert all(attention.plan(shape).workspace_bytes() <= bound for shape, bound in zip(shapes, bounds, strict=True))
+
+
+def test_fp8_block_linear_through_its_contract() -> None:
+    rng = np.random.default_rng(0)
+    given = [
+        cast(rng.standard_normal((2, 5, 192)), "bf16"),
+        rng.standard_normal((200, 192)).astype(ml_dtypes.float8_e4m3fn),
+        cast(rng.uniform(0.5, 2, (2, 2)), "bf16"),
+    ]
+    (y,) = FP8_BLOCK_LINEAR.reference(*(a.astype(np.float64) for a in given))
+    found = {"y": poisoned((2, 5, 200), "bf16")}
+    run_on_shim(linear, call_of(FP8_BLOCK_LINEAR, given, {}, found))
+    assert relative_rms(found["y"], y) <= TOLERANCE["bf16"]
+
+
+def test_gated_rms_norm_through_its_contract() -> None:
+    rng = np.random.default_rng(0)
+    given = [cast(rng.standard_normal(s), "bf16") for s in ((2, 3, 384), (128,), (2, 3, 384))]
+    (y,) = GATED_RMS_NORM.reference(*(a.astype(np.float64) for a in given), epsilon=1e-6)
+    found = {"y": poisoned((2, 3, 384), "bf16")}
+    run_on_shim(norm, call_of(GATED_RMS_NORM, given, {"epsilon": 1e-6}, found))
+    assert relative_rms(found["y"], y) <= TOLERANCE["bf16"]
 
 
 def test_a_state_that_was_copied_is_refused() -> None:

@@ -105,12 +105,26 @@ def test_the_shape_is_one_that_the_kernels_serve(config: dict[str, Any]) -> None
     assert config["mtp_num_hidden_layers"] == 1 and config["tie_word_embeddings"] is False
 
 
-def test_config_has_every_text_field_of_the_family(config: dict[str, Any]) -> None:
-    found = [p / "shared/qwen3_6/Qwen3.6-27B.config.json" for p in ROOT.parents]
+def vendor(name: str) -> dict[str, Any]:
+    """A JSON file of the real model; skips the test where it is absent."""
+    found = [p / "shared" / "qwen3_6" / name for p in ROOT.parents]
     found = [path for path in found if path.exists()]
     if not found:
-        pytest.skip("the vendor's config is not on this machine")
-    theirs = json.loads(found[0].read_text())["text_config"]
+        pytest.skip(f"the vendor's {name} is not on this machine")
+    loaded: dict[str, Any] = json.loads(found[0].read_text())
+    return loaded
+
+
+def test_text_is_split_and_normalised_as_in_the_family() -> None:
+    ours, theirs = read("tokenizer.json"), vendor("tokenizer.json")
+    for part in ("normalizer", "pre_tokenizer"):
+        assert ours[part] == theirs[part]
+    strip = [[{k: v for k, v in t.items() if k != "id"} for t in x["added_tokens"]] for x in (ours, theirs)]
+    assert strip[0] == strip[1]
+
+
+def test_config_has_every_text_field_of_the_family(config: dict[str, Any]) -> None:
+    theirs = vendor("Qwen3.6-27B.config.json")["text_config"]
     assert set(config) == set(theirs) | {"architectures"}
     sized = {
         "hidden_size", "intermediate_size", "layer_types", "linear_num_key_heads", "linear_num_value_heads",
@@ -179,7 +193,7 @@ def test_held_out_answers_stops_and_drafts_through_the_export(sample: list[heldo
     prompts = evaluate.prompts(tokenizer, sample)
     replies, asked, answered = runtime.replies(generator, prompts)
     total = evaluate.overall(evaluate.score(sample, replies))
-    assert total.share >= 0.85
+    assert total.share >= 0.9
     assert total.stopped == total.asked
     assert runtime.acceptance(generator, asked, answered).mean >= evaluate.MTP_BAR
     _, _, expected = reference.replies(model, tokenizer, prompts[:6])

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from transformers.models.qwen3_5 import modeling_qwen3_5
 
+from tools.nano import gdn
 from tools.nano.gdn import gated_delta_rule
 
 
@@ -50,3 +52,10 @@ def test_matches_the_recurrence(length: int, heads: tuple[int, int]) -> None:
         if length > 1 or name != "g":  # with one token and no state, the decay has nothing to act on
             assert a.grad is not None and b.grad is not None
             assert relative(a.grad, b.grad) < 1e-4, name
+
+
+def test_stock_layers_use_it_only_within_the_block() -> None:
+    stock = modeling_qwen3_5.torch_chunk_gated_delta_rule
+    with gdn.installed():
+        assert modeling_qwen3_5.torch_chunk_gated_delta_rule is gdn.gated_delta_rule
+    assert modeling_qwen3_5.torch_chunk_gated_delta_rule is stock

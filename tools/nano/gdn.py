@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from transformers.models.qwen3_5 import modeling_qwen3_5
 
@@ -44,6 +47,12 @@ def _unit(x: torch.Tensor) -> torch.Tensor:
     return x * torch.rsqrt((x * x).sum(-1, keepdim=True) + 1e-6)
 
 
-def install() -> None:
-    """Makes transformers' Qwen3.5 layers use this form (no cache, no initial state) in this process."""
+@contextmanager
+def installed() -> Iterator[None]:
+    """Within it, transformers' Qwen3.5 layers use this form: no cache, no initial state."""
+    stock = modeling_qwen3_5.torch_chunk_gated_delta_rule
     modeling_qwen3_5.torch_chunk_gated_delta_rule = gated_delta_rule
+    try:
+        yield
+    finally:
+        modeling_qwen3_5.torch_chunk_gated_delta_rule = stock

@@ -32,6 +32,8 @@ class Muon(torch.optim.Optimizer):
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         for group in self.param_groups:
             for parameter in group["params"]:
+                if parameter.grad is None:
+                    continue
                 velocity = self.state[parameter].setdefault("velocity", torch.zeros_like(parameter))
                 velocity.lerp_(parameter.grad, 1 - group["momentum"])
                 direction = orthogonalise(parameter.grad.lerp(velocity, group["momentum"]))

@@ -8,6 +8,7 @@ import random
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import fmean
 
 import torch
 import torch.nn.functional as F
@@ -25,39 +26,46 @@ class Recipe:
     Attributes:
         steps: optimizer steps; one step sees about tokens_per_batch tokens.
         warmup: steps of linear warm-up.
-        decay: share of the run, at its end, over which the learning rate falls linearly to zero.
+        decay_from: step from which the learning rate falls linearly, to zero at the last step.
         easy_steps: first steps, over which the strings grow to full length.
         broad_steps: first steps, with the broad mixture of skills; the hard one follows.
         mtp_weight: weight of the MTP head's cross-entropy beside the trunk's.
+        mtp_every: after the broad steps, the MTP head trains on one step in this many.
     """
 
-    steps: int = 3000
+    steps: int = 2800
     seed: int = 36
     tokens_per_batch: int = 4096
     muon_rate: float = 0.02
     adam_rate: float = 0.003
     warmup: int = 100
-    decay: float = 0.6
+    decay_from: int = 1200
     easy_steps: int = 800
     broad_steps: int = 1200
     mtp_weight: float = 0.2
+    mtp_every: int = 4
 
 
-def losses(model: Nano, batch: corpus.Batch) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean cross-entropy over the reply's tokens: (of the trunk, of the MTP head)."""
-    hidden = model.hidden(batch.tokens)
-    drafted = model.draft_hidden(batch.tokens, hidden)
-    after_one, after_two = batch.trained[:, 1:], batch.trained[:, 2:]
-    logits = model.lm_head(hidden[:, :-1][after_one])
-    drafts = model.lm_head(drafted[:, :-1][after_two])
-    trunk = F.cross_entropy(logits.float(), batch.tokens[:, 1:][after_one])
-    return trunk, F.cross_entropy(drafts.float(), batch.tokens[:, 2:][after_two])
+def trunk_loss(model: Nano, batch: corpus.Batch, hidden: torch.Tensor) -> torch.Tensor:
+    """Mean cross-entropy of the next token over the replies."""
+    trained = batch.trained[:, 1:]
+    logits = model.lm_head(hidden[:, :-1][trained])
+    return F.cross_entropy(logits.float(), batch.tokens[:, 1:][trained])
+
+
+def mtp_loss(model: Nano, batch: corpus.Batch, hidden: torch.Tensor) -> torch.Tensor:
+    """Mean cross-entropy of the token after the next, through the MTP head, over the replies."""
+    trained = batch.trained[:, 2:]
+    drafts = model.lm_head(model.draft_hidden(batch.tokens, hidden)[:, :-1][trained])
+    return F.cross_entropy(drafts.float(), batch.tokens[:, 2:][trained])
 
 
 def rate_factor(step: int, recipe: Recipe) -> float:
     """Warm-up, stable, linear decay (WSD)."""
-    left = (recipe.steps - step) / (recipe.decay * recipe.steps)
-    return min(1.0, (step + 1) / recipe.warmup, left)
+    warm = min(1.0, (step + 1) / recipe.warmup)
+    if step < recipe.decay_from:
+        return warm
+    return warm * (recipe.steps - step) / (recipe.steps - recipe.decay_from)
 
 
 def optimizers(model: Nano, recipe: Recipe) -> list[torch.optim.Optimizer]:
@@ -86,12 +94,12 @@ class Run:
     def train(self, save_every: int = 200, log_every: int = 20) -> None:
         """Trains to the recipe's last step, continuing from the folder's state when there is one."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        gdn.install()
         self.optimizers = optimizers(self.model, self.recipe)
         self._resume()
         begun, first = time.monotonic(), self.step
         while self.step < self.recipe.steps:
-            trunk, mtp = self._steps(min(log_every, self.recipe.steps - self.step))
+            with gdn.installed():
+                trunk, mtp = self._steps(min(log_every, self.recipe.steps - self.step))
             spent = (time.monotonic() - begun) / (self.step - first)
             self._report(trunk, mtp, spent)
             if self.step % save_every == 0 or self.step == self.recipe.steps:
@@ -104,25 +112,26 @@ class Run:
         sampler = tasks.Sampler(rng, ease=0.6 * ease)
         mixture = tasks.BROAD if self.step < self.recipe.broad_steps else tasks.HARD
         source = corpus.batches(self.words, sampler, mixture, self.recipe.tokens_per_batch)
-        sums = [0.0, 0.0]
-        for _ in range(count):
-            for index, value in enumerate(self._one_step(next(source))):
-                sums[index] += value / count
-        return sums[0], sums[1]
+        results = [self._one_step(next(source)) for _ in range(count)]
+        drafts = [mtp for _, mtp in results if mtp is not None]
+        return fmean(trunk for trunk, _ in results), fmean(drafts or [math.nan])
 
-    def _one_step(self, batch: corpus.Batch) -> tuple[float, float]:
+    def _one_step(self, batch: corpus.Batch) -> tuple[float, float | None]:
         factor = rate_factor(self.step, self.recipe)
         for optimizer, rate in zip(self.optimizers, (self.recipe.muon_rate, self.recipe.adam_rate), strict=True):
             optimizer.param_groups[0]["lr"] = rate * factor
             optimizer.zero_grad()
+        drafting = self.step < self.recipe.broad_steps or self.step % self.recipe.mtp_every == 0
         with torch.autocast("cpu", torch.bfloat16):
-            trunk, mtp = losses(self.model, batch)
-        (trunk + self.recipe.mtp_weight * mtp).backward()
+            hidden = self.model.hidden(batch.tokens)
+            trunk = trunk_loss(self.model, batch, hidden)
+            mtp = mtp_loss(self.model, batch, hidden) if drafting else None
+        (trunk if mtp is None else trunk + self.recipe.mtp_weight * mtp).backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         for optimizer in self.optimizers:
             optimizer.step()
         self.step += 1
-        return trunk.item(), mtp.item()
+        return trunk.item(), None if mtp is None else mtp.item()
 
     def _report(self, trunk: float, mtp: float, seconds: float) -> None:
         if not math.isfinite(trunk):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -11,6 +12,7 @@ import onnx
 import onnxruntime as ort
 import pytest
 import torch
+from tokenizers import Tokenizer
 
 from deltart.errors import ArtifactError
 from deltart.export.assemble import Tracer, assemble
@@ -23,10 +25,14 @@ from deltart.export.presets import causal_lm, text_config
 from deltart.export.spec import read_spec
 from deltart.export.synthetic import write_checkpoint
 from deltart.manifest import load_manifest
+from deltart.plugins.tolerance import relative_rms
 from deltart.runtime.backends.ort import OrtBackend
 from deltart.runtime.generate import text_inputs
 from support.cases import VOCAB, Export
+from support.eager import eager_logits
 
+NANO = Path(__file__).resolve().parents[3] / "tools" / "nano" / "checkpoint"
+HELDOUT = NANO.parent / "heldout.jsonl"
 SMALL = dict(
     hidden=128, ffn=128, layers=4, heads=2, kv_heads=1, k_heads=1, v_heads=1, head_dim=64, vocab=VOCAB, mtp=False
 )
@@ -101,6 +107,15 @@ def test_lowered_graph_computes_the_model(exported: Export) -> None:
     inputs |= {name: np.asarray(tensors.read(name)) for name in load_manifest(made.artifact).graphs["model"].weights}
     (logits,) = session.run(["logits"], inputs)
     assert np.abs(logits - expected).max() <= 1e-5 * np.abs(expected).max()
+
+
+def test_bfloat16_keeps_the_trained_model() -> None:
+    """What is traced for TensorRT, run by torch: the error that an engine has before any kernel adds its own."""
+    prompts = [json.loads(line)["messages"][0]["content"] for line in HELDOUT.read_text().splitlines()[:60]]
+    ids = np.array([Tokenizer.from_file(str(NANO / "tokenizer.json")).encode(" ".join(prompts)).ids[:400]])
+    found, expected = (eager_logits(NANO, ids, dtype) for dtype in (torch.bfloat16, torch.float32))
+    assert relative_rms(found, expected) <= 1e-2
+    assert (found.argmax(-1) == expected.argmax(-1)).mean() >= 0.95
 
 
 def test_a_changed_checkpoint_is_refused(exported: Export, tmp_path: Path) -> None:

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import gc
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from deltart.errors import ArtifactError, GenerationError
+from deltart.errors import ArtifactError, BuildError, GenerationError, MissingDependencyError
 from deltart.manifest import load_manifest
+from deltart.plugins.registry import OPS
+from deltart.runtime.backends import tensorrt
 from deltart.runtime.backends.ort import OrtBackend
 from deltart.runtime.backends.tensorrt import TensorRtBackend
+from deltart.runtime.backends.tensorrt_plans import engine_folder, load_engine
 from support.cases import VOCAB
 from support.host_gpu import HostCuda, OrtExecutor, write_engine
 
@@ -167,3 +171,33 @@ def test_no_plans(artifact: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(artifact, tmp_path / "copy", ignore=shutil.ignore_patterns("engine")))
     with pytest.raises(ArtifactError, match="deltart build"):
         TensorRtBackend(folder, "rtx", cuda=HostCuda(), load=lambda path, entry: None)
+
+
+def test_a_failure_while_capturing_is_the_one_reported(artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    twin = Twin(artifact, 1)
+    one = (ids(1, 1, 0), np.ones(1, np.int64), np.zeros((1, 1), np.int64))
+    assert twin.call(*one) <= TOLERANCE
+
+    def fail(self: OrtExecutor, stream: HostCuda) -> None:
+        raise BuildError("the kernel refused")
+
+    monkeypatch.setattr(OrtExecutor, "enqueue", fail)
+    with pytest.raises(BuildError, match="the kernel refused"):
+        twin.call(*one)
+    assert twin.cuda.recording is None
+
+
+def test_an_op_without_kernel_stops_before_any_weight_is_read(artifact: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(artifact, tmp_path / "copy"))
+    engine = load_engine(folder, "rtx")
+    plans = {n: replace(p, plugins={"NoKernel": 1}) for n, p in engine.plans.items()}
+    replace(engine, plans=plans).save(engine_folder(folder, "rtx"))
+    cuda = HostCuda()
+    spec = replace(OPS[0], name="NoKernel")
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        pytest.raises(MissingDependencyError, match="NoKernel has no CUDA kernel"),
+    ):
+        patch.setattr(tensorrt, "OPS", (spec,))
+        TensorRtBackend(folder, "rtx", cuda=cuda)
+    assert not cuda.copied

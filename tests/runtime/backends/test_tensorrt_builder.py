@@ -122,9 +122,10 @@ def test_an_error_inside_a_plugin_stops_the_build(artifact: Path, monkeypatch: p
     assert not list((artifact / "engine").rglob("*.*"))
 
 
-def test_an_interrupted_build_leaves_no_engine(artifact: Path) -> None:
+@pytest.mark.parametrize("moment", ["model.prefill: building", "model.prefill: Building"])
+def test_an_interrupted_build_leaves_no_engine(artifact: Path, moment: str) -> None:
     def interrupt(line: str) -> None:
-        if line.startswith("model.prefill: building"):
+        if line.startswith(moment):  # before TensorRT is called, and from inside it
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

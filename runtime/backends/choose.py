@@ -1,0 +1,39 @@
+"""Picks the backend for an artifact on this machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from deltart.errors import DeltaRTError
+from deltart.runtime.backends.base import Backend
+from deltart.runtime.backends.ort import OrtBackend, WeightMode
+
+Target = Literal["auto", "tensorrt", "ort", "portable"]
+
+
+def open_backend(artifact: Path, target: Target = "auto", weights: WeightMode = "folded", threads: int = 0) -> Backend:
+    """The backend that `target` names; "auto" is TensorRT where there are plans and a GPU, else ONNX Runtime.
+
+    Raises:
+        ArtifactError, MissingDependencyError: what the backend needs is not there. A GPU and plans that can't be
+            used are an error too, not a reason to run on the CPU.
+    """
+    if target == "tensorrt" or (target == "auto" and _has_plans(artifact) and _has_gpu()):
+        from deltart.runtime.backends.tensorrt import TensorRtBackend
+
+        return TensorRtBackend(artifact)
+    return OrtBackend(artifact, "portable" if target == "portable" else "ort", weights, threads)
+
+
+def _has_plans(artifact: Path) -> bool:
+    return any((artifact / "engine").glob("**/*.plan"))
+
+
+def _has_gpu() -> bool:
+    try:
+        from deltart.runtime.backends.cuda import device_name
+
+        return bool(device_name())
+    except (DeltaRTError, ImportError):
+        return False

@@ -1,0 +1,161 @@
+"""One TensorRT plan from one lowered graph: parse with plugins, check, build. Nothing here touches the disk."""
+
+from __future__ import annotations
+
+import re
+import signal
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import onnx
+
+from deltart.errors import BuildError, DeltaRTError
+from deltart.plugins.spec import DOMAIN
+from deltart.plugins.trt_plugin import record_failure, take_failure
+from deltart.runtime.backends.tensorrt_library import Library
+from deltart.runtime.backends.tensorrt_plans import Binding, Profile, read_binding
+
+Report = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """A serialized plan. Its bindings have no roles; `plugins` counts composite nodes by op."""
+
+    plan: memoryview
+    bindings: list[Binding]
+    plugins: Mapping[str, int]
+    scratch_bytes: int
+
+
+def compile_plan(
+    library: Library, content: bytes, gpus: Sequence[str], profile: Profile, report: Report = lambda phase: None
+) -> Compiled:
+    """Build the ONNX model `content` under `profile` for `gpus` ("sm_89"; the present GPU for flavour "tensorrt").
+
+    Raises:
+        BuildError: TensorRT refuses the graph, an op has no plugin, or a plugin got lost on the way.
+        DeltaRTError: whatever else a plugin raised.
+    """
+    trt = library.trt
+    model = onnx.load_model_from_string(content)
+    composites = Counter(node.op_type for node in model.graph.node if node.domain == DOMAIN)
+    inputs, outputs = ([read_binding(v) for v in values] for values in (model.graph.input, model.graph.output))
+    for kept in (library.messages.errors, library.messages.info):
+        kept.clear()
+    with _held_interrupts():
+        builder = trt.Builder(library.logger)
+        network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+        _parse(library, network, content)
+        config = _configure(library, builder, inputs, gpus, profile)
+        config.progress_monitor = _monitor(trt, report)
+        plan = builder.build_serialized_network(network, config)
+    failure = take_failure()
+    if plan is None or failure is not None:
+        raise _failed(library, "TensorRT could not build the plan", failure)
+    view = memoryview(plan)
+    _check_plugins(trt, network, view, composites)
+    return Compiled(view, [*inputs, *outputs], dict(composites), _scratch_bytes(library.messages.info))
+
+
+def _check_plugins(trt: Any, network: Any, plan: memoryview, composites: Counter[str]) -> None:
+    """Every composite node must be a plugin layer of the network, and be named in the plan."""
+    layers = sum(network.get_layer(i).type == trt.LayerType.PLUGIN_V3 for i in range(network.num_layers))
+    if layers != composites.total():
+        raise BuildError(f"{layers} plugin layers came of {composites.total()} composite nodes", "one for each")
+    content = bytes(plan)
+    missing = [op for op, count in composites.items() if content.count(op.encode()) < count]
+    if missing:
+        raise BuildError(f"the plan lost plugins: {', '.join(missing)}", "every composite node in the plan")
+
+
+@contextmanager
+def _held_interrupts() -> Iterator[None]:
+    """Hold Ctrl-C back while TensorRT calls into Python: an exception from there ends the process."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    held: list[int] = []
+    previous = signal.signal(signal.SIGINT, lambda number, frame: held.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
+    if held:
+        raise KeyboardInterrupt
+
+
+def _parse(library: Library, network: Any, content: bytes) -> None:
+    parser = library.trt.OnnxParser(network, library.logger)
+    if parser.parse(content):
+        return
+    problems = [parser.get_error(i) for i in range(parser.num_errors)]
+    missing = sorted({p.node_operator() for p in problems if "plugin" in p.desc().lower()})
+    if missing:
+        raise BuildError(
+            f"TensorRT has no plugin for {', '.join(missing)}", "every composite op registered as a plugin",
+            "a newer export needs the plugins of the same version",
+        )  # fmt: skip
+    raise _failed(
+        library, f"TensorRT can't read the graph: {'; '.join(str(p.desc()) for p in problems)}", take_failure()
+    )
+
+
+def _configure(library: Library, builder: Any, inputs: Sequence[Binding], gpus: Sequence[str], profile: Profile) -> Any:
+    trt = library.trt
+    config = builder.create_builder_config()
+    config.set_preview_feature(trt.PreviewFeature.ALIASED_PLUGIN_IO_10_03, True)
+    if hasattr(trt.BuilderFlag, "REQUIRE_USER_ALLOCATION"):
+        config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
+    if library.flavour == "rtx":
+        config.num_compute_capabilities = len(gpus)
+        for position, gpu in enumerate(gpus):
+            config.set_compute_capability(trt.ComputeCapability.__members__[f"SM{gpu[3:]}"], position)
+    shapes = builder.create_optimization_profile()
+    bounds = [{axis: sizes[i] for axis, sizes in profile.axes.items()} for i in range(3)]
+    for tensor in inputs:
+        if any(isinstance(axis, str) for axis in tensor.axes):
+            shapes.set_shape(tensor.name, *(tensor.shape(sizes) for sizes in bounds))
+    config.add_optimization_profile(shapes)
+    return config
+
+
+def _monitor(trt: Any, report: Report) -> Any:
+    class Monitor(trt.IProgressMonitor):
+        def __init__(self) -> None:
+            trt.IProgressMonitor.__init__(self)
+
+        def phase_start(self, phase: str, parent: str | None, steps: int) -> None:
+            try:
+                if parent is None:
+                    report(phase)
+            except BaseException as error:  # it may not cross into TensorRT
+                record_failure(error)
+
+        def step_complete(self, phase: str, step: int) -> bool:
+            return True  # to cancel would corrupt the heap
+
+        def phase_finish(self, phase: str) -> None:
+            pass
+
+    return Monitor()
+
+
+def _failed(library: Library, found: str, failure: Exception | None) -> DeltaRTError:
+    if isinstance(failure, DeltaRTError):
+        return failure
+    said = [*([] if failure is None else [repr(failure)]), *library.messages.errors[:5]]
+    return BuildError(f"{found}: {' | '.join(said) or 'it gave no reason'}")
+
+
+def _scratch_bytes(info: Sequence[str]) -> int:
+    """Activation memory of the plan: TensorRT tells it in its log, and otherwise only with a GPU."""
+    found = [re.search(r"Total Activation Memory: (\d+) bytes", line) for line in info]
+    sizes = [int(match[1]) for match in found if match]
+    if not sizes:
+        raise BuildError("TensorRT no longer logs the plan's activation memory", "a 'Total Activation Memory' line")
+    return max(sizes)

@@ -1,0 +1,41 @@
+"""The model as its own torch modules compute it, composite ops by their float64 references, in any activation dtype."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from deltart.export.checkpoint import Checkpoint
+from deltart.export.models.registry import graphs_of
+from deltart.export.spec import read_spec
+from deltart.export.weights import build_module, load_parameters
+from deltart.plugins.spec import F32
+
+
+def eager_logits(checkpoint: Path, ids: np.ndarray, dtype: torch.dtype) -> np.ndarray:
+    """Logits f32 [B, T, V] of tokens [B, T] from an empty state; in bfloat16, what is traced for TensorRT."""
+    spec, tensors = read_spec(checkpoint), Checkpoint(checkpoint)
+    (graph,) = graphs_of(spec, dtype, False)
+    rows, length = ids.shape
+    values = {
+        "input_ids": torch.from_numpy(ids),
+        "position_ids": torch.arange(length).expand(3, rows, length).contiguous(),
+        "past_len": torch.zeros(rows, dtype=torch.int32),
+        "n_tokens": torch.full((rows,), length, dtype=torch.int32),
+        "logit_index": torch.arange(length).expand(rows, length),
+    }
+    for block in graph.blocks:
+        module = build_module(block, spec, tensors)
+        load_parameters(module, block, tensors)
+        sizes = {"B": rows, "capacity": length}
+        states = [
+            torch.zeros([sizes.get(str(a), a) for a in s.axes], dtype=torch.float32 if s.dtype == F32 else dtype)
+            for s in block.states
+        ]
+        with torch.no_grad():
+            results = module(*[values[i] for i in block.inputs], *states)
+        values.update(zip(block.outputs, results if isinstance(results, tuple) else (results,), strict=False))
+    logits: np.ndarray = values["logits"].float().numpy()
+    return logits
