@@ -13,7 +13,7 @@ from bench.kernels import peers_linear as peers
 from bench.kernels.device import Buffers, Cuda
 from bench.kernels.sections import Arrays, Run, measure
 from bench.kernels.table import Row
-from deltart.plugins import fp8_block_linear, gated_attention, gated_rms_norm, lm_head, sampler
+from deltart.plugins import fp8_block_linear, gated_attention, gated_rms_norm, lm_head, residual_rms_norm, sampler
 from deltart.plugins.fp8_block_linear import inputs as linear_inputs
 from deltart.plugins.fp8_block_linear import launch as linear_launch
 from deltart.plugins.fp8_block_linear.inputs import BLOCK
@@ -28,13 +28,16 @@ from deltart.plugins.launch import Launch
 from deltart.plugins.lm_head import inputs as head_inputs
 from deltart.plugins.lm_head import launch as head_launch
 from deltart.plugins.lm_head.reference import best
+from deltart.plugins.residual_rms_norm import inputs as residual_inputs
+from deltart.plugins.residual_rms_norm import launch as residual_launch
+from deltart.plugins.residual_rms_norm.reference import residual_rms_norm as residual_reference
 from deltart.plugins.sampler import inputs as sampler_inputs
 from deltart.plugins.sampler import launch as sampler_launch
 from deltart.plugins.tolerance import TOLERANCE, relative_rms
 
-LINEAR, ATTENTION, NORM, HEAD, SAMPLER = (
+LINEAR, ATTENTION, NORM, RESIDUAL, HEAD, SAMPLER = (
     Path(str(package.__file__)).parent
-    for package in (fp8_block_linear, gated_attention, gated_rms_norm, lm_head, sampler)
+    for package in (fp8_block_linear, gated_attention, gated_rms_norm, residual_rms_norm, lm_head, sampler)
 )
 # How often a 27B token reads a weight of each shape: 48 GDN layers, 16 attention layers, 64 MLPs.
 PER_TOKEN = {
@@ -199,6 +202,25 @@ def norm(run: Run) -> Iterator[Row]:
         yield measure(run, row, NORM / "kernel.cu", arrays, plan, sum(a.nbytes for a in arrays.values()), 0, {})
 
 
+def residual_norm(run: Run) -> Iterator[Row]:
+    """The residual sum and the norm after it."""
+    for tokens in (1, 9) if run.small else (1, 64, 8192):
+        shape = residual_inputs.Shape(tokens, 1000 if run.small else 5120)
+        row, given = Row("residual", f"T={tokens}"), residual_inputs.make(shape, run.seed)
+        arrays = given | residual_inputs.outputs(shape)
+
+        def plan(b: Buffers, shape: residual_inputs.Shape = shape) -> list[Launch]:
+            return [residual_launch.norm(shape, b.at)]
+
+        buffers = once(run, RESIDUAL / "kernel.cu", arrays, plan)
+        wide = (given[name].astype(np.float64) for name in ("x", "h", "weight"))
+        y, h = residual_reference(*wide, shape.epsilon)
+        row.error, row.state_error = relative_rms(buffers.read("y"), y), relative_rms(buffers.read("h"), h)
+        row.passed = max(row.error, row.state_error) <= TOLERANCE[shape.dtype]
+        moved = sum(a.nbytes for a in arrays.values()) + given["h"].nbytes
+        yield measure(run, row, RESIDUAL / "kernel.cu", arrays, plan, moved, 0, {})
+
+
 def head(run: Run) -> Iterator[Row]:
     """The LM head with its best tokens: bf16, block FP8, and a draft head of 32768 rows."""
     sizes = {"vocabulary": 1000, "k": 208, "limit": 900} if run.small else {}
@@ -248,6 +270,7 @@ SECTIONS: dict[str, Callable[[Run], Iterator[Row]]] = {
     "linear": linear,
     "attention": attention,
     "norm": norm,
+    "residual": residual_norm,
     "head": head,
     "sampler": draw,
 }

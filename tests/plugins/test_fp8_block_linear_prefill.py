@@ -81,3 +81,19 @@ def test_a_zero_group_is_zero() -> None:
     found = run(module(), shape, given, True)
     assert quantized_error(shape, given, found) <= TOLERANCE["bf16"]
     assert (found["y"][0, 1] == 0).all()
+
+
+def test_many_tokens_take_the_tiles() -> None:
+    at = dict.fromkeys(("x", "weight", "weight_scale_inv", "y"), 0)
+    assert launch.forward(Shape(tokens=64), at)[0] == "decode.cu"
+    assert launch.forward(Shape(slots=2, tokens=33), at)[0] == "prefill.cu"
+    assert launch.forward(Shape(tokens=65, dtype="f32"), at)[0] == "decode.cu"
+    assert max(launch.PREFILL_SHARED.values()) <= 99 << 10
+
+
+def test_repeats_to_the_bit() -> None:
+    shape = Shape(tokens=70, n=136, k=400)
+    given = inputs.make(shape, 0)
+    for quantized in (False, True):
+        first, second = (run(module(), shape, given, quantized, order)["y"] for order in (FORWARD, REVERSE))
+        assert first.tobytes() == second.tobytes()

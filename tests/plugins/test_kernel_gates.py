@@ -27,6 +27,8 @@ HOPPER = ("90a",)
 CEILINGS = {
     "fp8_block_linear_decode_bf16_m1": 128,
     "fp8_block_linear_decode_bf16_m2": 128,
+    "fp8_block_linear_gate_up_bf16_m1": 128,
+    "fp8_block_linear_gate_up_bf16_m2": 128,
     "fp8_block_linear": 168,
     "fp8_block_linear_prefill": 255,
     "gated_attention": 255,

@@ -62,7 +62,7 @@ def test_launch_geometry_and_arguments(recorder: RecordingDriver, tmp_path: Path
     kernels.run([Launch("k", (2, 3, 4), 64, 1024, args), Launch("k", (1, 1, 1), 32, 64 << 10, args)], stream=5)
     launches = [call for call in recorder.calls if call[0] == "launch"]
     assert launches[0] == ("launch", "cuModuleGetFunction", (2, 3, 4, 64, 1, 1, 1024, 5), (0x1234, -7))
-    assert ("cuFuncSetAttribute", "cuModuleGetFunction", "dynamic", 100 << 10) in recorder.calls
+    assert ("cuFuncSetAttribute", "cuModuleGetFunction", "dynamic", 64 << 10) in recorder.calls
     assert ("cuModuleLoadData", b"fat") in recorder.calls
     with pytest.raises(BuildError, match="shared memory"):
         kernels.run([Launch("k", (1, 1, 1), 32, 101 << 10, args)])
