@@ -54,14 +54,21 @@ def gated_attention(
     q: Tensor, k: Tensor, v: Tensor, gate: Tensor, k_cache: Tensor, v_cache: Tensor,
     past_len: Tensor, n_tokens: Tensor, num_heads: int, num_kv_heads: int, head_dim: int,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """See plugins/gated_attention; only for past_len = 0 and whole rows (n_tokens = T)."""
-    if bool(past_len.any()) or bool((n_tokens != q.shape[1]).any()):
+    """See plugins/gated_attention; only from an empty cache (past_len = 0)."""
+    if bool(past_len.any()):
         raise ValueError("calibration runs whole rows from an empty cache")
     q, k, v = (x.unflatten(-1, (-1, head_dim)).transpose(1, 2) for x in (q, k, v))  # [B, heads, T, D]
-    o = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
-    rest = k_cache[:, :, k.shape[2] :], v_cache[:, :, v.shape[2] :]
-    caches = torch.cat([k, rest[0]], dim=2), torch.cat([v, rest[1]], dim=2)
-    return o.transpose(1, 2).flatten(-2) * gate.sigmoid(), *caches
+    o = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True).transpose(1, 2).flatten(-2)
+    real = torch.arange(o.shape[1]) < n_tokens[:, None]  # [B, T]
+    caches = (_written(k, k_cache, real), _written(v, v_cache, real))
+    return torch.where(real[..., None], o, 0.0) * gate.sigmoid(), *caches
+
+
+def _written(rows: Tensor, cache: Tensor, real: Tensor) -> Tensor:
+    """The cache [B, Hkv, capacity, D] with its first rows replaced by the real ones of [B, Hkv, T, D]."""
+    length = rows.shape[2]
+    kept = torch.where(real[:, None, :, None], rows, cache[:, :, :length])
+    return torch.cat([kept, cache[:, :, length:]], dim=2)
 
 
 def gated_delta_rule(

@@ -53,10 +53,10 @@ def test_attention(length: int) -> None:
     rng = np.random.default_rng(length)
     q, k, v, gate = (random(rng, 2, length, heads * 16) for heads in (4, 2, 2, 4))
     caches = [random(rng, 2, 2, length + 3, 16) for _ in range(2)]
-    past, whole = torch.zeros(2, dtype=torch.int32), torch.full((2,), length, dtype=torch.int32)
-    assert_same(ops.gated_attention, q, k, v, gate, *caches, past, whole, 4, 2, 16)
+    past, n_tokens = torch.zeros(2, dtype=torch.int32), torch.tensor([length, (length + 1) // 2], dtype=torch.int32)
+    assert_same(ops.gated_attention, q, k, v, gate, *caches, past, n_tokens, 4, 2, 16)
     with pytest.raises(ValueError), FastBodies():
-        ops.gated_attention(q, k, v, gate, *caches, past + 1, whole, 4, 2, 16)
+        ops.gated_attention(q, k, v, gate, *caches, past + 1, n_tokens, 4, 2, 16)
 
 
 def test_fp8_linear() -> None:

@@ -1,0 +1,83 @@
+"""What quantizing one weight costs, in numbers for the report."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+from deltart.calib.observe import InputStatistics
+from deltart.calib.scales import E4M3_MAX, Quantized, absmax, blocks, stripe_rows, stripes
+from deltart.plugins.fp8_block_linear.reference import BLOCK
+
+OUTLIER = 8.0  # in units of the weight's RMS
+ROUNDED_SCALE = 1 + 2.0**-8  # a scale rounded to BF16 falls short of absmax by less than this
+Tensor = torch.Tensor
+
+
+@dataclass(frozen=True)
+class WeightFigures:
+    """Of one weight.
+
+    Attributes:
+        sqnr_db: 10 log10 of weight energy over error energy; None where nothing was lost.
+        peak: largest |w| over the RMS of w.
+        outliers: share of |w| beyond OUTLIER times the RMS.
+        saturated: share of weights beyond 448 scales, which were clipped.
+        output_error: energy of the output's error over the output's, on the calibration text; None without text.
+        absmax_output_error: the same for absmax scales.
+    """
+
+    sqnr_db: float | None
+    peak: float
+    outliers: float
+    saturated: float
+    output_error: float | None = None
+    absmax_output_error: float | None = None
+
+
+def measure(weight: Tensor, quantized: Quantized, inputs: InputStatistics | None) -> WeightFigures:
+    """Figures of a weight [N, K] and what it became."""
+    unit = float(quantized.scale.float().max()) * E4M3_MAX  # squares of weights in this unit neither over- nor underflow
+    energy = sum(float((stripe / unit).square().sum()) for stripe in stripes(weight))
+    rms = math.sqrt(energy / weight.numel())
+    noise, peak, outliers, saturated = 0.0, 0.0, 0, 0
+    for stripe, part in _pairs(weight, quantized, unit):
+        magnitude = stripe.abs()
+        peak = max(peak, float(magnitude.max()))
+        outliers += int((magnitude > OUTLIER * rms).sum())
+        limit = part.scale[:, None, :, None] * (E4M3_MAX * ROUNDED_SCALE)
+        saturated += int((blocks(magnitude) > limit).sum())
+        noise += float((part.dequantized() - stripe).square().sum())
+    return WeightFigures(
+        sqnr_db=10 * math.log10(energy / noise) if noise else None,
+        peak=peak / rms if rms else 0.0,
+        outliers=outliers / weight.numel(),
+        saturated=saturated / weight.numel(),
+        output_error=_output_error(weight, quantized, inputs, unit) if inputs else None,
+        absmax_output_error=_output_error(weight, absmax(weight), inputs, unit) if inputs else None,
+    )
+
+
+def _output_error(weight: Tensor, quantized: Quantized, inputs: InputStatistics, unit: float) -> float:
+    """tr(E H E^T) / tr(W H W^T), in stripes of rows."""
+    error = energy = 0.0
+    for stripe, part in _pairs(weight, quantized, unit):
+        error += _energy(part.dequantized() - stripe, inputs)
+        energy += _energy(stripe, inputs)
+    return error / energy if energy else 0.0
+
+
+def _energy(rows: Tensor, inputs: InputStatistics) -> float:
+    parts = rows.split([len(H) for H in inputs.moments], dim=1)
+    return sum(float(((part @ H) * part).sum()) for part, H in zip(parts, inputs.moments, strict=True))
+
+
+def _pairs(weight: Tensor, quantized: Quantized, unit: float) -> Iterator[tuple[Tensor, Quantized]]:
+    """Stripes of the weight and of what it became, both in `unit`."""
+    rows = stripe_rows(weight)
+    parts = zip(quantized.weight.split(rows), quantized.scale.split(rows // BLOCK), strict=True)
+    for stripe, (values, scale) in zip(stripes(weight), parts, strict=True):
+        yield stripe.div_(unit), Quantized(values, scale.float() / unit)
