@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import torch
 
 from deltart.calib.observe import InputStatistics
-from deltart.calib.scales import E4M3_MAX, Quantized, absmax, blocks, stripe_rows, stripes
+from deltart.calib.scales import E4M3_MAX, Quantized, absmax, block_amax, blocks, stripe_rows, stripes
 from deltart.plugins.fp8_block_linear.reference import BLOCK
 
-OUTLIER = 8.0  # in units of the weight's RMS
+OUTLIER = 8.0  # peak over RMS that makes a block one with outliers; 4 is usual for 128 x 128 normal weights
 ROUNDED_SCALE = 1 + 2.0**-8  # a scale rounded to BF16 falls short of absmax by less than this
 Tensor = torch.Tensor
 
@@ -24,8 +24,8 @@ class WeightFigures:
     Attributes:
         sqnr_db: 10 log10 of weight energy over error energy; None where nothing was lost.
         peak: largest |w| over the RMS of w.
-        outliers: share of |w| beyond OUTLIER times the RMS.
-        saturated: share of weights beyond 448 scales, which were clipped.
+        outliers: share of blocks whose largest |w| is beyond OUTLIER times the block's RMS.
+        saturated: share of blocks whose largest |w| is beyond 448 scales, and so was clipped.
         output_error: energy of the output's error over the output's, on the calibration text; None without text.
         absmax_output_error: the same for absmax scales.
     """
@@ -41,24 +41,32 @@ class WeightFigures:
 def measure(weight: Tensor, quantized: Quantized, inputs: InputStatistics | None) -> WeightFigures:
     """Figures of a weight [N, K] and what it became."""
     unit = float(quantized.scale.float().max()) * E4M3_MAX  # squares of weights in this unit neither over- nor underflow
-    energy = sum(float((stripe / unit).square().sum()) for stripe in stripes(weight))
-    rms = math.sqrt(energy / weight.numel())
-    noise, peak, outliers, saturated = 0.0, 0.0, 0, 0
+    energy, noise, outliers, saturated, peak = 0.0, 0.0, 0, 0, 0.0
     for stripe, part in _pairs(weight, quantized, unit):
-        magnitude = stripe.abs()
-        peak = max(peak, float(magnitude.max()))
-        outliers += int((magnitude > OUTLIER * rms).sum())
-        limit = part.scale[:, None, :, None] * (E4M3_MAX * ROUNDED_SCALE)
-        saturated += int((blocks(magnitude) > limit).sum())
-        noise += float((part.dequantized() - stripe).square().sum())
+        amax, squares = block_amax(stripe), _block_squares(stripe)
+        energy += float(squares.sum())
+        peak = max(peak, float(amax.max()))
+        outliers += int((amax.square() * BLOCK**2 > OUTLIER**2 * squares).sum())
+        saturated += int((amax > part.scale * (E4M3_MAX * ROUNDED_SCALE)).sum())
+        noise += _squares(part.dequantized().sub_(stripe))
+    rms = math.sqrt(energy / weight.numel())
     return WeightFigures(
         sqnr_db=10 * math.log10(energy / noise) if noise else None,
         peak=peak / rms if rms else 0.0,
-        outliers=outliers / weight.numel(),
-        saturated=saturated / weight.numel(),
+        outliers=outliers / quantized.scale.numel(),
+        saturated=saturated / quantized.scale.numel(),
         output_error=_output_error(weight, quantized, inputs, unit) if inputs else None,
         absmax_output_error=_output_error(weight, absmax(weight), inputs, unit) if inputs else None,
     )
+
+
+def _squares(x: Tensor) -> float:
+    return float(torch.dot(x.flatten(), x.flatten()))
+
+
+def _block_squares(stripe: Tensor) -> Tensor:
+    segments = torch.linalg.vector_norm(blocks(stripe), dim=-1)  # [n, 128, k]: fast because contiguous
+    return segments.square_().sum(1)
 
 
 def _output_error(weight: Tensor, quantized: Quantized, inputs: InputStatistics, unit: float) -> float:

@@ -53,9 +53,10 @@ class Step:
 
     def run(self) -> None:
         """Take the batches through the layer. Raises CalibrationError when its output is not finite."""
-        for self.current in self.batches:
-            results = run_block(self.block, self.module, self.current)
-            self.current.update({name: results[name] for name in self.block.outputs})
+        for values in self.batches:
+            self.current = values
+            results = run_block(self.block, self.module, values)
+            values.update({name: results[name] for name in self.block.outputs})
             if not all(bool(results[name].isfinite().all()) for name in self.block.outputs):
                 raise CalibrationError(
                     f"block '{self.key}' of the checkpoint gives inf or NaN on the calibration text",

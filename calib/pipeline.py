@@ -23,7 +23,7 @@ from deltart.calib.forward import Step
 from deltart.calib.layout import Selection, Site
 from deltart.calib.observe import BlockStatistics, InputStatistics, Statistics
 from deltart.calib.report import Report
-from deltart.calib.scales import E4M3_MAX, Quantized, absmax, search
+from deltart.calib.scales import E4M3_MAX, Quantized, absmax, one_thread, search
 from deltart.calib.staging import Staging, link_or_copy, sha256_of, staged
 from deltart.errors import CheckpointError
 from deltart.export.checkpoint import INDEX, Checkpoint
@@ -163,13 +163,14 @@ def _quantize(
     try:
         if method == "hessian" and inputs is not None:
             quantized = compensate(weight, inputs.moments, inputs.tokens)
-        else:
+            return quantized, measure(weight, quantized, inputs)
+        with one_thread():
             quantized = absmax(weight) if method == "absmax" else search(weight, None)
+            return quantized, measure(weight, quantized, inputs)
     except ValueError as error:
         raise CheckpointError(
             f"tensor '{module}.weight' {error}", "finite weights", "the checkpoint is damaged: get it again"
         ) from None
-    return quantized, measure(weight, quantized, inputs)
 
 
 def _read(tensors: Checkpoint, name: str) -> torch.Tensor:

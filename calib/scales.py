@@ -6,6 +6,7 @@ Values are rounded to nearest, ties to even, and saturate at +-448. Scales multi
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -17,7 +18,7 @@ E4M3_MAX = 448.0
 MIN_SCALE, MAX_SCALE = 2.0**-126, 145.0 * 2.0**112
 # Multiples of the absmax scale worth trying. E4M3 repeats itself every octave, so this spans 1.5 of them.
 FACTORS = tuple(2.0 ** (step / 8) for step in range(-4, 8))
-STRIPE_ELEMENTS = 1 << 20  # work on stripes that stay in the cache
+STRIPE_ELEMENTS = 1 << 19  # work on stripes that stay in the cache
 Tensor = torch.Tensor
 
 
@@ -30,7 +31,7 @@ class Quantized:
 
     def dequantized(self) -> Tensor:
         """The float32 values [N, K] that every consumer sees."""
-        return blocks(self.weight.float()).mul_(self.scale.float()[:, None, :, None]).view(self.weight.shape)
+        return blocks(decode(self.weight)).mul_(self.scale.float()[:, None, :, None]).view(self.weight.shape)
 
 
 def blocks(weight: Tensor) -> Tensor:
@@ -39,14 +40,32 @@ def blocks(weight: Tensor) -> Tensor:
     return weight.view(rows // BLOCK, BLOCK, columns // BLOCK, BLOCK)
 
 
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Elementwise work on stripes runs at memory speed on one core; waiting for others costs up to ten times as much."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def decode(values: Tensor) -> Tensor:
+    """E4M3 to float32, ten times as fast as `values.float()`: the bits are a float32's but for the exponent's bias."""
+    bits = values.view(torch.int8).to(torch.int32)  # the sign is spread over the upper 25 bits
+    bits.bitwise_left_shift_(20).bitwise_and_(-0x78100000)  # sign, 4 of the 8 exponent bits, 3 of mantissa
+    return bits.view(torch.float32).mul_(2.0**120)
+
+
 def stripe_rows(weight: Tensor) -> int:
     """Height of the stripes to work in: whole blocks, about STRIPE_ELEMENTS elements."""
     return max(1, STRIPE_ELEMENTS // weight.shape[1] // BLOCK) * BLOCK
 
 
 def stripes(weight: Tensor) -> Iterator[Tensor]:
-    """The weight in float32, stripe_rows at a time."""
-    return (stripe.float() for stripe in weight.split(stripe_rows(weight)))
+    """Float32 copies of the weight's rows, stripe_rows at a time; the caller may change them."""
+    return (stripe.to(torch.float32, copy=True) for stripe in weight.split(stripe_rows(weight)))
 
 
 def absmax(weight: Tensor, scale_dtype: torch.dtype = torch.bfloat16) -> Quantized:
@@ -58,14 +77,14 @@ def absmax(weight: Tensor, scale_dtype: torch.dtype = torch.bfloat16) -> Quantiz
     Raises:
         ValueError: the weight holds inf or NaN.
     """
-    values, scales = [], []
-    for stripe in stripes(weight):
+    values, scales = torch.empty(weight.shape, dtype=torch.float8_e4m3fn), []
+    for stripe, target in zip(stripes(weight), values.split(stripe_rows(weight)), strict=True):
         w = blocks(stripe)
-        amax = _amax(w)
+        amax = block_amax(stripe)
         forward = (E4M3_MAX / amax).clamp(max=1 / MIN_SCALE).masked_fill(amax == 0, 1.0)
-        values.append((w * forward[:, None, :, None]).clamp_(-E4M3_MAX, E4M3_MAX).to(torch.float8_e4m3fn))
+        blocks(target).copy_(w.mul_(forward[:, None, :, None]))  # within 448 as it is
         scales.append(_stored(1.0 / forward, scale_dtype))
-    return Quantized(torch.cat(values).view(weight.shape), torch.cat(scales))
+    return Quantized(values, torch.cat(scales))
 
 
 def search(weight: Tensor, importance: Tensor | None, scale_dtype: torch.dtype = torch.bfloat16) -> Quantized:
@@ -91,13 +110,13 @@ def best_scale(stripe: Tensor, importance: Tensor | None, scale_dtype: torch.dty
     Among equals the one nearest below absmax wins, so an all-zero block keeps scale 1, as with absmax.
     """
     w = blocks(stripe)
-    amax = _amax(w)
+    amax = block_amax(stripe)
     start = torch.where(amax > 0, amax / E4M3_MAX, 1.0)
     best, least = _stored(start, scale_dtype), torch.full_like(start, torch.inf)
     for factor in sorted(FACTORS, key=lambda f: abs(f - 1)):
         scale = _stored(torch.where(amax > 0, start * factor, 1.0), scale_dtype)
         s = scale.float()[:, None, :, None]
-        error = (_round(w, scale.float()).float().mul_(s).sub_(w) / start[:, None, :, None]).square_()
+        error = (decode(_round(w, scale.float())).mul_(s).sub_(w) / start[:, None, :, None]).square_()
         if importance is not None:
             error *= importance.view(-1, BLOCK)
         total = error.sum((1, 3))
@@ -106,8 +125,10 @@ def best_scale(stripe: Tensor, importance: Tensor | None, scale_dtype: torch.dty
     return best
 
 
-def _amax(w: Tensor) -> Tensor:
-    amax = w.abs().amax((1, 3))
+def block_amax(weight: Tensor) -> Tensor:
+    """Largest |w| of each block of float32 rows [n, K]: [n/128, K/128]. Raises ValueError for inf or NaN."""
+    rows, columns = weight.shape
+    amax = weight.abs().view(rows // BLOCK, BLOCK, columns).amax(1).view(rows // BLOCK, columns // BLOCK, BLOCK).amax(2)
     if not bool(amax.isfinite().all()):
         raise ValueError("holds inf or NaN")
     return amax
