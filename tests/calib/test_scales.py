@@ -51,10 +51,10 @@ def test_any_magnitude_stays_finite_and_close(quantize, size: float) -> None:  #
 
 def test_zero_blocks_become_zeros_of_scale_one() -> None:
     weight = torch.zeros(128, 256, dtype=torch.bfloat16)
-    weight[:, 128:] = 1
+    weight[:, 128:] = 448
     for result in (absmax(weight), search(weight, None)):
         assert result.scale[0, 0] == 1 and not bool(result.weight[:, :128].float().any())
-        assert torch.equal(result.dequantized()[:, 128:], torch.ones(128, 128))
+        assert torch.equal(result.dequantized()[:, 128:], torch.full((128, 128), 448.0))
 
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
