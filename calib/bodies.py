@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from deltart.export import ops  # noqa: F401  registers the ops that this module gives bodies to
 from deltart.plugins.fp8_block_linear.reference import BLOCK
-from deltart.plugins.gated_delta_rule.reference import L2_EPSILON
+from deltart.plugins.gated_delta_rule.reference import EPSILON
 
 CHUNK = 64
 Tensor = torch.Tensor
@@ -76,13 +76,13 @@ def gated_delta_rule(
     num_k_heads: int, num_v_heads: int, head_k_dim: int, head_v_dim: int,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """See plugins/gated_delta_rule; the chunked form, its triangular system solved by substitution."""
-    q, k, v = qkv.split([num_k_heads * head_k_dim] * 2 + [num_v_heads * head_v_dim], dim=-1)
+    real = torch.arange(qkv.shape[1]) < n_tokens[:, None]  # [B, T]
+    q, k, v = (qkv * real[..., None]).split([num_k_heads * head_k_dim] * 2 + [num_v_heads * head_v_dim], dim=-1)
     group = num_v_heads // num_k_heads
     q, k = (_unit(x.unflatten(-1, (-1, head_k_dim))).repeat_interleave(group, 2).transpose(1, 2) for x in (q, k))
     v = v.unflatten(-1, (-1, head_v_dim)).transpose(1, 2)  # [B, Hv, T, Dv]
-    real = torch.arange(a.shape[1]) < n_tokens[:, None, None]  # [B, 1, T]
-    g = (-A_log.float().exp() * F.softplus(a.float() + dt_bias.float())).mT * real  # [B, Hv, T]
-    beta = b.float().sigmoid().mT * real
+    g = (-A_log.float().exp() * F.softplus(a.float() + dt_bias.float())).mT * real[:, None]  # [B, Hv, T]
+    beta = b.float().sigmoid().mT * real[:, None]
     outputs = []
     for part in zip(*(x.split(CHUNK, dim=2) for x in (q * head_k_dim**-0.5, k, v, g, beta)), strict=True):
         o, S = _chunk(*part, S)
@@ -91,7 +91,7 @@ def gated_delta_rule(
 
 
 def _unit(x: Tensor) -> Tensor:
-    return x * torch.rsqrt(x.square().sum(-1, keepdim=True) + L2_EPSILON)
+    return x * torch.rsqrt(x.square().sum(-1, keepdim=True) + EPSILON)
 
 
 def _chunk(q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, S: Tensor) -> tuple[Tensor, Tensor]:

@@ -12,7 +12,6 @@ import torch
 
 from deltart.errors import ConfigError
 from deltart.export.checkpoint import INDEX, Checkpoint, TensorInfo
-from deltart.export.formats import is_skipped
 from deltart.export.formats.bf16 import Linear
 from deltart.export.graph import Block
 from deltart.export.models.registry import graphs_of
@@ -86,8 +85,7 @@ def select(sites: Iterable[Site], tensors: Checkpoint, modules: Sequence[str] | 
     """The sites to quantize.
 
     Args:
-        modules: names as in a skip list (whole names, ancestors or trailing paths) of what to quantize; all
-            candidates when None.
+        modules: parts of the names of what to quantize ("mlp", "layers.3", "q_proj"); all candidates when None.
 
     Raises:
         ConfigError: a name matches nothing, splits a fused group, or nothing is left to quantize.
@@ -103,7 +101,7 @@ def select(sites: Iterable[Site], tensors: Checkpoint, modules: Sequence[str] | 
 
 def _why_kept(site: Site, tensors: Checkpoint, modules: Sequence[str] | None) -> str | None:
     """Why the site stays as it is; None when it is to be quantized."""
-    wanted = [m for m in site.modules if modules is None or is_skipped(m, tuple(modules))]
+    wanted = [m for m in site.modules if modules is None or any(_names(name, m) for name in modules)]
     if not wanted:
         return "left out by --modules"
     if len(wanted) < len(site.modules):
@@ -120,9 +118,14 @@ def _why_kept(site: Site, tensors: Checkpoint, modules: Sequence[str] | None) ->
     return None
 
 
+def _names(path: str, module: str) -> bool:
+    """Whether `path` is part of the module's name, on module boundaries."""
+    return f".{path}." in f".{module}."
+
+
 def _check_names(modules: Sequence[str], sites: Sequence[Site]) -> None:
     for name in modules:
-        if not any(is_skipped(module, (name,)) for site in sites for module in site.modules):
+        if not any(_names(name, module) for site in sites for module in site.modules):
             known = ", ".join(leaf for group in GROUPS for leaf in group)
             raise ConfigError(f"--modules names '{name}', which matches no linear that can be quantized", known)
 
