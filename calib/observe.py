@@ -72,24 +72,32 @@ class Statistics:
 
         Transient statistics are deleted once the caller asks for the next.
         """
-        steps: Iterator[Step] | None = None
+        batches = batches_of(rows)
+        steps = sweep(spec, tensors, batches, self.folder / BATCHES)
         for key in dict.fromkeys(site.block for site in sites if site.block in wanted):
             path = self.folder / f"{key}.pt"
             if not path.exists():
-                steps = steps or sweep(spec, tensors, batches_of(rows), self.folder / BATCHES)
-                _save(path, next(s for s in (self._observed(step, sites, key) for step in steps) if s))
+                found = _reach(steps, sites, key)
+                if found is None:  # the saved batches are past this layer: its weights were lost
+                    (self.folder / BATCHES).unlink(missing_ok=True)
+                    steps = sweep(spec, tensors, batches, self.folder / BATCHES)
+                    found = _reach(steps, sites, key)
+                assert found is not None
+                _save(path, found)
+                del found
             yield key, _load(path)
             if self.transient:
                 path.unlink()
         (self.folder / BATCHES).unlink(missing_ok=True)
 
-    @staticmethod
-    def _observed(step: Step, sites: Sequence[Site], key: str) -> BlockStatistics | None:
-        """Run the step; its statistics if it is the one of `key`."""
-        if step.key != key:
-            step.run()
-            return None
-        return observe(step, [site for site in sites if site.block == key])
+
+def _reach(steps: Iterator[Step], sites: Sequence[Site], key: str) -> BlockStatistics | None:
+    """Run the steps up to the layer `key` and observe that one; None when it does not come."""
+    for step in steps:
+        if step.key == key:
+            return observe(step, [site for site in sites if site.block == key])
+        step.run()
+    return None
 
 
 def observe(step: Step, sites: Sequence[Site]) -> BlockStatistics:

@@ -130,7 +130,7 @@ def _quantize_all(
 ) -> dict[str, Any]:  # fmt: skip
     """Quantize layer by layer what the journal lacks; returns the notes of each layer by its name."""
     progress = _Progress(tensors, [m for m in selection.modules if m not in staging.done], say)
-    for key, found in _statistics(spec, tensors, candidates, dataset, staging, statistics):
+    for key, found in _statistics(spec, tensors, candidates, selection, dataset, staging, statistics):
         for site in (site for site in selection.sites if site.block == key):
             inputs = found.inputs[site.modules[0]] if found else None
             for module in (module for module in site.modules if module not in staging.done):
@@ -143,17 +143,18 @@ def _quantize_all(
 
 
 def _statistics(
-    spec: ModelSpec, tensors: Checkpoint, sites: Sequence[Site], dataset: Dataset | None, staging: Staging,
-    kept: Path | None,
+    spec: ModelSpec, tensors: Checkpoint, sites: Sequence[Site], selection: Selection, dataset: Dataset | None,
+    staging: Staging, kept: Path | None,
 ) -> Iterator[tuple[str, BlockStatistics | None]]:  # fmt: skip
-    """Layers that are not finished, each with its statistics if there is text."""
-    keys = [key for key in dict.fromkeys(site.block for site in sites) if key not in staging.done]
+    """Layers that lack a weight or their note, each with its statistics if there is text."""
+    wanted = {site.block for site in selection.sites if not staging.done.keys() >= set(site.modules)}
     if dataset is None:
-        yield from ((key, None) for key in keys)
+        yield from ((key, None) for key in dict.fromkeys(site.block for site in selection.sites) if key in wanted)
         return
+    wanted |= {site.block for site in sites if site.block not in staging.done}
     source = {"files": [asdict(file) for file in tensors.files], "data": dataset.sha256}
     folder = Statistics(kept or staging.work / "statistics", source, transient=kept is None)
-    yield from folder.gather(spec, tensors, dataset.calibration, sites, set(keys))
+    yield from folder.gather(spec, tensors, dataset.calibration, sites, wanted)
 
 
 def _quantize(
