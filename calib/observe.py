@@ -31,6 +31,11 @@ class InputStatistics:
     amax: float
     tokens: int
 
+    @property
+    def importance(self) -> Tensor:
+        """The second moment of each input [K], times tokens."""
+        return torch.cat([H.diagonal() for H in self.moments])
+
 
 @dataclass
 class KvStatistics:

@@ -56,8 +56,8 @@ def calibrate(
     bytes as one that was not.
 
     Args:
-        method: scales by absmax (the vendor's way), by least squared weight error, or by least output error with
-            rounding that makes up for its own errors.
+        method: scales by absmax (the vendor's way), by least squared error of the weights (with text, each weighted
+            by its input's second moment), or rounding for the least output error.
         data: JSON lines of text (see read_dataset); "hessian", `kv_cache` and `activations` need it. With text the
             report measures the outputs of layers and model, without it the weights alone.
         kv_cache: write kv_cache_scales.json, per layer and per head.
@@ -166,7 +166,7 @@ def _quantize(
             quantized = compensate(weight, inputs.moments, inputs.tokens)
             return quantized, measure(weight, quantized, inputs)
         with one_thread():
-            quantized = absmax(weight) if method == "absmax" else search(weight, None)
+            quantized = absmax(weight) if method == "absmax" else search(weight, inputs.importance if inputs else None)
             return quantized, measure(weight, quantized, inputs)
     except ValueError as error:
         raise CheckpointError(

@@ -16,8 +16,8 @@ from deltart.plugins.fp8_block_linear.reference import BLOCK
 E4M3_MAX = 448.0
 # Scales stay normal numbers, which no GPU flushes to zero, and 448 times a scale stays finite in BF16.
 MIN_SCALE, MAX_SCALE = 2.0**-126, 145.0 * 2.0**112
-# Multiples of the absmax scale worth trying. E4M3 repeats itself every octave, so this spans 1.5 of them.
-FACTORS = tuple(2.0 ** (step / 8) for step in range(-4, 8))
+# Multiples of the absmax scale worth trying. E4M3 repeats itself every octave, and less than absmax would clip.
+FACTORS = tuple(2.0 ** (step / 24) for step in range(24))
 STRIPE_ELEMENTS = 1 << 19  # work on stripes that stay in the cache
 Tensor = torch.Tensor
 
@@ -107,13 +107,13 @@ def search(weight: Tensor, importance: Tensor | None, scale_dtype: torch.dtype =
 def best_scale(stripe: Tensor, importance: Tensor | None, scale_dtype: torch.dtype) -> Tensor:
     """Scales [n/128, K/128] of least squared error, of those that FACTORS offer, for float32 rows [n, K].
 
-    Among equals the one nearest below absmax wins, so an all-zero block keeps scale 1, as with absmax.
+    Among equals the smallest wins; an all-zero block has scale 1, as with absmax.
     """
     w = blocks(stripe)
     amax = block_amax(stripe)
     start = torch.where(amax > 0, amax / E4M3_MAX, 1.0)
     best, least = _stored(start, scale_dtype), torch.full_like(start, torch.inf)
-    for factor in sorted(FACTORS, key=lambda f: abs(f - 1)):
+    for factor in FACTORS:
         scale = _stored(torch.where(amax > 0, start * factor, 1.0), scale_dtype)
         s = scale.float()[:, None, :, None]
         error = (decode(_round(w, scale.float())).mul_(s).sub_(w) / start[:, None, :, None]).square_()
