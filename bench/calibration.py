@@ -24,19 +24,20 @@ import numpy as np
 from deltart.calib import layout
 from deltart.calib.dataset import Dataset, read_dataset
 from deltart.calib.evaluate import Variant, dequantized, evaluate
+from deltart.calib.figures import output_energy
 from deltart.calib.forward import batches_of, sweep
 from deltart.calib.observe import observe
 from deltart.calib.pipeline import Method, calibrate
 from deltart.export import synthetic
 from deltart.export.checkpoint import Checkpoint
-from deltart.export.presets import causal_lm, text_config
+from deltart.export.presets import Config, causal_lm, text_config
 from deltart.export.spec import read_spec
 from deltart.export.weights import load_parameters
 
 METHODS: tuple[Method, ...] = ("absmax", "mse", "hessian")
 NANO = Path(__file__).parent.parent / "tools" / "nano"
-MID = dict(hidden=1024, ffn=2816, layers=8, heads=8, kv_heads=2, k_heads=4, v_heads=8, max_position=32768)
-BIG = dict(hidden=2048, ffn=6144, layers=12, heads=8, kv_heads=2, k_heads=8, v_heads=16, max_position=32768)
+MID: Config = dict(hidden=1024, ffn=2816, layers=8, heads=8, kv_heads=2, k_heads=4, v_heads=8, max_position=32768)
+BIG: Config = dict(hidden=2048, ffn=6144, layers=12, heads=8, kv_heads=2, k_heads=8, v_heads=16, max_position=32768)
 DEGREES = 3  # of Student's t: finite variance, infinite kurtosis
 
 
@@ -101,9 +102,7 @@ def output_errors(checkpoint: Path, quantized: dict[Method, Checkpoint], dataset
                 found = {}
                 for method, checkpoint_of in quantized.items():
                     error = dequantized(checkpoint_of, module) - linear.weight.float()  # type: ignore[operator]
-                    parts = error.split([len(H) for H in statistics.inputs[site.modules[0]].moments], dim=1)
-                    pairs = zip(parts, statistics.inputs[site.modules[0]].moments, strict=True)
-                    found[method] = sum(float(((part @ H) * part).sum()) for part, H in pairs)
+                    found[method] = output_energy(error, statistics.inputs[site.modules[0]])
                 yield found
 
 
@@ -125,7 +124,7 @@ def random_text(work: Path) -> Path:
 def heavy_tailed(work: Path) -> Path:
     """A random checkpoint whose matrices are drawn from Student's t instead of a normal distribution."""
     folder = work / "heavy-tailed"
-    synthetic.write_checkpoint(causal_lm(text_config(**MID, vocab=8192)), folder)  # type: ignore[arg-type]
+    synthetic.write_checkpoint(causal_lm(text_config(**MID, vocab=8192)), folder)
     for number, info in enumerate(Checkpoint(folder).values()):
         if len(info.shape) == 2:
             rng = np.random.default_rng(number)
@@ -138,7 +137,7 @@ def heavy_tailed(work: Path) -> Path:
 
 def cost(work: Path) -> None:
     """Print time and peak memory of absmax, and the time of reading and writing as many bytes."""
-    synthetic.write_checkpoint(causal_lm(text_config(**BIG, vocab=32768)), work / "big")  # type: ignore[arg-type]
+    synthetic.write_checkpoint(causal_lm(text_config(**BIG, vocab=32768)), work / "big")
     source = sum(file.size for file in Checkpoint(work / "big").files)
     copying = min(read_and_write(work, source, int(source * 0.58)) for _ in range(3))
     start = time.monotonic()

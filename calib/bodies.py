@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -17,7 +18,6 @@ from deltart.plugins.fp8_block_linear.reference import BLOCK
 from deltart.plugins.gated_delta_rule.reference import EPSILON
 
 CHUNK = 64
-Tensor = torch.Tensor
 
 
 class FastBodies(TorchDispatchMode):
@@ -84,8 +84,10 @@ def gated_delta_rule(
     g = (-A_log.float().exp() * F.softplus(a.float() + dt_bias.float())).mT * real[:, None]  # [B, Hv, T]
     beta = b.float().sigmoid().mT * real[:, None]
     outputs = []
-    for part in zip(*(x.split(CHUNK, dim=2) for x in (q * head_k_dim**-0.5, k, v, g, beta)), strict=True):
-        o, S = _chunk(*part, S)
+    for begin in range(0, q.shape[2], CHUNK):
+        chunk = slice(begin, begin + CHUNK)
+        qc, kc, vc, gc, bc = (x[:, :, chunk] for x in (q, k, v, g, beta))
+        o, S = _chunk(qc * head_k_dim**-0.5, kc, vc, gc, bc, S)
         outputs.append(o)
     return torch.cat(outputs, dim=2).transpose(1, 2).flatten(-2).contiguous(), S
 

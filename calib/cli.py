@@ -28,8 +28,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--kv-cache", action="store_true", help="also write FP8 KV-cache scales")
     parser.add_argument("--activations", action="store_true", help="also write static activation scales")
-    parser.add_argument("--modules", nargs="+", metavar="NAME", help="quantize only these, e.g. gate_proj up_proj down_proj")
-    parser.add_argument("--statistics", type=Path, metavar="FOLDER", help="keep the inputs' statistics here for other runs")
+    parser.add_argument("--modules", nargs="+", metavar="NAME", help="quantize only what these name, e.g. mlp layers.3")
+    parser.add_argument("--statistics", type=Path, metavar="FOLDER", help="keep statistics of inputs here for reuse")
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -47,6 +47,6 @@ def run(arguments: argparse.Namespace) -> None:
         statistics=arguments.statistics,
         say=lambda line: print(line, flush=True),
     )
-    for variant, agreement in result.agreement.items():
-        print(f"{variant}: KL {agreement.kl:.3g} nats, top-1 {agreement.top1:.2%}, perplexity {agreement.perplexity:.4g}")
+    for variant, found in result.agreement.items():
+        print(f"{variant}: KL {found.kl:.3g} nats, top-1 {found.top1:.2%}, perplexity {found.perplexity:.4g}")
     print(f"{len(result.weights)} linears quantized; see {arguments.output / HTML_NAME}")

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 from deltart.calib.scales import E4M3_MAX, Quantized, search
 from deltart.plugins.fp8_block_linear.reference import BLOCK
@@ -16,7 +17,6 @@ from deltart.plugins.fp8_block_linear.reference import BLOCK
 # Ridge as a share of the mean second moment, and more of it per column where tokens are few against columns.
 DAMPING, DAMPING_PER_COLUMN = 0.003, 0.02
 SWEEPS = 2
-Tensor = torch.Tensor
 
 
 def compensate(

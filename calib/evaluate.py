@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from deltart.calib.forward import Step, Values, batches_of, real_tokens, run_block, sweep
 from deltart.calib.layout import Site
@@ -20,7 +20,6 @@ from deltart.export.spec import ModelSpec
 
 VOCAB_ROWS = 8192  # of the output head at a time
 BUDGETS = (0.75, 0.5, 0.25)
-Tensor = torch.Tensor
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from deltart.calib.observe import InputStatistics
 from deltart.calib.scales import E4M3_MAX, Quantized, absmax, block_amax, blocks, stripe_rows, stripes
@@ -14,7 +15,6 @@ from deltart.plugins.fp8_block_linear.reference import BLOCK
 
 OUTLIER = 8.0  # peak over RMS that makes a block one with outliers; 4 is usual for 128 x 128 normal weights
 ROUNDED_SCALE = 1 + 2.0**-8  # a scale rounded to BF16 falls short of absmax by less than this
-Tensor = torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class WeightFigures:
 
 def measure(weight: Tensor, quantized: Quantized, inputs: InputStatistics | None) -> WeightFigures:
     """Figures of a weight [N, K] and what it became."""
-    unit = float(quantized.scale.float().max()) * E4M3_MAX  # squares of weights in this unit neither over- nor underflow
+    unit = float(quantized.scale.float().max()) * E4M3_MAX  # squares in this unit neither over- nor underflow
     energy, noise, outliers, saturated, peak = 0.0, 0.0, 0, 0, 0.0
     for stripe, part in _pairs(weight, quantized, unit):
         amax, squares = block_amax(stripe), _block_squares(stripe)
@@ -73,12 +73,13 @@ def _output_error(weight: Tensor, quantized: Quantized, inputs: InputStatistics,
     """tr(E H E^T) / tr(W H W^T), in stripes of rows."""
     error = energy = 0.0
     for stripe, part in _pairs(weight, quantized, unit):
-        error += _energy(part.dequantized() - stripe, inputs)
-        energy += _energy(stripe, inputs)
+        error += output_energy(part.dequantized() - stripe, inputs)
+        energy += output_energy(stripe, inputs)
     return error / energy if energy else 0.0
 
 
-def _energy(rows: Tensor, inputs: InputStatistics) -> float:
+def output_energy(rows: Tensor, inputs: InputStatistics) -> float:
+    """tr(R H R^T) of weight rows [n, K]: the summed squares of what they make of the inputs."""
     parts = rows.split([len(H) for H in inputs.moments], dim=1)
     return sum(float(((part @ H) * part).sum()) for part, H in zip(parts, inputs.moments, strict=True))
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from deltart.calib.bodies import FastBodies
 from deltart.calib.errors import CalibrationError
@@ -22,7 +22,6 @@ from deltart.export.spec import ModelSpec
 from deltart.export.weights import build_module, load_parameters
 
 BATCH_TOKENS = 2048
-Tensor = torch.Tensor
 Values = dict[str, Tensor]  # a batch's tensors by the graph's value names
 
 

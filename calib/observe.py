@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from deltart.calib.errors import CalibrationError
 from deltart.calib.forward import Step, batches_of, real_tokens, sweep
@@ -20,7 +21,6 @@ from deltart.export.spec import ModelSpec
 # Widest column range whose second moments are kept together: bounds memory and work for wide inputs.
 MAX_WIDTH = 6144
 SOURCE, BATCHES = "source.json", "batches.pt"
-Tensor = torch.Tensor
 
 
 @dataclass
@@ -71,7 +71,12 @@ class Statistics:
         path.write_text(json.dumps(source))
 
     def gather(
-        self, spec: ModelSpec, tensors: Checkpoint, rows: Sequence[Sequence[int]], sites: Sequence[Site], wanted: set[str]
+        self,
+        spec: ModelSpec,
+        tensors: Checkpoint,
+        rows: Sequence[Sequence[int]],
+        sites: Sequence[Site],
+        wanted: set[str],
     ) -> Iterator[tuple[str, BlockStatistics]]:
         """Statistics of the `wanted` layers in the order of `sites`, read from the folder where it has them.
 

@@ -103,7 +103,9 @@ def _open(checkpoint: Path) -> tuple[ModelSpec, Checkpoint]:
         )
     spec = read_spec(checkpoint)
     if spec.moe is not None:
-        raise CalibrationError(f"{spec.architecture} has no graph yet", "a dense Qwen3.5/3.6 model", "use the vendor's FP8")
+        raise CalibrationError(
+            f"{spec.architecture} has no graph yet", "a dense Qwen3.5/3.6 model", "use the vendor's FP8 release"
+        )
     tensors = Checkpoint(checkpoint)
     account(spec, tensors)
     return spec, tensors

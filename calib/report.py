@@ -17,8 +17,9 @@ from deltart.calib.figures import WeightFigures
 from deltart.errors import MissingDependencyError
 
 JSON_NAME, HTML_NAME = "report.json", "report.html"
-STYLE = "body{font:15px/1.5 sans-serif;max-width:70em;margin:2em auto}td,th{padding:.1em .8em;text-align:right}"
-STYLE += "td:first-child,th:first-child{text-align:left}table{border-collapse:collapse}tr:nth-child(even){background:#f4f4f4}"
+STYLE = """body{font:15px/1.5 sans-serif;max-width:70em;margin:2em auto} table{border-collapse:collapse}
+td,th{padding:.1em .8em;text-align:right} td:first-child,th:first-child{text-align:left}
+tr:nth-child(even){background:#f4f4f4}"""
 
 
 @dataclass

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from deltart.plugins.fp8_block_linear.reference import BLOCK
 
@@ -19,7 +20,6 @@ MIN_SCALE, MAX_SCALE = 2.0**-126, 145.0 * 2.0**112
 # Multiples of the absmax scale worth trying. E4M3 repeats itself every octave, and less than absmax would clip.
 FACTORS = tuple(2.0 ** (step / 24) for step in range(24))
 STRIPE_ELEMENTS = 1 << 19  # work on stripes that stay in the cache
-Tensor = torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ def blocks(weight: Tensor) -> Tensor:
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Elementwise work on stripes runs at memory speed on one core; waiting for others costs up to ten times as much."""
+    """One core keeps up with memory on elementwise work; waiting for the others can cost ten times as much."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -25,15 +25,15 @@ def test_arguments(extra: list[str], method: str, data: Path | None, monkeypatch
     parser, called = argparse.ArgumentParser(), {}
     cli.add_arguments(parser)
 
-    class Done(Exception):
+    class CalledError(Exception):
         pass
 
     def fake(checkpoint: Path, output: Path, **arguments: object) -> None:
         called.update(arguments, checkpoint=checkpoint, output=output)
-        raise Done
+        raise CalledError
 
     monkeypatch.setattr(cli, "calibrate", fake)
-    with pytest.raises(Done):
+    with pytest.raises(CalledError):
         cli.run(parser.parse_args(["in", "-o", "out", *extra]))
     assert (called["checkpoint"], called["output"]) == (Path("in"), Path("out"))
     assert (called["method"], called["data"]) == (method, data)

@@ -36,7 +36,8 @@ def test_rows_are_cut_and_split(tmp_path: Path) -> None:
 
 def test_messages_are_rendered_by_the_checkpoints_template(nano: Path, tmp_path: Path) -> None:
     question, answer = {"role": "user", "content": "Copy \"abc\""}, {"role": "assistant", "content": "abc"}
-    lines = [{"messages": [question]}, {"messages": [question, answer]}, {"messages": [question], "enable_thinking": False}]
+    lines = [{"messages": [question]}, {"messages": [question, answer]}]
+    lines.append({"messages": [question], "enable_thinking": False})  # type: ignore[dict-item]
     path = tmp_path / "chat.jsonl"
     path.write_text("\n".join(json.dumps(line) for line in [*lines, {"text": "plain"}, {"text": "more"}]))
     dataset, tokenizer = read_dataset(path, nano, 2000), Tokenizer.from_folder(nano)

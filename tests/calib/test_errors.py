@@ -81,7 +81,7 @@ def test_truncated(broken: Path, tmp_path: Path) -> None:
         ("not JSON\n", "line 1 is not JSON"),
         ('{"ids": [1, 2]}\n{"note": 1}\n', "line 2 has no usable field"),
         ('{"ids": [1, 2.5]}\n', "line 1 has no usable field"),
-        ('{"ids": [1, %d]}\n' % VOCAB * 9, f"token {VOCAB}"),
+        (f'{{"ids": [1, {VOCAB}]}}\n' * 9, f"token {VOCAB}"),
     ],
 )
 def test_unusable_text(tiny: Path, tmp_path: Path, lines: str, words: str) -> None:

@@ -15,8 +15,8 @@ from deltart.export.formats import is_skipped
 from deltart.export.spec import read_spec
 from deltart.export.synthetic import synthesize
 
-
-LINEARS = {leaf for group in layout.GROUPS for leaf in group} | {"in_proj_a", "in_proj_b", "fc", "lm_head", "qkv", "proj"}
+LINEARS = {leaf for group in layout.GROUPS for leaf in group}
+LINEARS |= {"in_proj_a", "in_proj_b", "fc", "lm_head", "qkv", "proj"}
 
 
 @pytest.fixture(scope="module")

@@ -38,7 +38,7 @@ def test_moments_equal_transformers(tiny: Path, width: int, monkeypatch: pytest.
         for site in (site for site in sites if site.block == step.key):
             own = found.inputs[site.modules[0]]
             if step.key == "mtp.layers.0":
-                assert own.tokens == sum(len(row) - 1 for row in rows)  # the first token of a row has no state before it
+                assert own.tokens == sum(len(row) - 1 for row in rows)
                 continue
             x = torch.cat(seen[site.modules[-1]])
             assert own.tokens == len(x) and own.amax == pytest.approx(float(x.abs().max()), rel=1e-4)

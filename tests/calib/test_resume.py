@@ -73,7 +73,8 @@ import sys
 from pathlib import Path
 from deltart.calib.pipeline import calibrate
 checkpoint, output, text = map(Path, sys.argv[1:])
-calibrate(checkpoint, output, method="hessian", data=text, kv_cache=True, activations=True, say=lambda l: print(l, flush=True))
+arguments = dict(method="hessian", data=text, kv_cache=True, activations=True)
+calibrate(checkpoint, output, **arguments, say=lambda line: print(line, flush=True))
 """
 
 

@@ -80,7 +80,7 @@ def test_search_is_the_least_error_of_its_candidates() -> None:
         found = search(weight, given)
         factor = (given if given is not None else torch.ones(384)).double().numpy().reshape(-1, 128)[None, None]
 
-        def error(scale: np.ndarray) -> np.ndarray:
+        def error(scale: np.ndarray, factor: np.ndarray = factor) -> np.ndarray:
             s = scale[:, None, :, None]
             rounded = np.clip(blockwise(weight) / s, -448, 448).astype(ml_dtypes.float8_e4m3fn).astype(float) * s
             return ((rounded - blockwise(weight)) ** 2 * factor).sum((1, 3))
