@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import resource
+import os
 import shutil
 import subprocess
 import sys
@@ -49,7 +49,10 @@ def main() -> None:
     arguments = parser.parse_args()
     work: Path = arguments.work
     if arguments.what == "absmax":  # what `cost` measures, in a process of its own
+        start = time.monotonic()
         calibrate(work / "big", work / "big-absmax", method="absmax")
+        evict(work / "big-absmax")
+        print(time.monotonic() - start, time.process_time(), peak_memory())
         return
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
@@ -74,21 +77,20 @@ def quality(name: str, checkpoint: Path, text: Path, work: Path) -> None:
     variants = [Variant(m, read_spec(o), quantized[m]) for m, o in outputs.items()]
     perplexity, agreement = evaluate(Variant("original", spec, tensors), variants, dataset.held_out)
     errors = list(output_errors(checkpoint, quantized, dataset))
-    print(f"\n{name}: {dataset.tokens[0]} tokens to calibrate on, {dataset.tokens[1]} held out, {len(errors)} linears")
+    print(f"\n{name}: {dataset.tokens[0]} tokens for calibration, {dataset.tokens[1]} held out, {len(errors)} linears")
     print(f"perplexity of the original {perplexity:.5g}")
     print("| method | output error / absmax: mean | worst | KL, nats | same top token | perplexity | s |")
     print("|---|---|---|---|---|---|---|")
     for method in METHODS:
         ratios = [own[method] / own["absmax"] for own in errors]
         mean, a = math.exp(sum(map(math.log, ratios)) / len(ratios)), agreement[method]
-        print(
-            f"| {method} | {mean:.3f} | {max(ratios):.3f} | {a.kl:.3e} | {a.top1:.2%} | {a.perplexity:.5g} "
-            f"| {seconds[method]:.0f} |",
-            flush=True,
-        )
+        cells = [method, f"{mean:.3f}", f"{max(ratios):.3f}", f"{a.kl:.3e}", f"{a.top1:.2%}", f"{a.perplexity:.5g}"]
+        print("|", " | ".join([*cells, f"{seconds[method]:.0f}"]), "|", flush=True)
 
 
-def output_errors(checkpoint: Path, quantized: dict[Method, Checkpoint], dataset: Dataset) -> Iterator[dict[str, float]]:
+def output_errors(
+    checkpoint: Path, quantized: dict[Method, Checkpoint], dataset: Dataset
+) -> Iterator[dict[str, float]]:
     """For every linear, the squared error of its output on the original's held-out inputs, by method."""
     spec, tensors = read_spec(checkpoint), Checkpoint(checkpoint)
     sites = list(layout.candidates(spec, tensors))
@@ -136,33 +138,51 @@ def heavy_tailed(work: Path) -> Path:
 
 
 def cost(work: Path) -> None:
-    """Print time and peak memory of absmax, and the time of reading and writing as many bytes."""
+    """Print time and peak memory of absmax, and the time of reading and writing as many bytes, disk included."""
     synthetic.write_checkpoint(causal_lm(text_config(**BIG, vocab=32768)), work / "big")
     source = sum(file.size for file in Checkpoint(work / "big").files)
-    copying = min(read_and_write(work, source, int(source * 0.58)) for _ in range(3))
-    start = time.monotonic()
-    subprocess.run([sys.executable, "-m", "bench.calibration", "absmax", "--work", str(work)], check=True)
-    took = time.monotonic() - start
-    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
+    copying = [read_and_write(work, int(source * 0.58)) for _ in range(3)]
+    evict(work / "big")
+    command = [sys.executable, "-m", "bench.calibration", "absmax", "--work", str(work)]
+    printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    took, busy, peak = map(float, printed.split())
     written = sum(file.size for file in Checkpoint(work / "big-absmax").files)
     print(f"{source / 1e9:.2f} GB in, {written / 1e9:.2f} GB out: absmax {took:.1f} s, peak RSS {peak / 1e9:.2f} GB")
-    print(f"reading and writing as much: {copying:.1f} s, so {took / copying:.1f}x; {took / source * 1e9:.1f} s per GB")
-    print(f"27B (55.6 GB): {took / source * 55.6e9 / 60:.1f} min")
+    print(f"CPU time of the process, imports included: {busy:.1f} s")
+    print(f"reading and writing as much: {', '.join(f'{c:.1f}' for c in copying)} s, so {took / sorted(copying)[1]:.1f}x the median")
+    print(f"{took / source * 1e9:.1f} s per GB; 27B (55.6 GB): {took / source * 55.6e9 / 60:.1f} min")
 
 
-def read_and_write(work: Path, read: int, write: int) -> float:
-    """Seconds to read the checkpoint's files and write `write` bytes."""
+def peak_memory() -> int:
+    """Largest resident size of this process since it started its program, in bytes."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.partition("VmHWM:")[2].split()[0]) * 1024
+
+
+def read_and_write(work: Path, write: int) -> float:
+    """Seconds to read the checkpoint's files from disk and to write `write` bytes to it."""
+    evict(work / "big")
     start, buffer = time.monotonic(), bytearray(16 << 20)
     for file in Checkpoint(work / "big").files:
         with (work / "big" / file.name).open("rb", buffering=0) as reader:
             while reader.readinto(buffer):
                 pass
-    with (work / "copy").open("wb", buffering=0) as writer:
+    (work / "copy").mkdir()
+    with (work / "copy" / "bytes").open("wb", buffering=0) as writer:
         for _ in range(write // len(buffer)):
             writer.write(buffer)
+    evict(work / "copy")
     took = time.monotonic() - start
-    (work / "copy").unlink()
+    shutil.rmtree(work / "copy")
     return took
+
+
+def evict(folder: Path) -> None:
+    """Write the folder's files to disk and drop them from the page cache."""
+    for path in folder.iterdir():
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 if __name__ == "__main__":
