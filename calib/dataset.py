@@ -1,0 +1,106 @@
+"""Calibration text: JSON lines in, token rows out, split into rows to calibrate on and rows held out."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from deltart.calib.errors import CalibrationError
+from deltart.errors import GenerationError
+from deltart.runtime.chat import ChatTemplate
+from deltart.runtime.tokenizer import Tokenizer
+
+DEFAULT = Path(__file__).with_name("default.jsonl")
+ROW_TOKENS = 512
+HELD_OUT = 5  # every fifth row
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Token rows of at most ROW_TOKENS tokens, and the SHA-256 of the file they come from."""
+
+    calibration: list[list[int]]
+    held_out: list[list[int]]
+    sha256: str
+
+    @property
+    def tokens(self) -> tuple[int, int]:
+        """How many tokens are calibrated on and held out."""
+        return sum(map(len, self.calibration)), sum(map(len, self.held_out))
+
+
+def read_dataset(path: Path, checkpoint: Path, vocab_size: int) -> Dataset:
+    """Read JSON lines, each {"messages": [...], "tools"?, "enable_thinking"?}, {"text": ...} or {"ids": [...]}.
+
+    Messages are rendered with the checkpoint's own chat template; a last message from the user gets the opening
+    of the reply. Longer conversations are cut into rows.
+
+    Raises:
+        CalibrationError: the file is absent, malformed or too small, or a token is outside the vocabulary.
+        ArtifactError: a line needs a tokenizer or template that `checkpoint` lacks.
+    """
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise CalibrationError(f"{path} can't be read ({error.strerror})", "JSON lines", "check --data") from None
+    encoder = _Encoder(checkpoint)
+    rows: list[list[int]] = []
+    for number, line in enumerate(raw.decode("utf-8", "replace").splitlines(), 1):
+        if line.strip():
+            ids = encoder.ids(line, f"{path}, line {number}")
+            rows += [ids[begin : begin + ROW_TOKENS] for begin in range(0, len(ids), ROW_TOKENS)]
+    rows = [row for row in rows if len(row) > 1]
+    outside = [token for row in rows for token in row if not 0 <= token < vocab_size]
+    if outside:
+        raise CalibrationError(f"{path}: token {outside[0]}", f"0 to {vocab_size - 1}", "use this model's tokenizer")
+    if len(rows) < HELD_OUT:
+        raise CalibrationError(
+            f"{path} gives {len(rows)} rows of text", f"at least {HELD_OUT}, so that one can be held out", "add text"
+        )
+    held_out = [row for number, row in enumerate(rows) if number % HELD_OUT == HELD_OUT - 1]
+    calibration = [row for number, row in enumerate(rows) if number % HELD_OUT != HELD_OUT - 1]
+    return Dataset(calibration, held_out, hashlib.sha256(raw).hexdigest())
+
+
+class _Encoder:
+    """Lines to token ids, the tokenizer and template read when first needed."""
+
+    def __init__(self, checkpoint: Path) -> None:
+        self._checkpoint = checkpoint
+        self._tokenizer: Tokenizer | None = None
+        self._template: ChatTemplate | None = None
+
+    def ids(self, line: str, where: str) -> list[int]:
+        try:
+            item = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise CalibrationError(f"{where} is not JSON ({error})", "one JSON object a line", "correct it") from None
+        ids = item.get("ids") if isinstance(item, dict) else None
+        if isinstance(ids, list) and all(type(token) is int for token in ids):
+            return ids
+        text = self._text(item, where) if isinstance(item, dict) else None
+        if not isinstance(text, str):
+            raise CalibrationError(f"{where} has no usable field", "'messages', 'text' or 'ids'", "correct it")
+        if self._tokenizer is None:
+            self._tokenizer = Tokenizer.from_folder(self._checkpoint)
+        return self._tokenizer.encode(text)
+
+    def _text(self, item: Mapping[str, Any], where: str) -> Any:
+        if "messages" not in item:
+            return item.get("text")
+        if self._template is None:
+            self._template = ChatTemplate.from_folder(self._checkpoint)
+        messages = item["messages"]
+        try:
+            return self._template.render(
+                messages,
+                tools=item.get("tools"),
+                enable_thinking=item.get("enable_thinking", True),
+                add_generation_prompt=messages[-1]["role"] != "assistant",
+            )
+        except (GenerationError, KeyError, IndexError, TypeError) as error:
+            raise CalibrationError(f"{where}: {error}", "messages the template accepts", "correct it") from None

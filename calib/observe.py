@@ -1,0 +1,167 @@
+"""Statistics of what flows into the linears and the KV cache, gathered block by block on calibration text."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from deltart.calib.errors import CalibrationError
+from deltart.calib.forward import Step, batches_of, real_tokens, sweep
+from deltart.calib.layout import Site
+from deltart.export.checkpoint import Checkpoint
+from deltart.export.spec import ModelSpec
+
+# Widest column range whose second moments are kept together: bounds memory and work for wide inputs.
+MAX_WIDTH = 6144
+SOURCE, BATCHES = "source.json", "batches.pt"
+
+
+@dataclass
+class InputStatistics:
+    """Of one input [tokens, K]: X^T X by column range (float32), the largest |x|, and the number of tokens."""
+
+    moments: list[Tensor]
+    amax: float
+    tokens: int
+
+    @property
+    def importance(self) -> Tensor:
+        """The second moment of each input [K], times tokens."""
+        return torch.cat([H.diagonal() for H in self.moments])
+
+
+@dataclass
+class KvStatistics:
+    """Largest |k| and |v| of each KV head, k after norm and RoPE: [num_kv_heads] each."""
+
+    k: list[float]
+    v: list[float]
+
+
+@dataclass
+class BlockStatistics:
+    """Of one layer: inputs by the first module that reads them, and the KV cache if it has one."""
+
+    inputs: dict[str, InputStatistics]
+    kv: KvStatistics | None
+
+
+class Statistics:
+    """The folder that keeps one file per layer; usable again for the same checkpoint and text.
+
+    Raises:
+        CalibrationError: the folder holds statistics of another checkpoint or text.
+    """
+
+    def __init__(self, folder: Path, source: dict[str, Any], transient: bool) -> None:
+        self.folder, self.transient = folder, transient
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / SOURCE
+        if path.exists() and json.loads(path.read_text()) != json.loads(json.dumps(source)):
+            raise CalibrationError(
+                f"{folder} holds statistics of another checkpoint or text", "those of this one", "choose another folder"
+            )
+        path.write_text(json.dumps(source))
+
+    def gather(
+        self,
+        spec: ModelSpec,
+        tensors: Checkpoint,
+        rows: Sequence[Sequence[int]],
+        sites: Sequence[Site],
+        wanted: set[str],
+    ) -> Iterator[tuple[str, BlockStatistics]]:
+        """Statistics of the `wanted` layers in the order of `sites`, read from the folder where it has them.
+
+        Transient statistics are deleted once the caller asks for the next.
+        """
+        batches = batches_of(rows)
+        steps = sweep(spec, tensors, batches, self.folder / BATCHES)
+        for key in dict.fromkeys(site.block for site in sites if site.block in wanted):
+            path = self.folder / f"{key}.pt"
+            if not path.exists():
+                found = _reach(steps, sites, key)
+                if found is None:  # the saved batches are past this layer: its weights were lost
+                    (self.folder / BATCHES).unlink(missing_ok=True)
+                    steps = sweep(spec, tensors, batches, self.folder / BATCHES)
+                    found = _reach(steps, sites, key)
+                assert found is not None
+                _save(path, found)
+                del found
+            yield key, _load(path)
+            if self.transient:
+                path.unlink()
+        (self.folder / BATCHES).unlink(missing_ok=True)
+
+
+def _reach(steps: Iterator[Step], sites: Sequence[Site], key: str) -> BlockStatistics | None:
+    """Run the steps up to the layer `key` and observe that one; None when it does not come."""
+    for step in steps:
+        if step.key == key:
+            return observe(step, [site for site in sites if site.block == key])
+        step.run()
+    return None
+
+
+def observe(step: Step, sites: Sequence[Site]) -> BlockStatistics:
+    """Run the step and watch the inputs of `sites` and its KV cache."""
+    result = BlockStatistics({}, None)
+    handles = []
+    for site in sites:
+        linear = step.module.get_submodule(site.modules[0].removeprefix(f"{step.key}."))
+        statistics = result.inputs[site.modules[0]] = _empty(linear.weight.shape[1])
+        handles.append(linear.register_forward_pre_hook(_input_hook(step, statistics)))
+    attention = getattr(step.module, "self_attn", None)
+    peaks: list[Tensor] = []
+    if attention is not None:
+        handles.append(attention.register_forward_hook(_kv_hook(peaks)))
+    step.run()
+    for handle in handles:
+        handle.remove()
+    if peaks:
+        k, v = torch.stack(peaks).amax(0).tolist()
+        result.kv = KvStatistics(k, v)
+    return result
+
+
+def _empty(width: int) -> InputStatistics:
+    widths = [min(MAX_WIDTH, width - begin) for begin in range(0, width, MAX_WIDTH)]
+    return InputStatistics([torch.zeros(w, w) for w in widths], 0.0, 0)
+
+
+def _input_hook(step: Step, statistics: InputStatistics) -> Any:
+    def hook(module: Any, arguments: tuple[Tensor, ...]) -> None:
+        x = arguments[0][real_tokens(step.current)]  # [tokens, K]
+        for H, part in zip(statistics.moments, x.split(MAX_WIDTH, dim=1), strict=True):
+            H.addmm_(part.T, part)
+        statistics.amax = max(statistics.amax, float(x.abs().max()) if len(x) else 0.0)
+        statistics.tokens += len(x)
+
+    return hook
+
+
+def _kv_hook(peaks: list[Tensor]) -> Any:
+    def hook(module: Any, arguments: Any, results: tuple[Tensor, ...]) -> None:
+        _, k, v = results  # [B, num_kv_heads, T, head_dim], zero where there is no token
+        peaks.append(torch.stack([k.abs().amax((0, 2, 3)), v.abs().amax((0, 2, 3))]))
+
+    return hook
+
+
+def _save(path: Path, statistics: BlockStatistics) -> None:
+    temporary = path.with_suffix(".new")
+    torch.save(asdict(statistics), temporary)
+    os.replace(temporary, path)
+
+
+def _load(path: Path) -> BlockStatistics:
+    raw = torch.load(path, weights_only=True)
+    inputs = {name: InputStatistics(**fields) for name, fields in raw["inputs"].items()}
+    return BlockStatistics(inputs, KvStatistics(**raw["kv"]) if raw["kv"] else None)

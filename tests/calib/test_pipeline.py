@@ -1,0 +1,160 @@
+"""Whole calibrations: what the output holds, who can load it, and what it says about itself."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import FineGrainedFP8Config, Qwen3_5ForCausalLM
+
+from deltart.calib.dataset import read_dataset
+from deltart.calib.pipeline import calibrate
+from deltart.export.checkpoint import Checkpoint
+from deltart.export.pipeline import account, export_checkpoint
+from deltart.export.spec import read_spec
+from deltart.runtime.backends.ort import OrtBackend
+from support.calibration import VOCAB, load, log_probabilities, write_tiny
+
+Made = Callable[[str], Path]
+METHODS = ("absmax", "mse", "hessian")
+
+
+def dequantized(folder: Path) -> dict[str, np.ndarray]:
+    """Every weight in float32, as MODEL says: values times their block's scale."""
+    tensors, weights = Checkpoint(folder), {}
+    for name in tensors:
+        if not name.endswith("_scale_inv"):
+            weights[name] = np.asarray(tensors.read(name)).astype(np.float32)
+        if f"{name}_scale_inv" in tensors:
+            scale = np.asarray(tensors.read(f"{name}_scale_inv")).astype(np.float32)
+            weights[name] = weights[name] * np.kron(scale, np.ones((128, 128), np.float32))
+    return weights
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_transformers_loads_the_same_weights(method: str, calibrated: Made) -> None:
+    """Through transformers' own FP8 path, which dequantizes to BF16 on a CPU."""
+    config = FineGrainedFP8Config(dequantize=True)
+    loaded = Qwen3_5ForCausalLM.from_pretrained(
+        calibrated(method), dtype=torch.bfloat16, quantization_config=config
+    ).state_dict()
+    expected = {n: w for n, w in dequantized(calibrated(method)).items() if not n.startswith("mtp.")}
+    assert expected.keys() == loaded.keys()
+    for name, weight in expected.items():
+        assert loaded[name].dtype == torch.bfloat16
+        assert torch.equal(loaded[name], torch.from_numpy(weight).to(torch.bfloat16)), name
+
+
+def test_exported_output_equals_transformers(calibrated: Made, tmp_path: Path) -> None:
+    export_checkpoint(calibrated("hessian"), tmp_path / "artifact")
+    backend = OrtBackend(tmp_path / "artifact")
+    row = np.random.default_rng(1).integers(0, VOCAB, 50)
+    inputs = {
+        "input_ids": row[None],
+        "position_ids": np.ascontiguousarray(np.broadcast_to(np.arange(50), (3, 1, 50))),
+        "past_len": np.zeros(1, np.int32),
+        "n_tokens": np.full(1, 50, np.int32),
+        "logit_index": np.arange(50)[None],
+    }
+    (logits,) = backend.run("model", backend.new_state("model", 1, 64), inputs, ["logits"])
+    with torch.no_grad():
+        expected = load(calibrated("hessian"))(torch.from_numpy(row[None])).logits.numpy()
+    assert np.abs(logits - expected).max() <= 1e-4
+
+
+def test_the_rest_is_carried_over_untouched(tiny: Path, calibrated: Made) -> None:
+    before, out = Checkpoint(tiny), calibrated("hessian")
+    after = Checkpoint(out)
+    quantized = [name.removesuffix("_scale_inv") for name in after if name.endswith("_scale_inv")]
+    assert len(quantized) == 3 * 6 + 7 + 7 and before.keys() == after.keys() - {f"{n}_scale_inv" for n in quantized}
+    for name in before:
+        if name not in quantized:
+            assert before[name].dtype == after[name].dtype and before.read(name).tobytes() == after.read(name).tobytes()
+    assert (out / "generation_config.json").read_bytes() == (tiny / "generation_config.json").read_bytes()
+    account(read_spec(out), after)
+    extra = {"config.json", "model.safetensors", "generation_config.json", "report.html", "report.json"}
+    assert {p.name for p in out.iterdir()} == extra | {"kv_cache_scales.json", "activation_scales.json"}
+
+
+def test_hessian_beats_absmax_on_held_out_text(tiny: Path, text: Path, calibrated: Made) -> None:
+    """KL, top-1 and perplexity of the report, recomputed through transformers."""
+    held_out = read_dataset(text, tiny, VOCAB).held_out
+    original = [log_probabilities(load(tiny), row) for row in held_out]
+    kl = {}
+    for method in METHODS:
+        report = json.loads((calibrated(method) / "report.json").read_text())
+        found = [log_probabilities(load(calibrated(method)), row) for row in held_out]
+        p, q = torch.cat(original), torch.cat(found)
+        kl[method] = float((p.exp() * (p - q)).sum(-1).mean())
+        losses = torch.cat([-x[torch.arange(len(r) - 1), r[1:]] for x, r in zip(found, held_out, strict=True)])
+        told = report["agreement"][method]
+        assert told["kl"] == pytest.approx(kl[method], rel=0.02, abs=1e-7)
+        assert told["top1"] == pytest.approx(float((p.argmax(-1) == q.argmax(-1)).float().mean()), abs=0.01)
+        assert told["perplexity"] == pytest.approx(math.exp(float(losses.mean())), rel=1e-4)
+    assert json.loads((calibrated("mse") / "report.json").read_text())["agreement"]["absmax"]["kl"] == pytest.approx(
+        kl["absmax"], rel=0.02
+    )
+    assert kl["hessian"] <= kl["absmax"] and kl["mse"] <= 1.1 * kl["absmax"]
+
+
+def test_report_ranks_sites_and_names_files(calibrated: Made) -> None:
+    report = json.loads((calibrated("hessian") / "report.json").read_text())
+    assert len(report["ranking"]) == 4 * 4 + 4 and len(report["weights"]) == 32
+    harm = [site["perturbation"] for site in report["ranking"]]
+    assert harm == sorted(harm, reverse=True) and harm[-1] > 0
+    better = [w["output_error"] < 0.9 * w["absmax_output_error"] for w in report["weights"].values()]
+    assert all(better)
+    assert list(report["agreement"]["hessian"]["drift"]) == [*(f"model.layers.{n}" for n in range(4)), "mtp.layers.0"]
+    page = (calibrated("hessian") / "report.html").read_text()
+    assert "data:image/png" in page and "What to keep in BF16" in page and report["files"]["model.safetensors"] in page
+
+
+def test_kv_scales_cover_transformers_cache(tiny: Path, text: Path, calibrated: Made) -> None:
+    scales = json.loads((calibrated("hessian") / "kv_cache_scales.json").read_text())
+    assert scales.keys() == {"model.layers.3.self_attn", "mtp.layers.0.self_attn"}
+    model, peaks = load(tiny), torch.zeros(2)
+    for row in read_dataset(text, tiny, VOCAB).calibration:
+        with torch.no_grad():
+            layer = model(torch.tensor([row]), use_cache=True).past_key_values.layers[3]
+        peaks = torch.maximum(peaks, torch.stack([layer.keys.abs().max(), layer.values.abs().max()]))
+    own = scales["model.layers.3.self_attn"]
+    assert own["k"]["layer"] * 448 == pytest.approx(float(peaks[0]), rel=1e-4)
+    assert max(own["v"]["heads"]) == pytest.approx(float(peaks[1]) / 448, rel=1e-4) and len(own["v"]["heads"]) == 2
+
+
+def test_activation_scales_cover_the_inputs(calibrated: Made) -> None:
+    scales = json.loads((calibrated("hessian") / "activation_scales.json").read_text())
+    assert len(scales) == 20 and all(0 < scale < 1 for scale in scales.values())
+
+
+def test_untiled_linears_stay_and_are_named(tmp_path: Path) -> None:
+    checkpoint = write_tiny(tmp_path / "checkpoint", ffn=320)
+    report = calibrate(checkpoint, tmp_path / "out", method="absmax")
+    assert all(".mlp." in name for name in report.kept) and len(report.kept) == 15
+    listed = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]["modules_to_not_convert"]
+    assert set(report.kept) <= set(listed)
+    account(read_spec(tmp_path / "out"), Checkpoint(tmp_path / "out"))
+
+
+def test_modules_restrict_and_statistics_are_reused(tiny: Path, text: Path, calibrated: Made, tmp_path: Path) -> None:
+    lines: list[str] = []
+    kept = tmp_path / "statistics"
+    arguments = dict(method="hessian", data=text, modules=["mlp"], statistics=kept)
+    calibrate(tiny, tmp_path / "first", **arguments)  # type: ignore[arg-type]
+    stamps = {p.name: p.stat().st_mtime_ns for p in kept.glob("*.pt")}
+    assert len(stamps) == 5
+    calibrate(tiny, tmp_path / "second", **arguments, say=lines.append)  # type: ignore[arg-type]
+    assert {p.name: p.stat().st_mtime_ns for p in kept.glob("*.pt")} == stamps
+    first, whole = Checkpoint(tmp_path / "first"), Checkpoint(calibrated("hessian"))
+    assert (tmp_path / "second" / "model.safetensors").read_bytes() == (
+        tmp_path / "first" / "model.safetensors"
+    ).read_bytes()
+    quantized = {name for name in first if first[name].dtype == "F8_E4M3"}
+    assert quantized == {name for name in whole if ".mlp." in name and name.endswith(".weight")}
+    for name in quantized:
+        assert first.read(name).tobytes() == whole.read(name).tobytes()

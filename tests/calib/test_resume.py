@@ -1,0 +1,95 @@
+"""Interrupted calibrations: the same bytes as one that was left alone, whatever was lost."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from deltart.calib.pipeline import calibrate
+
+Made = Callable[[str], Path]
+
+
+class Killed(BaseException):
+    """Ends a run the way a kill does: nothing of ours gets to tidy up after it."""
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {p.name: p.read_bytes() for p in folder.iterdir()}
+
+
+def run_until(line: int, tiny: Path, output: Path, text: Path, method: str) -> bool:
+    """Start (or go on with) a calibration and kill it after `line` lines; whether it got to its end first."""
+    left = [line]
+
+    def say(_: str) -> None:
+        left[0] -= 1
+        if left[0] < 0:
+            raise Killed
+
+    try:
+        calibrate(tiny, output, method=method, data=text, kv_cache=True, activations=True, say=say)  # type: ignore
+    except Killed:
+        return False
+    return True
+
+
+def test_killed_again_and_again(tiny: Path, text: Path, calibrated: Made, tmp_path: Path) -> None:
+    output, rng = tmp_path / "out", np.random.default_rng(5)
+    runs = 0
+    while not run_until(int(rng.integers(1, 14)), tiny, output, text, "hessian"):
+        assert not output.exists()
+        runs += 1
+    assert runs >= 2 and contents(output) == contents(calibrated("hessian"))
+
+
+@pytest.mark.parametrize("damage", ["journal cut short", "weights lost", "other method"])
+def test_work_that_can_not_be_trusted_is_done_again(
+    damage: str, tiny: Path, text: Path, calibrated: Made, tmp_path: Path
+) -> None:
+    output = tmp_path / "out"
+    assert not run_until(20, tiny, output, text, "absmax" if damage == "other method" else "hessian")
+    staging = tmp_path / ".out.partial"
+    journal = staging / ".calibration" / "journal.jsonl"
+    if damage == "journal cut short":
+        journal.write_bytes(journal.read_bytes()[:-37])
+    elif damage == "weights lost":  # as when the machine loses power before the disk has the data
+        raw = bytearray((staging / "model.safetensors").read_bytes())
+        raw[len(raw) // 2 :] = bytes(len(raw) - len(raw) // 2)
+        (staging / "model.safetensors").write_bytes(raw)
+    assert run_until(1000, tiny, output, text, "hessian")
+    assert contents(output) == contents(calibrated("hessian")) and not staging.exists()
+
+
+SCRIPT = """
+import sys
+from pathlib import Path
+from deltart.calib.pipeline import calibrate
+checkpoint, output, text = map(Path, sys.argv[1:])
+arguments = dict(method="hessian", data=text, kv_cache=True, activations=True)
+calibrate(checkpoint, output, **arguments, say=lambda line: print(line, flush=True))
+"""
+
+
+@pytest.mark.slow
+def test_sigkill_at_random_moments(tiny: Path, text: Path, calibrated: Made, tmp_path: Path) -> None:
+    output, rng, kills = tmp_path / "out", np.random.default_rng(0), 0
+    while True:
+        command = [sys.executable, "-c", SCRIPT, str(tiny), str(output), str(text)]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        assert process.stdout is not None
+        process.stdout.readline()  # imports are over
+        time.sleep(float(rng.uniform(0, 1.5)))
+        if kills < 6 and process.poll() is None:
+            process.send_signal(signal.SIGKILL)
+            kills += 1
+        if process.wait() == 0:
+            break
+    assert kills >= 1 and contents(output) == contents(calibrated("hessian"))
