@@ -149,7 +149,10 @@ def cost(work: Path) -> None:
     written = sum(file.size for file in Checkpoint(work / "big-absmax").files)
     print(f"{source / 1e9:.2f} GB in, {written / 1e9:.2f} GB out: absmax {took:.1f} s, peak RSS {peak / 1e9:.2f} GB")
     print(f"CPU time of the process, imports included: {busy:.1f} s")
-    print(f"reading and writing as much: {', '.join(f'{c:.1f}' for c in copying)} s, so {took / sorted(copying)[1]:.1f}x the median")
+    print(
+        f"reading and writing as much: {', '.join(f'{c:.1f}' for c in copying)} s, "
+        f"so {took / sorted(copying)[1]:.1f}x the median"
+    )
     print(f"{took / source * 1e9:.1f} s per GB; 27B (55.6 GB): {took / source * 55.6e9 / 60:.1f} min")
 
 

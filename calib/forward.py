@@ -64,9 +64,7 @@ class Step:
                 )
 
 
-def sweep(
-    spec: ModelSpec, tensors: Checkpoint, batches: Sequence[Values], saved: Path | None = None
-) -> Iterator[Step]:
+def sweep(spec: ModelSpec, tensors: Checkpoint, batches: Sequence[Values], saved: Path | None = None) -> Iterator[Step]:
     """Every layer in turn, the MTP head's last; the caller runs it. The final normed state is value `hidden`.
 
     Args:

@@ -35,7 +35,7 @@ def test_rows_are_cut_and_split(tmp_path: Path) -> None:
 
 
 def test_messages_are_rendered_by_the_checkpoints_template(nano: Path, tmp_path: Path) -> None:
-    question, answer = {"role": "user", "content": "Copy \"abc\""}, {"role": "assistant", "content": "abc"}
+    question, answer = {"role": "user", "content": 'Copy "abc"'}, {"role": "assistant", "content": "abc"}
     lines = [{"messages": [question]}, {"messages": [question, answer]}]
     lines.append({"messages": [question], "enable_thinking": False})  # type: ignore[dict-item]
     path = tmp_path / "chat.jsonl"

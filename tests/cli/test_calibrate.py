@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 import pytest
 
-from deltart.calib import cli
+from deltart.calib import pipeline
 from deltart.calib.dataset import DEFAULT
+from deltart.cli import main
+from support.calibration import write_tiny
 
 
 @pytest.mark.parametrize(
@@ -22,8 +23,7 @@ from deltart.calib.dataset import DEFAULT
     ],
 )
 def test_arguments(extra: list[str], method: str, data: Path | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    parser, called = argparse.ArgumentParser(), {}
-    cli.add_arguments(parser)
+    called: dict[str, object] = {}
 
     class CalledError(Exception):
         pass
@@ -32,17 +32,16 @@ def test_arguments(extra: list[str], method: str, data: Path | None, monkeypatch
         called.update(arguments, checkpoint=checkpoint, output=output)
         raise CalledError
 
-    monkeypatch.setattr(cli, "calibrate", fake)
+    monkeypatch.setattr(pipeline, "calibrate", fake)
     with pytest.raises(CalledError):
-        cli.run(parser.parse_args(["in", "-o", "out", *extra]))
+        main(["calibrate", "in", "-o", "out", *extra])
     assert (called["checkpoint"], called["output"]) == (Path("in"), Path("out"))
     assert (called["method"], called["data"]) == (method, data)
     assert called["modules"] == (["mlp", "o_proj"] if "--modules" in extra else None)
 
 
-def test_prints_what_came_of_it(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    parser = argparse.ArgumentParser()
-    cli.add_arguments(parser)
-    cli.run(parser.parse_args([str(tiny), "-o", str(tmp_path / "out"), "--method", "absmax"]))
+def test_prints_what_came_of_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tiny = write_tiny(tmp_path / "checkpoint")
+    assert main(["calibrate", str(tiny), "-o", str(tmp_path / "out"), "--method", "absmax"]) == 0
     printed = capsys.readouterr().out
     assert "100%" in printed and "min left" in printed and "32 linears quantized" in printed

@@ -1,17 +1,17 @@
-"""`deltart calibrate`: arguments and what they start."""
+"""deltart calibrate: a BF16 checkpoint in, an FP8 block-128 checkpoint out."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
-
-from deltart.calib.dataset import DEFAULT
-from deltart.calib.pipeline import calibrate
-from deltart.calib.report import HTML_NAME
+from typing import Any
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the command's arguments."""
+def add_parser(commands: Any) -> None:
+    """Add the subcommand."""
+    parser: argparse.ArgumentParser = commands.add_parser(
+        "calibrate", help="quantize a BF16 checkpoint to the vendor's FP8 block-128 layout", description=__doc__
+    )
     parser.add_argument("checkpoint", type=Path, help="Hugging Face checkpoint folder, not quantized")
     parser.add_argument("-o", "--output", type=Path, required=True, help="folder to write; must not hold anything")
     parser.add_argument(
@@ -30,10 +30,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--activations", action="store_true", help="also write static activation scales")
     parser.add_argument("--modules", nargs="+", metavar="NAME", help="quantize only what these name, e.g. mlp layers.3")
     parser.add_argument("--statistics", type=Path, metavar="FOLDER", help="keep statistics of inputs here for reuse")
+    parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Calibrate and print what came of it."""
+    from deltart.calib.dataset import DEFAULT
+    from deltart.calib.pipeline import calibrate
+    from deltart.calib.report import HTML_NAME
+
     needed = arguments.method == "hessian" or arguments.kv_cache or arguments.activations
     name = arguments.data or ("default" if needed else None)
     result = calibrate(
