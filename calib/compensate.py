@@ -14,8 +14,8 @@ from torch import Tensor
 from deltart.calib.scales import E4M3_MAX, Quantized, search
 from deltart.plugins.fp8_block_linear.reference import BLOCK
 
-# Ridge as a share of the mean second moment, and more of it per column where tokens are few against columns.
-DAMPING, DAMPING_PER_COLUMN = 0.003, 0.02
+RIDGE = 0.003  # share of the mean second moment that is always added
+TOKEN_WORTH = 0.5  # neighbouring tokens are not independent samples: what one counts for in the shrinkage
 SWEEPS = 2
 
 
@@ -46,11 +46,19 @@ def compensate(
 
 
 def _damped(H: Tensor, tokens: int) -> Tensor:
-    """H with a ridge; inputs that were always zero get a unit diagonal, so their weights are simply rounded."""
-    share = DAMPING + DAMPING_PER_COLUMN * len(H) / tokens
-    mean = H.diagonal().mean()
-    ridge = share * mean if float(mean) > 0 else torch.ones(())
-    return H + ridge * torch.eye(len(H))
+    """H shrunk towards the identity as far as its sample is small (OAS; Chen et al., 2010), and a ridge.
+
+    Without it, rounding exploits correlations that only the calibration text has: outputs on other text get worse
+    than by plain rounding where inputs are nearly uncorrelated and tokens are few against columns.
+    """
+    width, mean = len(H), H.diagonal().mean()
+    if not float(mean) > 0:
+        return torch.eye(width)
+    S = H / mean  # of trace `width`
+    squares = float(S.square().sum())
+    share = ((1 - 2 / width) * squares + width**2) / ((tokens + 1 - 2 / width) * max(squares - width, 1e-6))
+    share = min(1.0, share / TOKEN_WORTH)
+    return (1 - share) * S + (share + RIDGE) * torch.eye(width)
 
 
 def _spread(W: Tensor, S: Tensor, H: Tensor) -> Tensor:
