@@ -1,5 +1,5 @@
 # make help        what there is
-# make engine      checkpoint -> artifact -> plans -> verification -> an answer (CHECKPOINT=... NAME=... PROMPT=...)
+# make engine      checkpoint -> artifact, kernels, plans, verification, an answer (CHECKPOINT=... NAME=... PROMPT=...)
 # make plugins     compile the CUDA kernels for every target (minutes the first time; cached)
 # make test        the fast tests; make test ARGS="-m slow" the others
 # make check       lint, format, types, import rules
@@ -25,12 +25,13 @@ help:
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q --upgrade pip
-	$(BIN)/python -m pip install -q -c constraints.txt -e '.[cpu,export,rtx,dev]'
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[cpu,export,rtx,kernels,dev]'
 	@touch $@
 
 engine: $(READY)
 	$(BIN)/deltart inspect $(CHECKPOINT)
 	$(BIN)/deltart export $(CHECKPOINT) -o $(ARTIFACT) --overwrite
+	$(BIN)/python -m deltart.plugins build --target 80 89 120a
 	$(BIN)/deltart build $(ARTIFACT)
 	$(BIN)/deltart verify $(ARTIFACT)
 	$(BIN)/deltart generate $(ARTIFACT) '$(PROMPT)' --chat --temperature 0
@@ -51,5 +52,5 @@ bench: $(READY)
 	$(BIN)/python bench/cpu_generation.py --json bench/results/cpu_generation.json
 
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) plugins/build .mypy_cache .ruff_cache .pytest_cache
 	find artifacts -mindepth 1 ! -name README.md -delete
