@@ -64,8 +64,10 @@ def _damped(H: Tensor, tokens: int) -> Tensor:
 def _spread(W: Tensor, S: Tensor, H: Tensor) -> Tensor:
     """GPTQ over W [K, N] in order of falling second moment: rounded values Q [K, N]."""
     order = H.diagonal().argsort(descending=True, stable=True)
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(H[order][:, order].double()))
-    U = torch.linalg.cholesky(inverse, upper=True).float()
+    U = H[order][:, order].double()  # 8 bytes an element, so it is worked on in place
+    torch.linalg.cholesky(U, out=U)
+    torch.cholesky_inverse(U, out=U)
+    U = torch.linalg.cholesky(U, upper=True).float()
     W, S, Q = W[order], S[order], torch.empty_like(W)
     for begin in range(0, len(W), BLOCK):
         end = min(begin + BLOCK, len(W))

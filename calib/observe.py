@@ -19,7 +19,7 @@ from deltart.export.checkpoint import Checkpoint
 from deltart.export.spec import ModelSpec
 
 # Widest column range whose second moments are kept together: bounds memory and work for wide inputs.
-MAX_WIDTH = 6144
+MAX_WIDTH = 4096
 SOURCE, BATCHES = "source.json", "batches.pt"
 
 

@@ -17,7 +17,7 @@ from deltart.export.spec import read_spec
 from support.calibration import VOCAB, load
 
 
-@pytest.mark.parametrize("width", [6144, 128])
+@pytest.mark.parametrize("width", [4096, 128])
 def test_moments_equal_transformers(tiny: Path, width: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module_of_observe, "MAX_WIDTH", width)
     rng = np.random.default_rng(3)
