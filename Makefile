@@ -25,7 +25,7 @@ help:
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q --upgrade pip
-	$(BIN)/python -m pip install -q -c constraints.txt -e '.[cpu,export,rtx,kernels,dev]'
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[calib,rtx,kernels,dev]'
 	@touch $@
 
 engine: $(READY)

@@ -14,13 +14,13 @@ def text_config(
 ) -> Config:  # fmt: skip
     """A text config with every field the real one has; layer types repeat three GDN, one attention."""
     pairs = head_dim // 8  # a quarter of the head rotates, in pairs
-    third = (pairs + 1) // 3
+    height, width = (pairs + 1) // 3, pairs // 3  # pairs 1, 4, ... and 2, 5, ...
     rope: Config = {
         "rope_type": "default",
         "rope_theta": 10000000,
         "partial_rotary_factor": 0.25,
         "mrope_interleaved": True,
-        "mrope_section": [third, third, pairs - 2 * third],
+        "mrope_section": [pairs - height - width, height, width],
     }
     if yarn is not None:
         rope |= {"rope_type": "yarn", "factor": yarn, "original_max_position_embeddings": int(max_position / yarn)}

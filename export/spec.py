@@ -207,6 +207,8 @@ def _rope(text: Fields) -> RopeSpec:
     rotary_dim = int(text.positive("head_dim") * source.required("partial_rotary_factor", float))
     if len(section) != 3 or rotary_dim % 2 or sum(section) != rotary_dim // 2:
         raise rope.error("mrope_section", section, f"three counts that add up to {rotary_dim // 2} rotary pairs")
+    if any(axis + 3 * (section[axis] - 1) >= rotary_dim // 2 for axis in (1, 2)):
+        raise rope.error("mrope_section", section, "H and W counts that fit between the T pairs, every third each")
     return RopeSpec(
         theta=rope.required("rope_theta", float),
         rotary_dim=rotary_dim,

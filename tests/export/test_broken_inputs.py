@@ -138,6 +138,12 @@ BREAKS: dict[str, tuple[str, Callable[[Path], object], type[DeltaRTError], list[
         ConfigError,
         ["mrope_section", "8 rotary pairs"],
     ),
+    "mrope sections don't interleave": (
+        "single",
+        lambda f: edit_rope(f, mrope_section=[1, 1, 6]),
+        ConfigError,
+        ["mrope_section", "every third"],
+    ),
     "heads don't divide": (
         "single",
         lambda f: edit_config(f, num_attention_heads=3, num_key_value_heads=2),
