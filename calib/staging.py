@@ -143,7 +143,7 @@ def staged(output: Path, files: Sequence[OutputFile], order: Mapping[str, Any]) 
         staging.begin()
         yield staging
         staging.commit()
-    except Exception as error:
+    except Exception as error:  # whatever went wrong, nothing half-written stays; a kill keeps the journal instead
         staging.discard()
         if isinstance(error, OSError):
             raise CalibrationError(

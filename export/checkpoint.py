@@ -10,21 +10,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 
 from deltart.errors import CheckpointError
 from deltart.export.config_fields import read_json
+from deltart.runtime.weights import NUMPY_DTYPES
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 MAX_HEADER_BYTES = 100_000_000  # the safetensors format's own limit
 
-DTYPES: Mapping[str, np.dtype[Any]] = {
-    "F32": np.dtype(np.float32),
-    "F16": np.dtype(np.float16),
-    "BF16": np.dtype(ml_dtypes.bfloat16),
-    "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
-}
+DTYPES: Mapping[str, np.dtype[Any]] = NUMPY_DTYPES
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ from deltart.plugins.spec import ACT, F32, I32
 TARGETS = {"portable": portable.BODIES, "ort": ort.BODIES}
 TEXT_FILES = ("tokenizer.json", "tokenizer_config.json", "generation_config.json", "chat_template.jinja", "config.json")
 DTYPE_NAMES = {ACT: "float32", F32: "float32", I32: "int32", I64: "int64"}
-# A convolution state may be read after its successor is written, and portable bodies promise no order at all.
+# On ONNX Runtime a convolution state may be read after its successor is written; portable bodies promise no order.
 IN_PLACE = {"S": ["ort", "tensorrt"], "k": ["ort", "tensorrt"], "v": ["ort", "tensorrt"], "conv": ["tensorrt"]}
 
 Report = Callable[[str], None]

@@ -205,7 +205,8 @@ def _rope(text: Fields) -> RopeSpec:
     section = rope.required("mrope_section", list)
     source = rope if "partial_rotary_factor" in rope else text
     rotary_dim = int(text.positive("head_dim") * source.required("partial_rotary_factor", float))
-    if len(section) != 3 or rotary_dim % 2 or sum(section) != rotary_dim // 2:
+    counts = len(section) == 3 and all(type(count) is int and count >= 0 for count in section)
+    if not counts or rotary_dim % 2 or sum(section) != rotary_dim // 2:
         raise rope.error("mrope_section", section, f"three counts that add up to {rotary_dim // 2} rotary pairs")
     if any(axis + 3 * (section[axis] - 1) >= rotary_dim // 2 for axis in (1, 2)):
         raise rope.error("mrope_section", section, "H and W counts that fit between the T pairs, every third each")
@@ -219,7 +220,8 @@ def _rope(text: Fields) -> RopeSpec:
 
 def _yarn(rope: Fields) -> YarnSpec:
     for name in ("attention_factor", "mscale", "mscale_all_dim"):
-        rope.only_if_present(name, [])
+        if name in rope:
+            raise rope.error(name, rope.required(name, object), "absent: the factor alone decides it here")
     rope.only_if_present("truncate", [True])
     return YarnSpec(
         factor=rope.required("factor", float),

@@ -35,7 +35,7 @@ def test_imports(path: Path) -> None:
         if place[0] == "runtime":
             assert not starts(name, "torch", "transformers", "deltart.export"), f"{path}: runtime imports {name}"
         if starts(name, "tensorrt", "tensorrt_rtx_bindings"):
-            assert place[:2] in (("runtime", "backends"), ("plugins", "tensorrt")), f"{path}: imports {name}"
+            assert place[:2] == ("runtime", "backends"), f"{path}: imports {name}"
 
 
 def test_there_are_sources() -> None:

@@ -70,7 +70,7 @@ def measure(
     for name, rival in rivals.items():
         try:
             row.peers[name] = run.device.time([lambda stream, r=rival, one=one: r(one) for one in sets]).us
-        except Exception as error:
+        except Exception as error:  # a rival may fail in any way; our own row still counts
             row.notes.append(f"{name} could not be timed: {type(error).__name__}: {error}")
     return row
 
@@ -133,7 +133,7 @@ def note_errors(run: Run, row: Row, arrays: Arrays, rivals: dict[str, peers.Peer
         try:
             found = rival(run.device.place(arrays)).float().cpu().numpy()
             row.notes.append(f"{name} error {expected.error(found):.1e}")
-        except Exception as error:
+        except Exception as error:  # as above
             row.notes.append(f"{name} failed: {type(error).__name__}: {error}")
 
 

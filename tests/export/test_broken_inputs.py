@@ -138,6 +138,18 @@ BREAKS: dict[str, tuple[str, Callable[[Path], object], type[DeltaRTError], list[
         ConfigError,
         ["mrope_section", "8 rotary pairs"],
     ),
+    "mrope sections are not numbers": (
+        "single",
+        lambda f: edit_rope(f, mrope_section=["3", 3, 2]),
+        ConfigError,
+        ["mrope_section", "['3', 3, 2]"],
+    ),
+    "yarn with its own attention factor": (
+        "single",
+        lambda f: edit_rope(f, rope_type="yarn", factor=2.0, attention_factor=1.0),
+        ConfigError,
+        ["attention_factor", "absent"],
+    ),
     "mrope sections don't interleave": (
         "single",
         lambda f: edit_rope(f, mrope_section=[1, 1, 6]),

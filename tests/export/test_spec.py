@@ -27,9 +27,7 @@ def test_real_27b(real_files: Path, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_bytes((real_files / "Qwen3.6-27B.config.json").read_bytes())
     spec = read_spec(tmp_path)
     assert (spec.hidden_size, spec.intermediate_size, spec.vocab_size) == (5120, 17408, 248320)
-    assert spec.layer_types == ("linear_attention",) * 3 * 0 + tuple(
-        "full_attention" if n % 4 == 3 else "linear_attention" for n in range(64)
-    )
+    assert spec.layer_types == tuple("full_attention" if n % 4 == 3 else "linear_attention" for n in range(64))
     assert (spec.conv_dim, spec.value_dim, spec.rope.rotary_dim) == (10240, 6144, 64)
     assert spec.mtp_num_hidden_layers == 1 and spec.vision is not None and spec.fp8 is None and spec.moe is None
     assert spec.vision.depth == 27 and spec.vision.out_hidden_size == 5120
