@@ -14,6 +14,7 @@ import test_fp8_block_linear_prefill as prefill
 import test_gated_attention as attention
 import test_gated_rms_norm as norm
 import test_lm_head as head
+import test_qk_norm_rope as rope
 import test_residual_rms_norm as residual
 import test_sampler as sampler
 
@@ -23,6 +24,7 @@ from deltart.plugins.fp8_block_linear.inputs import Shape as LinearShape
 from deltart.plugins.gated_attention.inputs import Shape as AttentionShape
 from deltart.plugins.gated_rms_norm.inputs import Shape as NormShape
 from deltart.plugins.lm_head.inputs import Shape as HeadShape
+from deltart.plugins.qk_norm_rope.inputs import Shape as RopeShape
 from deltart.plugins.residual_rms_norm.inputs import Shape as ResidualShape
 
 PLUGINS = linear.FOLDER.parent
@@ -54,6 +56,10 @@ def norms(op: Path) -> bool:
 def adds_and_norms(op: Path) -> bool:
     kernels = residual.module(op)
     return all(residual.check(kernels, ResidualShape(2, 1000, "f32"), order) for order in (0, REVERSE))
+
+
+def turns(op: Path) -> bool:
+    return rope.check(rope.module(op), RopeShape(2, 3, 3, 2, 64, 32, "f32", "f32", 0.1))
 
 
 def heads(op: Path) -> bool:
@@ -189,6 +195,23 @@ BUGS: dict[str, tuple[str, str, str, str, Callable[[Path], bool]]] = {
         norms,
     ),
     "gate without its factor": ("gated_rms_norm", KERNEL, "z[j] * sigmoid(z[j])", "sigmoid(z[j])", norms),
+    "turned the other way": ("qk_norm_rope", KERNEL, "(second ? other : -other)", "(second ? -other : other)", turns),
+    "turned against the neighbour": ("qk_norm_rope", KERNEL, "second ? lane - apart", "second ? lane - 1", turns),
+    "angles of the token before": (
+        "qk_norm_rope",
+        KERNEL,
+        "size_t(row) * pairs",
+        "size_t(row ? row - 1 : 0) * pairs",
+        turns,
+    ),
+    "keys with the weight of queries": (
+        "qk_norm_rope",
+        KERNEL,
+        "(is_q ? in.q_weight : in.k_weight)",
+        "in.q_weight",
+        turns,
+    ),
+    "the gate turned too": ("qk_norm_rope", KERNEL, "  load(from + in.D + at, x);\n", "", turns),
     "squares added before they are there": ("residual_rms_norm", KERNEL, "  __syncthreads();\n", "", adds_and_norms),
     "weight without its one": ("residual_rms_norm", KERNEL, "(1.0f + w[j])", "w[j]", adds_and_norms),
     "residual not kept": ("residual_rms_norm", KERNEL, "    store(in.h + base + at, h[i]);\n", "", adds_and_norms),
