@@ -51,12 +51,28 @@ struct Sampler {
   const float* logits;       // [B, V]
   const Settings* settings;  // [B]
   const int* top_k;          // [B], 0 keeps all
-  const u64* seed_step;      // [B, 2]
+  u64* seed_step;            // [B, 2]; the step is raised where the row is fed
   int* counts;               // [B, V] times generated, plus kPromptBit; the drawn token's is raised. Null: no penalties
   const uint32_t* allowed;   // [B, ceil(V / 32)], or null
   float* scores;             // [B, V] scratch
   int* token;                // [B]; -1 where the largest score is not finite
   int V, limit;              // ids from `limit` on are padding
+};
+
+// The inputs of the next decode step, which the token goes into. All null: nothing is fed.
+struct Feed {
+  long long *input_ids, *position_ids;  // [B], [3, B]
+  int* past_len;                        // [B]
+  const int* n_tokens;                  // [B]; a row without a token is idle: nothing is drawn
+  int* history;                         // [ring, B] tokens, by step
+  int ring;
+
+  __device__ void operator()(int row, int rows, u64* seed_step, int token) const {
+    history[int(seed_step[1]++ % ring) * rows + row] = token;
+    input_ids[row] = max(token, 0);
+    for (int axis = 0; axis < 3; ++axis) ++position_ids[axis * rows + row];
+    ++past_len[row];
+  }
 };
 
 struct Row {
@@ -245,7 +261,8 @@ struct Row {
     return int(shared[0]);
   }
 
-  __device__ void run() {
+  __device__ void run(const Feed& feed) {
+    if (feed.n_tokens && feed.n_tokens[row] == 0) return;
     int token = best();
     if (token >= 0 && s.temperature > 0.0f) {
       cut();
@@ -254,16 +271,18 @@ struct Row {
     if (threadIdx.x) return;
     in.token[row] = token;
     if (in.counts && token >= 0) ++in.counts[size_t(row) * in.V + token];
+    if (feed.n_tokens) feed(row, gridDim.x, in.seed_step + 2 * row, token);
   }
 };
 
 }  // namespace
 
 extern "C" __global__ void __launch_bounds__(1024)
-    sampler(const float* logits, const float* settings, const int* top_k, const u64* seed_step, int* counts,
-            const uint32_t* allowed, float* scores, int* token, int V, int limit) {
+    sampler(const float* logits, const float* settings, const int* top_k, u64* seed_step, int* counts,
+            const uint32_t* allowed, float* scores, int* token, long long* input_ids, long long* position_ids,
+            int* past_len, const int* n_tokens, int* history, int V, int limit, int ring) {
   SHARED_MEMORY(memory);
   const Sampler in = {logits, reinterpret_cast<const Settings*>(settings), top_k, seed_step, counts, allowed, scores, token, V, limit};
-  Row(in, memory).run();
+  Row(in, memory).run({input_ids, position_ids, past_len, n_tokens, history, ring});
 }
 EXPORT_KERNEL(sampler)

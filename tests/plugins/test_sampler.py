@@ -181,3 +181,27 @@ def test_a_full_vocabulary() -> None:
     settings = Settings(temperature=0.6, top_k=20, top_p=0.95, seed=9)
     ids, _ = host(settings, [], [], 248077).distribution(logits[0])
     assert device(module(), logits, [settings], 248077, threads=1024)[0] in ids
+
+
+def test_tokens_are_fed_to_the_next_step() -> None:
+    """Three rows, the middle one idle: ids, positions, lengths and steps move on, and the ring holds the tokens."""
+    rng, shape, ring = np.random.default_rng(4), Shape(3, 100, 90), 2
+    logits = [(3 * rng.standard_normal((3, 100))).astype(np.float32) for _ in range(3)]
+    rows = [Settings(seed=7, step=0), Settings(), Settings(seed=8, step=5, top_k=4)]
+    arrays = inputs.pack(rows) | {"scores": np.zeros((3, 100), np.float32), "token": np.full(3, -7, np.int32)}
+    fed = {
+        "input_ids": np.zeros(3, np.int64),
+        "position_ids": np.tile(np.array([10, 20, 30]), (3, 1)),
+        "past_len": np.array([10, 20, 30], np.int32),
+        "n_tokens": np.array([1, 0, 1], np.int32),
+        "history": np.full((ring, 3), -7, np.int32),
+    }
+    for step, scores in enumerate(logits):
+        at = {name: array.ctypes.data for name, array in (arrays | fed | {"logits": scores}).items()}
+        module().run([launch.sample(shape, at, 64, ring)])
+        right = [device(module(), scores, [replace(r, step=r.step + step) for r in rows], 90)[i] for i in (0, 2)]
+        assert fed["input_ids"][[0, 2]].tolist() == right
+        assert [fed["history"][(r.step + step) % ring, i] for i, r in ((0, rows[0]), (2, rows[2]))] == right
+    assert fed["past_len"].tolist() == [13, 20, 33] and (fed["position_ids"] == [13, 20, 33]).all()
+    assert arrays["seed_step"][:, 1].tolist() == [3, 0, 8]
+    assert (fed["history"][:, 1] == -7).all() and arrays["token"][1] == -7 and fed["input_ids"][1] == 0
