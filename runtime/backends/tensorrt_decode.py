@@ -13,7 +13,7 @@ import numpy as np
 from deltart.errors import GenerationError
 from deltart.plugins import sampler
 from deltart.plugins.sampler.inputs import PROMPT_BIT, Settings, Shape, pack
-from deltart.plugins.sampler.launch import sample
+from deltart.plugins.sampler.launch import sample, workspace
 from deltart.runtime.backends.base import DecodeRow
 from deltart.runtime.backends.cuda import Cuda, Graph, captured
 from deltart.runtime.backends.weight_stream import align
@@ -59,7 +59,7 @@ class DeviceDecoder:
         history = cuda.pinned(4 * RING * slots)
         self._history = history.view(np.int32).reshape(RING, slots)
         self._at["history"] = history.ctypes.data
-        self._launches = [sample(self._shape, self._at, ring=RING)]
+        self._launches = sample(self._shape, self._at, ring=RING)
         weakref.finalize(self, _release, cuda, base, history, self._graph)
 
     def step(self) -> list[int]:
@@ -140,13 +140,12 @@ def _penalised(given: Sampler) -> bool:
 
 
 def _scratch(shape: Shape) -> dict[str, int]:
-    """Bytes of what the engine and the sampler write before they read it."""
-    scores = 4 * shape.rows * shape.vocabulary
-    return {"logits": scores, "scores": scores, "token": 4 * shape.rows}
+    """Bytes of what the engine and the sampler write."""
+    return {"logits": 4 * shape.rows * shape.vocabulary, "token": 4 * shape.rows, **workspace(shape)}
 
 
 def _place(cuda: Cuda, arrays: Mapping[str, np.ndarray], scratch: Mapping[str, int]) -> tuple[dict[str, int], int]:
-    """Addresses by name of the arrays and the scratch memory on the device, and the block that holds them."""
+    """Addresses by name of the arrays and the zeroed scratch memory on the device, and the block that holds them."""
     offsets, end = {}, 0
     sizes = {name: array.nbytes for name, array in arrays.items()}
     for name, nbytes in {**sizes, **scratch}.items():
@@ -155,6 +154,7 @@ def _place(cuda: Cuda, arrays: Mapping[str, np.ndarray], scratch: Mapping[str, i
     base, staging = cuda.allocate(end), cuda.pinned(sum(align(nbytes) for nbytes in sizes.values()))
     for name, array in arrays.items():
         staging[offsets[name] : offsets[name] + array.nbytes] = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+    cuda.zero(base, end)
     cuda.to_device(base, staging)
     cuda.synchronize()
     cuda.unpin(staging)

@@ -94,10 +94,10 @@ def draw(place: Place) -> None:
     for vocabulary, limit in ((100, 90), (65, 65)):
         shape = sampler_inputs.Shape(2, vocabulary, limit)
         arrays = sampler_inputs.pack([sampler.CASES["all cuts"], sampler.CASES["penalties"]])
-        arrays |= {"logits": np.ones((2, vocabulary), np.float32), "scores": np.ones((2, vocabulary), np.float32)}
-        arrays |= {"counts": np.ones((2, vocabulary), np.int32), "token": np.zeros(2, np.int32)}
+        arrays |= sampler.scratch(shape) | {"logits": np.ones((2, vocabulary), np.float32)}
+        arrays |= {"counts": np.ones((2, vocabulary), np.int32)}
         arrays |= {"allowed": np.full((2, -(-vocabulary // 32)), 0xFFFFFFFF, np.uint32)}
-        sampler.module().run([sampler_launch.sample(shape, place(arrays), 64)])
+        sampler.module().run(sampler_launch.sample(shape, place(arrays), threads=64, blocks=2))
 
 
 @pytest.mark.parametrize("behind", [True, False])

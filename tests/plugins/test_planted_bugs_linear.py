@@ -75,8 +75,12 @@ def samples(op: Path, case: str) -> bool:
     )
 
 
+def draws_again(op: Path) -> bool:
+    return sampler.feeds(sampler.module(op))
+
+
 LINEAR, ATTENTION, HEAD, SAMPLER = "fp8_block_linear", "gated_attention", "lm_head", "sampler"
-KERNEL = "kernel.cu"
+KERNEL, DRAW, ROW = "kernel.cu", "draw.cuh", "row.cuh"
 BUGS: dict[str, tuple[str, str, str, str, Callable[[Path], bool]]] = {
     "sums added before they are there": (LINEAR, "decode.cu", "  __syncthreads();\n", "", multiplies),
     "scale of the block before": (
@@ -220,39 +224,61 @@ BUGS: dict[str, tuple[str, str, str, str, Callable[[Path], bool]]] = {
     "one scale for rows of many blocks": (HEAD, "../common/linear_tile.cuh", "half && !Gathered ?", "half ?", heads),
     "top-k one short": (
         SAMPLER,
-        KERNEL,
-        "select<true>(k, above)",
-        "select<true>(k - 1, above)",
+        DRAW,
+        "select<true>(in.top_k[row], above)",
+        "select<true>(in.top_k[row] - 1, above)",
         functools.partial(samples, case="top-k"),
     ),
     "a token too many": (
         SAMPLER,
-        KERNEL,
+        DRAW,
         "above + bins[bin] < target",
         "above + bins[bin] <= target",
         functools.partial(samples, case="top-k"),
     ),
     "all of the ties": (
         SAMPLER,
-        KERNEL,
+        DRAW,
         "tied_before + rank > ties",
         "false",
         functools.partial(samples, case="top-p"),
     ),
     "penalty for prompt tokens": (
         SAMPLER,
-        KERNEL,
+        ROW,
         "count & ~kPromptBit",
         "count",
         functools.partial(samples, case="penalties"),
     ),
     "mask of the neighbour": (
         SAMPLER,
-        KERNEL,
+        ROW,
         ">> id % 32 & 1",
         ">> (id + 1) % 32 & 1",
         functools.partial(samples, case="plain"),
     ),
+    "nucleus of the list alone": (
+        SAMPLER,
+        DRAW,
+        "counts_tokens() ? nucleus_of_kept() : work.rest",
+        "nucleus_of_kept()",
+        functools.partial(samples, case="hot"),
+    ),
+    "all lists from the start": (
+        SAMPLER,
+        KERNEL,
+        " + row.work.offset[blockIdx.x]",
+        "",
+        functools.partial(samples, case="top-k"),
+    ),
+    "the weight of earlier blocks not taken off": (
+        SAMPLER,
+        KERNEL,
+        "++b) rest -= weight[b];",
+        "++b) rest -= 0;",
+        functools.partial(samples, case="min-p"),
+    ),
+    "blocks counted on from the last call": (SAMPLER, ROW, "last && threadIdx.x == 0", "last && false", draws_again),
 }
 
 
