@@ -243,8 +243,10 @@ def attend_over_capacity(attributes: Mapping[str, Any], o: str, k_out: str, v_ou
 
 def fp8_block_linear(attributes: Mapping[str, Any]) -> str:
     """Dequantizes the weight by its block scales, then multiplies; a runtime may fold the constant part."""
-    return """
-Fp8BlockLinear (x, weight, weight_scale_inv) => (y) {
+    quantized = attributes["quantize_activations"]
+    return (
+        """
+Fp8BlockLinear <quantize_activations> (x, weight, weight_scale_inv) => (y) {
   block = Constant <value_int: int = 128> ()
   zero = Constant <value_int: int = 0> ()
   one = Constant <value_int: int = 1> ()
@@ -262,10 +264,41 @@ Fp8BlockLinear (x, weight, weight_scale_inv) => (y) {
   scale_all = Gather <axis = 1> (scale_rows, column_block)
   values = Cast <to = 1> (weight)
   W = Mul (values, scale_all)
-  W_t = Transpose <perm = [1, 0]> (W)
-  y = MatMul (x, W_t)
-}
+  W_t = Transpose <perm = [1, 0]> (W)"""
+        + (QUANTIZED_ACTIVATIONS if quantized else "")
+        + f"""
+  y = MatMul ({"x_rounded" if quantized else "x"}, W_t)
+}}
 """
+    )
+
+
+# x as E4M3 with scale amax / 448 per token and 128 of K, back in float.
+QUANTIZED_ACTIVATIONS = """
+  last = Constant <value_ints: ints = [-1]> ()
+  blocks_shape = Constant <value_ints: ints = [0, 0, -1, 128]> ()
+  flat_shape = Constant <value_ints: ints = [0, 0, -1]> ()
+  no_padding = Constant <value_ints: ints = [0, 0, 0, 0, 0]> ()
+  largest = Constant <value_float: float = 448.0> ()
+  nothing = Constant <value_float: float = 0.0> ()
+  unit = Constant <value_float: float = 1.0> ()
+  k_negative = Neg (k)
+  missing = Mod (k_negative, block)
+  padding = Concat <axis = 0> (no_padding, missing)
+  x_padded = Pad (x, padding)
+  x_blocks = Reshape (x_padded, blocks_shape)
+  x_size = Abs (x_blocks)
+  x_most = ReduceMax <keepdims = 1> (x_size, last)
+  x_any = Greater (x_most, nothing)
+  x_fitting = Div (x_most, largest)
+  x_scale = Where (x_any, x_fitting, unit)
+  x_scaled = Div (x_blocks, x_scale)
+  codes = Cast <to = 17> (x_scaled)
+  x_values = Cast <to = 1> (codes)
+  x_rounded_blocks = Mul (x_values, x_scale)
+  x_rounded_flat = Reshape (x_rounded_blocks, flat_shape)
+  two = Constant <value_ints: ints = [2]> ()
+  x_rounded = Slice (x_rounded_flat, first, k, two)"""
 
 
 Lowering = Mapping[str, Callable[[Mapping[str, Any]], str]]

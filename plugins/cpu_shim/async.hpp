@@ -2,8 +2,8 @@
 //
 //  * a bulk copy lands when its barrier is waited for and nothing else is missing there; in reverse order, at once,
 //  * what cp.async wrote is seen by a warpgroup's product only after the writing thread's proxy fence,
-//  * a product reads its operands, through the bits of the descriptors, when it is waited for, and the other warps
-//    have run as far ahead as they may,
+//  * a product reads its operands, through the bits of the descriptors, when it is waited for; in reverse order, after
+//    the other warps have run as far ahead as they may,
 //  * a product without a fence since the last wait is an error, and so is a wait that nobody can end.
 #pragma once
 #include <map>
@@ -139,7 +139,7 @@ inline void issue(const Product& p) {
 
 template <int Columns>
 inline void finish_products(size_t keep) {
-  step_back();
+  if (block.order) step_back();
   auto& groups = current->products;
   while (groups.size() > keep + 1) {
     for (const Product& p : groups.front()) multiply<Columns>(p);

@@ -70,9 +70,9 @@ def partial_bytes(shape: Shape, kernel: Kernel) -> int:
     return 4 * count * shape.rows * shape.n if count > 1 else 0
 
 
-def most_partial_bytes(shape: Shape) -> int:
-    """At least `partial_bytes` of this call and of any with fewer tokens, whichever the kernel."""
-    return 4 * min(MOST_SPLITS * shape.rows * shape.n, MOST_ITEMS * PAIR * TILE)
+def most_partial_bytes(shape: Shape, tokens: int) -> int:
+    """At least `partial_bytes` of this call and of any with fewer rows, for a kernel of up to `tokens` per tile."""
+    return 4 * min(MOST_SPLITS * shape.rows * shape.n, MOST_ITEMS * tokens * TILE)
 
 
 def quantized_bytes(shape: Shape) -> dict[str, int]:
@@ -82,9 +82,9 @@ def quantized_bytes(shape: Shape) -> dict[str, int]:
 
 
 def workspace(shape: Shape, kernel: Kernel) -> dict[str, int]:
-    """Bytes of the scratch arrays of `prefill` or `prefill_w8a8`, by their names in `at`."""
-    quantized = {} if kernel is W8A16 else quantized_bytes(shape)
-    return quantized | {"partial": partial_bytes(shape, kernel)}
+    """Bytes of the scratch arrays of `prefill` or `prefill_w8a8` where it needs any, by their names in `at`."""
+    partial = partial_bytes(shape, kernel)
+    return ({} if kernel is W8A16 else quantized_bytes(shape)) | ({"partial": partial} if partial else {})
 
 
 def prefill(shape: Shape, kernel: Kernel, at: dict[str, int], multiprocessors: int = ENOUGH_BLOCKS) -> list[Launch]:

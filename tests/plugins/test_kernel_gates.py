@@ -10,6 +10,7 @@ import pytest
 from deltart.plugins import toolchain
 from deltart.plugins.fp8_block_linear import inputs as linear_inputs
 from deltart.plugins.fp8_block_linear import launch as linear
+from deltart.plugins.fp8_block_linear import prefill as tiles
 from deltart.plugins.gated_attention import inputs as attention_inputs
 from deltart.plugins.gated_attention import launch as attention
 from deltart.plugins.gated_rms_norm import inputs as norm_inputs
@@ -47,7 +48,8 @@ def every_launch() -> list[Launch]:
     at: dict[str, int] = defaultdict(int)
     launches = [sampler.sample(sampler_inputs.Shape(), at)]
     prompt = linear_inputs.Shape(tokens=65)
-    launches += [linear.forward(prompt, at)[1], *linear.prefill_w8a8(prompt, at)]
+    launches += linear.forward(prompt, at)[1]
+    launches += [one for kernel in (tiles.W8A8, tiles.W8A8_WGMMA) for one in tiles.prefill_w8a8(prompt, kernel, at)]
     for dtype in ("f32", "bf16"):
         for tokens in (1, 9, 17):
             shape = linear_inputs.Shape(tokens=tokens, dtype=dtype)

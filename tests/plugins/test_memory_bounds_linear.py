@@ -15,6 +15,7 @@ from test_memory_bounds import Place, exit_code
 
 from deltart.plugins.fp8_block_linear import inputs as linear_inputs
 from deltart.plugins.fp8_block_linear import launch as linear_launch
+from deltart.plugins.fp8_block_linear import prefill as tiles
 from deltart.plugins.gated_attention import inputs as attention_inputs
 from deltart.plugins.gated_attention import launch as attention_launch
 from deltart.plugins.gated_rms_norm import inputs as norm_inputs
@@ -37,11 +38,13 @@ def multiply(place: Place) -> None:
 
 
 def multiply_many(place: Place) -> None:
-    for tokens, n, k in ((130, 129, 144), (3, 40, 1040)):
-        shape = linear_inputs.Shape(tokens=tokens, n=n, k=k)
-        work = {name: np.zeros(size, np.uint8) for name, size in linear_launch.workspace(shape).items()}
-        at = place(linear_inputs.make(shape, 0) | linear_inputs.outputs(shape) | work)
-        prefill.module().run([linear_launch.prefill(shape, at), *linear_launch.prefill_w8a8(shape, at)])
+    for tokens, n, k in ((130, 129, 144), (3, 40, 1040), (70, 40, 2064)):
+        for kernel in prefill.KERNELS:
+            shape = linear_inputs.Shape(tokens=tokens, n=n, k=k)
+            work = {name: np.zeros(size, np.uint8) for name, size in tiles.workspace(shape, kernel).items()}
+            at = place(linear_inputs.make(shape, 0) | linear_inputs.outputs(shape) | work)
+            plan = tiles.prefill if kernel is tiles.W8A16 else tiles.prefill_w8a8
+            prefill.module(kernel).run(plan(shape, kernel, at))
 
 
 def attend(place: Place) -> None:

@@ -122,11 +122,14 @@ def test_gated_attention(target: str, length: int, past: tuple[int, ...]) -> Non
     check(BY_NAME["GatedAttention"], LOWERINGS[target], arrays, ATTENTION_SIZES, real, used, used)
 
 
+@pytest.mark.parametrize("quantize", [0, 1])
 @pytest.mark.parametrize("scale_dtype", [np.float32, ml_dtypes.bfloat16])
 @pytest.mark.parametrize(("n", "k"), [(128, 128), (300, 200), (64, 384)])
-def test_fp8_block_linear(n: int, k: int, scale_dtype: type) -> None:
+def test_fp8_block_linear(n: int, k: int, scale_dtype: type, quantize: int) -> None:
     rng = np.random.default_rng(n)
     x = rng.standard_normal((2, 3, k)).astype(np.float32)
+    x[0, 1] = 0
+    x[1, 0] *= 1e-4
     weight = rng.standard_normal((n, k)).astype(ml_dtypes.float8_e4m3fn)
     scale = rng.uniform(0.5, 2, (-(-n // 128), -(-k // 128))).astype(scale_dtype)
-    check(BY_NAME["Fp8BlockLinear"], portable.BODIES, [x, weight, scale], {})
+    check(BY_NAME["Fp8BlockLinear"], portable.BODIES, [x, weight, scale], {"quantize_activations": quantize})
