@@ -198,6 +198,8 @@ def test_unsplit_sums_of_every_k(n: int, k: int, kernel: Kernel) -> None:
 @pytest.mark.parametrize("tokens, n, k", [*SIZES, (257, 129, 2064), (512, 1024, 5120)])
 def test_on_the_gpu(tokens: int, n: int, k: int, kernel: Kernel) -> None:
     """The same arrays on this machine's GPU, twice; W8A8_WGMMA on compute capability 9.0 alone."""
+    if not pytest.importorskip("torch").cuda.is_available():
+        pytest.skip("no CUDA device")
     device = Cuda()
     if kernel is W8A8_WGMMA and device.capability != prefill.HOPPER:
         pytest.skip("wgmma is in sm_90a alone")
