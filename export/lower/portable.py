@@ -241,36 +241,107 @@ def attend_over_capacity(attributes: Mapping[str, Any], o: str, k_out: str, v_ou
 """
 
 
+def dequantized(weight: str, scale: str, W_t: str) -> str:
+    """The nodes that expand a weight by its block scales and transpose it: [K, N]."""
+    w = weight
+    return f"""
+  {w}_block = Constant <value_int: int = 128> ()
+  {w}_zero = Constant <value_int: int = 0> ()
+  {w}_one = Constant <value_int: int = 1> ()
+  {w}_first = Constant <value_ints: ints = [0]> ()
+  {w}_n = Shape <start = 0, end = 1> ({w})
+  {w}_k = Shape <start = 1, end = 2> ({w})
+  {w}_n_0d = Squeeze ({w}_n, {w}_first)
+  {w}_k_0d = Squeeze ({w}_k, {w}_first)
+  {w}_rows = Range ({w}_zero, {w}_n_0d, {w}_one)
+  {w}_columns = Range ({w}_zero, {w}_k_0d, {w}_one)
+  {w}_row_block = Div ({w}_rows, {w}_block)
+  {w}_column_block = Div ({w}_columns, {w}_block)
+  {w}_scale = Cast <to = 1> ({scale})
+  {w}_scale_rows = Gather <axis = 0> ({w}_scale, {w}_row_block)
+  {w}_scale_all = Gather <axis = 1> ({w}_scale_rows, {w}_column_block)
+  {w}_values = Cast <to = 1> ({w})
+  {w}_expanded = Mul ({w}_values, {w}_scale_all)
+  {W_t} = Transpose <perm = [1, 0]> ({w}_expanded)
+"""
+
+
 def fp8_block_linear(attributes: Mapping[str, Any]) -> str:
     """Dequantizes the weight by its block scales, then multiplies; a runtime may fold the constant part."""
-    quantized = attributes["quantize_activations"]
-    return (
-        """
-Fp8BlockLinear <quantize_activations> (x, weight, weight_scale_inv) => (y) {
-  block = Constant <value_int: int = 128> ()
-  zero = Constant <value_int: int = 0> ()
-  one = Constant <value_int: int = 1> ()
-  first = Constant <value_ints: ints = [0]> ()
-  n = Shape <start = 0, end = 1> (weight)
-  k = Shape <start = 1, end = 2> (weight)
-  n_0d = Squeeze (n, first)
-  k_0d = Squeeze (k, first)
-  rows = Range (zero, n_0d, one)
-  columns = Range (zero, k_0d, one)
-  row_block = Div (rows, block)
-  column_block = Div (columns, block)
-  scale = Cast <to = 1> (weight_scale_inv)
-  scale_rows = Gather <axis = 0> (scale, row_block)
-  scale_all = Gather <axis = 1> (scale_rows, column_block)
-  values = Cast <to = 1> (weight)
-  W = Mul (values, scale_all)
-  W_t = Transpose <perm = [1, 0]> (W)"""
-        + (QUANTIZED_ACTIVATIONS if quantized else "")
-        + f"""
-  y = MatMul ({"x_rounded" if quantized else "x"}, W_t)
+    return f"""
+Fp8BlockLinear <quantize_activations> (x, weight, weight_scale_inv) => (y) {{
+  {dequantized("weight", "weight_scale_inv", "W_t")}
+  {_activations(attributes)}
+  y = MatMul (x_used, W_t)
 }}
 """
-    )
+
+
+def fp8_block_gate_up(attributes: Mapping[str, Any]) -> str:
+    """Two linears, the first through SiLU."""
+    return f"""
+Fp8BlockGateUp <quantize_activations> (x, weight, weight_scale_inv, up_weight, up_weight_scale_inv) => (y) {{
+  {dequantized("weight", "weight_scale_inv", "W_t")}
+  {dequantized("up_weight", "up_weight_scale_inv", "U_t")}
+  {_activations(attributes)}
+  gate = MatMul (x_used, W_t)
+  up = MatMul (x_used, U_t)
+  opened = Sigmoid (gate)
+  activated = Mul (gate, opened)
+  y = Mul (activated, up)
+}}
+"""
+
+
+def attention_projections(attributes: Mapping[str, Any]) -> str:
+    """Three linears."""
+    return f"""
+AttentionProjections <quantize_activations>
+  (x, q_weight, q_scale_inv, k_weight, k_scale_inv, v_weight, v_scale_inv) => (q, k, v) {{
+  {dequantized("q_weight", "q_scale_inv", "Q_t")}
+  {dequantized("k_weight", "k_scale_inv", "K_t")}
+  {dequantized("v_weight", "v_scale_inv", "V_t")}
+  {_activations(attributes)}
+  q = MatMul (x_used, Q_t)
+  k = MatMul (x_used, K_t)
+  v = MatMul (x_used, V_t)
+}}
+"""
+
+
+def delta_net_projections(attributes: Mapping[str, Any]) -> str:
+    """Four linears, two of them with plain weights."""
+    return f"""
+DeltaNetProjections <quantize_activations>
+  (x, qkv_weight, qkv_scale_inv, z_weight, z_scale_inv, a_weight, b_weight) => (qkv, z, a, b) {{
+  {dequantized("qkv_weight", "qkv_scale_inv", "QKV_t")}
+  {dequantized("z_weight", "z_scale_inv", "Z_t")}
+  {_activations(attributes)}
+  a_wide = Cast <to = 1> (a_weight)
+  b_wide = Cast <to = 1> (b_weight)
+  A_t = Transpose <perm = [1, 0]> (a_wide)
+  B_t = Transpose <perm = [1, 0]> (b_wide)
+  qkv = MatMul (x_used, QKV_t)
+  z = MatMul (x_used, Z_t)
+  a = MatMul (x, A_t)
+  b = MatMul (x, B_t)
+}}
+"""
+
+
+def _activations(attributes: Mapping[str, Any]) -> str:
+    return QUANTIZED_ACTIVATIONS if attributes["quantize_activations"] else "  x_used = Identity (x)"
+
+
+def lm_head(attributes: Mapping[str, Any]) -> str:
+    """One product."""
+    return """
+LmHead (x, weight) => (logits) {
+  W = Cast <to = 1> (weight)
+  W_t = Transpose <perm = [1, 0]> (W)
+  logits = MatMul (x, W_t)
+}
+"""
 
 
 # x as E4M3 with scale amax / 448 per token and 128 of K, back in float.
@@ -282,8 +353,11 @@ QUANTIZED_ACTIVATIONS = """
   largest = Constant <value_float: float = 448.0> ()
   nothing = Constant <value_float: float = 0.0> ()
   unit = Constant <value_float: float = 1.0> ()
-  k_negative = Neg (k)
-  missing = Mod (k_negative, block)
+  first = Constant <value_ints: ints = [0]> ()
+  block = Constant <value_int: int = 128> ()
+  x_width = Shape <start = 2, end = 3> (x)
+  x_width_negative = Neg (x_width)
+  missing = Mod (x_width_negative, block)
   padding = Concat <axis = 0> (no_padding, missing)
   x_padded = Pad (x, padding)
   x_blocks = Reshape (x_padded, blocks_shape)
@@ -298,7 +372,54 @@ QUANTIZED_ACTIVATIONS = """
   x_rounded_blocks = Mul (x_values, x_scale)
   x_rounded_flat = Reshape (x_rounded_blocks, flat_shape)
   two = Constant <value_ints: ints = [2]> ()
-  x_rounded = Slice (x_rounded_flat, first, k, two)"""
+  x_used = Slice (x_rounded_flat, first, x_width, two)"""
+
+
+def qk_norm_rope(attributes: Mapping[str, Any]) -> str:
+    """RMSNormalization and RotaryEmbedding of queries and keys."""
+    heads, kv_heads, dim = attributes["num_heads"], attributes["num_kv_heads"], attributes["head_dim"]
+
+    def rotated(x: str, weight: str, count: int, y: str) -> str:
+        return f"""
+  {x}_w = Cast <to = 1> ({weight})
+  {x}_scale = Add ({x}_w, unit)
+  {x}_normed = RMSNormalization <axis = -1, epsilon: float = @epsilon> ({x}, {x}_scale)
+  {x}_to_turn, {x}_rest = Split <axis = -1> ({x}_normed, turned)
+  {x}_first, {x}_second = Split <axis = -1, num_outputs = 2> ({x}_to_turn)
+  {x}_a = Mul ({x}_first, cos_4d)
+  {x}_b = Mul ({x}_second, sin_4d)
+  {x}_c = Mul ({x}_second, cos_4d)
+  {x}_d = Mul ({x}_first, sin_4d)
+  {x}_left = Sub ({x}_a, {x}_b)
+  {x}_right = Add ({x}_c, {x}_d)
+  {x}_turned = Concat <axis = -1> ({x}_left, {x}_right, {x}_rest)
+  {x}_flat = Constant <value_ints: ints = [0, 0, {count * dim}]> ()
+  {y} = Reshape ({x}_turned, {x}_flat)
+"""
+
+    return f"""
+QkNormRope <num_heads, num_kv_heads, head_dim, epsilon> (q_gate, k, q_weight, k_weight, cos, sin) => (q, k_out, gate) {{
+  unit = Constant <value_float: float = 1.0> ()
+  head_axis = Constant <value_ints: ints = [2]> ()
+  cos_4d = Unsqueeze (cos, head_axis)
+  sin_4d = Unsqueeze (sin, head_axis)
+  pairs = Shape <start = 2, end = 3> (cos)
+  two = Constant <value_ints: ints = [2]> ()
+  width = Constant <value_ints: ints = [{dim}]> ()
+  rotary = Mul (pairs, two)
+  passed = Sub (width, rotary)
+  turned = Concat <axis = 0> (rotary, passed)
+  both_shape = Constant <value_ints: ints = [0, 0, {heads}, {2 * dim}]> ()
+  both = Reshape (q_gate, both_shape)
+  queries, gates = Split <axis = -1, num_outputs = 2> (both)
+  gate_shape = Constant <value_ints: ints = [0, 0, {heads * dim}]> ()
+  gate = Reshape (gates, gate_shape)
+  keys_shape = Constant <value_ints: ints = [0, 0, {kv_heads}, {dim}]> ()
+  keys = Reshape (k, keys_shape)
+  {rotated("queries", "q_weight", heads, "q")}
+  {rotated("keys", "k_weight", kv_heads, "k_out")}
+}}
+"""
 
 
 Lowering = Mapping[str, Callable[[Mapping[str, Any]], str]]
@@ -309,4 +430,9 @@ BODIES: Lowering = {
     "GatedRMSNorm": gated_rms_norm,
     "GatedAttention": gated_attention,
     "Fp8BlockLinear": fp8_block_linear,
+    "Fp8BlockGateUp": fp8_block_gate_up,
+    "AttentionProjections": attention_projections,
+    "DeltaNetProjections": delta_net_projections,
+    "LmHead": lm_head,
+    "QkNormRope": qk_norm_rope,
 }

@@ -10,9 +10,10 @@ import onnx
 
 from deltart.errors import ArtifactError
 from deltart.manifest import GraphEntry
-from deltart.runtime.backends.base import SlotState
+from deltart.runtime.backends.base import DecodeRow, SlotState
 from deltart.runtime.backends.exposed import ExposedBackend
 from deltart.runtime.backends.ort import WeightMode
+from deltart.runtime.decode import HostDecoder
 
 
 class Fp8PrefillBackend:
@@ -44,6 +45,10 @@ class Fp8PrefillBackend:
         """See Backend."""
         backend = self._prefill if inputs["input_ids"].shape[1] > 1 else self._decode
         return backend.run(graph, state, inputs, outputs)
+
+    def decoder(self, state: SlotState, rows: Sequence[DecodeRow], steps: int) -> HostDecoder:
+        """See Backend."""
+        return HostDecoder(self, state, rows)
 
 
 class _Replaced(ExposedBackend):

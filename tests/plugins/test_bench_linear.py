@@ -58,7 +58,7 @@ def test_a_token_is_the_sum_of_its_calls() -> None:
     run = Run(Host(), 0, rows=rows())
     alone, short, long = token.token(run)
     assert alone.us == 2.0 * (48 * 3 + 16 * 2 + 32 + 64 + 64)
-    assert short.us == long.us == alone.us + 2.0 * (3 * 48 + 129 + 2 + 16)
+    assert short.us == long.us == alone.us + 2.0 * (3 * 48 + 129 + 2 + 2 * 16)
     assert any("token/s of at most 123" in note for note in short.notes)
     run = Run(Host(), 0, rows=rows(without="attention"))
     alone, short, long = token.token(run)

@@ -13,11 +13,17 @@ from gdr_on_shim import addresses
 
 from deltart.errors import BuildError, MissingDependencyError
 from deltart.plugins import kernel_call, trt_plugin
+from deltart.plugins.attention_projections import plugin as attention_in
+from deltart.plugins.attention_projections.op import ATTENTION_PROJECTIONS
 from deltart.plugins.causal_conv1d import plugin as conv
 from deltart.plugins.causal_conv1d.op import CAUSAL_CONV1D
 from deltart.plugins.cpu_shim.runner import compile_cpu
+from deltart.plugins.delta_net_projections import plugin as delta_net_in
+from deltart.plugins.delta_net_projections.op import DELTA_NET_PROJECTIONS
 from deltart.plugins.dims import Dim, expression
 from deltart.plugins.dtypes import cast, poisoned
+from deltart.plugins.fp8_block_gate_up import plugin as gated_linear
+from deltart.plugins.fp8_block_gate_up.op import FP8_BLOCK_GATE_UP
 from deltart.plugins.fp8_block_linear import plugin as linear
 from deltart.plugins.fp8_block_linear import prefill as tiles
 from deltart.plugins.fp8_block_linear.op import FP8_BLOCK_LINEAR
@@ -28,8 +34,12 @@ from deltart.plugins.gated_delta_rule.op import GATED_DELTA_RULE
 from deltart.plugins.gated_rms_norm import plugin as norm
 from deltart.plugins.gated_rms_norm.op import GATED_RMS_NORM
 from deltart.plugins.kernel_call import Call
+from deltart.plugins.lm_head import plugin as head
+from deltart.plugins.lm_head.op import LM_HEAD
+from deltart.plugins.qk_norm_rope import plugin as rope
+from deltart.plugins.qk_norm_rope.op import QK_NORM_ROPE
 from deltart.plugins.registry import OPS
-from deltart.plugins.spec import ACT, OpSpec, TensorSpec
+from deltart.plugins.spec import ACT, FP8, OpSpec, TensorSpec
 from deltart.plugins.tolerance import TOLERANCE, relative_rms
 
 HEADS = {"num_k_heads": 1, "num_v_heads": 3, "head_k_dim": 128, "head_v_dim": 128}
@@ -192,7 +202,79 @@ def test_linear_workspace_is_enough_for_fewer_tokens(quantize: int) -> None:
         for capability in (89, 90):
             call = Call(sizes | {"T": tokens}, dtypes, at, capability=capability, multiprocessors=132)
             kernel = tiles.w8a8_kernel(capability) if quantize else tiles.W8A16
-            assert sum(tiles.workspace(linear._shape(call), kernel).values()) <= bound
+            assert sum(tiles.workspace(linear.shape_of(call), kernel).values()) <= bound
+
+
+@pytest.mark.parametrize("capability", [89, 90])
+@pytest.mark.parametrize("quantize", [0, 1])
+@pytest.mark.parametrize("tokens", [5, 40])
+def test_fp8_block_gate_up_through_its_contract(tokens: int, quantize: int, capability: int) -> None:
+    """A launch of both products, and from 65 tokens on the tile kernel and a product: 80 rows of 203, and 10."""
+    rng = np.random.default_rng(0)
+    given = [cast(rng.standard_normal((2, tokens, 192)), "bf16")]
+    for _ in range(2):
+        given += [rng.standard_normal((203, 192)).astype(ml_dtypes.float8_e4m3fn)]
+        given += [cast(rng.uniform(0.05, 0.2, (2, 2)), "bf16")]
+    attributes = {"quantize_activations": quantize}
+    (y,) = FP8_BLOCK_GATE_UP.reference(*(a.astype(np.float64) for a in given), **attributes)
+    found = {"y": poisoned((2, tokens, 203), "bf16")}
+    call = call_of(FP8_BLOCK_GATE_UP, given, attributes, found)
+    call = replace(call, capability=capability, multiprocessors=2)
+    workspace = np.full(gated_linear.workspace_bytes(call), 0xFF, np.uint8)
+    call.at["workspace"] = workspace.ctypes.data
+    run_on_shim(gated_linear, call)
+    apart = tokens > 32 or quantize  # the gate and the other product are rounded before their own product is
+    assert relative_rms(found["y"], y) <= (1.5 if apart else 1) * TOLERANCE["bf16"]
+
+
+@pytest.mark.parametrize(
+    ("module", "spec"), [(attention_in, ATTENTION_PROJECTIONS), (delta_net_in, DELTA_NET_PROJECTIONS)]
+)
+@pytest.mark.parametrize(("tokens", "quantize", "capability"), [(5, 0, 89), (40, 0, 89), (40, 1, 89), (40, 1, 90)])
+def test_projections_through_their_contracts(
+    module: ModuleType, spec: OpSpec, tokens: int, quantize: int, capability: int
+) -> None:
+    """Weights of very different size, in one launch or, from 65 tokens on, one each."""
+    rng = np.random.default_rng(tokens)
+    sizes = iter((203, 130, 16) if spec is ATTENTION_PROJECTIONS else (203, 130, 6, 7))
+    given = [cast(rng.standard_normal((2, tokens, 192)), "bf16")]
+    for tensor in spec.inputs[1:]:
+        if tensor.dtype == FP8:
+            given.append(rng.standard_normal((next(sizes), 192)).astype(ml_dtypes.float8_e4m3fn))
+        elif tensor.name.endswith("scale_inv"):
+            given.append(cast(rng.uniform(0.05, 0.2, (-(-given[-1].shape[0] // 128), 2)), "bf16"))
+        else:
+            given.append(cast(rng.standard_normal((next(sizes), 192)), "bf16"))
+    attributes = {"quantize_activations": quantize}
+    expected = spec.reference(*(a.astype(np.float64) for a in given), **attributes)
+    found = {t.name: poisoned(y.shape, "bf16") for t, y in zip(spec.outputs, expected, strict=True)}
+    call = replace(call_of(spec, given, attributes, found), capability=capability, multiprocessors=2)
+    workspace = np.full(module.KERNEL.workspace_bytes(call), 0xFF, np.uint8)
+    call.at["workspace"] = workspace.ctypes.data
+    run_on_shim(module, call)
+    for y, right in zip(found.values(), expected, strict=True):
+        assert relative_rms(y, right) <= TOLERANCE["bf16"]
+
+
+def test_lm_head_through_its_contract() -> None:
+    rng = np.random.default_rng(0)
+    given = [cast(rng.standard_normal(s), "bf16") for s in ((2, 3, 64), (300, 64))]
+    (logits,) = LM_HEAD.reference(*(a.astype(np.float64) for a in given))
+    found = {"logits": np.full((2, 3, 300), np.nan, np.float32)}
+    run_on_shim(head, call_of(LM_HEAD, given, {}, found))
+    assert relative_rms(found["logits"], logits) <= TOLERANCE["f32"]
+
+
+def test_qk_norm_rope_through_its_contract() -> None:
+    rng = np.random.default_rng(0)
+    sizes = {"num_heads": 6, "num_kv_heads": 2, "head_dim": 64, "epsilon": 1e-6}
+    shapes = ((2, 5, 12 * 64), (2, 5, 2 * 64), (64,), (64,), (2, 5, 8), (2, 5, 8))
+    given = [cast(rng.standard_normal(s), "bf16") for s in shapes]
+    expected = QK_NORM_ROPE.reference(*(a.astype(np.float64) for a in given), **sizes)
+    found = {n: poisoned((2, 5, h * 64), "bf16") for n, h in (("q", 6), ("k_out", 2), ("gate", 6))}
+    run_on_shim(rope, call_of(QK_NORM_ROPE, given, sizes, found))
+    errors = [relative_rms(mine, right) for mine, right in zip(found.values(), expected, strict=True)]
+    assert max(errors) <= TOLERANCE["bf16"] and errors[2] == 0
 
 
 def test_gated_rms_norm_through_its_contract() -> None:

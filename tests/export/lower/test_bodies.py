@@ -133,3 +133,49 @@ def test_fp8_block_linear(n: int, k: int, scale_dtype: type, quantize: int) -> N
     weight = rng.standard_normal((n, k)).astype(ml_dtypes.float8_e4m3fn)
     scale = rng.uniform(0.5, 2, (-(-n // 128), -(-k // 128))).astype(scale_dtype)
     check(BY_NAME["Fp8BlockLinear"], portable.BODIES, [x, weight, scale], {"quantize_activations": quantize})
+
+
+@pytest.mark.parametrize("quantize", [0, 1])
+def test_fp8_block_gate_up(quantize: int) -> None:
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((2, 3, 200)).astype(np.float32)
+    pairs = [
+        (rng.standard_normal((300, 200)).astype(ml_dtypes.float8_e4m3fn), rng.uniform(0.01, 0.1, (3, 2)))
+        for _ in range(2)
+    ]
+    arrays = [a for weight, scale in pairs for a in (weight, scale.astype(ml_dtypes.bfloat16))]
+    check(BY_NAME["Fp8BlockGateUp"], portable.BODIES, [x, *arrays], {"quantize_activations": quantize})
+
+
+def stored(rng: np.random.Generator, n: int, k: int) -> list[np.ndarray]:
+    scale = rng.uniform(0.5, 2, (-(-n // 128), -(-k // 128))).astype(ml_dtypes.bfloat16)
+    return [rng.standard_normal((n, k)).astype(ml_dtypes.float8_e4m3fn), scale]
+
+
+@pytest.mark.parametrize("quantize", [0, 1])
+def test_projections(quantize: int) -> None:
+    rng = np.random.default_rng(quantize)
+    x = rng.standard_normal((2, 3, 200)).astype(np.float32)
+    fp8 = [stored(rng, n, 200) for n in (300, 64, 130)]
+    plain = [rng.standard_normal((5, 200)).astype(ml_dtypes.bfloat16) for _ in range(2)]
+    attributes = {"quantize_activations": quantize}
+    attention = [x, *(a for pair in fp8 for a in pair)]
+    check(BY_NAME["AttentionProjections"], portable.BODIES, attention, attributes)
+    delta_net = [x, *fp8[0], *fp8[1], *plain]
+    check(BY_NAME["DeltaNetProjections"], portable.BODIES, delta_net, attributes)
+
+
+def test_lm_head() -> None:
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((2, 3, 64)).astype(np.float32)
+    check(BY_NAME["LmHead"], portable.BODIES, [x, rng.standard_normal((90, 64)).astype(ml_dtypes.bfloat16)], {})
+
+
+@pytest.mark.parametrize("pairs", [8, 32])
+def test_qk_norm_rope(pairs: int) -> None:
+    rng = np.random.default_rng(pairs)
+    q_gate, k = (rng.standard_normal((2, 3, heads * 64)).astype(np.float32) for heads in (12, 2))
+    weights = [rng.standard_normal(64).astype(ml_dtypes.bfloat16) for _ in range(2)]
+    tables = [rng.standard_normal((2, 3, pairs)).astype(np.float32) for _ in range(2)]
+    sizes = ATTENTION_SIZES | {"epsilon": 1e-3}
+    check(BY_NAME["QkNormRope"], portable.BODIES, [q_gate, k, *weights, *tables], sizes)

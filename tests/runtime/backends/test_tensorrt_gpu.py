@@ -26,7 +26,7 @@ from deltart.runtime.backends.tensorrt_compile import compile_plan
 from deltart.runtime.backends.tensorrt_engine import TensorRtExecutor
 from deltart.runtime.backends.tensorrt_library import installed, load_library
 from deltart.runtime.backends.tensorrt_plans import Binding, PlanEntry, Profile
-from deltart.runtime.generate import text_inputs
+from deltart.runtime.inputs import text_inputs
 
 pytestmark = pytest.mark.gpu
 NANO = Path(__file__).resolve().parents[3] / "tools" / "nano" / "checkpoint"
