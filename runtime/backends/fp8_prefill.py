@@ -48,7 +48,7 @@ class Fp8PrefillBackend:
 
     def decoder(self, state: SlotState, rows: Sequence[DecodeRow], steps: int) -> HostDecoder:
         """See Backend."""
-        return HostDecoder(self, state, rows)
+        return HostDecoder(self, state, rows, steps)
 
 
 class _Replaced(ExposedBackend):
