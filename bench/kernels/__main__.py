@@ -9,13 +9,19 @@ import sys
 import time
 from pathlib import Path
 
-from bench.kernels import sections, sections_linear, sections_rope, table, token
+from bench.kernels import sections, sections_linear, sections_projections, sections_rope, table, token
 from bench.kernels.device import Cuda, Device, Host
 from bench.kernels.sections import Run
 from deltart.errors import DeltaRTError
 from deltart.plugins import cache, toolchain
 
-SECTIONS = sections.SECTIONS | sections_linear.SECTIONS | sections_rope.SECTIONS | token.SECTIONS
+SECTIONS = (
+    sections.SECTIONS
+    | sections_linear.SECTIONS
+    | sections_projections.SECTIONS
+    | sections_rope.SECTIONS
+    | token.SECTIONS
+)
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:

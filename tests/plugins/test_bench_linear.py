@@ -50,18 +50,21 @@ def test_block_scales_are_padded_columns() -> None:
 
 
 def rows(without: str = "") -> list[Row]:
-    names = [*token.LINEARS, *token.LAYERS] + [("attention", f"B=1 T=1 past={past} bf16") for past in token.PASTS]
-    return [Row(section, f"{case} *", us=2.0) for section, case in names if section != without]
+    names = [*token.ONE_BY_ONE, *token.LINEARS, *token.LAYERS] + [
+        ("attention", f"B=1 T=1 past={past} bf16") for past in token.PASTS
+    ]
+    return [Row(section, f"{case} *", us=2.0) for section, case in dict.fromkeys(names) if section != without]
 
 
 def test_a_token_is_the_sum_of_its_calls() -> None:
     run = Run(Host(), 0, rows=rows())
-    alone, short, long = token.token(run)
-    assert alone.us == 2.0 * (48 * 3 + 16 * 2 + 32 + 64 + 64)
+    one_by_one, alone, short, long = token.token(run)
+    assert one_by_one.us == 2.0 * (48 * 3 + 16 * 2 + 32 + 64 + 64)
+    assert alone.us == 2.0 * (48 + 16 + 48 + 16 + 64 + 64)
     assert short.us == long.us == alone.us + 2.0 * (3 * 48 + 129 + 2 + 2 * 16)
     assert any("token/s of at most 123" in note for note in short.notes)
     run = Run(Host(), 0, rows=rows(without="attention"))
-    alone, short, long = token.token(run)
+    _, alone, short, _ = token.token(run)
     assert alone.us and short.us is None and short.notes == ["not measured: attention B=1 T=1 past=1024 bf16"]
 
 
