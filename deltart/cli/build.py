@@ -37,6 +37,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--max-context", type=int, metavar="N", help="longest sequence (default: the artifact's)")
     parser.add_argument("--chunk", type=int, default=1024, metavar="N", help="tokens of a prefill call (default 1024)")
     parser.add_argument("--cache", type=Path, default=CACHE, metavar="DIR", help=f"shared plans (default {CACHE})")
+    parser.add_argument("--plugins", type=Path, metavar="FILE", help="C++ plugin library (default: Python classes)")
     parser.add_argument("--json", action="store_true", help="print the plans as JSON")
     parser.set_defaults(run=run)
 
@@ -65,6 +66,7 @@ def run(arguments: argparse.Namespace) -> None:
             max_context=arguments.max_context,
             chunk=arguments.chunk,
             cache=arguments.cache.expanduser(),
+            plugins=arguments.plugins,
         )
         command = shlex.join(["deltart", *sys.argv[1:]])
         engine = build_engine(arguments.artifact, options, command, report)

@@ -32,6 +32,7 @@ class BuildOptions:
         max_context: longest sequence, in tokens; the artifact's when None.
         chunk: tokens of a prefill call.
         cache: folder of plans that artifacts share; None keeps them in the artifact alone.
+        plugins: the C++ plugin library; None for the Python plugin classes.
     """
 
     flavour: Flavour | None = None
@@ -40,6 +41,7 @@ class BuildOptions:
     max_context: int | None = None
     chunk: int = 1024
     cache: Path | None = None
+    plugins: Path | None = None
 
 
 def build_engine(
@@ -50,11 +52,11 @@ def build_engine(
     Raises:
         ArtifactError: the artifact is incomplete or was not lowered for TensorRT.
         BuildError: the options fit no plan, or TensorRT refuses the graph; nothing is left under a final name.
-        MissingDependencyError: TensorRT is not installed.
+        MissingDependencyError: TensorRT or the plugin library is not there.
     """
     manifest = load_manifest(artifact)
     context = _context(options, manifest)
-    library = load_library(options.flavour)
+    library = load_library(options.flavour, options.plugins)
     gpus = _gpus(library, options.gpus)
     folder = plans.engine_folder(artifact, library.flavour)
     folder.mkdir(parents=True, exist_ok=True)
@@ -93,7 +95,10 @@ class _Job:
 
     @property
     def key(self) -> str:
-        return plans.plan_key(self.onnx_sha256, self.library.flavour, self.library.version, self.gpus, self.profile)
+        library = self.library
+        return plans.plan_key(
+            self.onnx_sha256, library.flavour, library.version, self.gpus, self.profile, library.plugin_code
+        )
 
 
 def _lowered(artifact: Path, graph: str, entry: GraphEntry) -> bytes:

@@ -1,0 +1,114 @@
+// The embedded kernels on the GPUs that are in use. Nothing is allocated by a launch; its stream may be capturing.
+#pragma once
+#include <map>
+#include <mutex>
+#include <vector>
+
+#include "driver.hpp"
+#include "launch.hpp"
+
+namespace deltart {
+
+// One compiled .cu file, by its path in plugins/.
+struct Fatbin {
+  const char* source;
+  const unsigned char* image;
+};
+
+}  // namespace deltart
+
+#include <deltart_fatbins.inc>  // FATBINS
+
+namespace deltart {
+
+class Kernels {
+ public:
+  explicit Kernels(const char* driver) : driver_(driver) {}
+
+  // Loads every source of the op in `folder` into the current context, so that no launch has to.
+  void prepare(const std::string& folder) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    Device& device = current();
+    for (const Fatbin& fatbin : FATBINS)
+      if (std::string(fatbin.source).rfind(folder + "/", 0) == 0) module(device, fatbin.source);
+  }
+
+  // Bytes of shared memory that the current device gives a block.
+  int64_t shared_limit() {
+    std::lock_guard<std::mutex> lock(mutex_);
+    return current().shared_limit;
+  }
+
+  // Enqueues launches of the op in `folder` on `stream`.
+  void run(const std::string& folder, const Launches& launches, Driver::Handle stream) {
+    std::string source = folder + "/" + launches.source;
+    for (const Launch& launch : launches.list) {
+      std::vector<void*> values;
+      for (const Argument& argument : launch.args.list) values.push_back(const_cast<Argument::Value*>(&argument.value));
+      auto size = [](int64_t value) { return static_cast<unsigned>(value); };
+      driver_.check(driver_.launch_kernel(function(source, launch), size(launch.grid[0]), size(launch.grid[1]),
+                                          size(launch.grid[2]), size(launch.block), 1, 1, size(launch.shared_bytes),
+                                          stream, values.data(), nullptr));
+    }
+  }
+
+ private:
+  static constexpr int64_t DEFAULT_SHARED_BYTES = 48 << 10;  // what a block gets without asking
+  static constexpr int MAX_DYNAMIC_SHARED_SIZE_BYTES = 8;    // the function attribute that asks for more
+
+  struct Function {
+    Driver::Handle handle;
+    int64_t shared_bytes;  // granted so far
+  };
+
+  struct Device {
+    int64_t shared_limit;
+    std::map<std::string, Driver::Handle> modules;
+    std::map<std::string, Function> functions;
+  };
+
+  Device& current() {
+    auto [found, is_new] = devices_.try_emplace(driver_.context());
+    if (is_new) found->second.shared_limit = driver_.shared_limit();
+    return found->second;
+  }
+
+  Driver::Handle module(Device& device, const std::string& source) {
+    auto found = device.modules.find(source);
+    if (found != device.modules.end()) return found->second;
+    for (const Fatbin& fatbin : FATBINS) {
+      if (source != fatbin.source) continue;
+      Driver::Handle loaded = nullptr;
+      driver_.check(driver_.load_module(&loaded, fatbin.image));
+      return device.modules[source] = loaded;
+    }
+    throw Error(source + " is not in this library", "a kernel of an op in operators.hpp", "build the library again");
+  }
+
+  Driver::Handle function(const std::string& source, const Launch& launch) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    Device& device = current();
+    auto found = device.functions.find(launch.kernel);
+    if (found == device.functions.end()) {
+      Driver::Handle handle = nullptr;
+      driver_.check(driver_.get_function(&handle, module(device, source), launch.kernel.c_str()));
+      found = device.functions.emplace(launch.kernel, Function{handle, DEFAULT_SHARED_BYTES}).first;
+    }
+    Function& known = found->second;
+    if (launch.shared_bytes > device.shared_limit)
+      throw Error(launch.kernel + " asks for " + std::to_string(launch.shared_bytes) + " bytes of shared memory",
+                  "at most " + std::to_string(device.shared_limit), "plan with this device's shared_limit");
+    if (launch.shared_bytes > known.shared_bytes) {
+      int bytes = static_cast<int>(launch.shared_bytes);
+      driver_.check(driver_.set_function_attribute(known.handle, MAX_DYNAMIC_SHARED_SIZE_BYTES, bytes));
+      known.shared_bytes = launch.shared_bytes;
+    }
+    return known.handle;
+  }
+
+  Driver driver_;
+  std::mutex mutex_;
+  std::map<Driver::Handle, Device> devices_;
+};
+
+}  // namespace deltart

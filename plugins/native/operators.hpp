@@ -1,0 +1,32 @@
+// The ops of the library: a launch.hpp beside each launch.py, and a row here.
+#pragma once
+#include "../causal_conv1d/launch.hpp"
+#include "../fp8_block_linear/launch.hpp"
+#include "../gated_attention/launch.hpp"
+#include "../gated_delta_rule/launch.hpp"
+#include "../gated_rms_norm/launch.hpp"
+
+namespace deltart {
+
+// How an op runs. `workspace_bytes` is enough for this call and any smaller one, on any GPU.
+struct Operator {
+  const char* name;
+  int64_t (*workspace_bytes)(const Call&);
+  Launches (*launches)(const Call&);
+};
+
+constexpr Operator OPERATORS[] = {
+    {"CausalConv1d", causal_conv1d::workspace_bytes, causal_conv1d::launches},
+    {"Fp8BlockLinear", fp8_block_linear::workspace_bytes, fp8_block_linear::launches},
+    {"GatedAttention", gated_attention::workspace_bytes, gated_attention::launches},
+    {"GatedDeltaRule", gated_delta_rule::workspace_bytes, gated_delta_rule::launches},
+    {"GatedRMSNorm", gated_rms_norm::workspace_bytes, gated_rms_norm::launches},
+};
+
+inline const Operator& operator_of(const std::string& name) {
+  for (const Operator& known : OPERATORS)
+    if (name == known.name) return known;
+  throw Error(name + " has no row in plugins/native/operators.hpp", "one for every op of the contract");
+}
+
+}  // namespace deltart
