@@ -78,14 +78,18 @@ def build_library(include: Path, targets: tuple[str, ...] = TARGETS, nvcc: Path 
         BuildError: something does not compile.
     """
     fatbins = {name: compile_gpu(path, targets, nvcc=nvcc).fatbin for name, path in kernel_sources().items()}
-    return compile_library(FOLDER / "library.cpp", fatbins, ("-isystem", str(include)), headers_version(include))
+    main, flags = FOLDER / "library.cpp", ("-isystem", str(include))
+    return compile_library(main, contract_source(OPS), fatbins, flags, headers_version(include))
 
 
-def compile_library(main: Path, fatbins: Mapping[str, Path], flags: tuple[str, ...] = (), version: str = "") -> Path:
-    """The shared library of a C++ file and embedded `fatbins`; `version` is what else the result depends on."""
+def compile_library(
+    main: Path, contract: str, fatbins: Mapping[str, Path], flags: tuple[str, ...], version: str
+) -> Path:
+    """The shared library of a C++ file, the text of a contract and embedded `fatbins`; `version` is what else the
+    result depends on."""
     compiler = find_compiler()
     written = {
-        "deltart_contract.inc": contract_source(OPS),
+        "deltart_contract.inc": contract,
         "deltart_fatbins.inc": _fatbin_table(fatbins),
         "fatbins.S": _assembly(fatbins),
     }

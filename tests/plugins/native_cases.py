@@ -1,0 +1,77 @@
+"""Calls for which the C++ launches are compared with Python's: sizes that are odd, at every threshold, or refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from itertools import product
+
+from deltart.plugins.causal_conv1d.op import CAUSAL_CONV1D
+from deltart.plugins.fp8_block_linear.inputs import SHAPES_27B
+from deltart.plugins.fp8_block_linear.op import FP8_BLOCK_LINEAR
+from deltart.plugins.gated_attention.op import GATED_ATTENTION
+from deltart.plugins.gated_delta_rule.op import GATED_DELTA_RULE
+from deltart.plugins.gated_rms_norm.op import GATED_RMS_NORM
+from deltart.plugins.spec import ACT, F32, FP8, I32, STORED, OpSpec
+from support.native import Case
+
+LIMIT = 99 << 10  # of the small GPUs
+LIMITS = (48 << 10, LIMIT, 163 << 10, 227 << 10)
+SLOTS = (1, 7, 8, 64)
+PAIRS = tuple(product(("bf16", "f32"), repeat=2))  # of activations and stored weights
+
+
+def case(
+    spec: OpSpec, sizes: Mapping[str, int], attributes: Mapping[str, int | float], types: tuple[str, str], limit: int
+) -> Case:
+    """A case with the types that its dtype classes allow; `types` are those of activations and stored weights."""
+    kinds = {ACT: types[0], STORED: types[1], FP8: "i8", F32: "f32", I32: "i32"}
+    return Case(spec, sizes, attributes, {t.name: kinds[t.dtype] for t in spec.inputs}, limit)
+
+
+def causal_conv1d() -> Iterator[Case]:
+    tokens, channels = (0, 1, 2, 8, 9, 15, 16, 17, 33, 100, 5000), (4, 8, 12, 64, 256, 1000, 10240, 10241)
+    for b, t, c, types in product(SLOTS, tokens, channels, PAIRS):
+        yield case(CAUSAL_CONV1D, {"B": b, "T": t, "C": c, "1": 1, "W": 4, "W-1": 3}, {}, types, LIMIT)
+
+
+def fp8_block_linear() -> Iterator[Case]:
+    tokens = (0, 1, 2, 4, 8, 9, 16, 17, 31, 32, 33, 63, 64, 65, 128, 1000)
+    weights = (*sorted(set(SHAPES_27B.values())), (1, 16), (16, 128), (200, 192), (129, 144), (128, 130), (0, 128), (32752, 256))
+    for b, t, (n, k), types in product(SLOTS, tokens, weights, PAIRS):
+        sizes = {"B": b, "T": t, "N": n, "K": k, "N_blocks": -(-n // 128), "K_blocks": -(-k // 128)}
+        yield case(FP8_BLOCK_LINEAR, sizes, {}, types, LIMIT)
+
+
+def gated_attention() -> Iterator[Case]:
+    tokens, heads = (1, 2, 3, 4, 5, 7, 8, 9, 16, 17, 48, 49, 200), ((24, 4), (16, 2), (6, 2), (1, 1), (16, 1), (9, 9))
+    refused = ((5, 2), (34, 2))
+    for b, t, (h, kv), d, types in product(SLOTS, tokens, heads + refused, (64, 96, 128, 256), PAIRS[1:3]):
+        sizes = {"B": b, "T": t, "Nq": h * d, "Nkv": kv * d, "capacity": 64 * b + 4000}
+        attributes = {"num_heads": h, "num_kv_heads": kv, "head_dim": d}
+        yield case(GATED_ATTENTION, sizes, attributes, types, LIMIT)
+
+
+def gated_delta_rule() -> Iterator[Case]:
+    tokens, heads = (0, 1, 8, 9, 33, 64, 65, 1000, 2049), ((16, 48), (1, 3), (16, 32), (3, 4))
+    widths = ((128, 128), (64, 64), (64, 16), (128, 32), (128, 8), (128, 12))
+    for b, t, (hk, hv), (dk, dv), types in product(SLOTS, tokens, heads, widths, PAIRS):
+        attributes = {"num_k_heads": hk, "num_v_heads": hv, "head_k_dim": dk, "head_v_dim": dv}
+        for limit in LIMITS if t > 8 else LIMITS[:1]:
+            sizes = {"B": b, "T": t, "C": 2 * hk * dk + hv * dv}
+            yield case(GATED_DELTA_RULE, sizes, attributes, types, limit)
+
+
+def gated_rms_norm() -> Iterator[Case]:
+    for b, t, heads, d, eps, types in product(
+        SLOTS, (1, 3, 8, 1000), (1, 3, 48), (4, 6, 64, 128, 256, 512, 516), (1e-6, 3e-5), PAIRS
+    ):
+        yield case(GATED_RMS_NORM, {"B": b, "T": t, "N": heads * d, "D": d}, {"epsilon": eps}, types, LIMIT)
+
+
+CASES: dict[str, Callable[[], Iterator[Case]]] = {
+    "CausalConv1d": causal_conv1d,
+    "Fp8BlockLinear": fp8_block_linear,
+    "GatedAttention": gated_attention,
+    "GatedDeltaRule": gated_delta_rule,
+    "GatedRMSNorm": gated_rms_norm,
+}
