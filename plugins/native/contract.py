@@ -1,4 +1,4 @@
-"""Writes the ops' contracts as C++ data: what `contract.hpp` includes is derived from the OpSpecs, never typed twice."""
+"""Writes the ops' contracts as C++ data: what `contract.hpp` includes is derived from the OpSpecs."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import json
 from collections.abc import Sequence
 
 from deltart.errors import BuildError
-from deltart.plugins.spec import ACT, VERSION, OpSpec, TensorSpec
 from deltart.plugins.kernel_call import kernel_of
+from deltart.plugins.spec import ACT, VERSION, OpSpec, TensorSpec
 from deltart.plugins.trt_plugin import ACCEPTED, CONTRACT_FIELD, PLUGIN_VERSION, type_source
 
 

@@ -143,9 +143,7 @@ def bindings(entry: GraphEntry, tensors: Iterable[Binding]) -> list[Binding]:
     return [Binding(t.name, roles[t.name], t.dtype, t.axes) for t in found]
 
 
-def plan_key(
-    onnx_sha256: str, flavour: str, library: str, gpus: Sequence[str], chosen: Profile, plugins: str
-) -> str:
+def plan_key(onnx_sha256: str, flavour: str, library: str, gpus: Sequence[str], chosen: Profile, plugins: str) -> str:
     """The name of a plan by what it depends on: graph, TensorRT, GPUs, profiles and `plugins`, the hash of the plugins'
     code. Not the weights."""
     parts = [onnx_sha256, flavour, library, list(gpus), asdict(chosen), deltart.__version__, plugins]

@@ -36,7 +36,16 @@ def causal_conv1d() -> Iterator[Case]:
 
 def fp8_block_linear() -> Iterator[Case]:
     tokens = (0, 1, 2, 4, 8, 9, 16, 17, 31, 32, 33, 63, 64, 65, 128, 1000)
-    weights = (*sorted(set(SHAPES_27B.values())), (1, 16), (16, 128), (200, 192), (129, 144), (128, 130), (0, 128), (32752, 256))
+    weights = (
+        *sorted(set(SHAPES_27B.values())),
+        (1, 16),
+        (16, 128),
+        (200, 192),
+        (129, 144),
+        (128, 130),
+        (0, 128),
+        (32752, 256),
+    )
     for b, t, (n, k), types in product(SLOTS, tokens, weights, PAIRS):
         sizes = {"B": b, "T": t, "N": n, "K": k, "N_blocks": -(-n // 128), "K_blocks": -(-k // 128)}
         yield case(FP8_BLOCK_LINEAR, sizes, {}, types, LIMIT)

@@ -195,9 +195,9 @@ def test_missing_headers_and_compiler_are_named(tmp_path: Path, monkeypatch: pyt
     assert library.find_headers([tmp_path]) == tmp_path / "include"
     with pytest.raises(BuildError, match="states no version"):
         library.headers_version(tmp_path / "include")
-    (tmp_path / "include" / "NvInferVersion.h").write_text(
-        "#define TRT_MAJOR_RTX 1\n#define TRT_MINOR_RTX 7 //!<\n#define TRT_PATCH_RTX 1\n#define NV_TENSORRT_MAJOR TRT_MAJOR_RTX\n"
-    )
+    stated = ("TRT_MAJOR_RTX 1", "TRT_MINOR_RTX 7 //!<", "TRT_PATCH_RTX 1", "NV_TENSORRT_MAJOR TRT_MAJOR_RTX")
+    lines = "".join(f"#define {name}\n" for name in stated)
+    (tmp_path / "include" / "NvInferVersion.h").write_text(lines)
     assert library.headers_version(tmp_path / "include") == "1.7.1"
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(MissingDependencyError, match=r"g\+\+ was not found"):

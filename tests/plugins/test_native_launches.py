@@ -5,12 +5,13 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from native_cases import CASES
 
 from deltart.errors import BuildError
-from deltart.plugins.kernel_call import Kernel, kernel_of
+from deltart.plugins.kernel_call import kernel_of
 from deltart.plugins.registry import OPS
 from support.native import Case, Host, host, planted, text_of
 
@@ -19,7 +20,10 @@ PLANTED = {
     "CausalConv1d": ("causal_conv1d/launch.hpp", ("RUN = 16", "RUN = 17")),
     "Fp8BlockLinear": ("fp8_block_linear/launch.hpp", ("ENOUGH_WARPS = 2048", "ENOUGH_WARPS = 2047")),
     "GatedAttention": ("gated_attention/launch.hpp", ("BLOCKS = 264", "BLOCKS = 263")),
-    "GatedDeltaRule": ("gated_delta_rule/launch.hpp", ("chunk * chunk * 2 + 16 * chunk", "chunk * chunk * 2 + 8 * chunk")),
+    "GatedDeltaRule": (
+        "gated_delta_rule/launch.hpp",
+        ("chunk * chunk * 2 + 16 * chunk", "chunk * chunk * 2 + 8 * chunk"),
+    ),
     "GatedRMSNorm": ("gated_rms_norm/launch.hpp", ("MOST_CHANNELS = 512", "MOST_CHANNELS = 516")),
 }
 
@@ -29,26 +33,31 @@ def native() -> Host:
     return host()
 
 
-def outcome(answer: Callable[[], str]) -> str:
+def outcome(answer: Callable[..., str], *arguments: Any) -> str:
     """What `answer` returns, or what it refuses."""
     try:
-        return answer()
+        return answer(*arguments)
     except BuildError as error:
         return f"refused: {error.found} / {error.expected} / {error.todo}"
 
 
-def launches(kernel: Kernel, case: Case) -> str:
-    source, made = kernel.launches(case.call())
+def launches(case: Case) -> str:
+    source, made = kernel_of(case.spec).launches(case.call())
     return text_of(source, made)
+
+
+def workspace(case: Case) -> str:
+    return str(kernel_of(case.spec).workspace_bytes(case.call()))
 
 
 def differences(native: Host, name: str) -> Iterator[tuple[Case, str, str]]:
     """The cases of an op whose launches or workspace differ, with what Python and C++ say."""
     for case in CASES[name]():
-        kernel, given = kernel_of(case.spec), ctypes.byref(case.given())
-        python = outcome(lambda: launches(kernel, case)), outcome(lambda: str(kernel.workspace_bytes(case.call())))
-        cpp = outcome(lambda: native.ask("launches", given)), outcome(lambda: native.ask("workspace", given))
-        yield from ((case, *pair) for pair in zip(python, cpp, strict=True) if pair[0] != pair[1])
+        given = ctypes.byref(case.given())
+        for function in (launches, workspace):
+            python, cpp = outcome(function, case), outcome(native.ask, function.__name__, given)
+            if python != cpp:
+                yield case, python, cpp
 
 
 def test_every_op_is_in_the_library_and_in_the_cases(native: Host) -> None:

@@ -109,8 +109,8 @@ def test_a_plugin_is_pythons_from_creation_to_launch(made: Probe, name: str) -> 
 
 def test_kernels_are_loaded_before_the_first_call(made: Probe) -> None:
     """A captured stream takes no loading: both files of the op are there, then come the functions."""
-    one = case(GATED_DELTA_RULE, {"B": 1, "T": 1, "C": 640},
-               {"num_k_heads": 1, "num_v_heads": 3, "head_k_dim": 128, "head_v_dim": 128}, ("bf16",) * 2, LIMIT)  # fmt: skip
+    heads = {"num_k_heads": 1, "num_v_heads": 3, "head_k_dim": 128, "head_v_dim": 128}
+    one = case(GATED_DELTA_RULE, {"B": 1, "T": 1, "C": 640}, heads, ("bf16", "bf16"), LIMIT)
     output = made.run([line(one)])
     recorded = output[output.index("recorded") + 1 :]
     assert recorded[:6] == ["init 0", "retain 0", "context 0x77", "attribute 97 of 0", "load", "load"]

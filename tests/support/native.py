@@ -114,10 +114,10 @@ def host(main: Path = SUPPORT / "native_host.cpp", specs: Sequence[OpSpec] = OPS
     return Host(compile_library(main, contract_source(specs), fatbins, ("-O0",), texts))
 
 
-def plugin_library(include: Path) -> Path:
+def plugin_library(include: Path, specs: Sequence[OpSpec] = OPS) -> Path:
     """The whole library, compiled with TensorRT's headers and kernels that are only signatures; cached."""
     fatbins, texts = _signatures()
-    return compile_library(LIBRARY, contract_source(OPS), fatbins, ("-O0", "-isystem", str(include)), texts)
+    return compile_library(LIBRARY, contract_source(specs), fatbins, ("-O0", "-isystem", str(include)), texts)
 
 
 def probe(include: Path) -> Path:
