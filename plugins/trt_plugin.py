@@ -87,7 +87,7 @@ def _attributes(spec: OpSpec, fields: dict[str, Any]) -> dict[str, Any]:
 
 
 def type_source(spec: OpSpec, output: TensorSpec) -> int | None:
-    """The input whose element type `output` has: the last of its dtype class. None: float32."""
+    """The input whose element type `output` has: the last of its dtype class. None: the class's own, first of ACCEPTED."""
     return max((i for i, t in enumerate(spec.inputs) if t.dtype == output.dtype), default=None)
 
 
@@ -115,7 +115,8 @@ def _plugin_class(trt: Any, spec: OpSpec) -> type:
 
         def get_output_data_types(self, input_types: list[Any]) -> list[Any]:
             sources = [type_source(spec, t) for t in spec.outputs]
-            return [trt.float32 if i is None else input_types[i] for i in sources]
+            own = [getattr(trt, ELEMENT_TYPES[ACCEPTED[t.dtype][0]]) for t in spec.outputs]
+            return [t if i is None else input_types[i] for i, t in zip(sources, own, strict=True)]
 
         def get_output_shapes(self, inputs: list[Any], shape_inputs: list[Any], builder: Any) -> list[Any]:
             operations = trt.DimensionOperation

@@ -19,7 +19,7 @@ using Sum = std::vector<Product>;
 struct Input {
   std::string name;
   bool activation;              // shares one type with the other activations
-  std::vector<DType> accepted;  // types, in any order
+  std::vector<DType> accepted;
   std::vector<std::string> axes;
 };
 
@@ -29,7 +29,7 @@ struct Output {
   std::vector<DType> accepted;
   std::vector<Sum> axes;
   int alias;        // the input that it updates in place, or -1
-  int type_source;  // the input whose type it has, or -1 for f32
+  int type_source;  // the input whose type it has, or -1: the first that is accepted
 };
 
 struct Attribute {

@@ -61,7 +61,7 @@ class Creator final : public nvinfer1::IPluginCreatorV3One {
   nvinfer1::PluginFieldCollection collection_{};
 };
 
-// One creator for each op, in the order of the contract.
+// One creator for each op, in the order of the contract. They are never destroyed: a registry may keep them to the end.
 inline const std::vector<nvinfer1::IPluginCreatorInterface*>& creators() {
   static const std::vector<nvinfer1::IPluginCreatorInterface*> all = [] {
     std::vector<nvinfer1::IPluginCreatorInterface*> made;

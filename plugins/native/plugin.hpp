@@ -29,6 +29,15 @@ inline std::optional<DType> dtype_of(nvinfer1::DataType type) {
   }
 }
 
+inline nvinfer1::DataType data_type(DType type) {
+  switch (type) {
+    case DType::bf16: return nvinfer1::DataType::kBF16;
+    case DType::i8: return nvinfer1::DataType::kINT8;
+    case DType::i32: return nvinfer1::DataType::kINT32;
+    default: return nvinfer1::DataType::kFLOAT;
+  }
+}
+
 // TensorRT's dimension expressions, as SymbolicShapes wants them.
 struct ExpressionAlgebra {
   using Expression = const nvinfer1::IDimensionExpr*;
@@ -87,8 +96,8 @@ class Plugin final : public nvinfer1::IPluginV3,
   int32_t getOutputDataTypes(nvinfer1::DataType* outputs, int32_t, const nvinfer1::DataType* inputs,
                              int32_t) const noexcept override {
     for (size_t i = 0; i < op_.outputs.size(); ++i) {
-      int source = op_.outputs[i].type_source;
-      outputs[i] = source < 0 ? nvinfer1::DataType::kFLOAT : inputs[source];
+      const Output& output = op_.outputs[i];
+      outputs[i] = output.type_source < 0 ? data_type(output.accepted[0]) : inputs[output.type_source];
     }
     return OK;
   }

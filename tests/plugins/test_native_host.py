@@ -20,7 +20,7 @@ from deltart.plugins.kernel_call import kernel_of
 from deltart.plugins.native import library
 from deltart.plugins.native.contract import contract_digest, contract_source
 from deltart.plugins.registry import OPS
-from deltart.plugins.spec import ACT, OpSpec, TensorSpec
+from deltart.plugins.spec import ACT, F32, I32, OpSpec, TensorSpec
 from support.native import TYPES, Case, Given, Host, host, launch_lines, recording_driver
 
 STREAM = 0x55
@@ -82,6 +82,13 @@ def test_sums_and_products_of_axes() -> None:
     assert symbolic(spec, {"h": 4}) == "x.0 (x.1+4) (x.2*4) (((x.2*2)+4)+1) 17 (x.2*x.1) x.1\n"
 
 
+def test_an_output_without_an_input_of_its_class_has_the_class_own_type() -> None:
+    outputs = (TensorSpec("logits", F32, ("B",)), TensorSpec("ids", I32, ("B",)), TensorSpec("y", ACT, ("B",)))
+    spec = OpSpec("Op", "", (TensorSpec("x", ACT, ("B",)),), outputs, lambda: ())
+    plugin = trt_plugin._plugin_class(fake_trt(), spec)({})
+    assert plugin.get_output_data_types(["float16"]) == ["float32", "int32", "float16"]
+
+
 @pytest.mark.parametrize("spec", OPS, ids=lambda spec: spec.name)
 def test_types_and_aliases_are_pythons(native: Host, spec: OpSpec) -> None:
     trt = fake_trt()
@@ -89,7 +96,7 @@ def test_types_and_aliases_are_pythons(native: Host, spec: OpSpec) -> None:
     rows = [(t.name, plugin.get_aliased_input(i)) for i, t in enumerate(spec.outputs)]
     sources = plugin.get_output_data_types(list(range(len(spec.inputs))))
     expected = "".join(
-        f"{name} {alias} {-1 if source == 'float32' else source}\n"
+        f"{name} {alias} {source if isinstance(source, int) else -1}\n"
         for (name, alias), source in zip(rows, sources, strict=True)
     )
     assert native.ask("outputs", spec.name.encode()) == expected

@@ -16,6 +16,7 @@ from deltart.errors import BuildError
 from deltart.plugins.gated_delta_rule.op import GATED_DELTA_RULE
 from deltart.plugins.gated_rms_norm.op import GATED_RMS_NORM
 from deltart.plugins.kernel_call import kernel_of
+from deltart.plugins.native.library import FOLDER, find_compiler
 from deltart.plugins.registry import OPS
 from deltart.plugins.spec import VERSION
 from deltart.plugins.trt_plugin import CONTRACT_FIELD, type_source
@@ -134,3 +135,9 @@ def test_without_a_driver_a_call_fails_and_says_so(made: Probe, tmp_path: Path) 
     (tmp_path / "libcuda.so.1").write_text("no library")
     text = "\n".join(made.run([line(one)], str(tmp_path)))
     assert "configured 0" in text and "enqueued -1" in text and "install NVIDIA's driver" in text
+
+
+def test_the_example_of_the_readme_compiles(tensorrt_include: Path) -> None:
+    (example,) = re.findall(r"```cpp\n(.+?)```", (FOLDER / "README.md").read_text(), re.DOTALL)
+    command = [find_compiler(), "-std=c++17", "-fsyntax-only", "-I", str(FOLDER / "cuda"), "-isystem"]
+    subprocess.run([*command, str(tensorrt_include), "-x", "c++", "-"], input=example, text=True, check=True)
