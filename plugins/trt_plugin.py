@@ -87,7 +87,7 @@ def _attributes(spec: OpSpec, fields: dict[str, Any]) -> dict[str, Any]:
 
 
 def type_source(spec: OpSpec, output: TensorSpec) -> int | None:
-    """The input whose element type `output` has: the last of its dtype class. None: the class's own, first of ACCEPTED."""
+    """The input whose element type `output` has: the last of its dtype class. None: the first of ACCEPTED."""
     return max((i for i, t in enumerate(spec.inputs) if t.dtype == output.dtype), default=None)
 
 

@@ -143,8 +143,8 @@ class Plugin final : public nvinfer1::IPluginV3,
     return OK;
   }
 
-  // Loads the kernels of a plan that is to run, so that its first call may already be captured. TensorRT attaches
-  // while it builds, too, where no GPU needs to be, and does not survive a null: a failure is reported again by enqueue.
+  // Loads the kernels of a plan that is to run: a capture takes no loading. TensorRT attaches while it builds, too,
+  // where no GPU needs to be, and does not survive a null: a failure is reported again by enqueue.
   nvinfer1::IPluginV3* attachToContext(nvinfer1::IPluginResourceContext*) noexcept override {
     if (phase_ == nvinfer1::TensorRTPhase::kRUNTIME)
       guarded(0, [&] { return kernels().prepare(op_.folder), 0; });

@@ -64,8 +64,9 @@ std::string text_of(const Argument& argument) {
   char text[32];
   uint32_t bits;
   std::memcpy(&bits, &argument.value.real, sizeof bits);
+  auto address = static_cast<unsigned long>(argument.value.address);
   switch (argument.kind) {
-    case Argument::pointer: std::snprintf(text, sizeof text, " p%lx", static_cast<unsigned long>(argument.value.address)); break;
+    case Argument::pointer: std::snprintf(text, sizeof text, " p%lx", address); break;
     case Argument::int32: std::snprintf(text, sizeof text, " i%d", argument.value.integer); break;
     case Argument::float32: std::snprintf(text, sizeof text, " f%08x", bits); break;
   }

@@ -34,7 +34,8 @@ std::vector<PluginField> fields_of(const std::vector<Field>& given) {
   std::vector<PluginField> fields;
   for (const Field& field : given) {
     const void* data = field.is_real ? static_cast<const void*>(&field.real) : &field.integer;
-    fields.emplace_back(field.name.c_str(), data, field.is_real ? PluginFieldType::kFLOAT32 : PluginFieldType::kINT32, 1);
+    auto type = field.is_real ? PluginFieldType::kFLOAT32 : PluginFieldType::kINT32;
+    fields.emplace_back(field.name.c_str(), data, type, 1);
   }
   return fields;
 }
@@ -109,7 +110,8 @@ void drive(IPluginV3& plugin, std::istream& in) {
   std::cout << "\naliases";
   for (int i = 0; i < results; ++i) std::cout << " " << build->getAliasedInput(i);
   std::cout << "\nsupported";
-  for (int i = 0; i < count; ++i) std::cout << " " << build->supportsFormatCombination(i, tensors.data(), count, results);
+  for (int i = 0; i < count; ++i)
+    std::cout << " " << build->supportsFormatCombination(i, tensors.data(), count, results);
   int configured = build->configurePlugin(tensors.data(), count, nullptr, results);
   std::cout << "\nconfigured " << configured << "\n";
   std::cout << "workspace " << build->getWorkspaceSize(tensors.data(), count, nullptr, results) << "\n";

@@ -9,7 +9,7 @@ static size_t used;
 static void* current;
 static int shared_limit = 101376, failing_launch;
 
-#define SAY(...) (used += snprintf(record + used, sizeof record - used, __VA_ARGS__))
+#define SAY(...) (used += used < sizeof record - 4096 ? snprintf(record + used, 4096, __VA_ARGS__) : 0)
 
 const char* recorded(void) { return record; }
 void reset(int limit, int fail) { used = 0, record[0] = 0, current = 0, shared_limit = limit, failing_launch = fail; }
@@ -19,11 +19,15 @@ int cuGetErrorName(int status, const char** name) { return *name = status == 999
 int cuCtxGetCurrent(void** context) { return *context = current, 0; }
 int cuCtxSetCurrent(void* context) { return current = context, SAY("context %p\n", context), 0; }
 int cuCtxGetDevice(int* device) { return *device = 0, current ? 0 : 201; }
-int cuDevicePrimaryCtxRetain(void** context, int device) { return *context = (void*)0x77, SAY("retain %d\n", device), 0; }
+int cuDevicePrimaryCtxRetain(void** context, int device) {
+  return *context = (void*)0x77, SAY("retain %d\n", device), 0;
+}
 int cuDeviceGetAttribute(int* value, int attribute, int device) {
   return *value = shared_limit, SAY("attribute %d of %d\n", attribute, device), 0;
 }
-int cuModuleLoadData(void** module, const void* image) { return *module = (void*)image, SAY("load\n"), current ? 0 : 201; }
+int cuModuleLoadData(void** module, const void* image) {
+  return *module = (void*)image, SAY("load\n"), current ? 0 : 201;
+}
 
 int cuModuleGetFunction(void** function, void* module, const char* name) {
   size_t length = strlen(name);
