@@ -11,7 +11,7 @@ import numpy as np
 
 from deltart.errors import DeltaRTError
 from deltart.runtime.backends.base import Backend
-from deltart.runtime.generate import text_inputs
+from deltart.runtime.inputs import text_inputs
 
 # Token ids [T] -> arrays [T, ...] by point: "embed.h", "layers.0.h", ..., "hidden", "logits".
 Runner = Callable[[np.ndarray], dict[str, np.ndarray]]

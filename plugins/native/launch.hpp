@@ -46,9 +46,10 @@ struct Call {
 
 // One kernel argument by value; `kind` is what the kernel reads.
 struct Argument {
-  enum Kind { pointer, int32, float32 } kind;
+  enum Kind { pointer, int32, int64, float32 } kind;
   union Value {
     uint64_t address;
+    int64_t count;
     int32_t integer;
     float real;
   } value;
@@ -76,6 +77,13 @@ struct Arguments {
       argument.value.integer = static_cast<int32_t>(value);
       list.push_back(argument);
     }
+    return *this;
+  }
+
+  Arguments& count(int64_t value) {
+    Argument argument{Argument::int64, {0}};
+    argument.value.count = value;
+    list.push_back(argument);
     return *this;
   }
 

@@ -1,10 +1,13 @@
 // The ops of the library: a launch.hpp beside each launch.py, and a row here.
 #pragma once
 #include "../causal_conv1d/launch.hpp"
+#include "../fp8_block_gate_up/launch.hpp"
 #include "../fp8_block_linear/launch.hpp"
 #include "../gated_attention/launch.hpp"
 #include "../gated_delta_rule/launch.hpp"
 #include "../gated_rms_norm/launch.hpp"
+#include "../lm_head/launch.hpp"
+#include "../qk_norm_rope/launch.hpp"
 
 namespace deltart {
 
@@ -17,10 +20,13 @@ struct Operator {
 
 constexpr Operator OPERATORS[] = {
     {"CausalConv1d", causal_conv1d::workspace_bytes, causal_conv1d::launches},
+    {"Fp8BlockGateUp", fp8_block_gate_up::workspace_bytes, fp8_block_gate_up::launches},
     {"Fp8BlockLinear", fp8_block_linear::workspace_bytes, fp8_block_linear::launches},
     {"GatedAttention", gated_attention::workspace_bytes, gated_attention::launches},
     {"GatedDeltaRule", gated_delta_rule::workspace_bytes, gated_delta_rule::launches},
     {"GatedRMSNorm", gated_rms_norm::workspace_bytes, gated_rms_norm::launches},
+    {"LmHead", lm_head::workspace_bytes, lm_head::launches},
+    {"QkNormRope", qk_norm_rope::workspace_bytes, qk_norm_rope::launches},
 };
 
 inline const Operator& operator_of(const std::string& name) {

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from itertools import product
 
 from deltart.plugins.causal_conv1d.op import CAUSAL_CONV1D
+from deltart.plugins.fp8_block_gate_up.op import FP8_BLOCK_GATE_UP
 from deltart.plugins.fp8_block_linear.inputs import SHAPES_27B
 from deltart.plugins.fp8_block_linear.op import FP8_BLOCK_LINEAR
 from deltart.plugins.gated_attention.op import GATED_ATTENTION
 from deltart.plugins.gated_delta_rule.op import GATED_DELTA_RULE
 from deltart.plugins.gated_rms_norm.op import GATED_RMS_NORM
+from deltart.plugins.lm_head.op import LM_HEAD
+from deltart.plugins.qk_norm_rope.op import QK_NORM_ROPE
 from deltart.plugins.spec import ACT, F32, FP8, I32, STORED, OpSpec
 from support.native import Case
 
@@ -34,21 +38,41 @@ def causal_conv1d() -> Iterator[Case]:
         yield case(CAUSAL_CONV1D, {"B": b, "T": t, "C": c, "1": 1, "W": 4, "W-1": 3}, {}, types, LIMIT)
 
 
-def fp8_block_linear() -> Iterator[Case]:
+def fp8_linear(spec: OpSpec) -> Iterator[Case]:
     tokens = (0, 1, 2, 4, 8, 9, 16, 17, 31, 32, 33, 63, 64, 65, 128, 1000)
-    weights = (
-        *sorted(set(SHAPES_27B.values())),
-        (1, 16),
-        (16, 128),
-        (200, 192),
-        (129, 144),
-        (128, 130),
-        (0, 128),
-        (32752, 256),
-    )
-    for b, t, (n, k), types in product(SLOTS, tokens, weights, PAIRS):
+    odd = ((1, 16), (16, 128), (200, 192), (129, 144), (128, 130), (0, 128), (32752, 256), (16368, 256))
+    for b, t, (n, k), types in product(SLOTS, tokens, (*sorted(set(SHAPES_27B.values())), *odd), PAIRS):
         sizes = {"B": b, "T": t, "N": n, "K": k, "N_blocks": -(-n // 128), "K_blocks": -(-k // 128)}
-        yield case(FP8_BLOCK_LINEAR, sizes, {}, types, LIMIT)
+        yield case(spec, sizes, {}, types, LIMIT)
+
+
+def fp8_block_linear() -> Iterator[Case]:
+    return fp8_linear(FP8_BLOCK_LINEAR)
+
+
+def fp8_block_gate_up() -> Iterator[Case]:
+    yield from fp8_linear(FP8_BLOCK_GATE_UP)
+    mixed = next(fp8_linear(FP8_BLOCK_GATE_UP))
+    yield replace(mixed, dtypes={**mixed.dtypes, "up_weight_scale_inv": "f32"})
+
+
+def lm_head() -> Iterator[Case]:
+    rows, vocabularies, widths = (1, 2, 8, 9, 16), (1, 127, 128, 129, 2560, 248320), (16, 128, 130, 5120)
+    for b, rows_of_slot, v, k, types in product(SLOTS, rows, vocabularies, widths, PAIRS):
+        yield case(LM_HEAD, {"B": b, "L": rows_of_slot, "V": v, "K": k}, {}, types, LIMIT)
+
+
+def qk_norm_rope() -> Iterator[Case]:
+    heads, widths = (
+        ((24, 4), (16, 2), (1, 1), (3, 1)),
+        ((256, 32), (64, 8), (64, 32), (128, 4), (60, 8), (264, 8), (64, 40)),
+    )
+    for b, t, (h, kv), (d, p), eps, types in product(SLOTS, (1, 3, 8, 1000), heads, widths, (1e-6, 3e-5), PAIRS):
+        sizes = {"B": b, "T": t, "Nqg": 2 * h * d, "Nkv": kv * d, "P": p}
+        attributes = {"num_heads": h, "num_kv_heads": kv, "head_dim": d, "epsilon": eps}
+        yield case(QK_NORM_ROPE, sizes, attributes, types, LIMIT)
+    mixed = case(QK_NORM_ROPE, sizes, attributes, PAIRS[0], LIMIT)
+    yield replace(mixed, dtypes={**mixed.dtypes, "k_weight": "f32"})
 
 
 def gated_attention() -> Iterator[Case]:
@@ -79,8 +103,11 @@ def gated_rms_norm() -> Iterator[Case]:
 
 CASES: dict[str, Callable[[], Iterator[Case]]] = {
     "CausalConv1d": causal_conv1d,
+    "Fp8BlockGateUp": fp8_block_gate_up,
     "Fp8BlockLinear": fp8_block_linear,
     "GatedAttention": gated_attention,
     "GatedDeltaRule": gated_delta_rule,
     "GatedRMSNorm": gated_rms_norm,
+    "LmHead": lm_head,
+    "QkNormRope": qk_norm_rope,
 }

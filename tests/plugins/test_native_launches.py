@@ -18,6 +18,7 @@ from support.native import Case, Host, host, planted, text_of
 # One constant of each op's launch.hpp, and another value of it.
 PLANTED = {
     "CausalConv1d": ("causal_conv1d/launch.hpp", ("RUN = 16", "RUN = 17")),
+    "Fp8BlockGateUp": ("fp8_block_gate_up/launch.hpp", ("PRODUCT_BLOCK = 256", "PRODUCT_BLOCK = 128")),
     "Fp8BlockLinear": ("fp8_block_linear/launch.hpp", ("ENOUGH_WARPS = 2048", "ENOUGH_WARPS = 2047")),
     "GatedAttention": ("gated_attention/launch.hpp", ("BLOCKS = 264", "BLOCKS = 263")),
     "GatedDeltaRule": (
@@ -25,6 +26,8 @@ PLANTED = {
         ("chunk * chunk * 2 + 16 * chunk", "chunk * chunk * 2 + 8 * chunk"),
     ),
     "GatedRMSNorm": ("gated_rms_norm/launch.hpp", ("MOST_CHANNELS = 512", "MOST_CHANNELS = 516")),
+    "LmHead": ("lm_head/launch.hpp", ("FEW_TILES = 1", "FEW_TILES = 2")),
+    "QkNormRope": ("qk_norm_rope/launch.hpp", ("MOST_CHANNELS = 256", "MOST_CHANNELS = 264")),
 }
 
 

@@ -150,7 +150,7 @@ def signatures(source: Path) -> Path:
 
 
 def _kind(parameter: str) -> str:
-    return "p" if "*" in parameter else {"int": "i", "float": "f"}[parameter.split()[0]]
+    return "p" if "*" in parameter else {"int": "i", "long": "l", "float": "f"}[parameter.split()[0]]
 
 
 def recording_driver(folder: Path) -> ctypes.CDLL:
@@ -198,4 +198,6 @@ def argument(value: Any) -> str:
         return f"p{value.value or 0:x}"
     if isinstance(value, ctypes.c_int):
         return f"i{value.value}"
+    if isinstance(value, ctypes.c_longlong):
+        return f"l{value.value}"
     return f"f{np.float32(value.value).view(np.uint32):08x}"

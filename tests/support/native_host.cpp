@@ -68,6 +68,7 @@ std::string text_of(const Argument& argument) {
   switch (argument.kind) {
     case Argument::pointer: std::snprintf(text, sizeof text, " p%lx", address); break;
     case Argument::int32: std::snprintf(text, sizeof text, " i%d", argument.value.integer); break;
+    case Argument::int64: std::snprintf(text, sizeof text, " l%ld", static_cast<long>(argument.value.count)); break;
     case Argument::float32: std::snprintf(text, sizeof text, " f%08x", bits); break;
   }
   return text;

@@ -1,5 +1,5 @@
 /* A CUDA driver that launches nothing: it writes down what it is asked. A module's image is text, one line per kernel:
-   "<name> <kinds of its arguments>", p for a pointer, i for an int, f for a float. */
+   "<name> <kinds of its arguments>", p for a pointer, i for an int, l for a long long, f for a float. */
 #include <stdint.h>
 #include <stdio.h>
 #include <string.h>
@@ -49,6 +49,7 @@ int cuLaunchKernel(void* function, unsigned x, unsigned y, unsigned z, unsigned 
     uint32_t bits = *(uint32_t*)*arguments;
     if (*kinds == 'p') SAY(" p%lx", (unsigned long)*(uint64_t*)*arguments);
     if (*kinds == 'i') SAY(" i%d", (int32_t)bits);
+    if (*kinds == 'l') SAY(" l%lld", *(long long*)*arguments);
     if (*kinds == 'f') SAY(" f%08x", bits);
   }
   return SAY("\n"), 0;

@@ -17,7 +17,7 @@ from deltart.runtime.backends.cuda import CudaDriver
 from deltart.runtime.backends.tensorrt import TensorRtBackend
 from deltart.runtime.backends.tensorrt_builder import BuildOptions, build_engine
 from deltart.runtime.backends.tensorrt_library import installed, load_library
-from deltart.runtime.generate import text_inputs
+from deltart.runtime.inputs import text_inputs
 from support.one_op import BF16, gpus, run_op
 
 pytestmark = pytest.mark.gpu

@@ -20,7 +20,7 @@ from deltart.runtime.backends.ort import OrtBackend
 from deltart.runtime.backends.tensorrt import TensorRtBackend
 from deltart.runtime.backends.tensorrt_builder import BuildOptions, build_engine
 from deltart.runtime.backends.tensorrt_library import installed
-from deltart.runtime.generate import text_inputs
+from deltart.runtime.inputs import text_inputs
 from support.one_op import gpus, run_op
 
 pytestmark = pytest.mark.gpu
