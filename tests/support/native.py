@@ -165,7 +165,7 @@ def recording_driver(folder: Path) -> ctypes.CDLL:
 
 def planted(folder: Path, changes: Mapping[str, tuple[str, str]]) -> Host:
     """The host part with `changes` (file in plugins/ -> text, other text) made in a copy of its sources."""
-    for path in [*ROOT.glob("plugins/native/*.hpp"), *ROOT.glob("plugins/*/launch.hpp")]:
+    for path in ROOT.glob("plugins/*/*.hpp"):
         copy = folder / path.relative_to(ROOT)
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(path, copy)
