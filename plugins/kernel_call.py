@@ -37,12 +37,16 @@ class Call:
         dtypes: "f32", "bf16", "i8" or "i32" by input tensor.
         at: device addresses by tensor, outputs and "workspace" included; empty while a plan is built.
         shared_limit: bytes of shared memory that the device gives a block.
+        capability: the device's compute capability times ten (90 for 9.0).
+        multiprocessors: the device's.
     """
 
     sizes: Mapping[str, Any]
     dtypes: Mapping[str, str]
     at: dict[str, int] = field(default_factory=dict)
     shared_limit: int = 0
+    capability: int = 0
+    multiprocessors: int = 0
 
 
 @dataclass(frozen=True)
@@ -86,8 +90,18 @@ def prepare(spec: OpSpec) -> None:
 def enqueue(spec: OpSpec, call: Call, stream: int) -> None:
     """Launch one call on a CUDA stream (a handle): nothing is allocated, the stream may be capturing."""
     kernel = kernel_of(spec)
-    source, launches = kernel.launches(replace(call, shared_limit=_device().shared_limit))
+    source, launches = kernel.launches(on_device(call, _device()))
     _module(kernel.folder / source).run(launches, stream)
+
+
+def on_device(call: Call, device: Device) -> Call:
+    """`call` with what its launches may depend on besides sizes and types."""
+    return replace(
+        call,
+        shared_limit=device.shared_limit,
+        capability=device.capability,
+        multiprocessors=device.multiprocessors,
+    )
 
 
 @cache

@@ -44,7 +44,9 @@ def gate_up(node: onnx.NodeProto, producers: Producers) -> Nodes:
         gate = _silu_of(silu, producers)
         linear = FP8_BLOCK_LINEAR.name
         if _is(gate, linear) and _is(up, linear) and gate.input[0] == up.input[0]:
-            return [_composite(FP8_BLOCK_GATE_UP.name, node.name, [*gate.input, *up.input[1:]], node.output)]
+            made = _composite(FP8_BLOCK_GATE_UP.name, node.name, [*gate.input, *up.input[1:]], node.output)
+            made.attribute.extend(gate.attribute)
+            return [made]
     return []
 
 

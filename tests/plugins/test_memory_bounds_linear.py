@@ -14,8 +14,10 @@ import test_residual_rms_norm as residual
 import test_sampler as sampler
 from test_memory_bounds import Place, exit_code
 
+from deltart.plugins.fp8_block_gate_up import launch as gate_up
 from deltart.plugins.fp8_block_linear import inputs as linear_inputs
 from deltart.plugins.fp8_block_linear import launch as linear_launch
+from deltart.plugins.fp8_block_linear import prefill as tiles
 from deltart.plugins.gated_attention import inputs as attention_inputs
 from deltart.plugins.gated_attention import launch as attention_launch
 from deltart.plugins.gated_rms_norm import inputs as norm_inputs
@@ -40,15 +42,16 @@ def multiply(place: Place) -> None:
 
 
 def multiply_many(place: Place) -> None:
-    for tokens, n, k in ((130, 129, 144), (3, 40, 1040)):
-        shape = linear_inputs.Shape(tokens=tokens, n=n, k=k)
-        work = {name: np.zeros(size, np.uint8) for name, size in linear_launch.workspace(shape).items()}
-        work["gate"] = np.zeros(linear_launch.gate_up_workspace(shape), np.uint8)
-        given = linear_inputs.make(shape, 0)
-        given |= {f"up_{name}": given[name] for name in ("weight", "weight_scale_inv")}
-        at = place(given | linear_inputs.outputs(shape) | work)
-        launches = [linear_launch.prefill(shape, at), *linear_launch.prefill_w8a8(shape, at)]
-        prefill.module().run([*launches, *linear_launch.gate_up_prefill(shape, at)])
+    for tokens, n, k in ((130, 129, 144), (3, 40, 1040), (70, 40, 2064)):
+        for kernel in prefill.KERNELS:
+            shape = linear_inputs.Shape(tokens=tokens, n=n, k=k)
+            work = {name: np.zeros(size, np.uint8) for name, size in tiles.workspace(shape, kernel).items()}
+            work["gate"] = np.zeros(gate_up.gate_bytes(shape), np.uint8)
+            given = linear_inputs.make(shape, 0)
+            given |= {f"up_{name}": given[name] for name in ("weight", "weight_scale_inv")}
+            at = place(given | linear_inputs.outputs(shape) | work)
+            plan = tiles.prefill if kernel is tiles.W8A16 else tiles.prefill_w8a8
+            prefill.module(kernel).run([*plan(shape, kernel, at), *gate_up.prefill(shape, kernel, at)])
 
 
 def attend(place: Place) -> None:

@@ -188,7 +188,7 @@ def write_engine(artifact: Path, slots: int, max_context: int, chunk: int, exact
             entries[name] = PlanEntry(
                 f"{name}.plan", graph, phase, name, "", 0, "rtx", "", [], profile, bindings, {}, "", 0, 0.0
             )
-    engine = EngineManifest("rtx", slots, max_context, chunk, entries, "")
+    engine = EngineManifest("rtx", slots, max_context, chunk, "bf16", entries, "")
     folder = plans.engine_folder(artifact, "rtx")
     folder.mkdir(parents=True, exist_ok=True)
     engine.save(folder)

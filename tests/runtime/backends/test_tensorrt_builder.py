@@ -168,3 +168,26 @@ def test_graph_and_manifest_must_agree(artifact: Path) -> None:
     (artifact / "manifest.json").write_text(json.dumps(raw))
     with pytest.raises(ArtifactError, match=r"disagree on lm_head\.weight"):
         build_engine(artifact, OPTIONS)
+
+
+def test_fp8_activations_are_for_prefill_alone(built: Path, artifact: Path) -> None:
+    lines: list[str] = []
+    options = replace(OPTIONS, cache=built / "cache", prefill_activations="fp8")
+    engine = build_engine(artifact, options, report=lines.append)
+    assert tensorrt_plans.load_engine(artifact, "rtx").prefill_activations == "fp8"
+    exact = tensorrt_plans.load_engine(built / "artifact", "rtx")
+    assert exact.prefill_activations == "bf16"
+    changed = {name for name, plan in engine.plans.items() if plan.key != exact.plans[name].key}
+    assert changed == {"model.prefill", "mtp.prefill"}
+    assert sum("taken from the cache" in line for line in lines) == 4
+
+
+def test_fp8_activations_need_block_fp8_weights(artifact: Path) -> None:
+    for path in artifact.glob("*.tensorrt.onnx"):
+        model = onnx.load(path)
+        for node in model.graph.node:
+            if node.op_type == "Fp8BlockLinear":
+                node.ClearField("attribute")
+        path.write_bytes(model.SerializeToString())
+    with pytest.raises(BuildError, match="without a block-FP8 weight"):
+        build_engine(artifact, replace(OPTIONS, prefill_activations="fp8"))
