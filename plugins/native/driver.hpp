@@ -49,13 +49,12 @@ class Driver {
     return current;
   }
 
-  // Bytes of shared memory that the current device gives a block that asks for them.
-  int64_t shared_limit() const {
-    constexpr int MAX_SHARED_MEMORY_PER_BLOCK_OPTIN = 97;
-    int device = 0, limit = 0;
+  // Of the current device; `which` is a CUdevice_attribute.
+  int64_t attribute(int which) const {
+    int device = 0, value = 0;
     check(get_device(&device));
-    check(get_attribute(&limit, MAX_SHARED_MEMORY_PER_BLOCK_OPTIN, device));
-    return limit;
+    check(get_attribute(&value, which, device));
+    return value;
   }
 
   Status (*initialize)(unsigned);

@@ -33,10 +33,13 @@ class Kernels {
       if (std::string(fatbin.source).rfind(folder + "/", 0) == 0) module(device, fatbin.source);
   }
 
-  // Bytes of shared memory that the current device gives a block.
-  int64_t shared_limit() {
+  // Adds to `call` what its launches may depend on besides sizes and types.
+  void describe_device(Call& call) {
     std::lock_guard<std::mutex> lock(mutex_);
-    return current().shared_limit;
+    const Device& device = current();
+    call.shared_limit = device.shared_limit;
+    call.capability = device.capability;
+    call.multiprocessors = device.multiprocessors;
   }
 
   // Enqueues launches of the op in `folder` on `stream`.
@@ -54,6 +57,8 @@ class Kernels {
 
  private:
   static constexpr int64_t DEFAULT_SHARED_BYTES = 48 << 10;  // what a block gets without asking
+  static constexpr int MULTIPROCESSOR_COUNT = 16, COMPUTE_CAPABILITY_MAJOR = 75, COMPUTE_CAPABILITY_MINOR = 76;
+  static constexpr int MAX_SHARED_MEMORY_PER_BLOCK_OPTIN = 97;  // device attributes
   static constexpr int MAX_DYNAMIC_SHARED_SIZE_BYTES = 8;    // the function attribute that asks for more
 
   struct Function {
@@ -62,15 +67,21 @@ class Kernels {
   };
 
   struct Device {
-    int64_t shared_limit;
+    int64_t shared_limit, multiprocessors, capability;  // as in Call
     std::map<std::string, Driver::Handle> modules;
     std::map<std::string, Function> functions;
   };
 
   Device& current() {
     auto [found, is_new] = devices_.try_emplace(driver_.context());
-    if (is_new) found->second.shared_limit = driver_.shared_limit();
-    return found->second;
+    Device& device = found->second;
+    if (is_new) {
+      device.shared_limit = driver_.attribute(MAX_SHARED_MEMORY_PER_BLOCK_OPTIN);
+      device.multiprocessors = driver_.attribute(MULTIPROCESSOR_COUNT);
+      int64_t major = driver_.attribute(COMPUTE_CAPABILITY_MAJOR), minor = driver_.attribute(COMPUTE_CAPABILITY_MINOR);
+      device.capability = 10 * major + minor;
+    }
+    return device;
   }
 
   Driver::Handle module(Device& device, const std::string& source) {

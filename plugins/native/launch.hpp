@@ -29,6 +29,8 @@ struct Call {
   std::map<std::string_view, DType> dtypes;   // by input tensor
   std::map<std::string_view, uint64_t> at;    // device addresses: tensors and "workspace"; empty while a plan is built
   int64_t shared_limit = 0;                   // bytes of shared memory that the device gives a block
+  int64_t capability = 0;                     // compute capability times ten (90 for 9.0)
+  int64_t multiprocessors = 0;
 
   int64_t size(std::string_view axis) const { return find(sizes, axis); }
   float real(std::string_view attribute) const { return find(reals, attribute); }
@@ -61,6 +63,11 @@ struct Arguments {
 
   Arguments& pointers(const Call& call, Names tensors) {
     for (std::string_view tensor : tensors) list.push_back({Argument::pointer, {call.address(tensor)}});
+    return *this;
+  }
+
+  Arguments& address(uint64_t value) {
+    list.push_back({Argument::pointer, {value}});
     return *this;
   }
 

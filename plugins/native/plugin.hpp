@@ -162,7 +162,7 @@ class Plugin final : public nvinfer1::IPluginV3,
       Call call = call_of(dims, [&](size_t i) { return descriptions[i].type; });
       call.at = addresses(op_, reinterpret_cast<const uint64_t*>(inputs), reinterpret_cast<const uint64_t*>(outputs));
       call.at["workspace"] = reinterpret_cast<uint64_t>(workspace);
-      call.shared_limit = kernels().shared_limit();
+      kernels().describe_device(call);
       kernels().run(op_.folder, operator_.launches(call), stream);
       return OK;
     });

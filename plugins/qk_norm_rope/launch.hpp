@@ -1,5 +1,4 @@
-// launch.py and plugin.py of the normalised, rotated queries and keys in C++; tests/plugins/test_native_launches.py holds
-// them equal.
+// launch.py and plugin.py of the turned q and k in C++; tests/plugins/test_native_launches.py holds them equal.
 #pragma once
 #include "../native/launch.hpp"
 

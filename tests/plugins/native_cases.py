@@ -43,7 +43,9 @@ def fp8_linear(spec: OpSpec) -> Iterator[Case]:
     odd = ((1, 16), (16, 128), (200, 192), (129, 144), (128, 130), (0, 128), (32752, 256), (16368, 256))
     for b, t, (n, k), types in product(SLOTS, tokens, (*sorted(set(SHAPES_27B.values())), *odd), PAIRS):
         sizes = {"B": b, "T": t, "N": n, "K": k, "N_blocks": -(-n // 128), "K_blocks": -(-k // 128)}
-        yield case(spec, sizes, {}, types, LIMIT)
+        for quantize, (capability, multiprocessors) in ((0, (89, 58)), (1, (89, 58)), (1, (90, 132)), (1, (90, 114))):
+            one = case(spec, sizes, {"quantize_activations": quantize}, types, LIMIT)
+            yield replace(one, capability=capability, multiprocessors=multiprocessors)
 
 
 def fp8_block_linear() -> Iterator[Case]:

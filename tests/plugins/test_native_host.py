@@ -149,7 +149,7 @@ def test_the_driver_gets_pythons_launches(native: Host, driver: ctypes.CDLL, nam
     limit = 227 << 10
     cases, expected = [], []
     for one in list(CASES[name]())[::37]:
-        one = replace(one, shared_limit=limit)
+        one = replace(one, shared_limit=limit, capability=90, multiprocessors=132)
         try:
             _, launches = kernel_of(one.spec).launches(one.call())
         except BuildError:
@@ -165,15 +165,25 @@ def test_modules_functions_and_shared_memory_are_set_up_once(native: Host, drive
     one = case(GATED_DELTA_RULE, sizes, HEADS, ("bf16", "bf16"), 227 << 10)
     lines = run(native, driver, [one, one], 227 << 10)
     launches = kernel_of(GATED_DELTA_RULE).launches(one.call())[1]
-    assert lines[:6] == ["init 0", "retain 0", "context 0x77", "attribute 97 of 0", "load", "load"]
+    assert lines[:9] == [
+        "init 0",
+        "retain 0",
+        "context 0x77",
+        "attribute 97 of 0",
+        "attribute 16 of 0",
+        "attribute 75 of 0",
+        "attribute 76 of 0",
+        "load",
+        "load",
+    ]
     setup = []
     for launch in launches:
         setup.append(f"get {launch.kernel}")
         if launch.shared_bytes > 48 << 10:
             setup.append(f"set {launch.kernel} 8 {launch.shared_bytes}")
     assert len(setup) == 3
-    assert [line for line in lines[6:] if not line.startswith("0x")] == setup
-    assert len(lines) == 6 + len(setup) + 2 * len(launches)
+    assert [line for line in lines[9:] if not line.startswith("0x")] == setup
+    assert len(lines) == 9 + len(setup) + 2 * len(launches)
 
 
 def test_driver_errors_are_named(native: Host, driver: ctypes.CDLL, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from support.native import Case, Host, host, planted, text_of
 # One constant of each op's launch.hpp, and another value of it.
 PLANTED = {
     "CausalConv1d": ("causal_conv1d/launch.hpp", ("RUN = 16", "RUN = 17")),
-    "Fp8BlockGateUp": ("fp8_block_gate_up/launch.hpp", ("PRODUCT_BLOCK = 256", "PRODUCT_BLOCK = 128")),
+    "Fp8BlockGateUp": ("fp8_block_gate_up/launch.hpp", ("SHARE = 8 * 256", "SHARE = 8 * 128")),
     "Fp8BlockLinear": ("fp8_block_linear/launch.hpp", ("ENOUGH_WARPS = 2048", "ENOUGH_WARPS = 2047")),
     "GatedAttention": ("gated_attention/launch.hpp", ("BLOCKS = 264", "BLOCKS = 263")),
     "GatedDeltaRule": (

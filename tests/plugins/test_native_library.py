@@ -24,7 +24,7 @@ from support.native import Case, launch_lines, plugin_library, probe, recording_
 
 NUMBERS = {"f32": 0, "i8": 2, "i32": 3, "bf16": 7}  # nvinfer1::DataType
 INT32, FLOAT32 = 5, 1  # nvinfer1::PluginFieldType
-LIMIT = 101376  # of the recording driver
+LIMIT = 232448  # of the recording driver
 FIELDS = {int: INT32, float: FLOAT32}
 
 
@@ -95,7 +95,7 @@ def test_creators(made: Probe) -> None:
 def test_a_plugin_is_pythons_from_creation_to_launch(made: Probe, name: str) -> None:
     cases, launched = [], []
     for one in list(CASES[name]())[::61]:
-        one = replace(one, shared_limit=LIMIT)
+        one = replace(one, shared_limit=LIMIT, capability=90, multiprocessors=132)
         try:
             _, launches = kernel_of(one.spec).launches(one.call())
         except BuildError:
@@ -114,8 +114,18 @@ def test_kernels_are_loaded_before_the_first_call(made: Probe) -> None:
     one = case(GATED_DELTA_RULE, {"B": 1, "T": 1, "C": 640}, heads, ("bf16", "bf16"), LIMIT)
     output = made.run([line(one)])
     recorded = output[output.index("recorded") + 1 :]
-    assert recorded[:6] == ["init 0", "retain 0", "context 0x77", "attribute 97 of 0", "load", "load"]
-    assert recorded[6].startswith("get ") and recorded[7].startswith("0x55")
+    assert recorded[:9] == [
+        "init 0",
+        "retain 0",
+        "context 0x77",
+        "attribute 97 of 0",
+        "attribute 16 of 0",
+        "attribute 75 of 0",
+        "attribute 76 of 0",
+        "load",
+        "load",
+    ]
+    assert recorded[9].startswith("get ") and recorded[10].startswith("0x55")
 
 
 def test_refusals_reach_the_log_with_an_error_code(made: Probe) -> None:

@@ -42,18 +42,22 @@ class Given(ctypes.Structure):
         ("reals", ctypes.POINTER(ctypes.c_float)),
         ("at", ctypes.POINTER(ctypes.c_uint64)),
         ("shared_limit", ctypes.c_int64),
+        ("capability", ctypes.c_int64),
+        ("multiprocessors", ctypes.c_int64),
     )
 
 
 @dataclass(frozen=True)
 class Case:
-    """One call of an op: a size for every axis of its inputs, its attributes, types, and the device's limit."""
+    """One call of an op: a size for every axis of its inputs, its attributes, types, and facts of the device."""
 
     spec: OpSpec
     sizes: Mapping[str, int]
     attributes: Mapping[str, Any]
     dtypes: Mapping[str, str]
     shared_limit: int
+    capability: int = 90
+    multiprocessors: int = 132
 
     @property
     def shapes(self) -> list[list[int]]:
@@ -72,7 +76,7 @@ class Case:
         names = [*(t.name for t in self.spec.inputs), *(t.name for t in self.spec.outputs), "workspace"]
         sizes = self.spec.bind_axes(self.shapes, self.attributes)
         at = dict(zip(names, self.addresses, strict=True))
-        return Call(sizes, self.dtypes, at, self.shared_limit)
+        return Call(sizes, self.dtypes, at, self.shared_limit, self.capability, self.multiprocessors)
 
     def given(self) -> Given:
         """The same for the C++ part."""
@@ -89,6 +93,8 @@ class Case:
             (ctypes.c_float * len(reals))(*reals),
             (ctypes.c_uint64 * len(self.addresses))(*self.addresses),
             self.shared_limit,
+            self.capability,
+            self.multiprocessors,
         )
 
 

@@ -20,7 +20,7 @@ struct Given {
   const int64_t* integers;
   const float* reals;
   const uint64_t* at;
-  int64_t shared_limit;
+  int64_t shared_limit, capability, multiprocessors;
 };
 
 const Op& op_of(const char* name) {
@@ -57,6 +57,8 @@ Call call_of(const Op& op, const Given& given) {
   call.at = addresses(op, given.at, given.at + op.inputs.size());
   call.at["workspace"] = given.at[op.inputs.size() + op.outputs.size()];
   call.shared_limit = given.shared_limit;
+  call.capability = given.capability;
+  call.multiprocessors = given.multiprocessors;
   return call;
 }
 
@@ -172,7 +174,7 @@ int64_t deltart_run(const char* library, const Given* given, int32_t count, void
       const Op& op = op_of(given[i].op);
       if (i == 0) kernels.prepare(op.folder);
       Call call = call_of(op, given[i]);
-      call.shared_limit = kernels.shared_limit();
+      kernels.describe_device(call);
       kernels.run(op.folder, operator_of(op.name).launches(call), stream);
     }
     return std::string();

@@ -7,7 +7,7 @@
 static char record[1 << 20];
 static size_t used;
 static void* current;
-static int shared_limit = 101376, failing_launch;
+static int shared_limit = 232448, failing_launch;
 
 #define SAY(...) (used += used < sizeof record - 4096 ? snprintf(record + used, 4096, __VA_ARGS__) : 0)
 
@@ -23,7 +23,8 @@ int cuDevicePrimaryCtxRetain(void** context, int device) {
   return *context = (void*)0x77, SAY("retain %d\n", device), 0;
 }
 int cuDeviceGetAttribute(int* value, int attribute, int device) {
-  return *value = shared_limit, SAY("attribute %d of %d\n", attribute, device), 0;
+  int facts[] = {[16] = 132, [75] = 9, [76] = 0, [97] = shared_limit};
+  return *value = facts[attribute], SAY("attribute %d of %d\n", attribute, device), 0;
 }
 int cuModuleLoadData(void** module, const void* image) {
   return *module = (void*)image, SAY("load\n"), current ? 0 : 201;
