@@ -17,7 +17,9 @@ from deltart.plugins.toolchain import compile_gpu
 
 # Modules that define KERNEL for an op. An op without a row here can be built into a plan, but not run.
 KERNEL_MODULES: dict[str, str] = {
+    "AttentionProjections": "deltart.plugins.attention_projections.plugin",
     "CausalConv1d": "deltart.plugins.causal_conv1d.plugin",
+    "DeltaNetProjections": "deltart.plugins.delta_net_projections.plugin",
     "Fp8BlockGateUp": "deltart.plugins.fp8_block_gate_up.plugin",
     "Fp8BlockLinear": "deltart.plugins.fp8_block_linear.plugin",
     "GatedAttention": "deltart.plugins.gated_attention.plugin",

@@ -293,6 +293,42 @@ Fp8BlockGateUp <quantize_activations> (x, weight, weight_scale_inv, up_weight, u
 """
 
 
+def attention_projections(attributes: Mapping[str, Any]) -> str:
+    """Three linears."""
+    return f"""
+AttentionProjections <quantize_activations>
+  (x, q_weight, q_scale_inv, k_weight, k_scale_inv, v_weight, v_scale_inv) => (q, k, v) {{
+  {dequantized("q_weight", "q_scale_inv", "Q_t")}
+  {dequantized("k_weight", "k_scale_inv", "K_t")}
+  {dequantized("v_weight", "v_scale_inv", "V_t")}
+  {_activations(attributes)}
+  q = MatMul (x_used, Q_t)
+  k = MatMul (x_used, K_t)
+  v = MatMul (x_used, V_t)
+}}
+"""
+
+
+def delta_net_projections(attributes: Mapping[str, Any]) -> str:
+    """Four linears, two of them with plain weights."""
+    return f"""
+DeltaNetProjections <quantize_activations>
+  (x, qkv_weight, qkv_scale_inv, z_weight, z_scale_inv, a_weight, b_weight) => (qkv, z, a, b) {{
+  {dequantized("qkv_weight", "qkv_scale_inv", "QKV_t")}
+  {dequantized("z_weight", "z_scale_inv", "Z_t")}
+  {_activations(attributes)}
+  a_wide = Cast <to = 1> (a_weight)
+  b_wide = Cast <to = 1> (b_weight)
+  A_t = Transpose <perm = [1, 0]> (a_wide)
+  B_t = Transpose <perm = [1, 0]> (b_wide)
+  qkv = MatMul (x_used, QKV_t)
+  z = MatMul (x_used, Z_t)
+  a = MatMul (x, A_t)
+  b = MatMul (x, B_t)
+}}
+"""
+
+
 def _activations(attributes: Mapping[str, Any]) -> str:
     return QUANTIZED_ACTIVATIONS if attributes["quantize_activations"] else "  x_used = Identity (x)"
 
@@ -319,9 +355,9 @@ QUANTIZED_ACTIVATIONS = """
   unit = Constant <value_float: float = 1.0> ()
   first = Constant <value_ints: ints = [0]> ()
   block = Constant <value_int: int = 128> ()
-  k = Shape <start = 2, end = 3> (x)
-  k_negative = Neg (k)
-  missing = Mod (k_negative, block)
+  x_width = Shape <start = 2, end = 3> (x)
+  x_width_negative = Neg (x_width)
+  missing = Mod (x_width_negative, block)
   padding = Concat <axis = 0> (no_padding, missing)
   x_padded = Pad (x, padding)
   x_blocks = Reshape (x_padded, blocks_shape)
@@ -336,7 +372,7 @@ QUANTIZED_ACTIVATIONS = """
   x_rounded_blocks = Mul (x_values, x_scale)
   x_rounded_flat = Reshape (x_rounded_blocks, flat_shape)
   two = Constant <value_ints: ints = [2]> ()
-  x_used = Slice (x_rounded_flat, first, k, two)"""
+  x_used = Slice (x_rounded_flat, first, x_width, two)"""
 
 
 def qk_norm_rope(attributes: Mapping[str, Any]) -> str:
@@ -395,6 +431,8 @@ BODIES: Lowering = {
     "GatedAttention": gated_attention,
     "Fp8BlockLinear": fp8_block_linear,
     "Fp8BlockGateUp": fp8_block_gate_up,
+    "AttentionProjections": attention_projections,
+    "DeltaNetProjections": delta_net_projections,
     "LmHead": lm_head,
     "QkNormRope": qk_norm_rope,
 }

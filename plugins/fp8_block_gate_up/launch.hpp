@@ -14,16 +14,10 @@ inline linear::Shape shape_of(const Call& call) {
   return linear::shape_of(call);
 }
 
-// Whether one launch computes both products: few tokens, activations as they are.
-inline bool is_fused(const Call& call) {
-  linear::Shape shape = shape_of(call);
-  return !linear::is_quantized(call) && (shape.rows <= linear::MOST_DECODE || shape.dtype == DType::f32);
-}
-
 // What a linear takes, and the gate; nothing for few tokens.
 inline int64_t workspace_bytes(const Call& call) {
   linear::Shape shape = shape_of(call);
-  return is_fused(call) ? 0 : linear::workspace_bytes(call) + 2 * shape.rows * shape.n;
+  return linear::is_few(call, shape) ? 0 : linear::scratch(call, shape).bytes + 2 * shape.rows * shape.n;
 }
 
 // Few tokens take one launch, prompts the tile kernel twice and a product.
@@ -31,14 +25,14 @@ inline Launches launches(const Call& call) {
   linear::Shape shape = shape_of(call);
   Names gate = {"weight", "weight_scale_inv"}, up = {"up_weight", "up_weight_scale_inv"};
   Names both = {"weight", "weight_scale_inv", "up_weight", "up_weight_scale_inv"};
-  if (is_fused(call)) return {"decode.cu", {linear::decode("fp8_block_linear_gate_up", call, shape, both)}};
-  linear::Scratch scratch = linear::scratch(call);
+  if (linear::is_few(call, shape))
+    return {"decode.cu", {linear::decode("fp8_block_linear_gate_up", call, shape, both)}};
+  linear::Scratch scratch = linear::scratch(call, shape);
   Call with = scratch.added_to(call);
   with.at["gate"] = call.address("workspace") + scratch.bytes;
-  bool quantized = linear::is_quantized(call);
-  const linear::TileKernel& kernel = quantized ? linear::w8a8_kernel(call) : linear::W8A16;
-  std::vector<Launch> list = quantized ? linear::prefill_w8a8(with, shape, kernel, gate, "gate")
-                                       : linear::prefill(with, shape, kernel, gate, "gate");
+  const linear::TileKernel& kernel = linear::tile_kernel(call);
+  auto first = linear::is_quantized(call) ? linear::prefill_w8a8 : linear::prefill;  // the second takes the same codes
+  std::vector<Launch> list = first(with, shape, kernel, gate, "gate");
   for (Launch& launch : linear::prefill(with, shape, kernel, up, "y")) list.push_back(launch);
   int64_t count = shape.rows * shape.n;
   Arguments args;

@@ -8,8 +8,7 @@ from deltart.plugins import fp8_block_linear
 from deltart.plugins.fp8_block_gate_up.launch import gate_bytes, prefill
 from deltart.plugins.fp8_block_linear import plugin as linear
 from deltart.plugins.fp8_block_linear.inputs import Shape
-from deltart.plugins.fp8_block_linear.launch import MOST_DECODE, gate_up
-from deltart.plugins.fp8_block_linear.prefill import W8A16, w8a8_kernel
+from deltart.plugins.fp8_block_linear.launch import gate_up
 from deltart.plugins.kernel_call import Call, Kernel
 from deltart.plugins.launch import Launch, require
 
@@ -20,26 +19,19 @@ def _shape(call: Call) -> Shape:
     return linear.shape_of(call)
 
 
-def _fused(call: Call) -> bool:
-    """Whether one launch computes both products: few tokens, activations as they are."""
-    shape = _shape(call)
-    return not linear.quantized(call) and (shape.rows <= MOST_DECODE or shape.dtype == "f32")
-
-
 def workspace_bytes(call: Call) -> int:
     """What a linear takes, and the gate; nothing for few tokens."""
-    return 0 if _fused(call) else linear.workspace_bytes(call) + gate_bytes(_shape(call))
+    shape = _shape(call)
+    return 0 if linear.is_few(call, shape) else linear.scratch_bytes(call, shape) + gate_bytes(shape)
 
 
 def launches(call: Call) -> tuple[str, list[Launch]]:
     """The source and launches of one call: few tokens take one launch, prompts the tile kernel twice and a product."""
     shape = _shape(call)
-    if _fused(call):
+    if linear.is_few(call, shape):
         return "decode.cu", [gate_up(shape, call.at)]
-    at = linear.scratch(call)
-    at["gate"] = at["end"]
-    kernel = w8a8_kernel(call.capability) if linear.quantized(call) else W8A16
-    return kernel.source, prefill(shape, kernel, at, call.multiprocessors)
+    at, kernel = linear.scratch(call, shape), linear.tile_kernel(call)
+    return kernel.source, prefill(shape, kernel, at | {"gate": at["end"]}, call.multiprocessors)
 
 
 FOLDER = Path(str(fp8_block_linear.__file__)).parent

@@ -46,19 +46,15 @@ inline Launch decode(const std::string& kernel, const Call& call, const Shape& s
           32 * by.warps(), by.shared_bytes(), args};
 }
 
-inline int64_t workspace_bytes(const Call& call) { return scratch(call).bytes; }
+inline int64_t workspace_bytes(const Call& call) { return scratch(call, shape_of(call)).bytes; }
 
 inline Launches launches(const Call& call) {
   Shape shape = shape_of(call);
-  Call with = scratch(call).added_to(call);
   Names weight = {"weight", "weight_scale_inv"};
-  if (is_quantized(call)) {
-    const TileKernel& kernel = w8a8_kernel(call);
-    return {kernel.source, prefill_w8a8(with, shape, kernel, weight, "y")};
-  }
-  if (shape.rows <= MOST_DECODE || shape.dtype == DType::f32)
-    return {"decode.cu", {decode("fp8_block_linear_decode", call, shape, weight)}};
-  return {W8A16.source, prefill(with, shape, W8A16, weight, "y")};
+  if (is_few(call, shape)) return {"decode.cu", {decode("fp8_block_linear_decode", call, shape, weight)}};
+  const TileKernel& kernel = tile_kernel(call);
+  auto run = is_quantized(call) ? prefill_w8a8 : prefill;
+  return {kernel.source, run(scratch(call, shape).added_to(call), shape, kernel, weight, "y")};
 }
 
 }  // namespace deltart::fp8_block_linear

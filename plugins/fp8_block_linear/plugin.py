@@ -4,16 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from deltart.plugins.fp8_block_linear import prefill as tiles
 from deltart.plugins.fp8_block_linear.inputs import Shape
 from deltart.plugins.fp8_block_linear.launch import MOST_DECODE, forward
-from deltart.plugins.fp8_block_linear.prefill import (
-    PAIR,
-    TILE,
-    most_partial_bytes,
-    prefill_w8a8,
-    quantized_bytes,
-    w8a8_kernel,
-)
 from deltart.plugins.kernel_call import Call, Kernel
 from deltart.plugins.launch import Launch
 
@@ -31,36 +24,52 @@ def quantized(call: Call) -> bool:
     return bool(call.sizes["quantize_activations"])
 
 
-def _offsets(call: Call) -> dict[str, int]:
+def is_few(call: Call, shape: Shape) -> bool:
+    """Whether the call takes a kernel for few tokens, which needs no workspace."""
+    return not quantized(call) and (shape.rows <= MOST_DECODE or shape.dtype == "f32")
+
+
+def tile_kernel(call: Call) -> tiles.Kernel:
+    """The kernel for many tokens on this GPU."""
+    return tiles.w8a8_kernel(call.capability) if quantized(call) else tiles.W8A16
+
+
+def _offsets(call: Call, shape: Shape) -> dict[str, int]:
     """Where the scratch arrays start in the workspace; the last, "end", is its size."""
-    shape, end, at = shape_of(call), 0, {}
+    sizes: dict[str, int] = {}
     if quantized(call):  # by either kernel
-        sizes = quantized_bytes(shape) | {"partial": most_partial_bytes(shape, PAIR)}
-    else:
-        sizes = {"partial": most_partial_bytes(shape, TILE) if shape.rows > MOST_DECODE else 0}
+        sizes = tiles.quantized_bytes(shape) | {"partial": tiles.most_partial_bytes(shape, tiles.PAIR)}
+    elif not is_few(call, shape):
+        sizes = {"partial": tiles.most_partial_bytes(shape, tiles.TILE)}
+    at, end = {}, 0
     for name, size in sizes.items():
         at[name] = end
         end += -(-size // ALIGNMENT) * ALIGNMENT
     return at | {"end": end}
 
 
-def scratch(call: Call) -> dict[str, int]:
-    """`call.at` with the scratch arrays, and "end" behind them."""
-    return call.at | {name: call.at["workspace"] + offset for name, offset in _offsets(call).items()}
+def scratch(call: Call, shape: Shape) -> dict[str, int]:
+    """`call.at` with the scratch arrays of the widest weight's `shape`, and "end" behind them."""
+    return call.at | {name: call.at["workspace"] + offset for name, offset in _offsets(call, shape).items()}
+
+
+def scratch_bytes(call: Call, shape: Shape) -> int:
+    """Bytes of these: sums of a split K, and the codes and scales of quantized activations."""
+    return _offsets(call, shape)["end"]
 
 
 def workspace_bytes(call: Call) -> int:
-    """Sums of a split K, and the codes and scales of quantized activations."""
-    return _offsets(call)["end"]
+    """See scratch_bytes."""
+    return scratch_bytes(call, shape_of(call))
 
 
 def launches(call: Call) -> tuple[str, list[Launch]]:
     """The source and launches of one call; `call.at` holds every tensor and the workspace."""
-    shape, at = shape_of(call), scratch(call)
+    shape = shape_of(call)
     if not quantized(call):
-        return forward(shape, at)
-    kernel = w8a8_kernel(call.capability)
-    return kernel.source, prefill_w8a8(shape, kernel, at, call.multiprocessors)
+        return forward(shape, scratch(call, shape))
+    kernel = tile_kernel(call)
+    return kernel.source, tiles.prefill_w8a8(shape, kernel, scratch(call, shape), call.multiprocessors)
 
 
 SOURCES = ("decode.cu", "prefill.cu", "prefill_wgmma.cu")

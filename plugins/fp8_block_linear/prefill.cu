@@ -6,6 +6,7 @@
 #include "../common/fp8_mma.cuh"
 #include "activations.cuh"
 #include "output.cuh"
+#include "projections.cuh"
 
 namespace {
 
@@ -195,3 +196,6 @@ EXPORT_KERNEL(fp8_block_linear_prefill_w8a8)
 QUANTIZE_KERNEL
 ADD_SPLITS_KERNEL
 SILU_MUL_KERNEL
+PROJECTIONS_KERNEL(bf16, bf16, 1, 2)
+PROJECTIONS_KERNEL(bf16, bf16, 2, 2)
+PROJECTIONS_KERNEL(bf16, bf16, 4, 1)

@@ -47,6 +47,14 @@ inline constexpr TileKernel W8A8_WGMMA = {"fp8_block_linear_prefill_w8a8_wgmma",
 // wgmma is in sm_90a alone.
 inline const TileKernel& w8a8_kernel(const Call& call) { return call.capability == HOPPER ? W8A8_WGMMA : W8A8; }
 
+// Whether the call takes a kernel for few tokens, which needs no workspace.
+inline bool is_few(const Call& call, const Shape& shape) {
+  return !is_quantized(call) && (shape.rows <= MOST_DECODE || shape.dtype == DType::f32);
+}
+
+// The kernel for many tokens on this GPU.
+inline const TileKernel& tile_kernel(const Call& call) { return is_quantized(call) ? w8a8_kernel(call) : W8A16; }
+
 inline void check(const Shape& shape) {
   std::string k = std::to_string(shape.k);
   require(shape.rows > 0 && shape.n > 0 && shape.k > 0,
@@ -85,17 +93,18 @@ struct Scratch {
   }
 };
 
-inline Scratch scratch(const Call& call) {
-  Shape shape = shape_of(call);
+// Of the widest weight's `shape`.
+inline Scratch scratch(const Call& call, const Shape& shape) {
   bool quantized = is_quantized(call);
   int64_t padded = ceil_div(shape.rows, PAIR) * PAIR, blocks = ceil_div(shape.k, SCALE_BLOCK);
   int64_t most = 4 * std::min(MOST_SPLITS * shape.rows * shape.n, MOST_ITEMS * (quantized ? PAIR : TILE) * TILE);
   Scratch made;
+  if (is_few(call, shape)) return made;
   if (quantized) {
     made.add("codes", padded * blocks * SCALE_BLOCK);
     made.add("x_scale", 4 * padded * blocks);
   }
-  made.add("partial", quantized || shape.rows > MOST_DECODE ? most : 0);
+  made.add("partial", most);
   return made;
 }
 

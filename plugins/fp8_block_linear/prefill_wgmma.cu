@@ -7,6 +7,7 @@
 #include "../common/hopper.cuh"
 #include "activations.cuh"
 #include "output.cuh"
+#include "projections.cuh"
 
 #if defined(DELTART_CPU_SHIM) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
@@ -196,3 +197,6 @@ EXPORT_KERNEL(fp8_block_linear_prefill_w8a8_wgmma)
 QUANTIZE_KERNEL
 ADD_SPLITS_KERNEL
 SILU_MUL_KERNEL
+PROJECTIONS_KERNEL(bf16, bf16, 1, 2)
+PROJECTIONS_KERNEL(bf16, bf16, 2, 2)
+PROJECTIONS_KERNEL(bf16, bf16, 4, 1)

@@ -99,11 +99,12 @@ class Kernels {
   Driver::Handle function(const std::string& source, const Launch& launch) {
     std::lock_guard<std::mutex> lock(mutex_);
     Device& device = current();
-    auto found = device.functions.find(launch.kernel);
+    std::string place = source + ":" + launch.kernel;  // two files may hold kernels of one name
+    auto found = device.functions.find(place);
     if (found == device.functions.end()) {
       Driver::Handle handle = nullptr;
       driver_.check(driver_.get_function(&handle, module(device, source), launch.kernel.c_str()));
-      found = device.functions.emplace(launch.kernel, Function{handle, DEFAULT_SHARED_BYTES}).first;
+      found = device.functions.emplace(place, Function{handle, DEFAULT_SHARED_BYTES}).first;
     }
     Function& known = found->second;
     if (launch.shared_bytes > device.shared_limit)

@@ -1,6 +1,8 @@
 // The ops of the library: a launch.hpp beside each launch.py, and a row here.
 #pragma once
+#include "../attention_projections/launch.hpp"
 #include "../causal_conv1d/launch.hpp"
+#include "../delta_net_projections/launch.hpp"
 #include "../fp8_block_gate_up/launch.hpp"
 #include "../fp8_block_linear/launch.hpp"
 #include "../gated_attention/launch.hpp"
@@ -19,7 +21,9 @@ struct Operator {
 };
 
 constexpr Operator OPERATORS[] = {
+    {"AttentionProjections", attention_projections::workspace_bytes, attention_projections::launches},
     {"CausalConv1d", causal_conv1d::workspace_bytes, causal_conv1d::launches},
+    {"DeltaNetProjections", delta_net_projections::workspace_bytes, delta_net_projections::launches},
     {"Fp8BlockGateUp", fp8_block_gate_up::workspace_bytes, fp8_block_gate_up::launches},
     {"Fp8BlockLinear", fp8_block_linear::workspace_bytes, fp8_block_linear::launches},
     {"GatedAttention", gated_attention::workspace_bytes, gated_attention::launches},

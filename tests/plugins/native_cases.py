@@ -6,7 +6,9 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from itertools import product
 
+from deltart.plugins.attention_projections.op import ATTENTION_PROJECTIONS
 from deltart.plugins.causal_conv1d.op import CAUSAL_CONV1D
+from deltart.plugins.delta_net_projections.op import DELTA_NET_PROJECTIONS
 from deltart.plugins.fp8_block_gate_up.op import FP8_BLOCK_GATE_UP
 from deltart.plugins.fp8_block_linear.inputs import SHAPES_27B
 from deltart.plugins.fp8_block_linear.op import FP8_BLOCK_LINEAR
@@ -58,6 +60,33 @@ def fp8_block_gate_up() -> Iterator[Case]:
     yield replace(mixed, dtypes={**mixed.dtypes, "up_weight_scale_inv": "f32"})
 
 
+def projections(spec: OpSpec, names: tuple[str, ...]) -> Iterator[Case]:
+    """Cases of an op of several linears; `names` are the axes of their widths."""
+    tokens = (0, 1, 8, 9, 16, 17, 32, 63, 64, 65, 1000)
+    widths = ((12288, 1024, 1024, 48), (10240, 6144, 48, 48), (200, 16, 129, 3), (128, 0, 16, 1), (32640, 96, 16, 16))
+    for b, t, width, k, types in product(SLOTS, tokens, widths, (16, 256, 5120, 130), PAIRS):
+        sizes = {"B": b, "T": t, "K": k, "K_blocks": -(-k // 128)}
+        for name, n in zip(names, width, strict=False):
+            sizes |= {name: n, f"{name}_blocks": -(-n // 128)}
+        for quantize, capability in ((0, 89), (1, 89), (1, 90)):
+            yield replace(case(spec, sizes, {"quantize_activations": quantize}, types, LIMIT), capability=capability)
+
+
+def attention_projections() -> Iterator[Case]:
+    yield from projections(ATTENTION_PROJECTIONS, ("Nq", "Nk", "Nv"))
+    mixed = next(projections(ATTENTION_PROJECTIONS, ("Nq", "Nk", "Nv")))
+    yield replace(mixed, dtypes={**mixed.dtypes, "v_scale_inv": "f32"})
+
+
+def delta_net_projections() -> Iterator[Case]:
+    """The plain weights are bf16 where the scales are f32, too."""
+    for one in projections(DELTA_NET_PROJECTIONS, ("Nqkv", "Nz", "Ha", "Hb")):
+        yield one
+        if one.dtypes["qkv_scale_inv"] == "f32" and one.sizes["K"] == 256:
+            yield replace(one, dtypes={**one.dtypes, "a_weight": "bf16", "b_weight": "bf16"})
+            yield replace(one, dtypes={**one.dtypes, "a_weight": "bf16"})
+
+
 def lm_head() -> Iterator[Case]:
     rows, vocabularies, widths = (1, 2, 8, 9, 16), (1, 127, 128, 129, 2560, 248320), (16, 128, 130, 5120)
     for b, rows_of_slot, v, k, types in product(SLOTS, rows, vocabularies, widths, PAIRS):
@@ -104,7 +133,9 @@ def gated_rms_norm() -> Iterator[Case]:
 
 
 CASES: dict[str, Callable[[], Iterator[Case]]] = {
+    "AttentionProjections": attention_projections,
     "CausalConv1d": causal_conv1d,
+    "DeltaNetProjections": delta_net_projections,
     "Fp8BlockGateUp": fp8_block_gate_up,
     "Fp8BlockLinear": fp8_block_linear,
     "GatedAttention": gated_attention,

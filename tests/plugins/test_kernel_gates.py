@@ -12,6 +12,7 @@ from deltart.plugins.fp8_block_gate_up import launch as gate_up
 from deltart.plugins.fp8_block_linear import inputs as linear_inputs
 from deltart.plugins.fp8_block_linear import launch as linear
 from deltart.plugins.fp8_block_linear import prefill as tiles
+from deltart.plugins.fp8_block_linear.projections import Projection, few
 from deltart.plugins.gated_attention import inputs as attention_inputs
 from deltart.plugins.gated_attention import launch as attention
 from deltart.plugins.gated_rms_norm import inputs as norm_inputs
@@ -33,6 +34,8 @@ CEILINGS = {
     "fp8_block_linear_decode_bf16_m2": 128,
     "fp8_block_linear_gate_up_bf16_m1": 128,
     "fp8_block_linear_gate_up_bf16_m2": 128,
+    "fp8_block_linear_projections_bf16_m1": 128,
+    "fp8_block_linear_projections_bf16_m2": 128,
     "fp8_block_linear": 168,
     "fp8_block_linear_prefill": 255,
     "gated_attention": 255,
@@ -67,6 +70,7 @@ def every_launch() -> list[Launch]:
         for tokens in (1, 9, 17):
             shape = linear_inputs.Shape(tokens=tokens, dtype=dtype)
             launches += [linear.decode(shape, at), linear.gate_up(shape, at)]
+            launches.append(few(shape, [Projection(5120, "weight", "y", "scale")], at))
         launches.append(rope.rope(rope_inputs.Shape(dtype=dtype), at))
         launches.append(norm.norm(norm_inputs.Shape(dtype=dtype), at))
         launches.append(residual.norm(residual_inputs.Shape(dtype=dtype), at))

@@ -17,7 +17,9 @@ from support.native import Case, Host, host, planted, text_of
 
 # One constant of each op's launch.hpp, and another value of it.
 PLANTED = {
+    "AttentionProjections": ("attention_projections/launch.hpp", ('"Nk"), "k_weight"', '"Nv"), "k_weight"')),
     "CausalConv1d": ("causal_conv1d/launch.hpp", ("RUN = 16", "RUN = 17")),
+    "DeltaNetProjections": ("fp8_block_linear/projections.hpp", ("MOST_PLAIN = 2", "MOST_PLAIN = 3")),
     "Fp8BlockGateUp": ("fp8_block_gate_up/launch.hpp", ("SHARE = 8 * 256", "SHARE = 8 * 128")),
     "Fp8BlockLinear": ("fp8_block_linear/launch.hpp", ("ENOUGH_WARPS = 2048", "ENOUGH_WARPS = 2047")),
     "GatedAttention": ("gated_attention/launch.hpp", ("BLOCKS = 264", "BLOCKS = 263")),

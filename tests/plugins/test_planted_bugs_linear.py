@@ -14,6 +14,7 @@ import test_fp8_block_linear_prefill as prefill
 import test_gated_attention as attention
 import test_gated_rms_norm as norm
 import test_lm_head as head
+import test_projections as projections
 import test_qk_norm_rope as rope
 import test_residual_rms_norm as residual
 import test_sampler as sampler
@@ -39,6 +40,10 @@ def multiplies(op: Path) -> bool:
 
 def gates(op: Path) -> bool:
     return linear.gates(linear.module(op), LinearShape(tokens=3, n=48, k=400, dtype="f32"))
+
+
+def projects(op: Path) -> bool:
+    return projections.check(projections.module(op), LinearShape(tokens=3, k=400, dtype="f32"), (272, 40), (48, 47))
 
 
 def multiplies_many(op: Path, kernel: PrefillKernel) -> bool:
@@ -91,7 +96,7 @@ KERNEL, DRAW, ROW = "kernel.cu", "draw.cuh", "row.cuh"
 WGMMA, HOPPER = "prefill_wgmma.cu", "../common/hopper.cuh"
 by_w8a16, by_w8a8, by_wgmma = (functools.partial(multiplies_many, kernel=k) for k in (W8A16, W8A8, W8A8_WGMMA))
 BUGS: dict[str, tuple[str, str, str, str, Callable[[Path], bool]]] = {
-    "sums added before they are there": (LINEAR, "decode.cu", "  __syncthreads();\n", "", multiplies),
+    "sums added before they are there": (LINEAR, "decode.cuh", "  __syncthreads();\n", "", multiplies),
     "scale of the block before": (
         LINEAR,
         "../common/linear_tile.cuh",
@@ -101,7 +106,7 @@ BUGS: dict[str, tuple[str, str, str, str, Callable[[Path], bool]]] = {
     ),
     "a split of K left out": (
         LINEAR,
-        "decode.cu",
+        "decode.cuh",
         "int split = 0; split < splits",
         "int split = 0; split < splits - 1",
         multiplies,
@@ -113,14 +118,16 @@ BUGS: dict[str, tuple[str, str, str, str, Callable[[Path], bool]]] = {
         "((a & 0x7800) ? (a & 0x7f007f00u) >> 4 : (a & 0x7f000000u) >> 4))",
         multiplies,
     ),
-    "up with the scales of gate": (LINEAR, "decode.cu", ", weight.scale = up.scale", "", gates),
+    "up with the scales of gate": (LINEAR, "decode.cuh", ", weight.scale = up.scale", "", gates),
     "up and gate exchanged": (
         LINEAR,
-        "decode.cu",
+        "decode.cuh",
         "warp % tiles >= in.row_groups",
         "warp % tiles < in.row_groups",
         gates,
     ),
+    "blocks of one weight not counted off": (LINEAR, "projections.cuh", "    block -= blocks;\n", "", projects),
+    "outputs exchanged": (LINEAR, "projections.cuh", "in.plain_y[i], block", "in.plain_y[1 - i], block", projects),
     "tiles read before they are there": (LINEAR, "prefill.cu", "      wait_copies<kStages - 2>();\n", "", by_w8a16),
     "tiles overwritten too early": (LINEAR, "prefill.cu", "      __syncthreads();\n", "", by_w8a8),
     "last block not scaled": (LINEAR, "prefill.cu", " || step + 1 == stop) promote", ") promote", by_w8a16),

@@ -13,9 +13,13 @@ from gdr_on_shim import addresses
 
 from deltart.errors import BuildError, MissingDependencyError
 from deltart.plugins import kernel_call, trt_plugin
+from deltart.plugins.attention_projections import plugin as attention_in
+from deltart.plugins.attention_projections.op import ATTENTION_PROJECTIONS
 from deltart.plugins.causal_conv1d import plugin as conv
 from deltart.plugins.causal_conv1d.op import CAUSAL_CONV1D
 from deltart.plugins.cpu_shim.runner import compile_cpu
+from deltart.plugins.delta_net_projections import plugin as delta_net_in
+from deltart.plugins.delta_net_projections.op import DELTA_NET_PROJECTIONS
 from deltart.plugins.dims import Dim, expression
 from deltart.plugins.dtypes import cast, poisoned
 from deltart.plugins.fp8_block_gate_up import plugin as gated_linear
@@ -35,7 +39,7 @@ from deltart.plugins.lm_head.op import LM_HEAD
 from deltart.plugins.qk_norm_rope import plugin as rope
 from deltart.plugins.qk_norm_rope.op import QK_NORM_ROPE
 from deltart.plugins.registry import OPS
-from deltart.plugins.spec import ACT, OpSpec, TensorSpec
+from deltart.plugins.spec import ACT, FP8, OpSpec, TensorSpec
 from deltart.plugins.tolerance import TOLERANCE, relative_rms
 
 HEADS = {"num_k_heads": 1, "num_v_heads": 3, "head_k_dim": 128, "head_v_dim": 128}
@@ -221,6 +225,35 @@ def test_fp8_block_gate_up_through_its_contract(tokens: int, quantize: int, capa
     run_on_shim(gated_linear, call)
     apart = tokens > 32 or quantize  # the gate and the other product are rounded before their own product is
     assert relative_rms(found["y"], y) <= (1.5 if apart else 1) * TOLERANCE["bf16"]
+
+
+@pytest.mark.parametrize(
+    ("module", "spec"), [(attention_in, ATTENTION_PROJECTIONS), (delta_net_in, DELTA_NET_PROJECTIONS)]
+)
+@pytest.mark.parametrize(("tokens", "quantize", "capability"), [(5, 0, 89), (40, 0, 89), (40, 1, 89), (40, 1, 90)])
+def test_projections_through_their_contracts(
+    module: ModuleType, spec: OpSpec, tokens: int, quantize: int, capability: int
+) -> None:
+    """Weights of very different size, in one launch or, from 65 tokens on, one each."""
+    rng = np.random.default_rng(tokens)
+    sizes = iter((203, 130, 16) if spec is ATTENTION_PROJECTIONS else (203, 130, 6, 7))
+    given = [cast(rng.standard_normal((2, tokens, 192)), "bf16")]
+    for tensor in spec.inputs[1:]:
+        if tensor.dtype == FP8:
+            given.append(rng.standard_normal((next(sizes), 192)).astype(ml_dtypes.float8_e4m3fn))
+        elif tensor.name.endswith("scale_inv"):
+            given.append(cast(rng.uniform(0.05, 0.2, (-(-given[-1].shape[0] // 128), 2)), "bf16"))
+        else:
+            given.append(cast(rng.standard_normal((next(sizes), 192)), "bf16"))
+    attributes = {"quantize_activations": quantize}
+    expected = spec.reference(*(a.astype(np.float64) for a in given), **attributes)
+    found = {t.name: poisoned(y.shape, "bf16") for t, y in zip(spec.outputs, expected, strict=True)}
+    call = replace(call_of(spec, given, attributes, found), capability=capability, multiprocessors=2)
+    workspace = np.full(module.KERNEL.workspace_bytes(call), 0xFF, np.uint8)
+    call.at["workspace"] = workspace.ctypes.data
+    run_on_shim(module, call)
+    for y, right in zip(found.values(), expected, strict=True):
+        assert relative_rms(y, right) <= TOLERANCE["bf16"]
 
 
 def test_lm_head_through_its_contract() -> None:

@@ -147,6 +147,24 @@ def test_fp8_block_gate_up(quantize: int) -> None:
     check(BY_NAME["Fp8BlockGateUp"], portable.BODIES, [x, *arrays], {"quantize_activations": quantize})
 
 
+def stored(rng: np.random.Generator, n: int, k: int) -> list[np.ndarray]:
+    scale = rng.uniform(0.5, 2, (-(-n // 128), -(-k // 128))).astype(ml_dtypes.bfloat16)
+    return [rng.standard_normal((n, k)).astype(ml_dtypes.float8_e4m3fn), scale]
+
+
+@pytest.mark.parametrize("quantize", [0, 1])
+def test_projections(quantize: int) -> None:
+    rng = np.random.default_rng(quantize)
+    x = rng.standard_normal((2, 3, 200)).astype(np.float32)
+    fp8 = [stored(rng, n, 200) for n in (300, 64, 130)]
+    plain = [rng.standard_normal((5, 200)).astype(ml_dtypes.bfloat16) for _ in range(2)]
+    attributes = {"quantize_activations": quantize}
+    attention = [x, *(a for pair in fp8 for a in pair)]
+    check(BY_NAME["AttentionProjections"], portable.BODIES, attention, attributes)
+    delta_net = [x, *fp8[0], *fp8[1], *plain]
+    check(BY_NAME["DeltaNetProjections"], portable.BODIES, delta_net, attributes)
+
+
 def test_lm_head() -> None:
     rng = np.random.default_rng(0)
     x = rng.standard_normal((2, 3, 64)).astype(np.float32)

@@ -17,7 +17,7 @@ from deltart.errors import ArtifactError, BuildError
 from deltart.manifest import load_manifest
 from deltart.plugins import trt_plugin
 from deltart.plugins.gated_delta_rule import plugin as gated_delta_rule
-from deltart.plugins.registry import OPS
+from deltart.plugins.registry import FUSED_OPS, OPS
 from deltart.runtime.backends import tensorrt_library, tensorrt_plans
 from deltart.runtime.backends.tensorrt_builder import BuildOptions, build_engine
 
@@ -52,8 +52,10 @@ def unfused(plugins: Mapping[str, int]) -> Counter[str]:
     """Composite nodes of the model behind a plan's plugins: what was fused in pairs or made of plain nodes undone."""
     count = Counter(plugins)
     assert count["QkNormRope"] == count["GatedAttention"] and count["LmHead"] == 1
-    count["Fp8BlockLinear"] += 2 * count["Fp8BlockGateUp"]
-    return Counter({op: n for op, n in count.items() if op not in ("Fp8BlockGateUp", "QkNormRope", "LmHead")})
+    pairs = count["Fp8BlockGateUp"] + count["DeltaNetProjections"]
+    count["Fp8BlockLinear"] += 2 * pairs + 3 * count["AttentionProjections"]
+    fused = {spec.name for spec in FUSED_OPS}
+    return Counter({op: n for op, n in count.items() if op not in fused})
 
 
 def test_plans_hold_every_composite_node_and_no_weight(built: Path) -> None:
@@ -186,7 +188,7 @@ def test_fp8_activations_need_block_fp8_weights(artifact: Path) -> None:
     for path in artifact.glob("*.tensorrt.onnx"):
         model = onnx.load(path)
         for node in model.graph.node:
-            if node.op_type == "Fp8BlockLinear":
+            if node.op_type in ("Fp8BlockLinear", *(spec.name for spec in FUSED_OPS)):
                 node.ClearField("attribute")
         path.write_bytes(model.SerializeToString())
     with pytest.raises(BuildError, match="without a block-FP8 weight"):
