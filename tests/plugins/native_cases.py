@@ -42,8 +42,9 @@ def causal_conv1d() -> Iterator[Case]:
 
 def fp8_linear(spec: OpSpec) -> Iterator[Case]:
     tokens = (0, 1, 2, 4, 8, 9, 16, 17, 31, 32, 33, 63, 64, 65, 128, 1000)
-    odd = ((1, 16), (16, 128), (200, 192), (129, 144), (128, 130), (0, 128), (32752, 256), (16368, 256))
-    for b, t, (n, k), types in product(SLOTS, tokens, (*sorted(set(SHAPES_27B.values())), *odd), PAIRS):
+    odd = ((1, 16), (200, 192), (129, 144), (128, 130), (0, 128), (32752, 256), (16368, 256))
+    split = ((128, 256), (128, 1152), (128, 1280))  # K where one more part begins to pay
+    for b, t, (n, k), types in product(SLOTS, tokens, (*sorted(set(SHAPES_27B.values())), *odd, *split), PAIRS):
         sizes = {"B": b, "T": t, "N": n, "K": k, "N_blocks": -(-n // 128), "K_blocks": -(-k // 128)}
         for quantize, (capability, multiprocessors) in ((0, (89, 58)), (1, (89, 58)), (1, (90, 132)), (1, (90, 114))):
             one = case(spec, sizes, {"quantize_activations": quantize}, types, LIMIT)
