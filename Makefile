@@ -1,6 +1,7 @@
 # make help        what there is
 # make engine      checkpoint -> artifact, kernels, plans, verification, an answer (CHECKPOINT=... NAME=... PROMPT=...)
-# make plugins     compile the CUDA kernels for every target (minutes the first time; cached)
+# make plugins     compile the CUDA kernels for every target (minutes the first time; cached), and the C++ plugin
+#                  library where TensorRT's headers are (INCLUDE=DIR)
 # make test        the fast tests; make test ARGS="-m slow" the others
 # make check       lint, format, types, import rules
 # make bench       side by side with peers (installs them)
@@ -38,6 +39,8 @@ engine: $(READY)
 
 plugins: $(READY)
 	$(BIN)/python -m deltart.plugins build
+	@$(BIN)/python -m deltart.plugins native $(if $(INCLUDE),--include $(INCLUDE)) \
+	  || { test $$? = 3 && test -z "$(INCLUDE)" && echo 'so the C++ plugin library was not built; plans do without'; }
 
 test: $(READY)
 	$(BIN)/python -m pytest $(ARGS)

@@ -1,13 +1,19 @@
-"""`python -m deltart.plugins build|report`: compiles the kernels, or shows what they take on each target."""
+"""`python -m deltart.plugins build|report|native`: compiles the kernels, shows what they take on each target, or builds
+the C++ plugin library with them inside."""
 
 from __future__ import annotations
 
 import argparse
+import os
+import shutil
 import sys
 from pathlib import Path
 
-from deltart.errors import DeltaRTError
+from deltart.errors import DeltaRTError, MissingDependencyError
+from deltart.plugins.native.library import build_library, find_headers, headers_version
 from deltart.plugins.toolchain import TARGETS, Built, compile_gpu, sources
+
+HOMES = ("TENSORRT_HOME", "TENSORRT_ROOT", "TRT_ROOT")  # environment variables of an unpacked TensorRT
 
 
 def show(built: list[Built], targets: tuple[str, ...]) -> None:
@@ -22,19 +28,39 @@ def show(built: list[Built], targets: tuple[str, ...]) -> None:
         print(kernel.ljust(width), *(f"{by_target[t]:>7}" for t in targets))
 
 
+def build_native(options: argparse.Namespace, targets: tuple[str, ...]) -> None:
+    """Builds the plugin library and says where it is."""
+    homes = [Path(os.environ[name]) for name in HOMES if os.environ.get(name)]
+    include = find_headers([options.include] if options.include else homes)
+    library = build_library(include, targets, options.nvcc)
+    if options.output:
+        options.output.parent.mkdir(parents=True, exist_ok=True)
+        partial = options.output.with_name(f".{options.output.name}.partial-{os.getpid()}")
+        library = Path(shutil.copyfile(library, partial).replace(options.output))
+    print(f"{library}  {library.stat().st_size >> 10} KiB, headers {headers_version(include)} of {include}")
+
+
 def main(arguments: list[str]) -> int:
-    """Exit code 0, or 2 with a message when something is missing or does not compile."""
+    """Exit code 0, or with a message 2 when something does not compile and 3 when something is missing."""
     parser = argparse.ArgumentParser(prog="python -m deltart.plugins", description=__doc__)
-    parser.add_argument("command", choices=("build", "report"))
+    parser.add_argument("command", choices=("build", "report", "native"))
     parser.add_argument("--nvcc", type=Path, help="the compiler to use (default: PATH, CUDA_HOME, PyPI wheel)")
     parser.add_argument("--target", nargs="+", choices=TARGETS, default=list(TARGETS), help="GPU architectures")
+    native = parser.add_argument_group("native")
+    native.add_argument(
+        "--include", type=Path, metavar="DIR", help=f"folder of NvInfer.h (default: {', '.join(HOMES)}, the system's)"
+    )
+    native.add_argument("-o", "--output", type=Path, metavar="FILE", help="copy the library there")
     options = parser.parse_args(arguments)
     targets = tuple(t for t in TARGETS if t in options.target)
     try:
+        if options.command == "native":
+            build_native(options, targets)
+            return 0
         built = [compile_gpu(source, targets, nvcc=options.nvcc) for source in sources()]
     except DeltaRTError as error:
         print(error, file=sys.stderr)
-        return 2
+        return 3 if isinstance(error, MissingDependencyError) else 2
     if options.command == "report":
         show(built, targets)
     else:

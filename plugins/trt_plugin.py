@@ -15,10 +15,12 @@ import numpy as np
 from deltart.errors import BuildError
 from deltart.plugins.dims import Dim, expression
 from deltart.plugins.kernel_call import Call, enqueue, has_kernel, kernel_of
-from deltart.plugins.spec import ACT, F32, FP8, I32, STORED, VERSION, OpSpec
+from deltart.plugins.spec import ACT, F32, FP8, I32, STORED, VERSION, OpSpec, TensorSpec
 
 PLUGIN_VERSION = "1"  # the one that TensorRT's ONNX importer looks for
 CONTRACT_FIELD = "contract"  # serialized beside the attributes: spec.VERSION when the plan was built
+ELEMENT_TYPES = {"f32": "float32", "bf16": "bfloat16", "i8": "int8", "i32": "int32"}  # TensorRT's names by ours
+ACCEPTED = {ACT: ("bf16", "f32"), STORED: ("bf16", "f32"), FP8: ("i8",), F32: ("f32",), I32: ("i32",)}
 _creators: dict[tuple[str, str], Any] = {}  # TensorRT keeps no reference to a Python creator
 _failures: list[BaseException] = []
 
@@ -84,16 +86,14 @@ def _attributes(spec: OpSpec, fields: dict[str, Any]) -> dict[str, Any]:
     return {name: kind(fields[name]) for name, kind in spec.attributes.items()}
 
 
+def type_source(spec: OpSpec, output: TensorSpec) -> int | None:
+    """The input whose element type `output` has: the last of its dtype class. None: the first of ACCEPTED."""
+    return max((i for i, t in enumerate(spec.inputs) if t.dtype == output.dtype), default=None)
+
+
 def _plugin_class(trt: Any, spec: OpSpec) -> type:
     """The plugin class of one op."""
-    names = {trt.float32: "f32", trt.bfloat16: "bf16", trt.int8: "i8", trt.int32: "i32"}
-    kinds = {
-        ACT: (trt.bfloat16, trt.float32),
-        STORED: (trt.bfloat16, trt.float32),
-        FP8: (trt.int8,),
-        F32: (trt.float32,),
-        I32: (trt.int32,),
-    }
+    names = {getattr(trt, theirs): ours for ours, theirs in ELEMENT_TYPES.items()}
 
     class Plugin(trt.IPluginV3, trt.IPluginV3OneCore, trt.IPluginV3OneBuildV2, trt.IPluginV3OneRuntime):
         def __init__(self, attributes: dict[str, Any]) -> None:
@@ -114,8 +114,9 @@ def _plugin_class(trt: Any, spec: OpSpec) -> type:
             return copy
 
         def get_output_data_types(self, input_types: list[Any]) -> list[Any]:
-            by_kind = {t.dtype: kind for t, kind in zip(spec.inputs, input_types, strict=True)}
-            return [by_kind.get(t.dtype, trt.float32) for t in spec.outputs]
+            sources = [type_source(spec, t) for t in spec.outputs]
+            own = [getattr(trt, ELEMENT_TYPES[ACCEPTED[t.dtype][0]]) for t in spec.outputs]
+            return [t if i is None else input_types[i] for i, t in zip(sources, own, strict=True)]
 
         def get_output_shapes(self, inputs: list[Any], shape_inputs: list[Any], builder: Any) -> list[Any]:
             operations = trt.DimensionOperation
@@ -130,7 +131,7 @@ def _plugin_class(trt: Any, spec: OpSpec) -> type:
         def supports_format_combination(self, position: int, tensors: list[Any], num_inputs: int) -> bool:
             mine = (*spec.inputs, *spec.outputs)[position]
             desc = tensors[position].desc
-            if desc.format != trt.TensorFormat.LINEAR or desc.type not in kinds[mine.dtype]:
+            if desc.format != trt.TensorFormat.LINEAR or names.get(desc.type) not in ACCEPTED[mine.dtype]:
                 return False
             first = next(i for i, t in enumerate(spec.inputs) if t.dtype == ACT)
             return mine.dtype != ACT or desc.type == tensors[first].desc.type

@@ -6,12 +6,31 @@ from pathlib import Path
 
 import pytest
 
+from deltart.errors import MissingDependencyError
 from deltart.export.pipeline import export_checkpoint
 from deltart.export.presets import causal_lm, text_config
 from deltart.export.synthetic import write_checkpoint
+from deltart.plugins.native.library import find_headers
 from support.cases import CASES, VOCAB, Export, Exported
 
 REAL_FILES = Path(__file__).resolve().parents[2] / "shared" / "qwen3_6"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Where TensorRT's headers are, if not in one of the system's folders."""
+    parser.addoption("--tensorrt-include", type=Path, metavar="DIR", help="folder of NvInfer.h")
+
+
+@pytest.fixture(scope="session")
+def tensorrt_include(pytestconfig: pytest.Config) -> Path:
+    """The folder of TensorRT's headers, where this machine has them."""
+    given = pytestconfig.getoption("--tensorrt-include")
+    try:
+        return find_headers([given] if given else [])
+    except MissingDependencyError as error:
+        if given:
+            raise
+        pytest.skip(f"{error.found} (pytest --tensorrt-include DIR)")
 
 
 @pytest.fixture(scope="session")

@@ -44,6 +44,7 @@ def add_parser(commands: Any) -> None:
         "verify never do (default bf16: exact)",
     )
     parser.add_argument("--cache", type=Path, default=CACHE, metavar="DIR", help=f"shared plans (default {CACHE})")
+    parser.add_argument("--plugins", type=Path, metavar="FILE", help="C++ plugin library (default: Python classes)")
     parser.add_argument("--json", action="store_true", help="print the plans as JSON")
     parser.set_defaults(run=run)
 
@@ -73,6 +74,7 @@ def run(arguments: argparse.Namespace) -> None:
             chunk=arguments.chunk,
             prefill_activations=arguments.prefill_activations,
             cache=arguments.cache.expanduser(),
+            plugins=arguments.plugins,
         )
         command = shlex.join(["deltart", *sys.argv[1:]])
         engine = build_engine(arguments.artifact, options, command, report)

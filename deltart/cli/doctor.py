@@ -18,6 +18,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from deltart.errors import MissingDependencyError
+from deltart.plugins.native.library import find_headers
 from deltart.plugins.toolchain import find_nvcc
 
 
@@ -69,7 +70,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 def examine() -> list[Finding]:
     """Everything worth knowing about this machine, cheapest first."""
-    return [_python(), _memory(), *(_package(*row) for row in PACKAGES), _nvcc(), _driver(), _gpu()]
+    return [_python(), _memory(), *(_package(*row) for row in PACKAGES), _nvcc(), _headers(), _driver(), _gpu()]
 
 
 def _python() -> Finding:
@@ -95,6 +96,14 @@ def _nvcc() -> Finding:
         return Finding("nvcc", True, str(find_nvcc()), purpose)
     except MissingDependencyError:
         return Finding("nvcc", False, "not found", purpose, "the CUDA toolkit, or pip install 'deltart[kernels]'")
+
+
+def _headers() -> Finding:
+    purpose = "build the C++ plugin library"
+    try:
+        return Finding("TensorRT headers", True, str(find_headers()), purpose)
+    except MissingDependencyError:
+        return Finding("TensorRT headers", False, "not found", purpose, "libnvinfer-headers-dev, or --include DIR")
 
 
 def _driver() -> Finding:

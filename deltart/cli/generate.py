@@ -61,6 +61,7 @@ def add_parser(commands: Any) -> None:
         help="folded: converted to f32 at load, fast; mapped: converted at use, little memory. Both are exact",
     )
     run_group.add_argument("--threads", type=int, default=0, help="CPU threads; 0 lets ONNX Runtime choose")
+    run_group.add_argument("--plugins", type=Path, metavar="FILE", help="TensorRT: C++ plugin library")
     run_group.add_argument("--json", action="store_true", help="print one JSON object at the end instead of streaming")
     parser.set_defaults(run=run)
 
@@ -75,7 +76,9 @@ def run(arguments: argparse.Namespace) -> None:
     tools = _read_tools(arguments.tools)
     prompt = _prompt(arguments, tools)
     params = _params(arguments, tokenizer)
-    backend = open_backend(arguments.artifact, arguments.target, arguments.weights, arguments.threads)
+    backend = open_backend(
+        arguments.artifact, arguments.target, arguments.weights, arguments.threads, arguments.plugins
+    )
     generation = Generator(backend, tokenizer).generate(prompt, params)
     for piece in generation:
         if not arguments.json:

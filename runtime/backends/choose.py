@@ -12,8 +12,16 @@ from deltart.runtime.backends.ort import OrtBackend, WeightMode
 Target = Literal["auto", "tensorrt", "ort", "portable"]
 
 
-def open_backend(artifact: Path, target: Target = "auto", weights: WeightMode = "folded", threads: int = 0) -> Backend:
+def open_backend(
+    artifact: Path,
+    target: Target = "auto",
+    weights: WeightMode = "folded",
+    threads: int = 0,
+    plugins: Path | None = None,
+) -> Backend:
     """The backend that `target` names; "auto" is TensorRT where there are plans and a GPU, else ONNX Runtime.
+
+    `plugins` is TensorRT's C++ plugin library, None for the Python classes; ONNX Runtime has no use for it.
 
     Raises:
         ArtifactError, MissingDependencyError: what the backend needs is not there. A GPU and plans that can't be
@@ -22,7 +30,7 @@ def open_backend(artifact: Path, target: Target = "auto", weights: WeightMode = 
     if target == "tensorrt" or (target == "auto" and _has_plans(artifact) and _has_gpu()):
         from deltart.runtime.backends.tensorrt import TensorRtBackend
 
-        return TensorRtBackend(artifact)
+        return TensorRtBackend(artifact, plugins=plugins)
     return OrtBackend(artifact, "portable" if target == "portable" else "ort", weights, threads)
 
 

@@ -88,6 +88,7 @@ class TensorRtBackend:
         flavour: which plans; None for the installed TensorRT's.
         cuda: the device; the first GPU when None.
         load: makes the executor of a plan; TensorRT's own when None.
+        plugins: the C++ plugin library; None for the Python plugin classes. Plans of either run with either.
 
     Raises:
         ArtifactError: the artifact has no plans, or its weights changed.
@@ -95,13 +96,14 @@ class TensorRtBackend:
     """
 
     def __init__(
-        self, artifact: Path, flavour: Flavour | None = None, *, cuda: Cuda | None = None, load: Load | None = None
-    ) -> None:
+        self, artifact: Path, flavour: Flavour | None = None, *, cuda: Cuda | None = None, load: Load | None = None,
+        plugins: Path | None = None,
+    ) -> None:  # fmt: skip
         self.artifact = artifact
         self.manifest: Manifest = load_manifest(artifact)
         self.engine = load_engine(artifact, flavour or _built_flavour(artifact))
         self._folder = engine_folder(artifact, self.engine.flavour)
-        self._load = load or _loader(self.engine)
+        self._load = load or _loader(self.engine, plugins)
         self.cuda: Cuda = CudaDriver() if cuda is None else cuda
         self._plans: dict[str, _Plan] = {}
         self._weights = self._stream()
@@ -280,13 +282,13 @@ def _built_flavour(artifact: Path) -> Flavour:
     return next((f for f in installed() if (engine_folder(artifact, f) / FILE_NAME).exists()), "rtx")
 
 
-def _loader(engine: EngineManifest) -> Load:
+def _loader(engine: EngineManifest, plugins: Path | None) -> Load:
     """TensorRT's executors; raises before any weight is read when they could not run."""
     used = {op for plan in engine.plans.values() for op in plan.plugins}
     for spec in OPS:
         if spec.name in used:
             kernel_of(spec)
-    library = load_library(engine.flavour)
+    library = load_library(engine.flavour, plugins)
     return lambda path, entry: TensorRtExecutor(library, path, entry)
 
 

@@ -35,6 +35,7 @@ class BuildOptions:
         prefill_activations: "fp8" rounds the activations of prefill's block-FP8 linears to E4M3 (W8A8); decode and
             verify take them as they are.
         cache: folder of plans that artifacts share; None keeps them in the artifact alone.
+        plugins: the C++ plugin library; None for the Python plugin classes.
     """
 
     flavour: Flavour | None = None
@@ -44,6 +45,7 @@ class BuildOptions:
     chunk: int = 1024
     prefill_activations: Activations = "bf16"
     cache: Path | None = None
+    plugins: Path | None = None
 
 
 def build_engine(
@@ -54,11 +56,11 @@ def build_engine(
     Raises:
         ArtifactError: the artifact is incomplete or was not lowered for TensorRT.
         BuildError: the options fit no plan, or TensorRT refuses the graph; nothing is left under a final name.
-        MissingDependencyError: TensorRT is not installed.
+        MissingDependencyError: TensorRT or the plugin library is not there.
     """
     manifest = load_manifest(artifact)
     context = _context(options, manifest)
-    library = load_library(options.flavour)
+    library = load_library(options.flavour, options.plugins)
     gpus = _gpus(library, options.gpus)
     folder = plans.engine_folder(artifact, library.flavour)
     folder.mkdir(parents=True, exist_ok=True)
@@ -108,7 +110,10 @@ class _Job:
 
     @property
     def key(self) -> str:
-        return plans.plan_key(self.onnx_sha256, self.library.flavour, self.library.version, self.gpus, self.profile)
+        library = self.library
+        return plans.plan_key(
+            self.onnx_sha256, library.flavour, library.version, self.gpus, self.profile, library.plugin_code
+        )
 
 
 def _lowered(artifact: Path, manifest: Manifest, options: BuildOptions) -> dict[str, bytes]:

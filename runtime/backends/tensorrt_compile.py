@@ -15,7 +15,7 @@ import onnx
 
 from deltart.errors import BuildError, DeltaRTError
 from deltart.plugins.spec import DOMAIN
-from deltart.plugins.trt_plugin import record_failure, take_failure
+from deltart.plugins.trt_plugin import record_failure
 from deltart.runtime.backends.tensorrt_library import Library
 from deltart.runtime.backends.tensorrt_plans import Binding, Profile, read_binding
 
@@ -54,7 +54,7 @@ def compile_plan(
         config = _configure(library, builder, inputs, gpus, profile)
         config.progress_monitor = _monitor(trt, report)
         plan = builder.build_serialized_network(network, config)
-    failure = take_failure()
+    failure = library.take_failure()
     if plan is None or failure is not None:
         raise _failed(library, "TensorRT could not build the plan", failure)
     view = memoryview(plan)
@@ -101,7 +101,7 @@ def _parse(library: Library, network: Any, content: bytes) -> None:
             "a newer export needs the plugins of the same version",
         )  # fmt: skip
     raise _failed(
-        library, f"TensorRT can't read the graph: {'; '.join(str(p.desc()) for p in problems)}", take_failure()
+        library, f"TensorRT can't read the graph: {'; '.join(str(p.desc()) for p in problems)}", library.take_failure()
     )
 
 

@@ -9,7 +9,6 @@ from typing import Any, Protocol
 from deltart.errors import ArtifactError, BuildError, DeltaRTError
 from deltart.plugins.kernel_call import prepare
 from deltart.plugins.registry import OPS
-from deltart.plugins.trt_plugin import take_failure
 from deltart.runtime.backends.tensorrt_library import Library
 from deltart.runtime.backends.tensorrt_plans import PlanEntry
 
@@ -48,7 +47,7 @@ class TensorRtExecutor:
                 f"{path} is not the plan that was built", "its recorded hash", "run 'deltart build' again"
             )
         for spec in OPS:
-            if spec.name in entry.plugins:
+            if spec.name in entry.plugins and library.native is None:
                 prepare(spec)
         trt = library.trt
         self._library, self._name = library, path.name
@@ -87,7 +86,7 @@ class TensorRtExecutor:
         return bool(ask(int(stream))) if ask else True
 
     def _error(self, found: str, todo: str) -> DeltaRTError:
-        failure = take_failure()
+        failure = self._library.take_failure()
         if isinstance(failure, DeltaRTError):
             return failure
         said = " | ".join([*([] if failure is None else [repr(failure)]), *self._library.messages.errors[-3:]])

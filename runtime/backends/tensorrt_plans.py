@@ -145,13 +145,14 @@ def bindings(entry: GraphEntry, tensors: Iterable[Binding]) -> list[Binding]:
     return [Binding(t.name, roles[t.name], t.dtype, t.axes) for t in found]
 
 
-def plan_key(onnx_sha256: str, flavour: str, library: str, gpus: Sequence[str], chosen: Profile) -> str:
-    """The name of a plan by what it depends on: graph, TensorRT, GPUs, profiles and plugin code. Not the weights."""
-    parts = [onnx_sha256, flavour, library, list(gpus), asdict(chosen), deltart.__version__, _plugin_code()]
+def plan_key(onnx_sha256: str, flavour: str, library: str, gpus: Sequence[str], chosen: Profile, plugins: str) -> str:
+    """The name of a plan by what it depends on: graph, TensorRT, GPUs, profiles and `plugins`, the hash of the plugins'
+    code. Not the weights."""
+    parts = [onnx_sha256, flavour, library, list(gpus), asdict(chosen), deltart.__version__, plugins]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _plugin_code() -> str:
+def plugin_code() -> str:
     """Hash of the plugins' Python code: it decides the shapes and the workspace sizes that a plan holds."""
     digest = hashlib.sha256()
     folder = Path(trt_plugin.__file__).resolve().parent

@@ -105,7 +105,10 @@ def test_options_change_the_key(built: Path, change: dict) -> None:
         tensorrt_plans.profile(p, options.slots, options.max_context or 0, options.chunk) for p in ("decode", "prefill")
     ]
     keys = {
-        tensorrt_plans.plan_key(plan.onnx_sha256, "rtx", plan.library, options.gpus, profile) for profile in profiles
+        tensorrt_plans.plan_key(
+            plan.onnx_sha256, "rtx", plan.library, options.gpus, profile, tensorrt_plans.plugin_code()
+        )
+        for profile in profiles
     }
     assert not keys >= {engine.plans["model.decode"].key, plan.key}
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 
 import ml_dtypes
 import numpy as np
-import onnx
 import pytest
 from tokenizers import Tokenizer
 
@@ -16,17 +14,14 @@ from deltart.errors import MissingDependencyError
 from deltart.export.pipeline import export_checkpoint
 from deltart.plugins.causal_conv1d.op import CAUSAL_CONV1D
 from deltart.plugins.gated_delta_rule.op import GATED_DELTA_RULE
-from deltart.plugins.spec import DOMAIN, OpSpec
 from deltart.plugins.tolerance import TOLERANCE, relative_rms
-from deltart.runtime.backends.cuda import CudaDriver, device_name
+from deltart.runtime.backends.cuda import CudaDriver
 from deltart.runtime.backends.ort import OrtBackend
 from deltart.runtime.backends.tensorrt import TensorRtBackend
 from deltart.runtime.backends.tensorrt_builder import BuildOptions, build_engine
-from deltart.runtime.backends.tensorrt_compile import compile_plan
-from deltart.runtime.backends.tensorrt_engine import TensorRtExecutor
-from deltart.runtime.backends.tensorrt_library import installed, load_library
-from deltart.runtime.backends.tensorrt_plans import Binding, PlanEntry, Profile
+from deltart.runtime.backends.tensorrt_library import installed
 from deltart.runtime.inputs import text_inputs
+from support.one_op import gpus, run_op
 
 pytestmark = pytest.mark.gpu
 NANO = Path(__file__).resolve().parents[3] / "tools" / "nano" / "checkpoint"
@@ -41,10 +36,6 @@ def cuda() -> CudaDriver:
         return CudaDriver()
     except MissingDependencyError as error:
         pytest.skip(f"no GPU: {error}")
-
-
-def gpus() -> tuple[str, ...]:
-    return (device_name().split()[-1],)
 
 
 def test_copies_and_graphs(cuda: CudaDriver) -> None:
@@ -62,63 +53,6 @@ def test_copies_and_graphs(cuda: CudaDriver) -> None:
         np.testing.assert_array_equal(target, source)
     cuda.discard(graph)
     cuda.free(address)
-
-
-def one_op(spec: OpSpec, arrays: list[np.ndarray], attributes: dict) -> tuple[bytes, list[Binding]]:
-    """A model of one composite node, and its bindings with roles."""
-    results = [f"{t.name}_out" for t in spec.outputs]
-    shapes = spec.output_shapes([a.shape for a in arrays], attributes)
-    kinds = {t.name: a.dtype for t, a in zip(spec.inputs, arrays, strict=True)}
-    types = [kinds[t.alias] if t.alias else kinds[spec.inputs[0].name] for t in spec.outputs]
-    names = {t.name for t in spec.outputs if t.alias}
-    tensors = [(t.name, a.dtype, a.shape, "state" if t.name in names else "input")
-               for t, a in zip(spec.inputs, arrays, strict=True)]  # fmt: skip
-    made = [(r, k, s, "state_output" if t.alias else "output")
-            for r, k, s, t in zip(results, types, shapes, spec.outputs, strict=True)]  # fmt: skip
-    infos = [
-        onnx.helper.make_tensor_value_info(n, onnx.helper.np_dtype_to_tensor_dtype(k), s)
-        for n, k, s, _ in tensors + made
-    ]
-    node = onnx.helper.make_node(spec.name, [t.name for t in spec.inputs], results, domain=DOMAIN, **attributes)
-    graph = onnx.helper.make_graph([node], "one_op", infos[: len(tensors)], infos[len(tensors) :])
-    opsets = [onnx.helper.make_opsetid("", 24), onnx.helper.make_opsetid(DOMAIN, 1)]
-    model = onnx.helper.make_model(graph, opset_imports=opsets, ir_version=11)
-    return model.SerializeToString(), [Binding(n, role, k.name, list(s)) for n, k, s, role in tensors + made]
-
-
-def run_op(
-    cuda: CudaDriver, spec: OpSpec, arrays: list[np.ndarray], attributes: dict, folder: Path
-) -> list[np.ndarray]:
-    """The op's outputs, computed by its plugin in a plan of one node."""
-    content, bindings = one_op(spec, arrays, attributes)
-    library = load_library()
-    made = compile_plan(library, content, gpus(), Profile({}))
-    path = folder / "op.plan"
-    path.write_bytes(made.plan)
-    digest = hashlib.sha256(made.plan).hexdigest()
-    entry = PlanEntry(
-        "op.plan", "", "", "", digest, 0, library.flavour, "", [], Profile({}), bindings, made.plugins, "", 0, 0.0
-    )
-    executor = TensorRtExecutor(library, path, entry)
-    at: dict[str, int] = {}
-    hosts = {}
-    aliases = {f"{t.name}_out": t.alias for t in spec.outputs if t.alias}
-    for binding in bindings:
-        size = binding.nbytes({})
-        hosts[binding.name] = cuda.pinned(size)
-        at[binding.name] = at[aliases[binding.name]] if binding.name in aliases else cuda.allocate(size)
-        executor.bind(binding.name, at[binding.name], binding.shape({}))
-    for tensor, array in zip(spec.inputs, arrays, strict=True):
-        hosts[tensor.name][:] = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
-        cuda.to_device(at[tensor.name], hosts[tensor.name])
-    executor.use_scratch(cuda.allocate(executor.scratch_bytes), executor.scratch_bytes)
-    executor.enqueue(cuda.stream)
-    results = [b for b in bindings if b.role in ("output", "state_output")]
-    for binding in results:
-        cuda.to_host(hosts[binding.name], at[binding.name])
-    cuda.synchronize()
-    dtypes = {"bfloat16": BF16, "float32": np.dtype(np.float32)}
-    return [hosts[b.name].view(dtypes[b.dtype]).reshape(b.shape({})) for b in results]
 
 
 @pytest.mark.parametrize("tokens", [1, 8, 9, 100, 1000])

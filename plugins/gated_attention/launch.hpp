@@ -1,0 +1,89 @@
+// launch.py and plugin.py of the gated attention in C++; tests/plugins/test_native_launches.py holds them equal.
+#pragma once
+#include <algorithm>
+
+#include "../native/launch.hpp"
+
+namespace deltart::gated_attention {
+
+constexpr int64_t HEAD_DIMS[] = {64, 128, 256};
+constexpr int64_t ROW_TILES[] = {1, 3};  // of 16 query rows
+constexpr int64_t KEYS = 32;             // per tile
+constexpr int64_t BLOCK = 128;
+constexpr int64_t BLOCKS = 264;  // in all, two for each multiprocessor of an H100
+constexpr int64_t MOST_SPLITS = 64;
+
+struct Shape {
+  int64_t slots, tokens, heads, kv_heads, head_dim, capacity;
+};
+
+inline Shape shape_of(const Call& call) {
+  require(call.dtype("q") == DType::bf16, name(call.dtype("q")) + " activations", "bf16");
+  return {call.size("B"), call.size("T"), call.size("num_heads"), call.size("num_kv_heads"), call.size("head_dim"),
+          call.size("capacity")};
+}
+
+// 16-row tiles per block and parts of the keys: they follow from slots and tokens, never from capacity or lengths.
+struct Plan {
+  Shape shape;
+  int64_t row_tiles, splits;
+
+  int64_t token_tiles() const { return ceil_div(shape.tokens, 16 * row_tiles / (shape.heads / shape.kv_heads)); }
+
+  int64_t shared_bytes() const {
+    return (16 * row_tiles + 4 * KEYS) * (shape.head_dim + 8) * 2 + 16 * row_tiles * (KEYS + 8) * 4;
+  }
+
+  int64_t workspace_bytes() const {
+    return splits > 1 ? 4 * shape.slots * shape.tokens * shape.heads * splits * (shape.head_dim + 2) : 0;
+  }
+};
+
+inline Plan plan(const Shape& shape) {
+  bool known = std::find(std::begin(HEAD_DIMS), std::end(HEAD_DIMS), shape.head_dim) != std::end(HEAD_DIMS);
+  require(known, "heads of " + std::to_string(shape.head_dim), "one of (64, 128, 256)");
+  int64_t group = shape.heads / shape.kv_heads;
+  require(shape.heads % shape.kv_heads == 0 && group <= 16,
+          std::to_string(shape.heads) + " heads over " + std::to_string(shape.kv_heads),
+          "1 to 16 query heads per KV head");
+  int64_t tiles = 16 * ROW_TILES[0] / group >= shape.tokens ? ROW_TILES[0] : ROW_TILES[1];
+  int64_t blocks = shape.slots * shape.kv_heads * Plan{shape, tiles, 1}.token_tiles();
+  return {shape, tiles, std::max<int64_t>(1, std::min(MOST_SPLITS, BLOCKS / blocks))};
+}
+
+// The most that any number of tokens up to this one takes: few tokens split the keys into more parts.
+inline int64_t workspace_bytes(const Call& call) {
+  Shape shape = shape_of(call);
+  int64_t most = 0;
+  for (int64_t tokens = 1, last = shape.tokens; tokens <= last; ++tokens) {
+    shape.tokens = tokens;
+    most = std::max(most, plan(shape).workspace_bytes());
+  }
+  return most;
+}
+
+inline Launches launches(const Call& call) {
+  Plan by = plan(shape_of(call));
+  const Shape& shape = by.shape;
+  Arguments args;
+  args.pointers(call, {"q", "k", "v", "gate", "k_cache", "v_cache"})
+      .optional(call, {"page_table", "k_scale", "v_scale"})
+      .pointers(call, {"past_len", "n_tokens", "o"})
+      .optional(call, {"workspace"})
+      .ints({shape.tokens, shape.heads, shape.kv_heads, shape.capacity, 1});
+  std::string kernel =
+      "gated_attention_bf16_d" + std::to_string(shape.head_dim) + "_m" + std::to_string(by.row_tiles);
+  std::vector<Launch> list = {
+      {kernel, {by.splits, by.token_tiles(), shape.slots * shape.kv_heads}, BLOCK, by.shared_bytes(), args}};
+  if (by.splits > 1) {
+    Arguments sums;
+    sums.optional(call, {"workspace"})
+        .pointers(call, {"gate", "past_len", "n_tokens", "o"})
+        .ints({by.splits, shape.head_dim});
+    int64_t threads = std::max<int64_t>(32, shape.head_dim / 4);
+    list.push_back({"gated_attention_combine", {shape.heads, shape.tokens, shape.slots}, threads, 0, sums});
+  }
+  return {"kernel.cu", list};
+}
+
+}  // namespace deltart::gated_attention

@@ -1,0 +1,42 @@
+// The ops of the library: a launch.hpp beside each launch.py, and a row here.
+#pragma once
+#include "../attention_projections/launch.hpp"
+#include "../causal_conv1d/launch.hpp"
+#include "../delta_net_projections/launch.hpp"
+#include "../fp8_block_gate_up/launch.hpp"
+#include "../fp8_block_linear/launch.hpp"
+#include "../gated_attention/launch.hpp"
+#include "../gated_delta_rule/launch.hpp"
+#include "../gated_rms_norm/launch.hpp"
+#include "../lm_head/launch.hpp"
+#include "../qk_norm_rope/launch.hpp"
+
+namespace deltart {
+
+// How an op runs. `workspace_bytes` is enough for this call and any smaller one, on any GPU.
+struct Operator {
+  const char* name;
+  int64_t (*workspace_bytes)(const Call&);
+  Launches (*launches)(const Call&);
+};
+
+constexpr Operator OPERATORS[] = {
+    {"AttentionProjections", attention_projections::workspace_bytes, attention_projections::launches},
+    {"CausalConv1d", causal_conv1d::workspace_bytes, causal_conv1d::launches},
+    {"DeltaNetProjections", delta_net_projections::workspace_bytes, delta_net_projections::launches},
+    {"Fp8BlockGateUp", fp8_block_gate_up::workspace_bytes, fp8_block_gate_up::launches},
+    {"Fp8BlockLinear", fp8_block_linear::workspace_bytes, fp8_block_linear::launches},
+    {"GatedAttention", gated_attention::workspace_bytes, gated_attention::launches},
+    {"GatedDeltaRule", gated_delta_rule::workspace_bytes, gated_delta_rule::launches},
+    {"GatedRMSNorm", gated_rms_norm::workspace_bytes, gated_rms_norm::launches},
+    {"LmHead", lm_head::workspace_bytes, lm_head::launches},
+    {"QkNormRope", qk_norm_rope::workspace_bytes, qk_norm_rope::launches},
+};
+
+inline const Operator& operator_of(const std::string& name) {
+  for (const Operator& known : OPERATORS)
+    if (name == known.name) return known;
+  throw Error(name + " has no row in plugins/native/operators.hpp", "one for every op of the contract");
+}
+
+}  // namespace deltart

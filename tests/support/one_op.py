@@ -1,0 +1,86 @@
+"""Models of one composite node, and their run as a TensorRT plan."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import onnx
+
+from deltart.plugins.spec import DOMAIN, OpSpec
+from deltart.runtime.backends.cuda import CudaDriver, device_name
+from deltart.runtime.backends.tensorrt_compile import compile_plan
+from deltart.runtime.backends.tensorrt_engine import TensorRtExecutor
+from deltart.runtime.backends.tensorrt_library import load_library
+from deltart.runtime.backends.tensorrt_plans import Binding, PlanEntry, Profile
+
+BF16 = np.dtype(ml_dtypes.bfloat16)
+
+
+def gpus() -> tuple[str, ...]:
+    """The GPU that is there ("sm_89")."""
+    return (device_name().split()[-1],)
+
+
+def one_op(spec: OpSpec, arrays: list[np.ndarray], attributes: dict) -> tuple[bytes, list[Binding]]:
+    """A model of one composite node, and its bindings with roles."""
+    results = [f"{t.name}_out" for t in spec.outputs]
+    shapes = spec.output_shapes([a.shape for a in arrays], attributes)
+    kinds = {t.name: a.dtype for t, a in zip(spec.inputs, arrays, strict=True)}
+    types = [kinds[t.alias] if t.alias else kinds[spec.inputs[0].name] for t in spec.outputs]
+    names = {t.name for t in spec.outputs if t.alias}
+    tensors = [(t.name, a.dtype, a.shape, "state" if t.name in names else "input")
+               for t, a in zip(spec.inputs, arrays, strict=True)]  # fmt: skip
+    made = [(r, k, s, "state_output" if t.alias else "output")
+            for r, k, s, t in zip(results, types, shapes, spec.outputs, strict=True)]  # fmt: skip
+    infos = [
+        onnx.helper.make_tensor_value_info(n, onnx.helper.np_dtype_to_tensor_dtype(k), s)
+        for n, k, s, _ in tensors + made
+    ]
+    node = onnx.helper.make_node(spec.name, [t.name for t in spec.inputs], results, domain=DOMAIN, **attributes)
+    graph = onnx.helper.make_graph([node], "one_op", infos[: len(tensors)], infos[len(tensors) :])
+    opsets = [onnx.helper.make_opsetid("", 24), onnx.helper.make_opsetid(DOMAIN, 1)]
+    model = onnx.helper.make_model(graph, opset_imports=opsets, ir_version=11)
+    return model.SerializeToString(), [Binding(n, role, k.name, list(s)) for n, k, s, role in tensors + made]
+
+
+def run_op(
+    cuda: CudaDriver,
+    spec: OpSpec,
+    arrays: list[np.ndarray],
+    attributes: dict,
+    folder: Path,
+    plugins: Path | None = None,
+) -> list[np.ndarray]:
+    """The op's outputs, computed by its plugin in a plan of one node. Needs a GPU."""
+    content, bindings = one_op(spec, arrays, attributes)
+    library = load_library(plugins=plugins)
+    made = compile_plan(library, content, gpus(), Profile({}))
+    path = folder / "op.plan"
+    path.write_bytes(made.plan)
+    digest = hashlib.sha256(made.plan).hexdigest()
+    entry = PlanEntry(
+        "op.plan", "", "", "", digest, 0, library.flavour, "", [], Profile({}), bindings, made.plugins, "", 0, 0.0
+    )
+    executor = TensorRtExecutor(library, path, entry)
+    at: dict[str, int] = {}
+    hosts = {}
+    aliases = {f"{t.name}_out": t.alias for t in spec.outputs if t.alias}
+    for binding in bindings:
+        size = binding.nbytes({})
+        hosts[binding.name] = cuda.pinned(size)
+        at[binding.name] = at[aliases[binding.name]] if binding.name in aliases else cuda.allocate(size)
+        executor.bind(binding.name, at[binding.name], binding.shape({}))
+    for tensor, array in zip(spec.inputs, arrays, strict=True):
+        hosts[tensor.name][:] = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+        cuda.to_device(at[tensor.name], hosts[tensor.name])
+    executor.use_scratch(cuda.allocate(executor.scratch_bytes), executor.scratch_bytes)
+    executor.enqueue(cuda.stream)
+    results = [b for b in bindings if b.role in ("output", "state_output")]
+    for binding in results:
+        cuda.to_host(hosts[binding.name], at[binding.name])
+    cuda.synchronize()
+    dtypes = {"bfloat16": BF16, "float32": np.dtype(np.float32)}
+    return [hosts[b.name].view(dtypes[b.dtype]).reshape(b.shape({})) for b in results]
