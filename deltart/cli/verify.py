@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,13 +12,16 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from deltart.cli.build import CACHE
 from deltart.errors import GenerationError
 
 if TYPE_CHECKING:
+    from deltart.manifest import Manifest
+    from deltart.runtime.backends.tensorrt import TensorRtBackend
     from deltart.runtime.verify import Report, Runner
 
 # Relative RMS. transformers, "portable" and "ort" compute in float32, the engine in bfloat16.
-TOLERANCES = {"transformers": 1e-3, "portable": 1e-3, "ort": 1e-3, "engine": 2e-2}
+TOLERANCES = {"transformers": 1e-3, "portable": 1e-3, "ort": 1e-3, "engine": 2e-2, "engine by block": 2e-2}
 
 
 def add_parser(commands: Any) -> None:
@@ -26,14 +30,21 @@ def add_parser(commands: Any) -> None:
         "verify", help="compare an artifact with transformers, layer by layer", description=__doc__
     )
     parser.add_argument("artifact", type=Path, help="folder written by 'deltart export'")
-    parser.add_argument("--tokens", type=int, default=100, metavar="N", help="random tokens to run (default 100)")
+    parser.add_argument("--tokens", type=int, default=100, metavar="N", help="tokens to run (default 100, random)")
     parser.add_argument(
         "--prefill", type=int, metavar="N", help="of these in one call, the rest one by one (default 3/4)"
     )
     parser.add_argument("--prompt", metavar="TEXT", help="run this text's tokens instead")
+    parser.add_argument(
+        "--prompts", type=Path, metavar="FILE",
+        help='compare greedy replies too, and run these tokens: a JSON object a line with "messages" or "prompt"',
+    )  # fmt: skip
+    parser.add_argument("--count", type=int, default=20, metavar="N", help="of these prompts (default 20)")
+    parser.add_argument("--max-new-tokens", type=int, default=128, metavar="N", help="of a reply (default 128)")
     parser.add_argument("--seed", type=int, default=0, help="of the random tokens")
     parser.add_argument("--weights", choices=["folded", "mapped"], default="folded", help="see deltart generate")
     parser.add_argument("--html", type=Path, metavar="FILE", help="default: ARTIFACT/report.html")
+    parser.add_argument("--save-outputs", type=Path, metavar="FILE", help="every runner's outputs, for polygraphy")
     parser.add_argument("--json", action="store_true", help="print the report as JSON instead of a table")
     parser.set_defaults(run=run)
 
@@ -41,17 +52,21 @@ def add_parser(commands: Any) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Compare, write report.html and report.json, print a table. Returns 1 when a tolerance is broken."""
     from deltart.manifest import load_manifest
-    from deltart.runtime.verify import compare
+    from deltart.runtime.verify import collect, judge
     from deltart.runtime.verify_page import page
 
     console = Console(stderr=True, highlight=False)
     manifest = load_manifest(arguments.artifact)
-    ids = _ids(arguments, manifest.vocab_size, manifest.max_context)
+    prompts = _prompts(arguments)
+    ids = _ids(arguments, manifest, prompts)
     prefill = len(ids) * 3 // 4 if arguments.prefill is None else arguments.prefill
     if not 1 <= prefill <= len(ids):
         raise GenerationError(f"--prefill {prefill}", f"1 to {len(ids)}, the tokens to run")
     with console.status("verifying") as status:
-        report = compare(arguments.artifact, _runners(arguments, prefill), TOLERANCES, ids, status.update)
+        found = collect(_makers(arguments, manifest, prefill), ids, prompts, status.update)
+        report = judge(arguments.artifact, found, TOLERANCES)
+    if arguments.save_outputs:
+        found.save(arguments.save_outputs)
     target = arguments.html or arguments.artifact / "report.html"
     target.write_text(page(report), encoding="utf-8")
     report.save(target.with_suffix(".json"))
@@ -62,46 +77,97 @@ def run(arguments: argparse.Namespace) -> int:
     return 0 if report.passed else 1
 
 
-def _ids(arguments: argparse.Namespace, vocabulary: int, limit: int) -> np.ndarray:
-    if arguments.prompt is not None:
-        from deltart.runtime.tokenizer import Tokenizer
+def _prompts(arguments: argparse.Namespace) -> list[list[int]]:
+    if arguments.prompts is None:
+        return []
+    from deltart.runtime.verify_runners import read_prompts
 
+    return read_prompts(arguments.prompts, arguments.artifact, arguments.count)
+
+
+def _ids(arguments: argparse.Namespace, manifest: Manifest, prompts: list[list[int]]) -> np.ndarray:
+    """The tokens that every runner is fed: the text's, the prompts' one after another, or random ones."""
+    from deltart.runtime.tokenizer import Tokenizer
+
+    if arguments.prompt is not None:
         ids = np.array(Tokenizer.from_folder(arguments.artifact).encode(arguments.prompt), np.int64)
+    elif prompts:
+        ids = np.concatenate(prompts)[: max(arguments.tokens, 0)].astype(np.int64)
     else:
-        ids = np.random.default_rng(arguments.seed).integers(0, vocabulary, max(arguments.tokens, 0))
-    if not 1 <= len(ids) <= limit:
-        raise GenerationError(f"{len(ids)} tokens to run", f"1 to {limit}")
+        known = manifest.vocab_size
+        if "tokenizer.json" in manifest.text_files:  # rows beyond the tokenizer's are padding: they were never trained
+            known = min(known, Tokenizer.from_folder(arguments.artifact).vocab_limit)
+        ids = np.random.default_rng(arguments.seed).integers(0, known, max(arguments.tokens, 0))
+    if not 1 <= len(ids) <= manifest.max_context:
+        raise GenerationError(f"{len(ids)} tokens to run", f"1 to {manifest.max_context}")
     return ids
 
 
-def _runners(arguments: argparse.Namespace, prefill: int) -> dict[str, Callable[[], Runner]]:
+def _makers(arguments: argparse.Namespace, manifest: Manifest, prefill: int) -> dict[str, Callable[[], Runner]]:
     """How to make each runner; the imports wait until then."""
+    from deltart.runtime.backends.base import Backend
+    from deltart.runtime.tokenizer import Tokenizer
+    from deltart.runtime.verify import Runner
+    from deltart.runtime.verify_runners import backend_points, backend_reply, logit_positions
+
+    artifact, most = arguments.artifact, arguments.max_new_tokens
+
+    def reply(backend: Backend) -> Any:
+        return backend_reply(backend, Tokenizer.from_folder(artifact), most) if arguments.prompts else None
 
     def transformers() -> Runner:
-        from deltart.export.reference_model import reference_runner
-        from deltart.manifest import load_manifest
+        from deltart.export.reference_model import ReferenceModel
 
-        return reference_runner(load_manifest(arguments.artifact))
+        model = ReferenceModel(manifest)
+
+        def points(ids: np.ndarray) -> dict[str, np.ndarray]:
+            found = model.points(ids)
+            return found | {"logits": found["logits"][logit_positions(len(ids), min(prefill, len(ids)))]}
+
+        if arguments.prompts is None:
+            return Runner(points)
+        stops = Tokenizer.from_folder(artifact).eos_ids
+        return Runner(points, lambda prompt: model.reply(prompt, stops, most))
 
     def cpu(target: str) -> Runner:
         from deltart.runtime.backends.exposed import ExposedBackend
-        from deltart.runtime.verify import backend_runner
 
-        backend = ExposedBackend(arguments.artifact, target, arguments.weights)
-        return backend_runner(backend, backend.points, prefill)
+        backend = ExposedBackend(artifact, target, arguments.weights)
+        return Runner(backend_points(backend, backend.points, prefill), reply(backend) if target == "ort" else None)
+
+    @cache
+    def gpu() -> TensorRtBackend:
+        return _open_engine(artifact)
 
     def engine() -> Runner:
-        from deltart.runtime.backends.tensorrt import TensorRtBackend
-        from deltart.runtime.verify import backend_runner
+        return Runner(backend_points(gpu(), [], prefill), reply(gpu()))
 
-        return backend_runner(TensorRtBackend(arguments.artifact), [], prefill)
+    def blocks() -> Runner:
+        from deltart.runtime.backends.tensorrt_exposed import GRAPH, points
+
+        return Runner(backend_points(gpu(), points(gpu().engine), prefill, GRAPH))
 
     return {
         "transformers": transformers,
         "portable": lambda: cpu("portable"),
         "ort": lambda: cpu("ort"),
         "engine": engine,
+        "engine by block": blocks,
     }
+
+
+def _open_engine(artifact: Path) -> TensorRtBackend:
+    """The artifact's engine, with plans that return every block's state; they are built where they are missing."""
+    from deltart.runtime.backends.cuda import CudaDriver
+    from deltart.runtime.backends.tensorrt import TensorRtBackend, built_flavour
+    from deltart.runtime.backends.tensorrt_exposed import build_exposed
+    from deltart.runtime.backends.tensorrt_plans import load_engine
+
+    flavour = built_flavour(artifact)
+    load_engine(artifact, flavour)
+    cuda = CudaDriver()
+    build_exposed(artifact, flavour, CACHE.expanduser())
+    return TensorRtBackend(artifact, flavour, cuda=cuda)
 
 
 def _print(report: Report, target: Path) -> None:
@@ -116,6 +182,8 @@ def _print(report: Report, target: Path) -> None:
     table.add_row("greedy tokens", *(f"{report.greedy[r]:.1%}" for r in runners))
     console = Console(highlight=False)
     console.print(table)
+    for agreement in report.replies:
+        console.print(f"{agreement.runner}: {agreement}")
     for name, reason in report.skipped.items():
         console.print(f"{name} did not run: {reason}", markup=False)
     console.print(f"[bold]{'passed' if report.passed else 'FAILED'}[/]; {target} has the plot")

@@ -13,7 +13,8 @@ from deltart.errors import ArtifactError, BuildError
 from deltart.manifest import GraphEntry, Manifest, load_manifest
 from deltart.runtime.backends import tensorrt_plans as plans
 from deltart.runtime.backends.cuda import device_name
-from deltart.runtime.backends.tensorrt_compile import Report, compile_plan
+from deltart.runtime.backends.tensorrt_caches import TimingCache, cache_path
+from deltart.runtime.backends.tensorrt_compile import Progress, Report, compile_plan
 from deltart.runtime.backends.tensorrt_library import Library, load_library
 from deltart.runtime.backends.tensorrt_plans import EngineManifest, Flavour, PlanEntry, Profile
 
@@ -43,9 +44,18 @@ class BuildOptions:
 
 
 def build_engine(
-    artifact: Path, options: BuildOptions, command: str = "", report: Report = lambda line: None
+    artifact: Path,
+    options: BuildOptions,
+    command: str = "",
+    report: Report = lambda line: None,
+    progress: Progress = lambda phase, share: None,
 ) -> EngineManifest:
     """Build the plans of every graph and phase, or take those that exist with the same key.
+
+    Args:
+        command: what the user ran, for the record.
+        report: takes a line for each plan that is begun, found or done.
+        progress: takes TensorRT's phases of the plan being built, and the share of each that is done.
 
     Raises:
         ArtifactError: the artifact is incomplete or was not lowered for TensorRT.
@@ -63,8 +73,8 @@ def build_engine(
         content = _lowered(artifact, graph, entry)
         for phase in plans.PHASES:
             profile = plans.profile(phase, options.slots, context, options.chunk)
-            job = _Job(library, graph, entry, phase, gpus, profile, content)
-            built[job.name] = _obtain(job, folder, options.cache, report)
+            job = Job(library, graph, entry, phase, gpus, profile, content)
+            built[job.name] = obtain(job, folder, options.cache, report, progress)
     versions = {"deltart": manifest.versions.get("deltart", ""), library.trt.__name__: library.version}
     result = EngineManifest(library.flavour, options.slots, context, options.chunk, built, command, versions)
     result.save(folder)
@@ -72,8 +82,8 @@ def build_engine(
 
 
 @dataclass(frozen=True)
-class _Job:
-    """One plan to have."""
+class Job:
+    """One plan to have: `content` is the lowered graph, `entry` what the manifest says of it."""
 
     library: Library
     graph: str
@@ -85,14 +95,17 @@ class _Job:
 
     @property
     def name(self) -> str:
+        """ "model.decode"."""
         return f"{self.graph}.{self.phase}"
 
     @property
     def onnx_sha256(self) -> str:
+        """Hash of the lowered graph."""
         return hashlib.sha256(self.content).hexdigest()
 
     @property
     def key(self) -> str:
+        """Name of the plan in caches."""
         return plans.plan_key(self.onnx_sha256, self.library.flavour, self.library.version, self.gpus, self.profile)
 
 
@@ -121,7 +134,7 @@ def _gpus(library: Library, asked: tuple[str, ...]) -> tuple[str, ...]:
     return asked
 
 
-def _obtain(job: _Job, folder: Path, cache: Path | None, report: Report) -> PlanEntry:
+def obtain(job: Job, folder: Path, cache: Path | None, report: Report, progress: Progress) -> PlanEntry:
     """The plan under its name in `folder`: already there, linked from `cache`, or built into both."""
     target = folder / f"{job.name}.plan"
     entry = _recorded(target, job.key)
@@ -134,17 +147,20 @@ def _obtain(job: _Job, folder: Path, cache: Path | None, report: Report) -> Plan
         report(f"{job.name}: taken from the cache ({entry.nbytes / 1e6:.1f} MB)")
     else:
         source.parent.mkdir(parents=True, exist_ok=True)
-        entry = _build(job, source, report)
+        entry = _build(job, source, report, progress)
     if source != target:
         plans.link_or_copy(source, target)
         _record(target, entry)
     return entry
 
 
-def _build(job: _Job, target: Path, report: Report) -> PlanEntry:
+def _build(job: Job, target: Path, report: Report, progress: Progress) -> PlanEntry:
     report(f"{job.name}: building for {' '.join(job.gpus)}")
     began = time.monotonic()
-    made = compile_plan(job.library, job.content, job.gpus, job.profile, lambda phase: report(f"{job.name}: {phase}"))
+    timings = None
+    if job.library.flavour == "tensorrt":
+        timings = TimingCache(cache_path(target.parent, "timings", "cache", *job.gpus, job.library.version))
+    made = compile_plan(job.library, job.content, job.gpus, job.profile, progress, timings)
     entry = PlanEntry(
         file=f"{job.name}.plan",
         graph=job.graph,

@@ -16,10 +16,13 @@ import onnx
 from deltart.errors import BuildError, DeltaRTError
 from deltart.plugins.spec import DOMAIN
 from deltart.plugins.trt_plugin import record_failure, take_failure
+from deltart.runtime.backends.tensorrt_caches import TimingCache
 from deltart.runtime.backends.tensorrt_library import Library
 from deltart.runtime.backends.tensorrt_plans import Binding, Profile, read_binding
 
 Report = Callable[[str], None]
+Progress = Callable[[str, float], None]  # (phase, share of it that is done)
+SHOWN_DEPTH = 2  # of TensorRT's phases within phases; deeper ones last milliseconds
 
 
 @dataclass(frozen=True)
@@ -33,9 +36,17 @@ class Compiled:
 
 
 def compile_plan(
-    library: Library, content: bytes, gpus: Sequence[str], profile: Profile, report: Report = lambda phase: None
+    library: Library,
+    content: bytes,
+    gpus: Sequence[str],
+    profile: Profile,
+    progress: Progress = lambda phase, share: None,
+    timings: TimingCache | None = None,
 ) -> Compiled:
     """Build the ONNX model `content` under `profile` for `gpus` ("sm_89"; the present GPU for flavour "tensorrt").
+
+    Args:
+        timings: what earlier builds measured, for flavour "tensorrt"; this build adds to it.
 
     Raises:
         BuildError: TensorRT refuses the graph, an op has no plugin, or a plugin got lost on the way.
@@ -52,11 +63,15 @@ def compile_plan(
         network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
         _parse(library, network, content)
         config = _configure(library, builder, inputs, gpus, profile)
-        config.progress_monitor = _monitor(trt, report)
+        config.progress_monitor = _monitor(trt, progress)
+        if timings is not None:
+            timings.attach(config)
         plan = builder.build_serialized_network(network, config)
     failure = take_failure()
     if plan is None or failure is not None:
         raise _failed(library, "TensorRT could not build the plan", failure)
+    if timings is not None:
+        timings.save()
     view = memoryview(plan)
     _check_plugins(trt, network, view, composites)
     return Compiled(view, [*inputs, *outputs], dict(composites), _scratch_bytes(library.messages.info))
@@ -124,23 +139,33 @@ def _configure(library: Library, builder: Any, inputs: Sequence[Binding], gpus: 
     return config
 
 
-def _monitor(trt: Any, report: Report) -> Any:
+def _monitor(trt: Any, progress: Progress) -> Any:
+    """An IProgressMonitor that tells the outer phases; an error in `progress` may not cross into TensorRT."""
+
     class Monitor(trt.IProgressMonitor):
         def __init__(self) -> None:
             trt.IProgressMonitor.__init__(self)
+            self.phases: dict[str, tuple[int, int]] = {}  # depth and number of steps
 
         def phase_start(self, phase: str, parent: str | None, steps: int) -> None:
-            try:
-                if parent is None:
-                    report(phase)
-            except BaseException as error:  # it may not cross into TensorRT
-                record_failure(error)
+            depth = 0 if parent is None else self.phases.get(parent, (SHOWN_DEPTH, 0))[0] + 1
+            self.phases[phase] = (depth, steps)
+            self.tell(phase, 0)
 
         def step_complete(self, phase: str, step: int) -> bool:
+            self.tell(phase, step + 1)
             return True  # to cancel would corrupt the heap
 
         def phase_finish(self, phase: str) -> None:
-            pass
+            self.tell(phase, self.phases[phase][1])
+
+        def tell(self, phase: str, done: int) -> None:
+            depth, steps = self.phases[phase]
+            try:
+                if depth <= SHOWN_DEPTH:
+                    progress(phase, done / steps if steps else 0.0)
+            except BaseException as error:
+                record_failure(error)
 
     return Monitor()
 

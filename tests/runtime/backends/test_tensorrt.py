@@ -14,11 +14,14 @@ from deltart.errors import ArtifactError, BuildError, GenerationError, MissingDe
 from deltart.manifest import load_manifest
 from deltart.plugins.registry import OPS
 from deltart.runtime.backends import tensorrt
+from deltart.runtime.backends.exposed import ExposedBackend
 from deltart.runtime.backends.ort import OrtBackend
 from deltart.runtime.backends.tensorrt import TensorRtBackend
+from deltart.runtime.backends.tensorrt_exposed import GRAPH, points
 from deltart.runtime.backends.tensorrt_plans import engine_folder, load_engine
+from deltart.runtime.verify_runners import backend_points
 from support.cases import VOCAB
-from support.host_gpu import HostCuda, OrtExecutor, write_engine
+from support.host_gpu import HostCuda, OrtExecutor, write_engine, write_exposed
 
 SLOTS, CHUNK = 3, 16
 TOLERANCE = 1e-4  # relative RMS, float32 against float32
@@ -33,7 +36,9 @@ class Twin:
         self.executors: dict[str, OrtExecutor] = {}
 
         def load(path: Path, entry):
-            self.executors[entry.phase] = OrtExecutor(artifact, entry, manifest.graphs[entry.graph])
+            self.executors[entry.phase] = OrtExecutor(
+                artifact, entry, manifest.graphs.get(entry.graph, manifest.graphs["model"])
+            )
             return self.executors[entry.phase]
 
         self.gpu = TensorRtBackend(artifact, "rtx", cuda=self.cuda, load=load)
@@ -118,6 +123,41 @@ def test_mtp_graph(artifact: Path) -> None:
         hidden = rng.standard_normal((2, length, 320)).astype(np.float32)
         index = np.full((2, 1), length - 1)
         assert twin.call(ids(2, length, length), np.full(2, length), index, previous_hidden=hidden) <= TOLERANCE
+
+
+@pytest.mark.parametrize("prefill", [1, 17, 40])
+def test_exposed_plans_agree_with_ort_block_by_block(artifact: Path, tmp_path: Path, prefill: int) -> None:
+    folder = Path(shutil.copytree(artifact, tmp_path / "copy"))
+    names = points(write_exposed(folder, load_engine(folder, "rtx")))
+    twin = Twin(folder, 1)
+    cpu = ExposedBackend(folder)
+    assert names == cpu.points == ["embed.h", *(f"layers.{n}.h" for n in range(4))]
+    tokens = ids(1, 46, 8)[0]
+    found = backend_points(twin.gpu, names, prefill, GRAPH)(tokens)
+    expected = backend_points(cpu, names, prefill)(tokens)
+    assert [*found] == [*names, "hidden", "logits"]
+    for point, array in expected.items():
+        assert found[point].shape == array.shape and found[point].dtype == np.float32
+        assert error(found[point], array) <= TOLERANCE, point
+    steps = 46 if prefill == 1 else 46 - prefill
+    assert twin.cuda.launched == steps - 1  # decode steps with five more outputs, captured at the second
+
+
+def test_exposed_plans_share_the_weights(artifact: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(artifact, tmp_path / "copy"))
+    plain = Twin(folder, 1).cuda.copied
+    write_exposed(folder, load_engine(folder, "rtx"))
+    assert Twin(folder, 1).cuda.copied == plain
+
+
+def test_exposed_bfloat16_states(artifact: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(artifact, tmp_path / "copy"))
+    names = points(write_exposed(folder, write_engine(folder, 1, 64, CHUNK, exact=False), exact=False))
+    twin, tokens = Twin(folder, 1, capacity=64), ids(1, 20, 8)[0]
+    found = backend_points(twin.gpu, names, 17, GRAPH)(tokens)
+    expected = backend_points(ExposedBackend(folder), names, 17)(tokens)
+    assert max(error(found[point], expected[point]) for point in names) <= 3e-2
+    assert error(found["layers.3.h"], expected["layers.3.h"]) > 0
 
 
 def test_two_states_do_not_mix(artifact: Path) -> None:

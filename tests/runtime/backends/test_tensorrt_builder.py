@@ -8,6 +8,7 @@ import shutil
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import onnx
 import pytest
@@ -19,6 +20,9 @@ from deltart.plugins.gated_delta_rule import plugin as gated_delta_rule
 from deltart.plugins.registry import OPS
 from deltart.runtime.backends import tensorrt_library, tensorrt_plans
 from deltart.runtime.backends.tensorrt_builder import BuildOptions, build_engine
+from deltart.runtime.backends.tensorrt_caches import TimingCache
+from deltart.runtime.backends.tensorrt_compile import compile_plan
+from deltart.runtime.backends.tensorrt_exposed import build_exposed, points
 
 pytestmark = pytest.mark.skipif(
     "rtx" not in tensorrt_library.installed(), reason="tensorrt_rtx is not installed: no plan can be built here"
@@ -122,18 +126,82 @@ def test_an_error_inside_a_plugin_stops_the_build(artifact: Path, monkeypatch: p
     assert not list((artifact / "engine").rglob("*.*"))
 
 
-@pytest.mark.parametrize("moment", ["model.prefill: building", "model.prefill: Building"])
-def test_an_interrupted_build_leaves_no_engine(artifact: Path, moment: str) -> None:
-    def interrupt(line: str) -> None:
-        if line.startswith(moment):  # before TensorRT is called, and from inside it
+@pytest.mark.parametrize("inside", [False, True])
+def test_an_interrupted_build_leaves_no_engine(artifact: Path, inside: bool) -> None:
+    lines: list[str] = []
+
+    def report(line: str) -> None:
+        lines.append(line)
+        if not inside and line.startswith("model.prefill: building"):
+            raise KeyboardInterrupt
+
+    def progress(phase: str, share: float) -> None:
+        if lines[-1].startswith("model.prefill"):  # TensorRT is the caller
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        build_engine(artifact, OPTIONS, report=interrupt)
+        build_engine(artifact, OPTIONS, report=report, progress=progress if inside else lambda phase, share: None)
     with pytest.raises(ArtifactError, match="deltart build"):
         tensorrt_plans.load_engine(artifact, "rtx")
     left = sorted(p.name for p in (artifact / "engine").rglob("*.*"))
     assert left == ["model.decode.json", "model.decode.plan", "model.verify.json", "model.verify.plan"]
+
+
+def compile_one(artifact: Path, **more: Any) -> None:
+    """The smallest plan there is."""
+    content, profile = (artifact / "model.tensorrt.onnx").read_bytes(), tensorrt_plans.profile("decode", 1, 64, 64)
+    compile_plan(tensorrt_library.load_library("rtx"), content, ("sm_89",), profile, **more)
+
+
+def test_progress_only_grows_and_comes_to_its_end(lowered: Path) -> None:
+    told: list[tuple[str, float]] = []
+    compile_one(lowered, progress=lambda phase, share: told.append((phase, share)))
+    outer = [share for phase, share in told if phase == told[0][0]]
+    assert outer[0] == 0.0 and outer[-1] == 1.0 and outer == sorted(outer) and len(outer) > 3
+    assert len({phase for phase, _ in told}) > 3
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # TensorRT-RTX's timing caches work, and hold nothing
+def test_timings_are_kept_by_a_build_that_succeeds(
+    lowered: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "timings"
+    for _ in range(2):
+        compile_one(lowered, timings=TimingCache(path))
+        assert path.stat().st_size > 100
+    path.unlink()
+    broken = replace(gated_delta_rule.KERNEL, workspace_bytes=lambda call: 1 // 0)
+    monkeypatch.setattr(gated_delta_rule, "KERNEL", broken)
+    with pytest.raises(BuildError, match="ZeroDivisionError"):
+        compile_one(lowered, timings=TimingCache(path))
+    assert not path.exists()
+
+
+def test_exposed_plans_return_every_block(built: Path, artifact: Path, tmp_path: Path) -> None:
+    engine = build_engine(artifact, replace(OPTIONS, cache=built / "cache"))
+    exposed = build_exposed(artifact, "rtx", tmp_path / "cache")
+    assert tensorrt_plans.load_engine(artifact, "rtx") == exposed
+    assert {n: p for n, p in exposed.plans.items() if p.graph != "exposed"} == engine.plans
+    assert points(exposed) == ["embed.h", *(f"layers.{n}.h" for n in range(4))]
+    for phase in ("decode", "prefill"):
+        plan, plain = exposed.plans[f"exposed.{phase}"], engine.plans[f"model.{phase}"]
+        assert (plan.plugins, plan.profile, plan.gpus) == (plain.plugins, plain.profile, plain.gpus)
+        assert plan.by_role["weight"] == plain.by_role["weight"] and plan.by_role["state"] == plain.by_role["state"]
+        assert {b.dtype for b in plan.by_role["output"] if b.name != "logits"} == {"bfloat16"}
+        assert hashlib.sha256((artifact / "engine" / "rtx" / plan.file).read_bytes()).hexdigest() == plan.sha256
+    lines: list[str] = []
+    build_exposed(artifact, "rtx", tmp_path / "cache", lines.append)
+    assert len(lines) == 2 and all("up to date" in line for line in lines)
+
+
+def test_exposed_plans_need_the_graph_that_was_built(built: Path, artifact: Path) -> None:
+    build_engine(artifact, replace(OPTIONS, cache=built / "cache"))
+    lowered = artifact / "model.tensorrt.onnx"
+    model = onnx.load(lowered)
+    model.producer_version = "another"
+    onnx.save(model, lowered)
+    with pytest.raises(ArtifactError, match="not the graph that the plans were built from"):
+        build_exposed(artifact, "rtx", None)
 
 
 @pytest.mark.parametrize(
