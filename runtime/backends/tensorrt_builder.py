@@ -48,14 +48,14 @@ def build_engine(
     options: BuildOptions,
     command: str = "",
     report: Report = lambda line: None,
-    progress: Progress = lambda phase, share: None,
+    progress: Progress = lambda share: None,
 ) -> EngineManifest:
     """Build the plans of every graph and phase, or take those that exist with the same key.
 
     Args:
         command: what the user ran, for the record.
         report: takes a line for each plan that is begun, found or done.
-        progress: takes TensorRT's phases of the plan being built, and the share of each that is done.
+        progress: takes the share that is done of the plan being built.
 
     Raises:
         ArtifactError: the artifact is incomplete or was not lowered for TensorRT.

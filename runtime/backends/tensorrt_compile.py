@@ -21,8 +21,7 @@ from deltart.runtime.backends.tensorrt_library import Library
 from deltart.runtime.backends.tensorrt_plans import Binding, Profile, read_binding
 
 Report = Callable[[str], None]
-Progress = Callable[[str, float], None]  # (phase, share of it that is done)
-SHOWN_DEPTH = 2  # of TensorRT's phases within phases; deeper ones last milliseconds
+Progress = Callable[[float], None]  # takes the share of a plan that is built; it never falls
 
 
 @dataclass(frozen=True)
@@ -40,7 +39,7 @@ def compile_plan(
     content: bytes,
     gpus: Sequence[str],
     profile: Profile,
-    progress: Progress = lambda phase, share: None,
+    progress: Progress = lambda share: None,
     timings: TimingCache | None = None,
 ) -> Compiled:
     """Build the ONNX model `content` under `profile` for `gpus` ("sm_89"; the present GPU for flavour "tensorrt").
@@ -140,30 +139,36 @@ def _configure(library: Library, builder: Any, inputs: Sequence[Binding], gpus: 
 
 
 def _monitor(trt: Any, progress: Progress) -> Any:
-    """An IProgressMonitor that tells the outer phases; an error in `progress` may not cross into TensorRT."""
+    """An IProgressMonitor; an error in `progress` may not cross into TensorRT."""
 
     class Monitor(trt.IProgressMonitor):
         def __init__(self) -> None:
             trt.IProgressMonitor.__init__(self)
-            self.phases: dict[str, tuple[int, int]] = {}  # depth and number of steps
+            self.phases: list[list[Any]] = []  # those that run, each inside the one before: [name, steps, done]
+            self.share = 0.0
 
         def phase_start(self, phase: str, parent: str | None, steps: int) -> None:
-            depth = 0 if parent is None else self.phases.get(parent, (SHOWN_DEPTH, 0))[0] + 1
-            self.phases[phase] = (depth, steps)
-            self.tell(phase, 0)
+            self.phases.append([phase, steps, 0])
+            self.tell()
 
         def step_complete(self, phase: str, step: int) -> bool:
-            self.tell(phase, step + 1)
+            for running in self.phases:
+                if running[0] == phase:
+                    running[2] = step + 1
+            self.tell()
             return True  # to cancel would corrupt the heap
 
         def phase_finish(self, phase: str) -> None:
-            self.tell(phase, self.phases[phase][1])
+            self.phases = [running for running in self.phases if running[0] != phase]
+            self.tell()
 
-        def tell(self, phase: str, done: int) -> None:
-            depth, steps = self.phases[phase]
+        def tell(self) -> None:
+            share = 0.0 if self.phases else 1.0
+            for _, steps, done in reversed(self.phases):
+                share = min((done + share) / max(steps, 1), 1.0)
+            self.share = max(self.share, share)
             try:
-                if depth <= SHOWN_DEPTH:
-                    progress(phase, done / steps if steps else 0.0)
+                progress(self.share)
             except BaseException as error:
                 record_failure(error)
 

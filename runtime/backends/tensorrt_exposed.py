@@ -40,7 +40,7 @@ def build_exposed(
     for phase in PHASES:
         profile = plans.profile(phase, engine.slots, engine.max_context, engine.chunk)
         job = Job(library, GRAPH, entry, phase, gpus, profile, content)
-        built[job.name] = obtain(job, folder, cache, report, lambda phase, share: None)
+        built[job.name] = obtain(job, folder, cache, report, lambda share: None)
     result = replace(engine, plans=built)
     result.save(folder)
     return result

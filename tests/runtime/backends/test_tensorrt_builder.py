@@ -135,12 +135,12 @@ def test_an_interrupted_build_leaves_no_engine(artifact: Path, inside: bool) -> 
         if not inside and line.startswith("model.prefill: building"):
             raise KeyboardInterrupt
 
-    def progress(phase: str, share: float) -> None:
+    def progress(share: float) -> None:
         if lines[-1].startswith("model.prefill"):  # TensorRT is the caller
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        build_engine(artifact, OPTIONS, report=report, progress=progress if inside else lambda phase, share: None)
+        build_engine(artifact, OPTIONS, report=report, progress=progress if inside else lambda share: None)
     with pytest.raises(ArtifactError, match="deltart build"):
         tensorrt_plans.load_engine(artifact, "rtx")
     left = sorted(p.name for p in (artifact / "engine").rglob("*.*"))
@@ -153,12 +153,11 @@ def compile_one(artifact: Path, **more: Any) -> None:
     compile_plan(tensorrt_library.load_library("rtx"), content, ("sm_89",), profile, **more)
 
 
-def test_progress_only_grows_and_comes_to_its_end(lowered: Path) -> None:
-    told: list[tuple[str, float]] = []
-    compile_one(lowered, progress=lambda phase, share: told.append((phase, share)))
-    outer = [share for phase, share in told if phase == told[0][0]]
-    assert outer[0] == 0.0 and outer[-1] == 1.0 and outer == sorted(outer) and len(outer) > 3
-    assert len({phase for phase, _ in told}) > 3
+def test_progress_grows_from_nothing_to_all(lowered: Path) -> None:
+    told: list[float] = []
+    compile_one(lowered, progress=told.append)
+    assert told[0] == 0.0 and told[-1] == 1.0 and told == sorted(told)
+    assert len({round(share, 2) for share in told}) > 10
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # TensorRT-RTX's timing caches work, and hold nothing
