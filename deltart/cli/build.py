@@ -32,7 +32,10 @@ def add_parser(commands: Any) -> None:
         help="rtx needs no GPU; tensorrt builds for the GPU of this machine (default: what is installed, rtx first)",
     )
     parser.add_argument(
-        "--gpu", nargs="+", metavar="SM", help="rtx: compute capabilities of one plan (default: sm_80 sm_89 sm_120)"
+        "--gpu",
+        nargs="+",
+        metavar="SM",
+        help="rtx: compute capabilities of one plan, or current (default: sm_80 sm_89 sm_120)",
     )
     parser.add_argument("--slots", type=int, default=1, metavar="N", help="sequences decoded together (default 1)")
     parser.add_argument("--max-context", type=int, metavar="N", help="longest sequence (default: the artifact's)")

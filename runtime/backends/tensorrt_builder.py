@@ -20,6 +20,7 @@ from deltart.runtime.backends.tensorrt_plans import EngineManifest, Flavour, Pla
 
 TARGET = "tensorrt"
 DEFAULT_GPUS = ("sm_80", "sm_89", "sm_120")
+PRESENT_GPU = "current"
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,8 @@ class BuildOptions:
 
     Args:
         flavour: None for the installed one.
-        gpus: compute capabilities ("sm_89") of one plan, for "rtx"; "tensorrt" builds for the GPU that is there.
+        gpus: compute capabilities ("sm_89") of one plan, for "rtx", or PRESENT_GPU alone; "tensorrt" builds for the
+            present GPU.
         slots: sequences decoded together.
         max_context: longest sequence, in tokens; the artifact's when None.
         chunk: tokens of a prefill call.
@@ -125,12 +127,16 @@ def _context(options: BuildOptions, manifest: Manifest) -> int:
 
 
 def _gpus(library: Library, asked: tuple[str, ...]) -> tuple[str, ...]:
-    if library.flavour != "rtx":
+    if library.flavour != "rtx" or asked == (PRESENT_GPU,):
         return (device_name(),)
     known = [f"sm_{n[2:]}" for n in library.trt.ComputeCapability.__members__ if n.startswith("SM")]
     unknown = [gpu for gpu in asked if gpu not in known]
     if unknown or not asked:
-        raise BuildError(f"--gpu {' '.join(unknown)}", f"some of {', '.join(known)}", "full TensorRT serves other GPUs")
+        raise BuildError(
+            f"--gpu {' '.join(unknown)}",
+            f"some of {', '.join(known)}, or {PRESENT_GPU} alone for this machine's",
+            "full TensorRT serves other GPUs",
+        )
     return asked
 
 

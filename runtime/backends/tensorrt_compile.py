@@ -42,7 +42,7 @@ def compile_plan(
     progress: Progress = lambda share: None,
     timings: TimingCache | None = None,
 ) -> Compiled:
-    """Build the ONNX model `content` under `profile` for `gpus` ("sm_89"; the present GPU for flavour "tensorrt").
+    """Build the ONNX model `content` under `profile` for `gpus` ("sm_89"; any other text for the present GPU).
 
     Args:
         timings: what earlier builds measured, for flavour "tensorrt"; this build adds to it.
@@ -128,7 +128,7 @@ def _configure(library: Library, builder: Any, inputs: Sequence[Binding], gpus: 
     if library.flavour == "rtx":
         config.num_compute_capabilities = len(gpus)
         for position, gpu in enumerate(gpus):
-            config.set_compute_capability(trt.ComputeCapability.__members__[f"SM{gpu[3:]}"], position)
+            config.set_compute_capability(_capability(trt, gpu), position)
     shapes = builder.create_optimization_profile()
     bounds = [{axis: sizes[i] for axis, sizes in profile.axes.items()} for i in range(3)]
     for tensor in inputs:
@@ -136,6 +136,12 @@ def _configure(library: Library, builder: Any, inputs: Sequence[Binding], gpus: 
             shapes.set_shape(tensor.name, *(tensor.shape(sizes) for sizes in bounds))
     config.add_optimization_profile(shapes)
     return config
+
+
+def _capability(trt: Any, gpu: str) -> Any:
+    """ "sm_89" as TensorRT-RTX names it; any other text is the present GPU, which may be one it has no name for."""
+    members = trt.ComputeCapability.__members__
+    return members[f"SM{gpu[3:]}"] if gpu.startswith("sm_") else members["CURRENT"]
 
 
 def _monitor(trt: Any, progress: Progress) -> Any:

@@ -18,7 +18,7 @@ from deltart.manifest import load_manifest
 from deltart.plugins import trt_plugin
 from deltart.plugins.gated_delta_rule import plugin as gated_delta_rule
 from deltart.plugins.registry import OPS
-from deltart.runtime.backends import tensorrt_library, tensorrt_plans
+from deltart.runtime.backends import tensorrt_builder, tensorrt_compile, tensorrt_library, tensorrt_plans
 from deltart.runtime.backends.tensorrt_builder import BuildOptions, build_engine
 from deltart.runtime.backends.tensorrt_caches import TimingCache
 from deltart.runtime.backends.tensorrt_compile import compile_plan
@@ -208,6 +208,7 @@ def test_exposed_plans_need_the_graph_that_was_built(built: Path, artifact: Path
     [
         ({"gpus": ("sm_90",)}, "sm_89"),
         ({"gpus": ()}, "sm_89"),
+        ({"gpus": ("current", "sm_89")}, "alone"),
         ({"max_context": 4096}, "2048"),
         ({"slots": 0}, "0 slots"),
     ],
@@ -215,6 +216,24 @@ def test_exposed_plans_need_the_graph_that_was_built(built: Path, artifact: Path
 def test_options_that_fit_no_plan(artifact: Path, change: dict, said: str) -> None:
     with pytest.raises(BuildError, match=said):
         build_engine(artifact, replace(OPTIONS, **change))
+
+
+def test_the_present_gpu_is_a_target(artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under its own name in the record and the key, since "current" is another GPU elsewhere."""
+    told: list[tuple[str, ...]] = []
+
+    def compile_nothing(library: object, content: bytes, gpus: tuple[str, ...], *more: object) -> None:
+        told.append(gpus)
+        raise BuildError("that was all")
+
+    monkeypatch.setattr(tensorrt_builder, "device_name", lambda: "NVIDIA H100 sm_90")
+    monkeypatch.setattr(tensorrt_builder, "compile_plan", compile_nothing)
+    with pytest.raises(BuildError, match="that was all"):
+        build_engine(artifact, replace(OPTIONS, gpus=("current",)))
+    assert told == [("NVIDIA H100 sm_90",)]
+    trt = tensorrt_library.load_library("rtx").trt
+    assert tensorrt_compile._capability(trt, told[0][0]) == trt.ComputeCapability.CURRENT
+    assert tensorrt_compile._capability(trt, "sm_120") == trt.ComputeCapability.SM120
 
 
 def test_graph_and_manifest_must_agree(artifact: Path) -> None:
