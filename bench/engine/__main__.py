@@ -142,7 +142,8 @@ def show(result: dict[str, Any]) -> str:
     if "generate" in result:
         lines.append("generate: {tokens_per_s:.1f} tok/s over {new_tokens} tokens".format(**result["generate"]))
     checked = result["verify"]
-    lines.append(f"verify: {checked.get("not_run") or ('passed' if checked['passed'] else 'FAILED')}")
+    verdict = "passed" if checked.get("passed") else "FAILED"
+    lines.append(f"verify: {checked.get('not_run', verdict)}")
     return "\n".join(lines)
 
 
