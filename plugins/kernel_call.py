@@ -18,10 +18,13 @@ from deltart.plugins.toolchain import compile_gpu
 # Modules that define KERNEL for an op. An op without a row here can be built into a plan, but not run.
 KERNEL_MODULES: dict[str, str] = {
     "CausalConv1d": "deltart.plugins.causal_conv1d.plugin",
+    "Fp8BlockGateUp": "deltart.plugins.fp8_block_gate_up.plugin",
     "Fp8BlockLinear": "deltart.plugins.fp8_block_linear.plugin",
     "GatedAttention": "deltart.plugins.gated_attention.plugin",
     "GatedDeltaRule": "deltart.plugins.gated_delta_rule.plugin",
     "GatedRMSNorm": "deltart.plugins.gated_rms_norm.plugin",
+    "LmHead": "deltart.plugins.lm_head.plugin",
+    "QkNormRope": "deltart.plugins.qk_norm_rope.plugin",
 }
 
 

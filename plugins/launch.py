@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from deltart.errors import BuildError
 
-Arguments = tuple[ctypes.c_void_p | ctypes.c_int | ctypes.c_float, ...]
+Arguments = tuple[ctypes.c_void_p | ctypes.c_int | ctypes.c_longlong | ctypes.c_float, ...]
 
 
 @dataclass(frozen=True)

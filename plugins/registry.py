@@ -1,10 +1,17 @@
 """Every composite op of the toolkit. A new op is a folder beside this file and a line here."""
 
 from deltart.plugins.causal_conv1d.op import CAUSAL_CONV1D
+from deltart.plugins.fp8_block_gate_up.op import FP8_BLOCK_GATE_UP
 from deltart.plugins.fp8_block_linear.op import FP8_BLOCK_LINEAR
 from deltart.plugins.gated_attention.op import GATED_ATTENTION
 from deltart.plugins.gated_delta_rule.op import GATED_DELTA_RULE
 from deltart.plugins.gated_rms_norm.op import GATED_RMS_NORM
+from deltart.plugins.lm_head.op import LM_HEAD
+from deltart.plugins.qk_norm_rope.op import QK_NORM_ROPE
 from deltart.plugins.spec import OpSpec
 
-OPS: tuple[OpSpec, ...] = (CAUSAL_CONV1D, GATED_DELTA_RULE, GATED_RMS_NORM, GATED_ATTENTION, FP8_BLOCK_LINEAR)
+# What the models are written in.
+MODEL_OPS: tuple[OpSpec, ...] = (CAUSAL_CONV1D, GATED_DELTA_RULE, GATED_RMS_NORM, GATED_ATTENTION, FP8_BLOCK_LINEAR)
+# What the TensorRT lowering puts in place of several nodes (export/lower/fuse.py).
+FUSED_OPS: tuple[OpSpec, ...] = (FP8_BLOCK_GATE_UP, LM_HEAD, QK_NORM_ROPE)
+OPS: tuple[OpSpec, ...] = (*MODEL_OPS, *FUSED_OPS)

@@ -10,7 +10,8 @@ from typing import Literal
 import numpy as np
 
 from deltart.errors import GenerationError
-from deltart.runtime.backends.base import Backend, SlotState
+from deltart.runtime.backends.base import Backend, DecodeRow, SlotState
+from deltart.runtime.inputs import text_inputs
 from deltart.runtime.sample import Sampler, SamplingParams
 from deltart.runtime.stops import StopMatcher
 from deltart.runtime.tokenizer import Tokenizer
@@ -116,16 +117,17 @@ class Generator:
         logits = prefill(self.backend, state, ids)
         timings.prefill_seconds = clock() - began
         began = clock()
-        for past in range(len(ids), len(ids) + budget):
-            token = sampler.sample(logits)
+        token = sampler.sample(logits)
+        decoder = self.backend.decoder(state, [DecodeRow(token, len(ids), sampler)], budget - 1)
+        for made in range(1, budget + 1):
             generation.tokens.append(token)
-            timings.new_tokens, timings.decode_seconds = len(generation.tokens), clock() - began
+            timings.new_tokens, timings.decode_seconds = made, clock() - began
             if token in self.tokenizer.eos_ids and not params.ignore_eos:
                 generation.finish_reason = "stop"
                 return
             yield token
-            if past + 1 < len(ids) + budget:
-                logits = step(self.backend, state, [token], past)
+            if made < budget:
+                (token,) = decoder.step()
         generation.finish_reason = "length"
 
 
@@ -148,24 +150,3 @@ def step(backend: Backend, state: SlotState, ids: Sequence[int], past: int) -> n
     (logits,) = backend.run("model", state, inputs, ["logits"])
     row: np.ndarray = logits[0, -1]
     return row
-
-
-def text_inputs(
-    ids: np.ndarray, past_len: np.ndarray, n_tokens: np.ndarray | None = None, logit_index: np.ndarray | None = None
-) -> dict[str, np.ndarray]:
-    """Graph inputs for text tokens: ids int64 [B, T] after past_len int32 [B] tokens.
-
-    Args:
-        n_tokens: real tokens of each row, int32 [B]; all T when None.
-        logit_index: tokens whose logits are wanted, int64 [B, L]; each row's last real token when None.
-    """
-    rows, length = ids.shape
-    counts = np.full(rows, length, np.int32) if n_tokens is None else n_tokens
-    positions = past_len[:, None] + np.arange(length)
-    return {
-        "input_ids": ids,
-        "position_ids": np.ascontiguousarray(np.broadcast_to(positions, (3, rows, length)), np.int64),
-        "past_len": past_len,
-        "n_tokens": counts,
-        "logit_index": np.maximum(counts[:, None].astype(np.int64) - 1, 0) if logit_index is None else logit_index,
-    }

@@ -148,7 +148,11 @@ class Sampler:
         vocab_limit: ids from here on are padding rows of the vocabulary and are never chosen.
 
     Attributes:
+        params, vocab_limit: as given.
         seed: the seed in use, drawn when params has none.
+        step: how many tokens were accepted.
+        counts: int32 [vocab_limit], how often each was.
+        seen: bool [vocab_limit], whether it was accepted or is in the prompt.
 
     Raises:
         GenerationError: a prompt id outside the vocabulary.
@@ -164,11 +168,11 @@ class Sampler:
             )
         self.params = params
         self.seed = secrets.randbits(64) if params.seed is None else params.seed
-        self._limit = vocab_limit
-        self._counts = np.zeros(vocab_limit, dtype=np.int32)
-        self._seen = np.zeros(vocab_limit, dtype=np.bool_)
-        self._seen[prompt] = True
-        self._step = 0
+        self.vocab_limit = vocab_limit
+        self.counts = np.zeros(vocab_limit, dtype=np.int32)
+        self.seen = np.zeros(vocab_limit, dtype=np.bool_)
+        self.seen[prompt] = True
+        self.step = 0
 
     def sample(self, logits: Floats, allowed: npt.NDArray[np.int32] | None = None) -> int:
         """The next token, which from now on counts as generated: `choose`, then `accept`."""
@@ -194,13 +198,13 @@ class Sampler:
         Raises:
             GenerationError: logits of the wrong shape, not finite at their maximum, or no token allowed.
         """
-        if logits.ndim != 1 or logits.shape[0] < self._limit:
+        if logits.ndim != 1 or logits.shape[0] < self.vocab_limit:
             raise GenerationError(
                 f"logits of shape {list(logits.shape)}",
-                f"one row of at least {self._limit} values",
+                f"one row of at least {self.vocab_limit} values",
                 "use the tokenizer and the model of one checkpoint",
             )
-        scores = self._adjust(logits[: self._limit], allowed)
+        scores = self._adjust(logits[: self.vocab_limit], allowed)
         best = scores.argmax()  # NaN counts as the maximum
         if not np.isfinite(scores[best]):
             raise GenerationError(
@@ -215,13 +219,13 @@ class Sampler:
 
     def accept(self, token: int) -> None:
         """Record `token` as generated: it enters the penalties and the next draw is that of the next step."""
-        self._counts[token] += 1
-        self._seen[token] = True
-        self._step += 1
+        self.counts[token] += 1
+        self.seen[token] = True
+        self.step += 1
 
     def logprob(self, logits: Floats, token: int) -> float:
         """Log-probability of `token` under the model itself, before penalties, temperature and cuts."""
-        row = logits[: self._limit]
+        row = logits[: self.vocab_limit]
         top = row.max()
         return float(row[token] - top) - math.log(float(np.exp(row - top).sum(dtype=np.float64)))
 
@@ -232,14 +236,14 @@ class Sampler:
             return row
         scores = row.copy()
         if params.repetition_penalty != 1:
-            seen = np.flatnonzero(self._seen)
+            seen = np.flatnonzero(self.seen)
             old = scores[seen]
             scores[seen] = np.where(old < 0, old * params.repetition_penalty, old / params.repetition_penalty)
         if counted:
-            made = np.flatnonzero(self._counts > 0)
-            scores[made] -= params.presence_penalty + params.frequency_penalty * self._counts[made]
+            made = np.flatnonzero(self.counts > 0)
+            scores[made] -= params.presence_penalty + params.frequency_penalty * self.counts[made]
         if allowed is not None:
-            bits = np.unpackbits(allowed.view(np.uint8), count=self._limit, bitorder="little")
+            bits = np.unpackbits(allowed.view(np.uint8), count=self.vocab_limit, bitorder="little")
             scores[bits == 0] = -np.inf
         return scores
 
@@ -260,7 +264,7 @@ class Sampler:
         return ids, weights
 
     def _uniform(self) -> float:
-        bits = np.random.Philox(key=np.array([self.seed, 0], np.uint64), counter=[0, 0, 0, self._step])
+        bits = np.random.Philox(key=np.array([self.seed, 0], np.uint64), counter=[0, 0, 0, self.step])
         return float(np.random.Generator(bits).random())
 
 

@@ -11,7 +11,8 @@ import numpy as np
 from deltart.errors import GenerationError
 from deltart.runtime.backends.base import Backend
 from deltart.runtime.chat import ChatTemplate
-from deltart.runtime.generate import Generator, text_inputs
+from deltart.runtime.generate import Generator
+from deltart.runtime.inputs import text_inputs
 from deltart.runtime.sample import SamplingParams
 from deltart.runtime.tokenizer import Tokenizer
 

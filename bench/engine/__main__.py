@@ -22,6 +22,7 @@ from deltart.runtime.backends.tensorrt import TensorRtBackend, built_flavour
 from deltart.runtime.tokenizer import Tokenizer
 
 NANO = Path("tools/nano/checkpoint")
+ROOM = measure.WARM_UP + measure.REPLAYS + 1  # tokens that a timed decode adds beside its steps
 MOST_VERIFIED = 2_000_000_000  # parameters: the CPU twin keeps them in float32
 
 
@@ -77,7 +78,7 @@ def run(device: Device, options: argparse.Namespace, scratch: Path) -> dict[str,
     if not (artifact / "manifest.json").exists():
         artifact = scratch / "artifact"
         result["export"] = command(["export", str(options.model), "-o", str(artifact), "--json"])
-    longest = max([*(c + 8 for c in options.context), *options.prompt])
+    longest = max([*(c + ROOM + options.steps for c in options.context), *options.prompt])
     build = ["build", str(artifact), "--gpu", *options.gpu, "--slots", str(options.slots), "--json"]
     build += ["--max-context", str(min(max(longest, 256), load_manifest(artifact).max_context))]
     build += ["--flavour", options.flavour] if options.flavour else []
@@ -122,9 +123,10 @@ def timings(device: Device, artifact: Path, options: argparse.Namespace) -> dict
         "weights": {"bytes": loaded, "seconds": seconds, "gbs": loaded / seconds / 1e9},
         "weight_bytes_per_step": traffic.weight_bytes(manifest),
     }
-    contexts = [c for c in options.context if c + 8 <= backend.engine.max_context]
-    for kind, tokens in (("decode_steps", 1), ("verify_steps", 4)):
-        found[kind] = [measure.step(device, backend, c, tokens, options.steps, copy_gbs) for c in contexts]
+    room = backend.engine.max_context - ROOM - options.steps
+    contexts = [context for context in options.context if context <= room]
+    found["decode_steps"] = [measure.decode(device, backend, c, options.steps, copy_gbs) for c in contexts]
+    found["verify_steps"] = [measure.verify(device, backend, c, 4, options.steps, copy_gbs) for c in contexts]
     found["prefills"] = [measure.prefill(backend, n) for n in options.prompt if n <= backend.engine.max_context]
     if "tokenizer.json" in manifest.text_files:
         found["generate"] = measure.generation(backend, Tokenizer.from_folder(artifact), options.steps)

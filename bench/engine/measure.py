@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from statistics import median
 from typing import Any
 
@@ -11,9 +11,11 @@ import numpy as np
 
 from bench.engine import traffic
 from bench.engine.device import Device
+from deltart.runtime.backends.base import DecodeRow
 from deltart.runtime.backends.tensorrt import TensorRtBackend
-from deltart.runtime.generate import Generator, text_inputs
-from deltart.runtime.sample import SamplingParams
+from deltart.runtime.generate import Generator
+from deltart.runtime.inputs import text_inputs
+from deltart.runtime.sample import Sampler, SamplingParams
 from deltart.runtime.tokenizer import Tokenizer
 
 WARM_UP = 3  # calls: one plain, one captured, one replayed
@@ -22,12 +24,26 @@ REPLAYS = 20  # of a captured graph, back to back
 Row = dict[str, Any]
 
 
-def step(device: Device, backend: TensorRtBackend, context: int, tokens: int, steps: int, copy_gbs: float) -> Row:
-    """A step of `tokens` new tokens in every slot, over `context` tokens that are there already.
+def decode(device: Device, backend: TensorRtBackend, context: int, steps: int, copy_gbs: float) -> Row:
+    """A greedy decode step of every slot, over `context` tokens that are there already, as generation takes it.
 
-    wall_ms: one call of the backend with its greedy choice, as the host sees it. device_ms: its captured graph alone,
-    replayed back to back. host_ms is the difference. The cache holds zeros: the time does not depend on values.
+    wall_ms: from token to token, as the host sees it. device_ms: the captured graph of engine and sampler alone,
+    replayed back to back. host_ms: the difference. The cache holds zeros: the time does not depend on values.
     """
+    slots, vocabulary = backend.engine.slots, backend.manifest.vocab_size
+    state = backend.new_state("model", slots, context + WARM_UP + steps + REPLAYS + 1)
+    params = SamplingParams(temperature=0, ignore_eos=True)
+    rows = [DecodeRow(0, context, Sampler(params, [0], vocabulary)) for _ in range(slots)]
+    decoder = backend.decoder(state, rows, WARM_UP + steps)
+    for _ in range(WARM_UP):
+        decoder.step()
+    wall = sum(_seconds(decoder.step) for _ in range(steps)) / steps * 1e3
+    row: Row = {"context": context, "tokens": 1, "slots": slots, "wall_ms": wall, "tokens_per_s": slots / wall * 1e3}
+    return _replayed(device, backend, row, decoder._graph, copy_gbs)
+
+
+def verify(device: Device, backend: TensorRtBackend, context: int, tokens: int, steps: int, copy_gbs: float) -> Row:
+    """A call of `tokens` tokens in every slot and the logits of all, as speculation asks for; else as `decode`."""
     slots = backend.engine.slots
     state = backend.new_state("model", slots, context + tokens)
     ids, past = np.zeros((slots, tokens), np.int64), np.full(slots, context, np.int32)
@@ -40,12 +56,20 @@ def step(device: Device, backend: TensorRtBackend, context: int, tokens: int, st
     for _ in range(WARM_UP):
         call()
     wall = median(_seconds(call) for _ in range(steps)) * 1e3
-    graphs = [graph for graph in state.graphs.values() if graph is not None]
     row: Row = {"context": context, "tokens": tokens, "slots": slots, "wall_ms": wall}
-    row["tokens_per_s"] = slots * tokens / wall * 1e3
+    return _replayed(device, backend, row, [graph for graph in state.graphs.values() if graph is not None], copy_gbs)
+
+
+def _replayed(device: Device, backend: TensorRtBackend, row: Row, graphs: Sequence[Any], copy_gbs: float) -> Row:
+    """`row` with the times of its captured graph, and what they make of the bandwidth."""
     if graphs:
-        taken = device.milliseconds(lambda: [device.cuda.launch(graphs[0]) for _ in range(REPLAYS)] and None) / REPLAYS
-        row |= {"device_ms": taken, "host_ms": wall - taken}
+
+        def replay() -> None:
+            for _ in range(REPLAYS):
+                device.cuda.launch(graphs[0])
+
+        taken = device.milliseconds(replay) / REPLAYS
+        row |= {"device_ms": taken, "host_ms": row["wall_ms"] - taken}
     return row | _against_bandwidth(device, backend, row, copy_gbs)
 
 
@@ -55,7 +79,7 @@ def _against_bandwidth(device: Device, backend: TensorRtBackend, row: Row, copy_
     found: Row = {"bytes": moved, "gbs": moved / row.get("device_ms", row["wall_ms"]) / 1e6}
     if copy_gbs:
         found["percent_of_copy"] = 100 * found["gbs"] / copy_gbs
-        found["tokens_per_s_at_copy"] = row["slots"] * row["tokens"] * copy_gbs * 1e9 / moved
+        found["ms_at_copy"] = moved / copy_gbs / 1e6
     bound = traffic.published_bound(device.name, weights, row["context"])
     if bound is not None and row["slots"] == row["tokens"] == 1:
         found |= {"published_bound": bound, "percent_of_bound": 100 * row["tokens_per_s"] / bound}

@@ -9,13 +9,13 @@ import sys
 import time
 from pathlib import Path
 
-from bench.kernels import sections, sections_linear, table
+from bench.kernels import sections, sections_linear, sections_rope, table
 from bench.kernels.device import Cuda, Device, Host
 from bench.kernels.sections import Run
 from deltart.errors import DeltaRTError
 from deltart.plugins import cache, toolchain
 
-SECTIONS = sections.SECTIONS | sections_linear.SECTIONS
+SECTIONS = sections.SECTIONS | sections_linear.SECTIONS | sections_rope.SECTIONS
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:

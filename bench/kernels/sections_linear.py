@@ -254,11 +254,12 @@ def draw(run: Run) -> Iterator[Row]:
     thinking = sampler_inputs.Settings(top_k=20, top_p=0.95, seed=run.seed)
     penalised = replace(thinking, temperature=0.7, top_p=0.8, presence_penalty=1.5)
     for name, settings in (("plain", sampler_inputs.Settings()), ("thinking", thinking), ("penalties", penalised)):
-        arrays = sampler_inputs.pack([settings]) | {"logits": logits, "scores": np.zeros_like(logits)}
+        arrays = sampler_inputs.pack([settings]) | {"logits": logits}
+        arrays |= {name: np.zeros(size, np.uint8) for name, size in sampler_launch.workspace(shape).items()}
         arrays |= {"token": np.full(1, -7, np.int32)}
         if name == "penalties":
             arrays["counts"] = np.zeros((1, shape.vocabulary), np.int32)
-        plan = partial(lambda b, shape: [sampler_launch.sample(shape, b.at)], shape=shape)
+        plan = partial(lambda b, shape: sampler_launch.sample(shape, b.at), shape=shape)
         token = once(run, SAMPLER / "kernel.cu", arrays, plan).read("token")[0]
         row = Row("sampler", name, passed=bool(0 <= token < shape.limit))
         if settings.top_k:

@@ -241,30 +241,111 @@ def attend_over_capacity(attributes: Mapping[str, Any], o: str, k_out: str, v_ou
 """
 
 
+def dequantized(weight: str, scale: str, W_t: str) -> str:
+    """The nodes that expand a weight by its block scales and transpose it: [K, N]."""
+    w = weight
+    return f"""
+  {w}_block = Constant <value_int: int = 128> ()
+  {w}_zero = Constant <value_int: int = 0> ()
+  {w}_one = Constant <value_int: int = 1> ()
+  {w}_first = Constant <value_ints: ints = [0]> ()
+  {w}_n = Shape <start = 0, end = 1> ({w})
+  {w}_k = Shape <start = 1, end = 2> ({w})
+  {w}_n_0d = Squeeze ({w}_n, {w}_first)
+  {w}_k_0d = Squeeze ({w}_k, {w}_first)
+  {w}_rows = Range ({w}_zero, {w}_n_0d, {w}_one)
+  {w}_columns = Range ({w}_zero, {w}_k_0d, {w}_one)
+  {w}_row_block = Div ({w}_rows, {w}_block)
+  {w}_column_block = Div ({w}_columns, {w}_block)
+  {w}_scale = Cast <to = 1> ({scale})
+  {w}_scale_rows = Gather <axis = 0> ({w}_scale, {w}_row_block)
+  {w}_scale_all = Gather <axis = 1> ({w}_scale_rows, {w}_column_block)
+  {w}_values = Cast <to = 1> ({w})
+  {w}_expanded = Mul ({w}_values, {w}_scale_all)
+  {W_t} = Transpose <perm = [1, 0]> ({w}_expanded)
+"""
+
+
 def fp8_block_linear(attributes: Mapping[str, Any]) -> str:
     """Dequantizes the weight by its block scales, then multiplies; a runtime may fold the constant part."""
-    return """
-Fp8BlockLinear (x, weight, weight_scale_inv) => (y) {
-  block = Constant <value_int: int = 128> ()
-  zero = Constant <value_int: int = 0> ()
-  one = Constant <value_int: int = 1> ()
-  first = Constant <value_ints: ints = [0]> ()
-  n = Shape <start = 0, end = 1> (weight)
-  k = Shape <start = 1, end = 2> (weight)
-  n_0d = Squeeze (n, first)
-  k_0d = Squeeze (k, first)
-  rows = Range (zero, n_0d, one)
-  columns = Range (zero, k_0d, one)
-  row_block = Div (rows, block)
-  column_block = Div (columns, block)
-  scale = Cast <to = 1> (weight_scale_inv)
-  scale_rows = Gather <axis = 0> (scale, row_block)
-  scale_all = Gather <axis = 1> (scale_rows, column_block)
-  values = Cast <to = 1> (weight)
-  W = Mul (values, scale_all)
-  W_t = Transpose <perm = [1, 0]> (W)
+    return f"""
+Fp8BlockLinear (x, weight, weight_scale_inv) => (y) {{
+  {dequantized("weight", "weight_scale_inv", "W_t")}
   y = MatMul (x, W_t)
+}}
+"""
+
+
+def fp8_block_gate_up(attributes: Mapping[str, Any]) -> str:
+    """Two linears, the first through SiLU."""
+    return f"""
+Fp8BlockGateUp (x, weight, weight_scale_inv, up_weight, up_weight_scale_inv) => (y) {{
+  {dequantized("weight", "weight_scale_inv", "W_t")}
+  {dequantized("up_weight", "up_weight_scale_inv", "U_t")}
+  gate = MatMul (x, W_t)
+  up = MatMul (x, U_t)
+  opened = Sigmoid (gate)
+  activated = Mul (gate, opened)
+  y = Mul (activated, up)
+}}
+"""
+
+
+def lm_head(attributes: Mapping[str, Any]) -> str:
+    """One product."""
+    return """
+LmHead (x, weight) => (logits) {
+  W = Cast <to = 1> (weight)
+  W_t = Transpose <perm = [1, 0]> (W)
+  logits = MatMul (x, W_t)
 }
+"""
+
+
+def qk_norm_rope(attributes: Mapping[str, Any]) -> str:
+    """RMSNormalization and RotaryEmbedding of queries and keys."""
+    heads, kv_heads, dim = attributes["num_heads"], attributes["num_kv_heads"], attributes["head_dim"]
+
+    def rotated(x: str, weight: str, count: int, y: str) -> str:
+        return f"""
+  {x}_w = Cast <to = 1> ({weight})
+  {x}_scale = Add ({x}_w, unit)
+  {x}_normed = RMSNormalization <axis = -1, epsilon: float = @epsilon> ({x}, {x}_scale)
+  {x}_to_turn, {x}_rest = Split <axis = -1> ({x}_normed, turned)
+  {x}_first, {x}_second = Split <axis = -1, num_outputs = 2> ({x}_to_turn)
+  {x}_a = Mul ({x}_first, cos_4d)
+  {x}_b = Mul ({x}_second, sin_4d)
+  {x}_c = Mul ({x}_second, cos_4d)
+  {x}_d = Mul ({x}_first, sin_4d)
+  {x}_left = Sub ({x}_a, {x}_b)
+  {x}_right = Add ({x}_c, {x}_d)
+  {x}_turned = Concat <axis = -1> ({x}_left, {x}_right, {x}_rest)
+  {x}_flat = Constant <value_ints: ints = [0, 0, {count * dim}]> ()
+  {y} = Reshape ({x}_turned, {x}_flat)
+"""
+
+    return f"""
+QkNormRope <num_heads, num_kv_heads, head_dim, epsilon> (q_gate, k, q_weight, k_weight, cos, sin) => (q, k_out, gate) {{
+  unit = Constant <value_float: float = 1.0> ()
+  head_axis = Constant <value_ints: ints = [2]> ()
+  cos_4d = Unsqueeze (cos, head_axis)
+  sin_4d = Unsqueeze (sin, head_axis)
+  pairs = Shape <start = 2, end = 3> (cos)
+  two = Constant <value_ints: ints = [2]> ()
+  width = Constant <value_ints: ints = [{dim}]> ()
+  rotary = Mul (pairs, two)
+  passed = Sub (width, rotary)
+  turned = Concat <axis = 0> (rotary, passed)
+  both_shape = Constant <value_ints: ints = [0, 0, {heads}, {2 * dim}]> ()
+  both = Reshape (q_gate, both_shape)
+  queries, gates = Split <axis = -1, num_outputs = 2> (both)
+  gate_shape = Constant <value_ints: ints = [0, 0, {heads * dim}]> ()
+  gate = Reshape (gates, gate_shape)
+  keys_shape = Constant <value_ints: ints = [0, 0, {kv_heads}, {dim}]> ()
+  keys = Reshape (k, keys_shape)
+  {rotated("queries", "q_weight", heads, "q")}
+  {rotated("keys", "k_weight", kv_heads, "k_out")}
+}}
 """
 
 
@@ -276,4 +357,7 @@ BODIES: Lowering = {
     "GatedRMSNorm": gated_rms_norm,
     "GatedAttention": gated_attention,
     "Fp8BlockLinear": fp8_block_linear,
+    "Fp8BlockGateUp": fp8_block_gate_up,
+    "LmHead": lm_head,
+    "QkNormRope": qk_norm_rope,
 }

@@ -1,4 +1,4 @@
-"""TensorRT: layers inlined, composite nodes without bodies for the plugins, weights as network inputs.
+"""TensorRT: layers inlined, chains fused, composite nodes without bodies for the plugins, weights as network inputs.
 
 Nothing of the checkpoint but shapes and dtypes is in the lowered graph, so checkpoints of one shape lower to the
 same bytes. FP8 weights are typed INT8: with FP8-typed tensors a plan can't serve GPUs without FP8 arithmetic.
@@ -16,6 +16,7 @@ import torch
 from deltart.errors import ArtifactError
 from deltart.export.assemble import Tracer, assemble
 from deltart.export.checkpoint import Checkpoint
+from deltart.export.lower.fuse import LINEAR_EQUATION, fuse
 from deltart.export.models.registry import graphs_of
 from deltart.export.spec import ModelSpec, read_spec
 from deltart.export.trace import FUNCTION_DOMAIN
@@ -74,6 +75,7 @@ def lower(model: onnx.ModelProto) -> onnx.ModelProto:
     """A copy of an assembled `model` in TensorRT's terms; inputs are the model's own, then its weights by name."""
     functions = {f.name: f for f in model.functions}
     nodes = _contract_weights([node for call in model.graph.node for node in _inline(call, functions)])
+    nodes = fuse(nodes, [output.name for output in model.graph.output])
     weights = [
         onnx.helper.make_tensor_value_info(w.name, CARRIERS.get(w.data_type, w.data_type), list(w.dims))
         for w in model.graph.initializer
@@ -89,7 +91,7 @@ def _contract_weights(nodes: list[onnx.NodeProto]) -> list[onnx.NodeProto]:
     for node in nodes:
         if node.op_type == "MatMul" and node.input[1] in transposed:
             node.op_type = "Einsum"
-            node.attribute.append(onnx.helper.make_attribute("equation", "btk,nk->btn"))
+            node.attribute.append(onnx.helper.make_attribute("equation", LINEAR_EQUATION))
             node.input[1] = transposed[node.input[1]].input[0]
     used = {i for node in nodes for i in node.input}
     return [n for n in nodes if n.output[0] not in transposed or n.output[0] in used]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from dataclasses import dataclass
 
 from deltart.plugins.fp8_block_linear.inputs import BLOCK, Shape
@@ -110,6 +111,25 @@ def prefill_w8a8(shape: Shape, at: dict[str, int]) -> list[Launch]:
     args = (*pointers(at, "x", "codes", "x_scale"), *ints(shape.rows, shape.k))
     quantize = Launch("fp8_block_linear_quantize", (-(-groups // 8), 1, 1), 256, 0, args)
     return [quantize, _prefill("w8a8", shape, pointers(at, "codes", "x_scale"), at)]
+
+
+def gate_up_workspace(shape: Shape) -> int:
+    """Bytes of the scratch array of `gate_up_prefill`: x W^T in bf16."""
+    return 2 * shape.rows * shape.n
+
+
+def gate_up_prefill(shape: Shape, at: dict[str, int]) -> list[Launch]:
+    """`gate_up` for any number of bf16 tokens, meant for more than 64. `at`: as `gate_up`, and gate."""
+    up = {"weight": at["up_weight"], "weight_scale_inv": at["up_weight_scale_inv"]}
+    count = shape.rows * shape.n
+    product = Launch(
+        "fp8_block_linear_silu_mul",
+        (-(-count // (8 * 256)), 1, 1),
+        256,
+        0,
+        (*pointers(at, "gate", "y"), ctypes.c_longlong(count)),
+    )
+    return [prefill(shape, at | {"y": at["gate"]}), prefill(shape, at | up), product]
 
 
 MOST_DECODE = 64  # tokens from which the tile kernel, which reads each weight once per 128 of them, takes over

@@ -188,6 +188,24 @@ __device__ void quantize(const bf16* x, uint8_t* codes, float* scales, int M, in
   if (lane == 0) scales[group] = scale;
 }
 
+// y = silu(gate) * y, eight values a thread.
+__device__ void silu_mul(const bf16* gate, bf16* y, long long count) {
+  const long long first = (blockIdx.x * (long long)(blockDim.x) + threadIdx.x) * 8;
+  if (first + 8 <= count) {
+    float g[8], u[8];
+    load(gate + first, g);
+    load(y + first, u);
+#pragma unroll
+    for (int i = 0; i < 8; ++i) u[i] *= g[i] * sigmoid(g[i]);
+    store(y + first, u);
+    return;
+  }
+  for (long long i = first; i < count; ++i) {
+    const float g = to_float(gate[i]);
+    y[i] = from_float<bf16>(to_float(y[i]) * g * sigmoid(g));
+  }
+}
+
 }  // namespace
 
 extern "C" __global__ void __launch_bounds__(kThreads)
@@ -211,6 +229,11 @@ extern "C" __global__ void __launch_bounds__(kThreads)
   quantize(x, codes, scales, M, K);
 }
 
+extern "C" __global__ void __launch_bounds__(kThreads) fp8_block_linear_silu_mul(const bf16* gate, bf16* y, long long count) {
+  silu_mul(gate, y, count);
+}
+
+EXPORT_KERNEL(fp8_block_linear_silu_mul)
 EXPORT_KERNEL(fp8_block_linear_prefill_w8a16)
 EXPORT_KERNEL(fp8_block_linear_prefill_w8a8)
 EXPORT_KERNEL(fp8_block_linear_quantize)

@@ -82,7 +82,7 @@ __device__ void run(const Head<Act, Weight>& in, float* memory) {
         in.logits[size_t(first_token + token) * in.rows + first + row] =
             memory[row / kRows * Tile::kFloats + token * kTileStride + row % kRows];
     }
-  for (int token = warp; token < tokens; token += kWarps)
+  for (int token = warp; in.keep && token < tokens; token += kWarps)
     select(in, memory, Tile::kFloats, token, (size_t(first_token + token) * gridDim.x + blockIdx.x) * in.keep);
 }
 

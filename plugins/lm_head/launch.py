@@ -24,10 +24,24 @@ def workspace(shape: Shape) -> dict[str, int]:
     return {"block_logits": count, "block_ids": count}
 
 
+def logits(shape: Shape, at: dict[str, int]) -> Launch:
+    """All logits and no best tokens. `at`: x weight logits; weight_scale_inv for E4M3; ids for a subset."""
+    return _scores(shape, {"block_logits": 0, "block_ids": 0} | at, keep=0)
+
+
 def head(shape: Shape, at: dict[str, int], merge_threads: int = MERGE_THREADS) -> list[Launch]:
     """`at`: x weight best_logits best_ids block_logits block_ids; weight_scale_inv for E4M3; ids for a subset; logits
     where they are wanted."""
     require(0 < shape.keep <= MOST_KEPT, f"{shape.keep} best tokens", f"1 to {MOST_KEPT}")
+    merged = (*pointers(at, "block_logits", "block_ids", "best_logits", "best_ids"), *ints(lists(shape), shape.keep))
+    shared = 8 * (merge_threads // 32) + 4 * lists(shape)
+    return [
+        _scores(shape, at, shape.keep),
+        Launch("lm_head_merge", (shape.rows, 1, 1), merge_threads, shared, merged),
+    ]
+
+
+def _scores(shape: Shape, at: dict[str, int], keep: int) -> Launch:
     require(shape.k % 16 == 0, f"K = {shape.k}", "a multiple of 16")
     tiles = TILES[0] if shape.rows <= 8 * TILES[0] else TILES[-1]
     optional = {"ids": 0, "logits": 0} | at
@@ -38,14 +52,8 @@ def head(shape: Shape, at: dict[str, int], merge_threads: int = MERGE_THREADS) -
         *pointers(at, "x", "weight"),
         *scale,
         *pointers(optional, "ids", "logits", "block_logits", "block_ids"),
-        *ints(shape.rows, shape.vocabulary, shape.k, shape.scored, shape.limit, shape.keep),
+        *ints(shape.rows, shape.vocabulary, shape.k, shape.scored, shape.limit, keep),
     )
     shared = 4 * WARPS * 8 * tiles * TILE_STRIDE
     grid = (lists(shape), -(-shape.rows // (8 * tiles)), 1)
-    merged = (*pointers(at, "block_logits", "block_ids", "best_logits", "best_ids"), *ints(lists(shape), shape.keep))
-    return [
-        Launch(f"lm_head_{shape.dtype}_{shape.weight_dtype}_m{tiles}", grid, 32 * WARPS, shared, args),
-        Launch(
-            "lm_head_merge", (shape.rows, 1, 1), merge_threads, 8 * (merge_threads // 32) + 4 * lists(shape), merged
-        ),
-    ]
+    return Launch(f"lm_head_{shape.dtype}_{shape.weight_dtype}_m{tiles}", grid, 32 * WARPS, shared, args)

@@ -5,6 +5,11 @@ from __future__ import annotations
 import numpy as np
 
 
+def lm_head(x: np.ndarray, weight: np.ndarray) -> tuple[np.ndarray]:
+    """x [B, L, K], weight [V, K] -> logits [B, L, V]."""
+    return (x @ weight.T,)
+
+
 def best(logits: np.ndarray, ids: np.ndarray, limit: int, keep: int) -> tuple[np.ndarray, np.ndarray]:
     """The `keep` largest of logits [rows, n] among ids [n] below `limit`, largest first, equal ones by id."""
     logits = np.where(ids < limit, logits, -np.inf)

@@ -1,269 +1,171 @@
 // Draws one token per row of logits: penalties, allowed mask, temperature, top-k, top-p, min-p. README.md.
 //
-// One block per row. Probabilities are integers (2^40 for the largest), so their sums do not depend on the order in
-// which threads add them, and a row's draw repeats to the bit. Top-k and top-p find their thresholds by radix
-// selection over a 40-bit key, digit by digit, instead of sorting.
-#include <limits.h>
-
-#include "../common/vector.cuh"
-#include "../common/warp.cuh"
+// Three launches of up to 64 blocks a row: the largest score; how many tokens, of what weight, lie within some
+// distances from it; and a list of those within the distance that holds every token which may come, which the row's
+// last block cuts exactly and draws from. Probabilities are integers (2^40 for the largest), so their sums do not
+// depend on the order in which threads add them, and a row's draw repeats to the bit.
+#include "draw.cuh"
 
 namespace {
 
-typedef unsigned long long u64;
-
-constexpr int kDigits = 5, kBins = 256;
-constexpr float kUnit = 1099511627776.0f;  // 2^40
-constexpr int kPromptBit = 1 << 30;        // of a token's count: it is in the prompt
-
-#ifdef DELTART_CPU_SHIM
-inline u64 multiply_high(u64 a, u64 b) { return u64((unsigned __int128)a * b >> 64); }
-inline uint32_t bits_of(float x) {
-  uint32_t bits;
-  memcpy(&bits, &x, 4);
-  return bits;
-}
-#else
-__device__ __forceinline__ u64 multiply_high(u64 a, u64 b) { return __umul64hi(a, b); }
-__device__ __forceinline__ uint32_t bits_of(float x) { return __float_as_uint(x); }
-#endif
-
-// The first 64 random bits of Philox 4x64-10 with key (seed, 0) at counter (0, 0, 0, step), as numpy counts: it steps
-// the counter before it draws.
-__device__ u64 philox(u64 seed, u64 step) {
-  u64 c[4] = {1, 0, 0, step}, key[2] = {seed, 0};
-  for (int round = 0; round < 10; ++round) {
-    const u64 a = 0xD2E7470EE14C6C93ull, b = 0xCA5A826395121157ull;
-    const u64 next[4] = {multiply_high(b, c[2]) ^ c[1] ^ key[0], b * c[2], multiply_high(a, c[0]) ^ c[3] ^ key[1], a * c[0]};
-#pragma unroll
-    for (int i = 0; i < 4; ++i) c[i] = next[i];
-    key[0] += 0x9E3779B97F4A7C15ull, key[1] += 0xBB67AE8584CAA73Bull;
-  }
-  return c[0];
+// A larger float is a larger key; NaN (positive or not) beats all; then the lower id. 0: nothing above -infinity.
+__device__ u64 best_key(float score, int id) {
+  if (score == -INFINITY) return 0;
+  return u64(score != score ? ~0u : Row::ordered(score)) << 32 | (INT_MAX - id);
 }
 
-// How a row is sampled, as runtime/sample.py has it.
-struct Settings {
-  float temperature, top_p, min_p, presence, frequency, repetition;
+struct Larger {
+  __device__ u64 operator()(u64 a, u64 b) const { return a > b ? a : b; }
 };
 
-struct Sampler {
-  const float* logits;       // [B, V]
-  const Settings* settings;  // [B]
-  const int* top_k;          // [B], 0 keeps all
-  const u64* seed_step;      // [B, 2]
-  int* counts;               // [B, V] times generated, plus kPromptBit; the drawn token's is raised. Null: no penalties
-  const uint32_t* allowed;   // [B, ceil(V / 32)], or null
-  float* scores;             // [B, V] scratch
-  int* token;                // [B]; -1 where the largest score is not finite
-  int V, limit;              // ids from `limit` on are padding
-};
-
-struct Row {
-  const Sampler& in;
-  const Settings s;
-  int row, lane, warp, warps, first, last;  // the warp's part of the ids
-  float* scores;
-  u64 *bins, *shared;  // [256], [warps + 2]
-  float top = -INFINITY;
-  // What is kept: keys above `threshold`, and the first `ties` ids that have it.
-  u64 threshold = 0, ties = ~0ull;
-
-  __device__ Row(const Sampler& in, unsigned char* memory)
-      : in(in), s(in.settings[blockIdx.x]), row(blockIdx.x), lane(threadIdx.x % 32), warp(threadIdx.x / 32),
-        warps(blockDim.x / 32), scores(in.scores + size_t(row) * in.V), bins(reinterpret_cast<u64*>(memory)),
-        shared(bins + kBins) {
-    const int part = ((in.limit + warps - 1) / warps + 31) / 32 * 32;
-    first = min(warp * part, in.limit), last = min(first + part, in.limit);
+// Fills `scores` where anything is adjusted, and finds the largest; greedy rows, and broken ones, end here.
+__device__ void find_top(const Row& row) {
+  const Part block(row.in.limit, gridDim.x, blockIdx.x), part(block.last - block.first, row.warps, row.warp, block.first);
+  u64 key = 0;
+  for (int id = part.first + row.lane; id < part.last; id += 32) {
+    const float x = row.adjusted(id);
+    if (row.adjusts()) row.scores[id] = x;
+    key = Larger()(key, best_key(x, id));
   }
+  row.publish(row.warp_reduce(key, Larger()));
+  if (threadIdx.x == 0) row.work.best[blockIdx.x] = row.most_published();
+  if (!row.last_block()) return;
+  key = 0;
+  for (int i = row.lane; i < int(gridDim.x); i += 32) key = Larger()(key, fresh(row.work.best + i));
+  key = row.warp_reduce(key, Larger());
+  const int winner = INT_MAX - int(uint32_t(key));
+  const float top = key >> 32 == ~0u || key == 0 ? NAN : row.adjusted(winner);
+  const bool finite = isfinite(top), drawn = finite && row.s.temperature > 0.0f;
+  __syncthreads();
+  if (threadIdx.x == 0) row.work.top = top, row.work.live = drawn;
+  if (!drawn) row.finish(finite ? winner : -1);
+}
 
-  __device__ float adjusted(int id) const {
-    float x = in.logits[size_t(row) * in.V + id];
-    if (in.counts) {
-      const int count = in.counts[size_t(row) * in.V + id], generated = count & ~kPromptBit;
-      if (count && s.repetition != 1.0f) x = x < 0.0f ? x * s.repetition : x / s.repetition;
-      if (generated) x -= s.presence + s.frequency * generated;
-    }
-    if (in.allowed && !(in.allowed[size_t(row) * ((in.V + 31) / 32) + id / 32] >> id % 32 & 1)) x = -INFINITY;
-    return x;
-  }
+// How the row goes on, from what all blocks measured; by one thread, `count` and `weight` being those of one bracket by
+// block.
+__device__ void decide_list(const Row& row, int bracket, u64 nucleus, const u64* count) {
+  unsigned kept = 0;
+  for (int b = 0; b < int(gridDim.x); ++b) row.work.offset[b] = kept, kept += unsigned(count[b]);
+  row.work.bracket = bracket, row.work.kept = int(kept), row.work.rest = nucleus;
+}
+__device__ void decide_block(const Row& row, u64 rest, const u64* weight) {
+  int b = 0;
+  for (; rest >= weight[b]; ++b) rest -= weight[b];
+  row.work.bracket = -1, row.work.block = b, row.work.rest = rest;
+}
 
-  template <class T, class F>
-  __device__ T warp_reduce(T x, F&& better) const {
+// Tokens and weight within each distance, of the block's tokens; the last block adds up and decides.
+__device__ void measure(Row& row, u64* shared) {
+  u64 *weights = shared, *counts = shared + kBrackets, *by_block = counts + kBrackets;
+  const bool cuts = row.cuts();
+  const Part block(row.in.limit, gridDim.x, blockIdx.x), part(block.last - block.first, row.warps, row.warp, block.first);
+  u64 weight[kBrackets] = {};
+  unsigned count[kBrackets] = {};
+  for (int id = part.first + row.lane; id < part.last; id += 32) {
+    const float score = row.score(id), distance = row.distance(score);
+    const u64 w = cuts ? row.weight(score) : row.above_min_p(row.weight(score));
 #pragma unroll
-    for (int mask = 16; mask; mask /= 2) x = better(x, __shfl_xor_sync(kFullWarp, x, mask));
-    return x;
+    for (int i = 0; i < kBrackets; ++i)
+      if (distance <= edge(i)) weight[i] += w, count[i] += w > 0;
   }
-  __device__ u64 warp_total(u64 x) const {
-    return warp_reduce(x, [](u64 a, u64 b) { return a + b; });
-  }
-  // One value per warp, handed to all threads.
-  __device__ void publish(u64 mine) const {
+  const auto clear = [&] {
     __syncthreads();
-    if (lane == 0) shared[warp] = mine;
+    for (int i = threadIdx.x; i < 2 * kBrackets; i += blockDim.x) shared[i] = 0;
     __syncthreads();
-  }
-  // The sum of the warps' published values below `end`.
-  __device__ u64 published(int end) const {
-    u64 total = 0;
-    for (int i = 0; i < end; ++i) total += shared[i];
-    return total;
-  }
-
-  // Fills `scores`; the largest score and its lowest id.
-  __device__ int best() {
-    float most = -INFINITY;
-    int id = INT_MAX;
-    for (int i = first + lane; i < last; i += 32) {
-      const float x = adjusted(i);
-      scores[i] = x;
-      if (x > most || x != x) most = x, id = i;
-      if (x != x) break;
-    }
-    // A larger float is a larger key; NaN (positive or not) beats all; then the lower id.
-    const u64 key = id == INT_MAX ? 0 : u64(most != most ? ~0u : ordered(most)) << 32 | (INT_MAX - id);
-    publish(warp_reduce(key, [](u64 a, u64 b) { return a > b ? a : b; }));
-    u64 all = 0;
-    for (int i = 0; i < warps; ++i) all = shared[i] > all ? shared[i] : all;
-    const int winner = INT_MAX - int(uint32_t(all));
-    if (all >> 32 == ~0u || all == 0) return -1;
-    top = scores[winner];
-    return isfinite(top) ? winner : -1;
-  }
-
-  __device__ static uint32_t ordered(float x) {
-    const uint32_t bits = bits_of(x == 0.0f ? 0.0f : x);
-    return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
-  }
-  // exp((score - top) / temperature), 2^40 for the largest.
-  __device__ u64 weight(float score) const { return u64(rintf(expf((score - top) / s.temperature) * kUnit)); }
-  // Larger for larger scores; the top digit spreads the scores that matter over the bins.
-  __device__ u64 key(float score) const {
-    return u64(255 - min(255, int(fminf((top - score) / s.temperature, 31.0f) * 8.0f))) << 32 | ordered(score);
-  }
-
-  // The largest key whose tokens, with those of larger keys, weigh `target` or more (of those that are kept so far);
-  // 0 if all of them together do not. `above` is what the larger keys weigh.
-  template <bool Count>
-  __device__ u64 select(u64 target, u64& above) {
-    u64 prefix = 0;
-    above = 0;
-    for (int digit = kDigits - 1; digit >= 0; --digit) {
-      __syncthreads();
-      for (int i = threadIdx.x; i < kBins; i += blockDim.x) bins[i] = 0;
-      __syncthreads();
-      for (int i = first + lane; i < last; i += 32) {
-        const u64 w = weight(scores[i]), k = key(scores[i]);
-        if (w && k >= threshold && k >> 8 * (digit + 1) == prefix) atomicAdd(bins + (k >> 8 * digit & 255), Count ? 1ull : w);
-      }
-      __syncthreads();
-      int bin = kBins - 1;
-      for (; bin >= 0 && above + bins[bin] < target; --bin) above += bins[bin];
-      if (bin < 0) return 0;
-      prefix = prefix << 8 | bin;
-    }
-    return prefix;
-  }
-
-  __device__ u64 kept_weight(float score) const {
-    const u64 w = weight(score);
-    return key(score) >= threshold && w >= u64(rintf(s.min_p * kUnit)) ? w : 0;
-  }
-
-  __device__ void cut() {
-    u64 above;
-    const int k = in.top_k[row];
-    if (k > 0 && k < in.limit) threshold = select<true>(k, above);
-    if (s.top_p >= 1.0f) return;
-    u64 mine = 0;
-    for (int i = first + lane; i < last; i += 32)
-      if (key(scores[i]) >= threshold) mine += weight(scores[i]);
-    publish(warp_total(mine));
-    const u64 target = u64(ceil(double(s.top_p) * double(published(warps))));
-    const u64 nucleus = select<false>(target, above);
-    if (nucleus == 0) return;
-    threshold = nucleus;
-    u64 tied = 0;  // the weight of each token that has this key; the same for all
-    for (int i = first + lane; i < last; i += 32)
-      if (key(scores[i]) == threshold) tied = weight(scores[i]);
-    publish(warp_reduce(tied, [](u64 a, u64 b) { return a > b ? a : b; }));
-    for (int i = 0; i < warps; ++i) tied = shared[i] > tied ? shared[i] : tied;
-    ties = (target - above + tied - 1) / tied;
-  }
-
-  // Calls f(id, weight) for the warp's ids in order, 32 at a time, given how many ties earlier warps have.
-  template <class F>
-  __device__ void each_kept(u64 tied_before, F&& f) const {
-    for (int base = first; base < last; base += 32) {
-      const int id = base + lane;
-      u64 w = id < last ? kept_weight(scores[id]) : 0;
-      const u64 tie = w && key(scores[id]) == threshold;
-      u64 rank = tie;
-      if (ties != ~0ull) {
+  };
+  clear();
 #pragma unroll
-        for (int delta = 1; delta < 32; delta *= 2) {
-          const u64 other = __shfl_up_sync(kFullWarp, rank, delta);
-          if (lane >= delta) rank += other;
-        }
-        if (tie && tied_before + rank > ties) w = 0;
-        tied_before += __shfl_sync(kFullWarp, rank, 31);
-      }
-      if (!f(id, w)) return;
-    }
+  for (int i = 0; i < kBrackets; ++i) {
+    const u64 w = row.warp_total(weight[i]), n = row.warp_total(count[i]);
+    if (row.lane == 0) atomicAdd(weights + i, w), atomicAdd(counts + i, n);
   }
+  __syncthreads();
+  if (int i = threadIdx.x; i < kBrackets) {
+    row.work.weight[blockIdx.x][i] = weights[i];
+    row.work.count[blockIdx.x][i] = unsigned(counts[i]);
+  }
+  if (!row.last_block()) return;
+  clear();
+  for (int e = threadIdx.x; e < int(gridDim.x) * kBrackets; e += blockDim.x) {
+    atomicAdd(weights + e % kBrackets, fresh(&row.work.weight[0][0] + e));
+    atomicAdd(counts + e % kBrackets, u64(fresh(&row.work.count[0][0] + e)));
+  }
+  __syncthreads();
+  const u64 all = weights[kBrackets - 1], nucleus = row.nucleus(all), k = u64(row.in.top_k[row.row]);
+  int bracket = 0;
+  while (bracket < kBrackets - 1 && (row.counts_tokens() ? counts[bracket] < k : weights[bracket] < nucleus)) ++bracket;
+  for (int b = threadIdx.x; b < int(gridDim.x); b += blockDim.x)
+    by_block[b] = cuts ? fresh(&row.work.count[b][bracket]) : fresh(&row.work.weight[b][kBrackets - 1]);
+  __syncthreads();
+  if (threadIdx.x) return;
+  if (cuts)
+    decide_list(row, bracket, nucleus, by_block);
+  else
+    decide_block(row, row.random_below(all), by_block);
+}
 
-  __device__ int draw() {
-    u64 tied_before = 0;
-    if (ties != ~0ull) {
-      u64 mine = 0;
-      for (int i = first + lane; i < last; i += 32) mine += kept_weight(scores[i]) && key(scores[i]) == threshold;
-      publish(warp_total(mine));
-      tied_before = published(warp);
-    }
-    u64 mine = 0;
-    each_kept(tied_before, [&](int, u64 w) { return mine += w, true; });
-    publish(warp_total(mine));
-    const u64 before = published(warp), after = before + shared[warp], total = published(warps);
-    const u64* at = in.seed_step + 2 * row;
-    const u64 target = multiply_high(philox(at[0], at[1]) & ~2047ull, total);  // 53 random bits, as a double has
-    __syncthreads();
-    if (before <= target && target < after) {
-      u64 sum = before;
-      each_kept(tied_before, [&](int id, u64 w) {
+// The block's part of the list: its tokens within the chosen distance, in order.
+__device__ void list_tokens(const Row& row, const Part& block) {
+  const Part part(block.last - block.first, row.warps, row.warp, block.first);
+  const float furthest = edge(row.work.bracket);
+  const auto listed = [&](int id) {
+    const float score = id < part.last ? row.score(id) : -INFINITY;
+    return id < part.last && row.distance(score) <= furthest && row.weight(score) > 0;
+  };
+  u64 mine = 0;
+  for (int id = part.first + row.lane; id < part.last; id += 32) mine += listed(id);
+  row.publish(row.warp_total(mine));
+  int* to = row.in.list + size_t(row.row) * row.in.V + row.work.offset[blockIdx.x] + row.published(row.warp);
+  for (int base = part.first; base < part.last; base += 32) {
+    const int is = listed(base + row.lane);
+    int rank = is;
 #pragma unroll
-        for (int delta = 1; delta < 32; delta *= 2) {
-          const u64 other = __shfl_up_sync(kFullWarp, w, delta);
-          if (lane >= delta) w += other;
-        }
-        const int found = warp_reduce(sum + w > target ? id : INT_MAX, [](int a, int b) { return min(a, b); });
-        sum += __shfl_sync(kFullWarp, w, 31);
-        if (found != INT_MAX && lane == 0) shared[0] = found;
-        return found == INT_MAX;
-      });
+    for (int delta = 1; delta < 32; delta *= 2) {
+      const int other = __shfl_up_sync(kFullWarp, rank, delta);
+      if (row.lane >= delta) rank += other;
     }
-    __syncthreads();
-    return int(shared[0]);
+    if (is) to[rank - 1] = base + row.lane;
+    to += __shfl_sync(kFullWarp, rank, 31);
   }
+}
 
-  __device__ void run() {
-    int token = best();
-    if (token >= 0 && s.temperature > 0.0f) {
-      cut();
-      token = draw();
-    }
-    if (threadIdx.x) return;
-    in.token[row] = token;
-    if (in.counts && token >= 0) ++in.counts[size_t(row) * in.V + token];
+__device__ void draw(Row& row, u64* bins) {
+  const Part block(row.in.limit, gridDim.x, blockIdx.x);
+  if (row.work.bracket < 0) {
+    if (int(blockIdx.x) != row.work.block) return;
+    row.finish(Draw(row, {nullptr, block.first, block.last - block.first}, bins).draw(&row.work.rest));
+    return;
   }
-};
+  list_tokens(row, block);
+  if (!row.last_block()) return;
+  Draw kept(row, {row.in.list + size_t(row.row) * row.in.V, 0, row.work.kept}, bins);
+  kept.cut();
+  row.finish(kept.draw());
+}
 
 }  // namespace
 
-extern "C" __global__ void __launch_bounds__(1024)
-    sampler(const float* logits, const float* settings, const int* top_k, const u64* seed_step, int* counts,
-            const uint32_t* allowed, float* scores, int* token, int V, int limit) {
-  SHARED_MEMORY(memory);
-  const Sampler in = {logits, reinterpret_cast<const Settings*>(settings), top_k, seed_step, counts, allowed, scores, token, V, limit};
-  Row(in, memory).run();
-}
-EXPORT_KERNEL(sampler)
+#define SAMPLER_KERNEL(name, body)                                                                                      \
+  extern "C" __global__ void __launch_bounds__(512) sampler_##name(                                                     \
+      const float* logits, const float* settings, const int* top_k, u64* seed_step, int* counts, const uint32_t* allowed, \
+      float* scores, int* list, void* work, int* token, long long* input_ids, long long* position_ids, int* past_len,   \
+      const int* n_tokens, int* history, int V, int limit, int ring) {                                                  \
+    SHARED_MEMORY(memory);                                                                                              \
+    u64 *bins = reinterpret_cast<u64*>(memory), *sums = bins + kBins;                                                   \
+    const Sampler in = {logits, reinterpret_cast<const Settings*>(settings), top_k, seed_step, counts, allowed, scores, \
+                        list, static_cast<Work*>(work), token, input_ids, position_ids, past_len, n_tokens, history, V, \
+                        limit, ring};                                                                                   \
+    Row row(in, sums);                                                                                                  \
+    if (row.idle()) return;                                                                                             \
+    body;                                                                                                               \
+  }                                                                                                                     \
+  EXPORT_KERNEL(sampler_##name)
+
+#define WHILE_LIVE(call)               \
+  if (!row.work.live) return;          \
+  row.top = row.work.top;              \
+  call
+
+SAMPLER_KERNEL(top, find_top(row))
+SAMPLER_KERNEL(measure, WHILE_LIVE(measure(row, bins)))
+SAMPLER_KERNEL(draw, WHILE_LIVE(draw(row, bins)))

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
-from deltart.plugins.loader import Device, check
+from deltart.errors import DeltaRTError
+from deltart.plugins.launch import Launch
+from deltart.plugins.loader import Device, GpuModule, check
+from deltart.plugins.toolchain import compile_gpu
 
+Run = Callable[[list[Launch]], None]  # enqueues launches on the stream
 Stream = Any
 Event = Any
 Graph = Any
@@ -26,7 +33,7 @@ class Cuda(Protocol):
         """Give back what `allocate` gave."""
 
     def pinned(self, nbytes: int) -> np.ndarray:
-        """Page-locked host memory as uint8, until `unpin`."""
+        """Page-locked host memory as uint8, until `unpin`; kernels see it at the same address."""
 
     def unpin(self, array: np.ndarray) -> None:
         """Give back what `pinned` gave."""
@@ -61,6 +68,9 @@ class Cuda(Protocol):
     def discard(self, graph: Graph) -> None:
         """Give back a recorded graph."""
 
+    def kernels(self, source: Path) -> Run:
+        """The kernels of a .cu file, compiled and loaded."""
+
 
 class CudaDriver:
     """`Cuda` on device `ordinal` through cuda-bindings.
@@ -82,7 +92,7 @@ class CudaDriver:
         check(self._cu.cuMemFree(address))
 
     def pinned(self, nbytes: int) -> np.ndarray:
-        address = int(check(self._cu.cuMemHostAlloc(max(nbytes, 1), 0)))
+        address = int(check(self._cu.cuMemHostAlloc(max(nbytes, 1), 3)))  # 3: portable and mapped
         return np.ctypeslib.as_array((ctypes.c_uint8 * nbytes).from_address(address))
 
     def unpin(self, array: np.ndarray) -> None:
@@ -124,6 +134,22 @@ class CudaDriver:
 
     def discard(self, graph: Graph) -> None:
         check(self._cu.cuGraphExecDestroy(graph))
+
+    def kernels(self, source: Path) -> Run:
+        module = GpuModule(compile_gpu(source).fatbin, self._device)
+        return lambda launches: module.run(launches, int(self.stream))
+
+
+def captured(cuda: Cuda, work: Callable[[], None]) -> Graph:
+    """What `work` enqueues, as a graph; raises what `work` raises, with nothing left capturing."""
+    cuda.begin_capture()
+    try:
+        work()
+    except DeltaRTError:
+        with suppress(DeltaRTError):  # what broke the capture says more than that it is broken
+            cuda.end_capture()
+        raise
+    return cuda.end_capture()
 
 
 def device_name(ordinal: int = 0) -> str:

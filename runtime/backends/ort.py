@@ -12,7 +12,8 @@ import onnxruntime as ort
 
 from deltart.errors import ArtifactError
 from deltart.manifest import GraphEntry, Manifest, StateEntry, load_manifest
-from deltart.runtime.backends.base import SlotState
+from deltart.runtime.backends.base import DecodeRow, SlotState
+from deltart.runtime.decode import HostDecoder
 from deltart.runtime.weights import MappedWeights
 
 # How stored weights become float32. Both are exact; they trade memory for speed.
@@ -83,6 +84,10 @@ class OrtBackend:
         self.session(graph).run_with_iobinding(binding)
         state.turn += 1
         return [value.numpy() for value in binding.get_outputs()[: len(outputs)]]
+
+    def decoder(self, state: SlotState, rows: Sequence[DecodeRow], steps: int) -> HostDecoder:
+        """See Backend."""
+        return HostDecoder(self, state, rows, steps)
 
     def session(self, graph: str) -> ort.InferenceSession:
         """The graph's session, created on first use."""

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from deltart.errors import ArtifactError, DeltaRTError
+from deltart.errors import ArtifactError, GenerationError
 from deltart.manifest import Manifest, load_manifest
 from deltart.plugins.kernel_call import kernel_of
 from deltart.plugins.registry import OPS
 from deltart.runtime.backends import tensorrt_calls as calls
-from deltart.runtime.backends.base import SlotState
-from deltart.runtime.backends.cuda import Cuda, CudaDriver, Graph
+from deltart.runtime.backends.base import DecodeRow, SlotState
+from deltart.runtime.backends.cuda import Cuda, CudaDriver, Graph, captured
+from deltart.runtime.backends.tensorrt_decode import DeviceDecoder
 from deltart.runtime.backends.tensorrt_engine import Executor, TensorRtExecutor
 from deltart.runtime.backends.tensorrt_library import installed, load_library
 from deltart.runtime.backends.tensorrt_plans import (
@@ -61,6 +61,25 @@ class _Plan:
     host: dict[str, np.ndarray]
 
 
+@dataclass
+class _DecodeStep:
+    """The decode plan on all slots of a state, for a `DeviceDecoder`."""
+
+    backend: TensorRtBackend
+    plan: _Plan
+    state: TensorRtState
+
+    def bind(self, at: Mapping[str, int]) -> None:
+        sizes = {**self.state.sizes, "T": 1, "L": 1}
+        self.backend.bind(self.plan, self.state, 0, sizes, at)
+
+    def enqueue(self) -> None:
+        self.plan.executor.enqueue(self.backend.cuda.stream)
+
+    def capturable(self) -> bool:
+        return self.plan.executor.capturable(self.backend.cuda.stream)
+
+
 class TensorRtBackend:
     """Runs an artifact's plans; see Backend.
 
@@ -83,7 +102,7 @@ class TensorRtBackend:
         self.engine = load_engine(artifact, flavour or built_flavour(artifact))
         self._folder = engine_folder(artifact, self.engine.flavour)
         self._load = load or _loader(self.engine)
-        self._cuda: Cuda = CudaDriver() if cuda is None else cuda
+        self.cuda: Cuda = CudaDriver() if cuda is None else cuda
         self._plans: dict[str, _Plan] = {}
         self._weights = self._stream()
 
@@ -101,10 +120,10 @@ class TensorRtBackend:
         for binding in self._entry(graph, "decode").by_role["state"]:
             addresses[binding.name] = end
             end += align(binding.nbytes(sizes))
-        base = self._cuda.allocate(end)
-        self._cuda.zero(base, end)
+        base = self.cuda.allocate(end)
+        self.cuda.zero(base, end)
         state = TensorRtState(slots, capacity, sizes, {name: base + at for name, at in addresses.items()})
-        weakref.finalize(state, _release, self._cuda, base, state.graphs)
+        weakref.finalize(state, _release, self.cuda, base, state.graphs)
         return state
 
     def run(
@@ -120,6 +139,17 @@ class TensorRtBackend:
         padded = calls.pad_rows(plans[phase], inputs, self.engine.slots)
         results = self._call(f"{graph}.{phase}", state, 0, padded, outputs)
         return [array[: state.slots].astype(np.float32) for array in results]
+
+    def decoder(self, state: SlotState, rows: Sequence[DecodeRow], steps: int) -> DeviceDecoder:
+        """See Backend."""
+        assert isinstance(state, TensorRtState)
+        longest = max(row.past for row in rows) + steps
+        if len(rows) > state.slots or longest > state.capacity:
+            raise GenerationError(
+                f"{len(rows)} rows of up to {longest} tokens", f"{state.slots} slots of {state.capacity}, the state's"
+            )
+        step = _DecodeStep(self, self._plan("model.decode"), state)
+        return DeviceDecoder(self.cuda, step, self.engine.slots, self.manifest.vocab_size, rows, steps)
 
     def _prefill(
         self,
@@ -149,7 +179,7 @@ class TensorRtBackend:
         self, name: str, state: TensorRtState, row: int, inputs: Mapping[str, np.ndarray], outputs: Sequence[str]
     ) -> list[np.ndarray]:
         """Run one plan on slots from `row` on; the results are copies."""
-        plan, cuda = self._plan(name), self._cuda
+        plan, cuda = self._plan(name), self.cuda
         sizes = {"B": len(inputs["n_tokens"]), "capacity": state.capacity}
         sizes |= {"T": inputs["input_ids"].shape[1], "L": inputs["logit_index"].shape[1]}
         for binding in plan.entry.by_role["input"]:
@@ -167,41 +197,35 @@ class TensorRtBackend:
         key = (plan.entry.key, sizes["T"], sizes["L"], outputs)
         graph = state.graphs.get(key)
         if graph is not None:
-            self._cuda.launch(graph)
+            self.cuda.launch(graph)
             return
-        self._bind(plan, state, row, sizes)
+        self.bind(plan, state, row, sizes)
         if (
             plan.entry.phase not in CAPTURED
             or key not in state.graphs
-            or not plan.executor.capturable(self._cuda.stream)
+            or not plan.executor.capturable(self.cuda.stream)
         ):
             self._enqueue(plan, sizes, outputs)
             state.graphs.setdefault(key, None)
             return
-        state.graphs[key] = captured = self._capture(plan, sizes, outputs)
-        self._cuda.launch(captured)
-
-    def _capture(self, plan: _Plan, sizes: Mapping[str, int], outputs: Sequence[str]) -> Graph:
-        self._cuda.begin_capture()
-        try:
-            self._enqueue(plan, sizes, outputs)
-        except DeltaRTError:
-            with suppress(DeltaRTError):  # what broke the capture says more than that it is broken
-                self._cuda.end_capture()
-            raise
-        return self._cuda.end_capture()
+        state.graphs[key] = captured(self.cuda, lambda: self._enqueue(plan, sizes, outputs))
+        self.cuda.launch(state.graphs[key])
 
     def _enqueue(self, plan: _Plan, sizes: Mapping[str, int], outputs: Sequence[str]) -> None:
         for binding in plan.entry.by_role["input"]:
-            self._cuda.to_device(plan.device[binding.name], plan.host[binding.name][: binding.nbytes(sizes)])
-        plan.executor.enqueue(self._cuda.stream)
+            self.cuda.to_device(plan.device[binding.name], plan.host[binding.name][: binding.nbytes(sizes)])
+        plan.executor.enqueue(self.cuda.stream)
         for binding in plan.entry.by_role["output"]:
             if binding.name in outputs:
-                self._cuda.to_host(plan.host[binding.name][: binding.nbytes(sizes)], plan.device[binding.name])
+                self.cuda.to_host(plan.host[binding.name][: binding.nbytes(sizes)], plan.device[binding.name])
 
-    def _bind(self, plan: _Plan, state: TensorRtState, row: int, sizes: Mapping[str, int]) -> None:
+    def bind(
+        self, plan: _Plan, state: TensorRtState, row: int, sizes: Mapping[str, int], at: Mapping[str, int] | None = None
+    ) -> None:
+        """Bind slots from `row` on, and inputs and outputs to the plan's buffers or, by name, to `at`."""
+        places = {**plan.device, **(at or {})}
         for binding in [*plan.entry.by_role["input"], *plan.entry.by_role["output"]]:
-            plan.executor.bind(binding.name, plan.device[binding.name], binding.shape(sizes))
+            plan.executor.bind(binding.name, places[binding.name], binding.shape(sizes))
         for binding, result in zip(plan.entry.by_role["state"], plan.entry.by_role["state_output"], strict=True):
             address = state.at(binding, row)
             if address % ALIGNMENT:
@@ -220,12 +244,12 @@ class TensorRtBackend:
             executor = self._load(self._folder / entry.file, entry)
             largest = {axis: sizes[2] for axis, sizes in entry.profile.axes.items()}
             sizes = {b.name: b.nbytes(largest) for role in ("input", "output") for b in entry.by_role[role]}
-            device = {n: self._cuda.allocate(nbytes) for n, nbytes in sizes.items()}
-            host = {n: self._cuda.pinned(nbytes) for n, nbytes in sizes.items()}
+            device = {n: self.cuda.allocate(nbytes) for n, nbytes in sizes.items()}
+            host = {n: self.cuda.pinned(nbytes) for n, nbytes in sizes.items()}
             for binding in entry.by_role["weight"]:
                 executor.bind(binding.name, self._weights[binding.name], binding.shape({}))
             # Its own scratch, since captured graphs hold the address.
-            executor.use_scratch(self._cuda.allocate(executor.scratch_bytes), executor.scratch_bytes)
+            executor.use_scratch(self.cuda.allocate(executor.scratch_bytes), executor.scratch_bytes)
             self._plans[name] = _Plan(entry, executor, device, host)
         return self._plans[name]
 
@@ -234,9 +258,9 @@ class TensorRtBackend:
         names = {b.name for plan in self.engine.plans.values() for b in plan.by_role["weight"]}
         tensors = {name: self.manifest.tensors[name] for name in sorted(names)}
         place = layout(tensors)
-        base = self._cuda.allocate(place.nbytes)
+        base = self.cuda.allocate(place.nbytes)
         paths = MappedWeights(self.artifact, self.manifest).paths
-        stream_weights(self._cuda, paths, reads(tensors, place), base)
+        stream_weights(self.cuda, paths, reads(tensors, place), base)
         return {name: base + offset for name, offset in place.offsets.items()}
 
     def _entries(self, graph: str) -> dict[str, PlanEntry]:

@@ -17,6 +17,8 @@ from deltart.plugins.gated_rms_norm import launch as norm
 from deltart.plugins.launch import Launch
 from deltart.plugins.lm_head import inputs as head_inputs
 from deltart.plugins.lm_head import launch as head
+from deltart.plugins.qk_norm_rope import inputs as rope_inputs
+from deltart.plugins.qk_norm_rope import launch as rope
 from deltart.plugins.residual_rms_norm import inputs as residual_inputs
 from deltart.plugins.residual_rms_norm import launch as residual
 from deltart.plugins.sampler import inputs as sampler_inputs
@@ -33,25 +35,35 @@ CEILINGS = {
     "fp8_block_linear_prefill": 255,
     "gated_attention": 255,
     "gated_rms_norm": 64,
+    "qk_norm_rope": 64,
     "residual_rms_norm": 128,
     "lm_head_bf16_bf16": 128,
     "lm_head": 168,
-    "sampler": 64,
+    "sampler": 128,
 }
 SPILLS = {"lm_head_f32": 64, "gated_attention_e4m3_d128_m3": 16}  # bytes; f32 activations serve the tests only
-FOLDERS = ("fp8_block_linear", "gated_attention", "gated_rms_norm", "lm_head", "residual_rms_norm", "sampler")
+FOLDERS = (
+    "fp8_block_linear",
+    "gated_attention",
+    "gated_rms_norm",
+    "lm_head",
+    "qk_norm_rope",
+    "residual_rms_norm",
+    "sampler",
+)
 
 
 def every_launch() -> list[Launch]:
     """One launch of each kernel that the plans know."""
     at: dict[str, int] = defaultdict(int)
-    launches = [sampler.sample(sampler_inputs.Shape(), at)]
+    launches = sampler.sample(sampler_inputs.Shape(), at)
     prompt = linear_inputs.Shape(tokens=65)
-    launches += [linear.forward(prompt, at)[1], *linear.prefill_w8a8(prompt, at)]
+    launches += [*linear.gate_up_prefill(prompt, at), *linear.prefill_w8a8(prompt, at)]
     for dtype in ("f32", "bf16"):
         for tokens in (1, 9, 17):
             shape = linear_inputs.Shape(tokens=tokens, dtype=dtype)
             launches += [linear.decode(shape, at), linear.gate_up(shape, at)]
+        launches.append(rope.rope(rope_inputs.Shape(dtype=dtype), at))
         launches.append(norm.norm(norm_inputs.Shape(dtype=dtype), at))
         launches.append(residual.norm(residual_inputs.Shape(dtype=dtype), at))
         launches += [

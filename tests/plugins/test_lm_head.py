@@ -87,3 +87,12 @@ def test_fewer_tokens_than_are_wanted() -> None:
     found = run(module(), shape, inputs.make(shape, 0))
     assert sorted(found["best_ids"][0, :3]) == [0, 1, 2]
     assert (found["best_ids"][0, 3:] == np.iinfo(np.int32).max).all()
+
+
+@pytest.mark.parametrize("rows", [1, 11])
+def test_logits_alone(rows: int) -> None:
+    shape = Shape(rows, 400, 64, 400)
+    given, found = inputs.make(shape, 0), inputs.outputs(shape)
+    at = {name: array.ctypes.data for name, array in (given | {"logits": found["logits"]}).items()}
+    module().run([launch.logits(shape, at)])
+    assert (found["logits"] == run(module(), shape, given)["logits"]).all()

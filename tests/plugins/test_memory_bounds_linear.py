@@ -9,6 +9,7 @@ import test_fp8_block_linear_prefill as prefill
 import test_gated_attention as attention
 import test_gated_rms_norm as norm
 import test_lm_head as head
+import test_qk_norm_rope as rope
 import test_residual_rms_norm as residual
 import test_sampler as sampler
 from test_memory_bounds import Place, exit_code
@@ -21,6 +22,8 @@ from deltart.plugins.gated_rms_norm import inputs as norm_inputs
 from deltart.plugins.gated_rms_norm import launch as norm_launch
 from deltart.plugins.lm_head import inputs as head_inputs
 from deltart.plugins.lm_head import launch as head_launch
+from deltart.plugins.qk_norm_rope import inputs as rope_inputs
+from deltart.plugins.qk_norm_rope import launch as rope_launch
 from deltart.plugins.residual_rms_norm import inputs as residual_inputs
 from deltart.plugins.residual_rms_norm import launch as residual_launch
 from deltart.plugins.sampler import inputs as sampler_inputs
@@ -40,8 +43,12 @@ def multiply_many(place: Place) -> None:
     for tokens, n, k in ((130, 129, 144), (3, 40, 1040)):
         shape = linear_inputs.Shape(tokens=tokens, n=n, k=k)
         work = {name: np.zeros(size, np.uint8) for name, size in linear_launch.workspace(shape).items()}
-        at = place(linear_inputs.make(shape, 0) | linear_inputs.outputs(shape) | work)
-        prefill.module().run([linear_launch.prefill(shape, at), *linear_launch.prefill_w8a8(shape, at)])
+        work["gate"] = np.zeros(linear_launch.gate_up_workspace(shape), np.uint8)
+        given = linear_inputs.make(shape, 0)
+        given |= {f"up_{name}": given[name] for name in ("weight", "weight_scale_inv")}
+        at = place(given | linear_inputs.outputs(shape) | work)
+        launches = [linear_launch.prefill(shape, at), *linear_launch.prefill_w8a8(shape, at)]
+        prefill.module().run([*launches, *linear_launch.gate_up_prefill(shape, at)])
 
 
 def attend(place: Place) -> None:
@@ -53,6 +60,13 @@ def attend(place: Place) -> None:
             work = {"workspace": np.zeros(max(1, by.workspace_bytes()), np.uint8)}
             at = place(given | attention_inputs.outputs(shape) | work)
             attention.module().run(attention_launch.attention(by, at))
+
+
+def turn(place: Place) -> None:
+    for dim, rotary in ((64, 16), (200, 48)):
+        shape = rope_inputs.Shape(2, 3, 3, 1, dim, rotary)
+        at = place(rope_inputs.make(shape, 0) | rope_inputs.outputs(shape))
+        rope.module().run([rope_launch.rope(shape, at)])
 
 
 def normalise(place: Place) -> None:
@@ -80,13 +94,13 @@ def draw(place: Place) -> None:
     for vocabulary, limit in ((100, 90), (65, 65)):
         shape = sampler_inputs.Shape(2, vocabulary, limit)
         arrays = sampler_inputs.pack([sampler.CASES["all cuts"], sampler.CASES["penalties"]])
-        arrays |= {"logits": np.ones((2, vocabulary), np.float32), "scores": np.ones((2, vocabulary), np.float32)}
-        arrays |= {"counts": np.ones((2, vocabulary), np.int32), "token": np.zeros(2, np.int32)}
+        arrays |= sampler.scratch(shape) | {"logits": np.ones((2, vocabulary), np.float32)}
+        arrays |= {"counts": np.ones((2, vocabulary), np.int32)}
         arrays |= {"allowed": np.full((2, -(-vocabulary // 32)), 0xFFFFFFFF, np.uint32)}
-        sampler.module().run([sampler_launch.sample(shape, place(arrays), 64)])
+        sampler.module().run(sampler_launch.sample(shape, place(arrays), threads=64, blocks=2))
 
 
 @pytest.mark.parametrize("behind", [True, False])
-@pytest.mark.parametrize("run", [multiply, multiply_many, attend, normalise, add_and_normalise, score, draw])
+@pytest.mark.parametrize("run", [multiply, multiply_many, attend, turn, normalise, add_and_normalise, score, draw])
 def test_stays_inside(run: object, behind: bool) -> None:
     assert exit_code(run, behind) == 0

@@ -14,6 +14,7 @@ import test_fp8_block_linear_prefill as prefill
 import test_gated_attention as attention
 import test_gated_rms_norm as norm
 import test_lm_head as head
+import test_qk_norm_rope as rope
 import test_residual_rms_norm as residual
 import test_sampler as sampler
 
@@ -23,6 +24,7 @@ from deltart.plugins.fp8_block_linear.inputs import Shape as LinearShape
 from deltart.plugins.gated_attention.inputs import Shape as AttentionShape
 from deltart.plugins.gated_rms_norm.inputs import Shape as NormShape
 from deltart.plugins.lm_head.inputs import Shape as HeadShape
+from deltart.plugins.qk_norm_rope.inputs import Shape as RopeShape
 from deltart.plugins.residual_rms_norm.inputs import Shape as ResidualShape
 
 PLUGINS = linear.FOLDER.parent
@@ -56,6 +58,10 @@ def adds_and_norms(op: Path) -> bool:
     return all(residual.check(kernels, ResidualShape(2, 1000, "f32"), order) for order in (0, REVERSE))
 
 
+def turns(op: Path) -> bool:
+    return rope.check(rope.module(op), RopeShape(2, 3, 3, 2, 64, 32, "f32", "f32", 0.1))
+
+
 def heads(op: Path) -> bool:
     return all(
         head.check(head.module(op), HeadShape(2, 700, 144, 350, 9, subset, "f32", "e4m3")) for subset in (0, 300)
@@ -69,8 +75,12 @@ def samples(op: Path, case: str) -> bool:
     )
 
 
+def draws_again(op: Path) -> bool:
+    return sampler.feeds(sampler.module(op))
+
+
 LINEAR, ATTENTION, HEAD, SAMPLER = "fp8_block_linear", "gated_attention", "lm_head", "sampler"
-KERNEL = "kernel.cu"
+KERNEL, DRAW, ROW = "kernel.cu", "draw.cuh", "row.cuh"
 BUGS: dict[str, tuple[str, str, str, str, Callable[[Path], bool]]] = {
     "sums added before they are there": (LINEAR, "decode.cu", "  __syncthreads();\n", "", multiplies),
     "scale of the block before": (
@@ -189,6 +199,23 @@ BUGS: dict[str, tuple[str, str, str, str, Callable[[Path], bool]]] = {
         norms,
     ),
     "gate without its factor": ("gated_rms_norm", KERNEL, "z[j] * sigmoid(z[j])", "sigmoid(z[j])", norms),
+    "turned the other way": ("qk_norm_rope", KERNEL, "(second ? other : -other)", "(second ? -other : other)", turns),
+    "turned against the neighbour": ("qk_norm_rope", KERNEL, "second ? lane - apart", "second ? lane - 1", turns),
+    "angles of the token before": (
+        "qk_norm_rope",
+        KERNEL,
+        "size_t(row) * pairs",
+        "size_t(row ? row - 1 : 0) * pairs",
+        turns,
+    ),
+    "keys with the weight of queries": (
+        "qk_norm_rope",
+        KERNEL,
+        "(is_q ? in.q_weight : in.k_weight)",
+        "in.q_weight",
+        turns,
+    ),
+    "the gate turned too": ("qk_norm_rope", KERNEL, "  load(from + in.D + at, x);\n", "", turns),
     "squares added before they are there": ("residual_rms_norm", KERNEL, "  __syncthreads();\n", "", adds_and_norms),
     "weight without its one": ("residual_rms_norm", KERNEL, "(1.0f + w[j])", "w[j]", adds_and_norms),
     "residual not kept": ("residual_rms_norm", KERNEL, "    store(in.h + base + at, h[i]);\n", "", adds_and_norms),
@@ -197,39 +224,61 @@ BUGS: dict[str, tuple[str, str, str, str, Callable[[Path], bool]]] = {
     "one scale for rows of many blocks": (HEAD, "../common/linear_tile.cuh", "half && !Gathered ?", "half ?", heads),
     "top-k one short": (
         SAMPLER,
-        KERNEL,
-        "select<true>(k, above)",
-        "select<true>(k - 1, above)",
+        DRAW,
+        "select<true>(in.top_k[row], above)",
+        "select<true>(in.top_k[row] - 1, above)",
         functools.partial(samples, case="top-k"),
     ),
     "a token too many": (
         SAMPLER,
-        KERNEL,
+        DRAW,
         "above + bins[bin] < target",
         "above + bins[bin] <= target",
         functools.partial(samples, case="top-k"),
     ),
     "all of the ties": (
         SAMPLER,
-        KERNEL,
+        DRAW,
         "tied_before + rank > ties",
         "false",
         functools.partial(samples, case="top-p"),
     ),
     "penalty for prompt tokens": (
         SAMPLER,
-        KERNEL,
+        ROW,
         "count & ~kPromptBit",
         "count",
         functools.partial(samples, case="penalties"),
     ),
     "mask of the neighbour": (
         SAMPLER,
-        KERNEL,
+        ROW,
         ">> id % 32 & 1",
         ">> (id + 1) % 32 & 1",
         functools.partial(samples, case="plain"),
     ),
+    "nucleus of the list alone": (
+        SAMPLER,
+        DRAW,
+        "counts_tokens() ? nucleus_of_kept() : work.rest",
+        "nucleus_of_kept()",
+        functools.partial(samples, case="hot"),
+    ),
+    "all lists from the start": (
+        SAMPLER,
+        KERNEL,
+        " + row.work.offset[blockIdx.x]",
+        "",
+        functools.partial(samples, case="top-k"),
+    ),
+    "the weight of earlier blocks not taken off": (
+        SAMPLER,
+        KERNEL,
+        "++b) rest -= weight[b];",
+        "++b) rest -= 0;",
+        functools.partial(samples, case="min-p"),
+    ),
+    "blocks counted on from the last call": (SAMPLER, ROW, "last && threadIdx.x == 0", "last && false", draws_again),
 }
 
 

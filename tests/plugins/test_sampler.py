@@ -32,14 +32,22 @@ def device(
     allowed: np.ndarray | None = None,
     threads: int = 64,
     order: int = FORWARD,
+    blocks: int = 0,
 ) -> np.ndarray:
     """One token per row; `counts` is updated."""
     shape = Shape(len(rows), logits.shape[1], limit)
-    arrays = inputs.pack(rows) | {"logits": np.ascontiguousarray(logits, np.float32)}
-    arrays |= {"scores": np.full_like(arrays["logits"], np.nan), "token": np.full(len(rows), -7, np.int32)}
+    arrays = inputs.pack(rows) | scratch(shape) | {"logits": np.ascontiguousarray(logits, np.float32)}
     arrays |= {name: x for name, x in (("counts", counts), ("allowed", allowed)) if x is not None}
-    kernels.run([launch.sample(shape, {name: x.ctypes.data for name, x in arrays.items()}, threads)], order)
+    at = {name: x.ctypes.data for name, x in arrays.items()}
+    kernels.run(launch.sample(shape, at, threads=threads, blocks=blocks), order)
     return arrays["token"]
+
+
+def scratch(shape: Shape) -> dict[str, np.ndarray]:
+    """token, and the scratch arrays full of ones but for what has to be zero."""
+    made = {name: np.full(size, 0xFF, np.uint8) for name, size in launch.workspace(shape).items()}
+    made["work"][:] = 0
+    return made | {"token": np.full(shape.rows, -7, np.int32)}
 
 
 def host(settings: Settings, prompt: list[int], generated: list[int], limit: int) -> Sampler:
@@ -97,7 +105,7 @@ def agrees(kernels: CpuModule, settings: Settings, draws: int, masked: bool, tie
     counts = np.tile(inputs.counts(SHAPE, prompt, generated), (draws, 1))
     rows = [replace(settings, seed=11, step=i) for i in range(draws)]
     masks = None if allowed is None else np.tile(allowed, (draws, 1))
-    tokens = device(kernels, np.tile(logits, (draws, 1)), rows, SHAPE.limit, counts, masks, threads=32)
+    tokens = device(kernels, np.tile(logits, (draws, 1)), rows, SHAPE.limit, counts, masks, threads=32, blocks=2)
     found = np.bincount(tokens, minlength=SHAPE.vocabulary)
     if found.sum() != found[ids].sum():
         return False  # a token that may not come
@@ -165,12 +173,12 @@ def test_a_broken_row_gives_no_token() -> None:
     assert device(module(), logits, [Settings()] * 3, 64).tolist() == [-1, -1, -1]
 
 
-def test_a_row_does_not_depend_on_the_threads_or_their_order() -> None:
+def test_a_row_does_not_depend_on_threads_blocks_or_their_order() -> None:
     logits = (3 * np.random.default_rng(0).standard_normal((8, 1000))).astype(np.float32)
     rows = [Settings(temperature=0.9, top_k=50, top_p=0.7, seed=3, step=i) for i in range(8)]
     runs = [
-        device(module(), logits, rows, 999, threads=threads, order=order)
-        for threads, order in itertools.product((32, 128, 1024), (FORWARD, REVERSE))
+        device(module(), logits, rows, 999, threads=threads, order=order, blocks=blocks)
+        for threads, order, blocks in itertools.product((32, 128), (FORWARD, REVERSE), (1, 3, 7))
     ]
     assert all((runs[0] == one).all() for one in runs)
 
@@ -180,4 +188,34 @@ def test_a_full_vocabulary() -> None:
     logits = (3 * rng.standard_normal((1, 248320))).astype(np.float32)
     settings = Settings(temperature=0.6, top_k=20, top_p=0.95, seed=9)
     ids, _ = host(settings, [], [], 248077).distribution(logits[0])
-    assert device(module(), logits, [settings], 248077, threads=1024)[0] in ids
+    assert device(module(), logits, [settings], 248077, threads=128)[0] in ids
+
+
+def feeds(kernels: CpuModule) -> bool:
+    """Three rows, the middle one idle, three steps: what is drawn goes into the next step's inputs and the ring."""
+    rng, shape, ring = np.random.default_rng(4), Shape(3, 100, 90), 2
+    logits = [(3 * rng.standard_normal((3, 100))).astype(np.float32) for _ in range(3)]
+    rows = [Settings(seed=7, step=0), Settings(), Settings(seed=8, step=5, top_k=4)]
+    arrays = inputs.pack(rows) | scratch(shape)
+    fed = {
+        "input_ids": np.zeros(3, np.int64),
+        "position_ids": np.tile(np.array([10, 20, 30]), (3, 1)),
+        "past_len": np.array([10, 20, 30], np.int32),
+        "n_tokens": np.array([1, 0, 1], np.int32),
+        "history": np.full((ring, 3), -7, np.int32),
+    }
+    for step, scores in enumerate(logits):
+        at = {name: array.ctypes.data for name, array in (arrays | fed | {"logits": scores}).items()}
+        kernels.run(launch.sample(shape, at, ring, threads=64, blocks=2))
+        now = [replace(row, step=row.step + step) for row in rows]
+        right = device(kernels, scores, now, 90)[[0, 2]]
+        drawn = [fed["history"][row.step % ring, index] for index, row in ((0, now[0]), (2, now[2]))]
+        if not (fed["input_ids"][[0, 2]] == right).all() or not (drawn == right).all():
+            return False
+    idle = (fed["history"][:, 1] == -7).all() and arrays["token"][1] == -7 and fed["input_ids"][1] == 0
+    moved = fed["past_len"].tolist() == [13, 20, 33] and (fed["position_ids"] == [13, 20, 33]).all()
+    return bool(idle and moved and arrays["seed_step"][:, 1].tolist() == [3, 0, 8])
+
+
+def test_tokens_are_fed_to_the_next_step() -> None:
+    assert feeds(module())

@@ -18,6 +18,8 @@ from deltart.plugins.causal_conv1d.op import CAUSAL_CONV1D
 from deltart.plugins.cpu_shim.runner import compile_cpu
 from deltart.plugins.dims import Dim, expression
 from deltart.plugins.dtypes import cast, poisoned
+from deltart.plugins.fp8_block_gate_up import plugin as gated_linear
+from deltart.plugins.fp8_block_gate_up.op import FP8_BLOCK_GATE_UP
 from deltart.plugins.fp8_block_linear import plugin as linear
 from deltart.plugins.fp8_block_linear.op import FP8_BLOCK_LINEAR
 from deltart.plugins.gated_attention import plugin as attention
@@ -27,6 +29,10 @@ from deltart.plugins.gated_delta_rule.op import GATED_DELTA_RULE
 from deltart.plugins.gated_rms_norm import plugin as norm
 from deltart.plugins.gated_rms_norm.op import GATED_RMS_NORM
 from deltart.plugins.kernel_call import Call
+from deltart.plugins.lm_head import plugin as head
+from deltart.plugins.lm_head.op import LM_HEAD
+from deltart.plugins.qk_norm_rope import plugin as rope
+from deltart.plugins.qk_norm_rope.op import QK_NORM_ROPE
 from deltart.plugins.registry import OPS
 from deltart.plugins.spec import ACT, OpSpec, TensorSpec
 from deltart.plugins.tolerance import TOLERANCE, relative_rms
@@ -170,6 +176,45 @@ def test_fp8_block_linear_through_its_contract(tokens: int) -> None:
     found = {"y": poisoned((2, tokens, 200), "bf16")}
     run_on_shim(linear, call_of(FP8_BLOCK_LINEAR, given, {}, found))
     assert relative_rms(found["y"], y) <= TOLERANCE["bf16"]
+
+
+@pytest.mark.parametrize("tokens", [5, 40])
+def test_fp8_block_gate_up_through_its_contract(tokens: int) -> None:
+    """A launch of both products, and from 65 tokens on the tile kernel and a product: 80 rows of 200, and 10."""
+    rng = np.random.default_rng(0)
+    given = [cast(rng.standard_normal((2, tokens, 192)), "bf16")]
+    for _ in range(2):
+        given += [rng.standard_normal((203, 192)).astype(ml_dtypes.float8_e4m3fn)]
+        given += [cast(rng.uniform(0.05, 0.2, (2, 2)), "bf16")]
+    (y,) = FP8_BLOCK_GATE_UP.reference(*(a.astype(np.float64) for a in given))
+    found = {"y": poisoned((2, tokens, 203), "bf16")}
+    call = call_of(FP8_BLOCK_GATE_UP, given, {}, found)
+    workspace = np.full(gated_linear.workspace_bytes(call), 0xFF, np.uint8)
+    call.at["workspace"] = workspace.ctypes.data
+    run_on_shim(gated_linear, call)
+    rounded = 1.5 if tokens > 32 else 1  # the gate and the other product are rounded before their own product is
+    assert relative_rms(found["y"], y) <= rounded * TOLERANCE["bf16"]
+
+
+def test_lm_head_through_its_contract() -> None:
+    rng = np.random.default_rng(0)
+    given = [cast(rng.standard_normal(s), "bf16") for s in ((2, 3, 64), (300, 64))]
+    (logits,) = LM_HEAD.reference(*(a.astype(np.float64) for a in given))
+    found = {"logits": np.full((2, 3, 300), np.nan, np.float32)}
+    run_on_shim(head, call_of(LM_HEAD, given, {}, found))
+    assert relative_rms(found["logits"], logits) <= TOLERANCE["f32"]
+
+
+def test_qk_norm_rope_through_its_contract() -> None:
+    rng = np.random.default_rng(0)
+    sizes = {"num_heads": 6, "num_kv_heads": 2, "head_dim": 64, "epsilon": 1e-6}
+    shapes = ((2, 5, 12 * 64), (2, 5, 2 * 64), (64,), (64,), (2, 5, 8), (2, 5, 8))
+    given = [cast(rng.standard_normal(s), "bf16") for s in shapes]
+    expected = QK_NORM_ROPE.reference(*(a.astype(np.float64) for a in given), **sizes)
+    found = {n: poisoned((2, 5, h * 64), "bf16") for n, h in (("q", 6), ("k_out", 2), ("gate", 6))}
+    run_on_shim(rope, call_of(QK_NORM_ROPE, given, sizes, found))
+    errors = [relative_rms(mine, right) for mine, right in zip(found.values(), expected, strict=True)]
+    assert max(errors) <= TOLERANCE["bf16"] and errors[2] == 0
 
 
 def test_gated_rms_norm_through_its_contract() -> None:

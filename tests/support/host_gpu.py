@@ -16,6 +16,8 @@ import onnx
 import onnxruntime as ort
 
 from deltart.manifest import GraphEntry, load_manifest
+from deltart.plugins.cpu_shim.runner import compile_cpu
+from deltart.plugins.launch import Launch
 from deltart.runtime.backends import tensorrt_plans as plans
 from deltart.runtime.backends.exposed import expose
 from deltart.runtime.backends.tensorrt_calls import NUMPY
@@ -93,6 +95,10 @@ class HostCuda:
 
     def discard(self, graph: list[Callable[[], None]]) -> None:
         graph.clear()
+
+    def kernels(self, source: Path) -> Callable[[list[Launch]], None]:
+        module = compile_cpu(source)
+        return lambda launches: self.do(lambda: module.run(launches))
 
 
 def memory(address: int, nbytes: int) -> np.ndarray:

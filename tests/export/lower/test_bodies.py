@@ -130,3 +130,30 @@ def test_fp8_block_linear(n: int, k: int, scale_dtype: type) -> None:
     weight = rng.standard_normal((n, k)).astype(ml_dtypes.float8_e4m3fn)
     scale = rng.uniform(0.5, 2, (-(-n // 128), -(-k // 128))).astype(scale_dtype)
     check(BY_NAME["Fp8BlockLinear"], portable.BODIES, [x, weight, scale], {})
+
+
+def test_fp8_block_gate_up() -> None:
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((2, 3, 200)).astype(np.float32)
+    pairs = [
+        (rng.standard_normal((300, 200)).astype(ml_dtypes.float8_e4m3fn), rng.uniform(0.01, 0.1, (3, 2)))
+        for _ in range(2)
+    ]
+    arrays = [a for weight, scale in pairs for a in (weight, scale.astype(ml_dtypes.bfloat16))]
+    check(BY_NAME["Fp8BlockGateUp"], portable.BODIES, [x, *arrays], {})
+
+
+def test_lm_head() -> None:
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((2, 3, 64)).astype(np.float32)
+    check(BY_NAME["LmHead"], portable.BODIES, [x, rng.standard_normal((90, 64)).astype(ml_dtypes.bfloat16)], {})
+
+
+@pytest.mark.parametrize("pairs", [8, 32])
+def test_qk_norm_rope(pairs: int) -> None:
+    rng = np.random.default_rng(pairs)
+    q_gate, k = (rng.standard_normal((2, 3, heads * 64)).astype(np.float32) for heads in (12, 2))
+    weights = [rng.standard_normal(64).astype(ml_dtypes.bfloat16) for _ in range(2)]
+    tables = [rng.standard_normal((2, 3, pairs)).astype(np.float32) for _ in range(2)]
+    sizes = ATTENTION_SIZES | {"epsilon": 1e-3}
+    check(BY_NAME["QkNormRope"], portable.BODIES, [q_gate, k, *weights, *tables], sizes)

@@ -27,7 +27,7 @@ from deltart.export.synthetic import write_checkpoint
 from deltart.manifest import load_manifest
 from deltart.plugins.tolerance import relative_rms
 from deltart.runtime.backends.ort import OrtBackend
-from deltart.runtime.generate import text_inputs
+from deltart.runtime.inputs import text_inputs
 from support.cases import VOCAB, Export
 from support.eager import eager_logits
 
@@ -64,7 +64,8 @@ def test_composites_are_bare_nodes_and_weights_are_inputs(lowered: list[onnx.Mod
     model = lowered[0]
     assert not model.functions and not model.graph.initializer
     assert Counter(n.op_type for n in model.graph.node if n.domain == "deltart") == {
-        "GatedDeltaRule": 3, "CausalConv1d": 3, "GatedRMSNorm": 3, "GatedAttention": 1, "Fp8BlockLinear": 3 * 6 + 7,
+        "GatedDeltaRule": 3, "CausalConv1d": 3, "GatedRMSNorm": 3, "GatedAttention": 1, "QkNormRope": 1,
+        "Fp8BlockLinear": 3 * 4 + 5, "Fp8BlockGateUp": 4, "LmHead": 1,
     }  # fmt: skip
     kinds = {i.name: i.type.tensor_type.elem_type for i in model.graph.input}
     assert kinds["model.layers.0.linear_attn.in_proj_qkv.weight"] == INT8

@@ -32,7 +32,7 @@ from deltart.runtime.backends.tensorrt_exposed import build_exposed
 from deltart.runtime.backends.tensorrt_library import installed, load_library
 from deltart.runtime.backends.tensorrt_plans import Binding, PlanEntry, Profile
 from deltart.runtime.backends.weight_stream import layout, reads, stream_weights
-from deltart.runtime.generate import text_inputs
+from deltart.runtime.inputs import text_inputs
 from deltart.runtime.tokenizer import Tokenizer
 from deltart.runtime.verify import Runner, collect, judge
 from deltart.runtime.verify_runners import backend_points, backend_reply, read_prompts

@@ -1,0 +1,26 @@
+"""What the text graph takes: token ids with their positions, counts and the logits that are wanted."""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+def text_inputs(
+    ids: np.ndarray, past_len: np.ndarray, n_tokens: np.ndarray | None = None, logit_index: np.ndarray | None = None
+) -> dict[str, np.ndarray]:
+    """Graph inputs for text tokens: ids int64 [B, T] after past_len int32 [B] tokens.
+
+    Args:
+        n_tokens: real tokens of each row, int32 [B]; all T when None.
+        logit_index: tokens whose logits are wanted, int64 [B, L]; each row's last real token when None.
+    """
+    rows, length = ids.shape
+    counts = np.full(rows, length, np.int32) if n_tokens is None else n_tokens
+    positions = past_len[:, None] + np.arange(length)
+    return {
+        "input_ids": ids,
+        "position_ids": np.ascontiguousarray(np.broadcast_to(positions, (3, rows, length)), np.int64),
+        "past_len": past_len,
+        "n_tokens": counts,
+        "logit_index": np.maximum(counts[:, None].astype(np.int64) - 1, 0) if logit_index is None else logit_index,
+    }

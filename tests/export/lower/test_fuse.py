@@ -1,0 +1,129 @@
+"""What the TensorRT lowering fuses: every chain that it should, none that differs, and the model stays the same."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+import torch
+
+from deltart.export.assemble import Tracer, assemble
+from deltart.export.checkpoint import Checkpoint
+from deltart.export.lower import portable
+from deltart.export.lower.functions import composite_functions
+from deltart.export.lower.fuse import fuse
+from deltart.export.lower.tensorrt import lower
+from deltart.export.models.registry import graphs_of
+from deltart.export.spec import read_spec
+from support.cases import Export
+
+
+def composites(nodes: list[onnx.NodeProto]) -> Counter[str]:
+    return Counter(node.op_type for node in nodes if node.domain == "deltart")
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_every_chain_is_found(exported: Export, dtype: torch.dtype) -> None:
+    made = exported("fp8")
+    spec, tensors = read_spec(made.checkpoint), Checkpoint(made.checkpoint)
+    for graph in graphs_of(spec, dtype, mtp=True):
+        nodes = lower(assemble(graph, Tracer(spec, tensors, dtype, [graph]))[0]).graph.node
+        count = composites(nodes)
+        layers = len(spec.layer_types) if graph.name == "model" else 1
+        assert count["Fp8BlockGateUp"] == layers and count["QkNormRope"] == count["GatedAttention"] == 1
+        # The stored head is bf16, as bf16 activations are; f32 ones need it cast first.
+        assert count["LmHead"] == (dtype == torch.bfloat16)
+        assert not [n.name for n in nodes if n.op_type in ("RotaryEmbedding", "Sigmoid")]
+
+
+def text(body: str) -> list[onnx.NodeProto]:
+    model = f'<ir_version: 10, opset_import: ["" : 24, "deltart" : 1]> g () => () {{ {body} }}'
+    return list(onnx.parser.parse_model(model).graph.node)
+
+
+MLP = """
+  gate = deltart.Fp8BlockLinear (x, w, s)
+  opened = Sigmoid (gate)
+  silu = Mul ({silu})
+  up = deltart.Fp8BlockLinear ({other}, v, t)
+  y = Mul ({product})
+"""
+
+
+@pytest.mark.parametrize("silu", ["gate, opened", "opened, gate"])
+@pytest.mark.parametrize("product", ["silu, up", "up, silu"])
+def test_operands_may_come_in_any_order(silu: str, product: str) -> None:
+    (node,) = fuse(text(MLP.format(silu=silu, other="x", product=product)), ["y"])
+    assert (node.op_type, list(node.input), list(node.output)) == (
+        "Fp8BlockGateUp", ["x", "w", "s", "v", "t"], ["y"],
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"other": "z"},  # another input
+        {"product": "silu, silu"},
+        {"silu": "opened, opened"},
+        {"silu": "gate, x"},
+    ],
+)
+def test_what_only_looks_like_it_stays(changed: dict[str, str]) -> None:
+    nodes = text(MLP.format(**{"silu": "gate, opened", "other": "x", "product": "silu, up"} | changed))
+    assert "Fp8BlockGateUp" not in composites(fuse(nodes, ["y"]))
+
+
+def test_a_value_that_is_read_elsewhere_stays() -> None:
+    nodes = text(MLP.format(silu="gate, opened", other="x", product="silu, up") + "probe = Neg (gate)")
+    assert composites(fuse(nodes, ["y", "probe"])) == {"Fp8BlockGateUp": 1, "Fp8BlockLinear": 1}
+
+
+def test_a_head_must_leave_the_graph() -> None:
+    head = """logits = Einsum <equation = "btk,nk->btn"> (x, w)"""
+    assert [n.op_type for n in fuse(text(head), ["logits"])] == ["LmHead"]
+    inner = text(head + " y = Neg (logits)")
+    assert [n.op_type for n in fuse(inner, ["y"])] == ["Einsum", "Neg"]
+    made = text("w = Neg (v) " + head)
+    assert [n.op_type for n in fuse(made, ["logits"])] == ["Neg", "Einsum"]
+
+
+def test_fused_graph_computes_the_unfused_one(exported: Export, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In float32, with portable bodies, over a prompt and states that are not zero."""
+    made = exported("fp8")
+    spec, tensors = read_spec(made.checkpoint), Checkpoint(made.checkpoint)
+    graph = graphs_of(spec, torch.float32, mtp=True)[0]
+    assembled = assemble(graph, Tracer(spec, tensors, torch.float32, [graph]))[0]
+    fused = lower(assembled)
+    monkeypatch.setattr("deltart.export.lower.tensorrt.fuse", lambda nodes, results: nodes)
+    plain = lower(assembled)
+    assert composites(fused.graph.node) != composites(plain.graph.node)
+    first, second = (run(model, tensors) for model in (fused, plain))
+    for name, found, expected in zip([o.name for o in plain.graph.output], first, second, strict=True):
+        assert np.abs(found - expected).max() <= 2e-5 * np.abs(expected).max(), name
+
+
+def run(model: onnx.ModelProto, tensors: Checkpoint) -> list[np.ndarray]:
+    """Every output for seeded inputs; FP8 weights come as values, which is what the int8 bits stand for."""
+    rng = np.random.default_rng(0)
+    model.functions.extend(composite_functions(model.graph.node, portable.BODIES))
+    sizes = {"B": 2, "T": 5, "L": 2, "capacity": 16}
+    values = {
+        "input_ids": rng.integers(0, 320, (2, 5)),
+        "position_ids": np.tile(np.arange(5) + 3, (3, 2, 1)),
+        "past_len": np.array([3, 0], np.int32),
+        "n_tokens": np.array([5, 4], np.int32),
+        "logit_index": np.array([[4, 0], [3, 1]]),
+    }
+    for tensor in model.graph.input:
+        if tensor.name in tensors:
+            values[tensor.name] = np.asarray(tensors.read(tensor.name))
+            tensor.type.tensor_type.elem_type = onnx.TensorProto.FLOAT
+        elif tensor.name not in values:
+            shape = [d.dim_value or sizes[d.dim_param] for d in tensor.type.tensor_type.shape.dim]
+            values[tensor.name] = rng.standard_normal(shape, np.float32)
+    wide = {n: v.astype(np.float32) if v.dtype.kind not in "iu" else v for n, v in values.items()}
+    session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    return session.run(None, wide)
