@@ -64,10 +64,11 @@ class Collected:
 
 @dataclass(frozen=True)
 class Difference:
-    """One point of one runner against the reference: ||a - b|| / ||b||, max |a - b|, and whether it is tolerated."""
+    """One point of one runner against that of another: ||a - b|| / ||b||, max |a - b|, and whether it is tolerated."""
 
     point: str
     runner: str
+    against: str
     relative_rms: float
     max_abs: float
     passed: bool
@@ -109,8 +110,8 @@ class Agreement:
 class Report:
     """The outcome of a comparison.
 
-    `greedy` is, by runner, the share of positions whose most probable token is the reference's; `skipped` says
-    why a runner could not run.
+    `reference` is the first runner, which most points are compared with; `greedy` is, by runner, the share of positions
+    whose most probable token is the reference's; `skipped` says why a runner could not run.
     """
 
     artifact: str
@@ -182,25 +183,44 @@ def _partings(
 
 
 def judge(artifact: Path, found: Collected, tolerances: Mapping[str, float]) -> Report:
-    """Compare what was collected; the first runner that ran is the reference.
+    """Compare what was collected, each point with that of the first runner that has it.
 
     Args:
         tolerances: relative RMS allowed to each runner.
     """
     results = {name: iterations[0] for name, iterations in found.outputs.items()}
     reference, *others = results or [""]
-    differences = [d for n in others for d in _differences(results[reference], results[n], tolerances[n])]
     best = {name: result["logits"].argmax(-1) for name, result in results.items()}
     greedy = {name: float(np.mean(best[name] == best[reference])) for name in others}
     _, *rest = found.partings or [""]
     replies = [Agreement(name, found.prompts, found.partings[name], tolerances[name]) for name in rest]
-    return Report(str(artifact), reference, found.tokens, dict(tolerances), differences, greedy, replies, found.skipped)
+    return Report(
+        str(artifact), reference, found.tokens, dict(tolerances), _compared(results, tolerances), greedy, replies,
+        found.skipped,
+    )  # fmt: skip
 
 
-def _differences(reference: IterationResult, other: IterationResult, tolerance: float) -> list[Difference]:
-    """Every point that both have. The ratio of signal to noise in dB is the relative RMS on another scale."""
-    points = [point for point in reference if point in other]
-    signal, noisy = (IterationResult({p: r[p] for p in points}, runner_name=r.runner_name) for r in (reference, other))
+def _compared(results: Mapping[str, IterationResult], tolerances: Mapping[str, float]) -> list[Difference]:
+    """By runner, in the order of the one with the most points."""
+    names, seen, found = list(results), set[str](), list[Difference]()
+    for place, base in enumerate(names):
+        fresh = [point for point in results[base] if point not in seen]
+        seen |= set(fresh)
+        for other in names[place + 1 :]:
+            found += _differences(results[base], results[other], fresh, tolerances[other])
+    longest = max((list(result) for result in results.values()), key=len, default=[])
+    order = {point: place for place, point in enumerate(longest)}
+    return sorted(found, key=lambda d: (names.index(d.runner), order.get(d.point, len(order))))
+
+
+def _differences(
+    expected: IterationResult, other: IterationResult, points: Sequence[str], tolerance: float
+) -> list[Difference]:
+    """Those of `points` that `other` has. The ratio of signal to noise in dB is the relative RMS on another scale."""
+    points = [point for point in points if point in other]
+    if not points:
+        return []
+    signal, noisy = (IterationResult({p: r[p] for p in points}, runner_name=r.runner_name) for r in (expected, other))
     with G_LOGGER.verbosity(G_LOGGER.CRITICAL), np.errstate(invalid="ignore"):
         ratios = SnrCompareFunc(snr_threshold=-20 * math.log10(tolerance))(signal, noisy)
     differences = []
@@ -210,5 +230,6 @@ def _differences(reference: IterationResult, other: IterationResult, tolerance: 
         if ratio == math.inf or math.isfinite(ratio):
             error = 10 ** (-ratio / 20)
             largest = float(np.abs(noisy[point].astype(np.float32) - signal[point]).max())
-        differences.append(Difference(point, other.runner_name, error, largest, bool(ratios[point])))
+        names = (point, other.runner_name, expected.runner_name)
+        differences.append(Difference(*names, error, largest, bool(ratios[point])))
     return differences

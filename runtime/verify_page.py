@@ -43,6 +43,13 @@ def page(report: Report) -> str:
     )
 
 
+def compared_points(report: Report) -> list[str]:
+    """Every point of the report once, in the order of the model as far as one runner shows it."""
+    by_runner = [[d.point for d in report.differences if d.runner == runner] for runner in _runners(report)]
+    longest = max(by_runner, key=len, default=[])
+    return list(dict.fromkeys([*longest, *(d.point for d in report.differences)]))
+
+
 def _runners(report: Report) -> list[str]:
     return list(dict.fromkeys(d.runner for d in report.differences))
 
@@ -52,7 +59,7 @@ def _plot(report: Report, value: Callable[[Difference], float], limits: Mapping[
 
     A point that is exact has no place on it.
     """
-    points, runners = list(dict.fromkeys(d.point for d in report.differences)), _runners(report)
+    points, runners = compared_points(report), _runners(report)
     if not points:
         return "<p>Nothing was compared.</p>"
     at = _abscissas(points)
@@ -129,10 +136,12 @@ def _line(points: Sequence[tuple[float, float, Difference]], color: str, value: 
 def _table(report: Report) -> str:
     runners = _runners(report)
     by_place = {(d.point, d.runner): d for d in report.differences}
-    points = list(dict.fromkeys(d.point for d in report.differences))
+    points = compared_points(report)
     head = "".join(f"<th>{html.escape(r)}: relative RMS</th><th>max</th>" for r in runners)
+    against = {d.point: "" if d.against == report.reference else f" (against {d.against})" for d in report.differences}
     rows = "".join(
-        f"<tr><td>{html.escape(p)}</td>{''.join(_cells(by_place.get((p, r))) for r in runners)}</tr>" for p in points
+        f"<tr><td>{html.escape(p + against[p])}</td>{''.join(_cells(by_place.get((p, r))) for r in runners)}</tr>"
+        for p in points
     )
     return f"<table><tr><th>point</th>{head}</tr>{rows}</table>"
 

@@ -34,23 +34,42 @@ def backend_points(
 ) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
     """`Runner.points` that feeds `prefill` tokens in one call and the others one by one, as generation does.
 
+    Where graph "model" has an MTP head, the tokens go through it too, each with the hidden state before it:
+    "mtp.hidden" and "mtp.logits".
+
     Args:
         points: outputs of `graph` to collect, "hidden" and "logits" besides.
     """
 
     def run(ids: np.ndarray) -> dict[str, np.ndarray]:
-        state = backend.new_state(graph, 1, len(ids))
-        names = [*points, "hidden", "logits"]
-        parts: list[list[np.ndarray]] = []
-        together = min(prefill, len(ids))
-        for begin, end in [(0, together), *((i, i + 1) for i in range(together, len(ids)))]:
-            inputs = text_inputs(
-                ids[None, begin:end], np.array([begin], np.int32), logit_index=logit_index(end - begin)[None]
-            )
-            parts.append([array[0] for array in backend.run(graph, state, inputs, names)])
-        return {name: np.concatenate(arrays) for name, arrays in zip(names, zip(*parts, strict=True), strict=True)}
+        found = _fed(backend, graph, ids, [*points, "hidden", "logits"], prefill)
+        if graph != "model" or "mtp" not in backend.manifest.graphs or len(ids) < 2:
+            return found
+        drafted = _fed(backend, "mtp", ids[1:], ["hidden", "logits"], prefill, found["hidden"][:-1])
+        return found | {f"mtp.{name}": array for name, array in drafted.items()}
 
     return run
+
+
+def _fed(
+    backend: Backend,
+    graph: str,
+    ids: np.ndarray,
+    names: Sequence[str],
+    prefill: int,
+    previous_hidden: np.ndarray | None = None,
+) -> dict[str, np.ndarray]:
+    """Outputs `names` of one graph over all of `ids`."""
+    state, together = backend.new_state(graph, 1, len(ids)), min(prefill, len(ids))
+    parts: list[list[np.ndarray]] = []
+    for begin, end in [(0, together), *((i, i + 1) for i in range(together, len(ids)))]:
+        inputs = text_inputs(
+            ids[None, begin:end], np.array([begin], np.int32), logit_index=logit_index(end - begin)[None]
+        )
+        if previous_hidden is not None:
+            inputs["previous_hidden"] = previous_hidden[None, begin:end]
+        parts.append([array[0] for array in backend.run(graph, state, inputs, names)])
+    return {name: np.concatenate(arrays) for name, arrays in zip(names, zip(*parts, strict=True), strict=True)}
 
 
 def backend_reply(backend: Backend, tokenizer: Tokenizer, most: int) -> Callable[[Sequence[int]], list[int]]:

@@ -171,13 +171,15 @@ def _open_engine(artifact: Path) -> TensorRtBackend:
 
 
 def _print(report: Report, target: Path) -> None:
+    from deltart.runtime.verify_page import compared_points
+
     runners = list(dict.fromkeys(d.runner for d in report.differences))
     table = Table("point", *runners, title=f"relative RMS against {report.reference}, {report.tokens} tokens")
     errors = {(d.point, d.runner): d.relative_rms for d in report.differences}
-    for point in dict.fromkeys(d.point for d in report.differences):
-        table.add_row(
-            point.removesuffix(".h"), *(f"{errors[point, r]:.1e}" if (point, r) in errors else "" for r in runners)
-        )
+    against = {d.point: "" if d.against == report.reference else f" against {d.against}" for d in report.differences}
+    for point in compared_points(report):
+        cells = (f"{errors[point, r]:.1e}" if (point, r) in errors else "" for r in runners)
+        table.add_row(point.removesuffix(".h") + against[point], *cells)
     table.add_section()
     table.add_row("greedy tokens", *(f"{report.greedy[r]:.1%}" for r in runners))
     console = Console(highlight=False)

@@ -17,7 +17,7 @@ from deltart.runtime.backends.exposed import ExposedBackend
 from deltart.runtime.chat import ChatTemplate
 from deltart.runtime.tokenizer import Tokenizer
 from deltart.runtime.verify import Report, Runner, collect, judge
-from deltart.runtime.verify_page import page
+from deltart.runtime.verify_page import compared_points, page
 from deltart.runtime.verify_runners import backend_points, logit_positions, read_prompts
 from support.cases import VOCAB, Export
 
@@ -80,6 +80,24 @@ def test_error_is_the_relative_rms() -> None:
     added = (exact + np.float32(1e-4) * other).astype(np.float64) - exact
     assert found.relative_rms == pytest.approx(np.linalg.norm(added) / np.linalg.norm(exact.astype(np.float64)), 1e-4)
     assert found.max_abs == pytest.approx(np.abs(added).max(), 1e-4)
+
+
+def test_what_the_reference_lacks_is_compared_with_the_next() -> None:
+    def partial(points: list[str], noise: float) -> Runner:
+        return Runner(lambda ids: {p: np.full((len(ids), 2), 1 + noise, np.float32) for p in points})
+
+    makers = {
+        "reference": lambda: partial(["embed.h", "layers.0.h", "logits"], 0.0),
+        "good": lambda: partial([*POINTS, "mtp.logits"], 1e-4),
+        "bad": lambda: partial([*POINTS[1:], "mtp.logits"], 2e-4),
+    }
+    report = judge(Path("artifact"), collect(makers, np.arange(5)), TOLERANCES)
+    against = {(d.point, d.runner): (d.against, d.relative_rms) for d in report.differences}
+    assert against["layers.0.h", "bad"] == ("reference", pytest.approx(2e-4, rel=1e-2))
+    assert against["layers.1.h", "bad"] == ("good", pytest.approx(1e-4, rel=1e-2))
+    assert ("layers.1.h", "good") not in against and against["mtp.logits", "bad"][0] == "good"
+    assert compared_points(report) == [*POINTS[1:], "mtp.logits", "embed.h"]
+    assert "layers.1.h (against good)" in page(report)
 
 
 def test_another_shape_is_a_failure() -> None:
@@ -190,7 +208,8 @@ def test_exposed_graphs_agree_however_the_tokens_are_split(exported: Export, pre
     ids = np.random.default_rng(0).integers(0, VOCAB, 12)
     backends = {target: ExposedBackend(artifact, target) for target in ("portable", "ort")}
     whole = backend_points(backends["portable"], backends["portable"].points, 12)(ids)
-    assert [p for p in whole] == ["embed.h", *(f"layers.{n}.h" for n in range(4)), "hidden", "logits"]
+    mtp = ["mtp.hidden", "mtp.logits"]
+    assert [*whole] == ["embed.h", *(f"layers.{n}.h" for n in range(4)), "hidden", "logits", *mtp]
     split = backend_points(backends["ort"], backends["ort"].points, prefill)(ids)
     for point, array in whole.items():
         assert np.abs(split[point] - array).max() <= 1e-4, point

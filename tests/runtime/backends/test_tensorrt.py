@@ -135,12 +135,21 @@ def test_exposed_plans_agree_with_ort_block_by_block(artifact: Path, tmp_path: P
     tokens = ids(1, 46, 8)[0]
     found = backend_points(twin.gpu, names, prefill, GRAPH)(tokens)
     expected = backend_points(cpu, names, prefill)(tokens)
-    assert [*found] == [*names, "hidden", "logits"]
-    for point, array in expected.items():
+    assert [*found] == [*names, "hidden", "logits"] == [p for p in expected if not p.startswith("mtp.")]
+    for point in found:
+        array = expected[point]
         assert found[point].shape == array.shape and found[point].dtype == np.float32
         assert error(found[point], array) <= TOLERANCE, point
     steps = 46 if prefill == 1 else 46 - prefill
     assert twin.cuda.launched == steps - 1  # decode steps with five more outputs, captured at the second
+
+
+@pytest.mark.parametrize("prefill", [1, 20, 30])
+def test_the_mtp_head_follows_the_text_model(artifact: Path, prefill: int) -> None:
+    twin, tokens = Twin(artifact, 1), ids(1, 30, 4)[0]
+    found, expected = (backend_points(backend, [], prefill)(tokens) for backend in (twin.gpu, twin.cpu))
+    assert [*found] == ["hidden", "logits", "mtp.hidden", "mtp.logits"] and len(found["mtp.hidden"]) == 29
+    assert all(error(found[point], expected[point]) <= TOLERANCE for point in found)
 
 
 def test_exposed_plans_share_the_weights(artifact: Path, tmp_path: Path) -> None:
