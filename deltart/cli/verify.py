@@ -186,6 +186,7 @@ def _print(report: Report, target: Path) -> None:
     console.print(table)
     for agreement in report.replies:
         console.print(f"{agreement.runner}: {agreement}")
-    for name, reason in report.skipped.items():
-        console.print(f"{name} did not run: {reason}", markup=False)
+    for reason in dict.fromkeys(report.skipped.values()):
+        names = ", ".join(name for name, why in report.skipped.items() if why == reason)
+        console.print(f"{names} did not run: {reason}", markup=False)
     console.print(f"[bold]{'passed' if report.passed else 'FAILED'}[/]; {target} has the plot")

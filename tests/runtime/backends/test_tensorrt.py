@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -10,15 +11,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from deltart.cli import main
 from deltart.errors import ArtifactError, BuildError, GenerationError, MissingDependencyError
 from deltart.manifest import load_manifest
 from deltart.plugins.registry import OPS
-from deltart.runtime.backends import tensorrt
+from deltart.runtime.backends import cuda, tensorrt, tensorrt_exposed
 from deltart.runtime.backends.exposed import ExposedBackend
 from deltart.runtime.backends.ort import OrtBackend
 from deltart.runtime.backends.tensorrt import TensorRtBackend
 from deltart.runtime.backends.tensorrt_exposed import GRAPH, points
-from deltart.runtime.backends.tensorrt_plans import engine_folder, load_engine
+from deltart.runtime.backends.tensorrt_plans import PlanEntry, engine_folder, load_engine
 from deltart.runtime.verify_runners import backend_points
 from support.cases import VOCAB
 from support.host_gpu import HostCuda, OrtExecutor, write_engine, write_exposed
@@ -150,6 +152,33 @@ def test_the_mtp_head_follows_the_text_model(artifact: Path, prefill: int) -> No
     found, expected = (backend_points(backend, [], prefill)(tokens) for backend in (twin.gpu, twin.cpu))
     assert [*found] == ["hidden", "logits", "mtp.hidden", "mtp.logits"] and len(found["mtp.hidden"]) == 29
     assert all(error(found[point], expected[point]) <= TOLERANCE for point in found)
+
+
+def test_verify_command_compares_the_engine(
+    artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`deltart verify` as it runs where a GPU is: all five runners, the engine's plans and its exposed ones."""
+    folder = Path(shutil.copytree(artifact, tmp_path / "copy"))
+    graphs, built = load_manifest(folder).graphs, []
+
+    def build_nothing(artifact: Path, flavour: str, cache: Path) -> None:
+        built.append(write_exposed(artifact, load_engine(artifact, flavour)))
+
+    def load(path: Path, entry: PlanEntry) -> OrtExecutor:
+        return OrtExecutor(folder, entry, graphs.get(entry.graph, graphs["model"]))
+
+    monkeypatch.setattr(cuda, "CudaDriver", HostCuda)
+    monkeypatch.setattr(tensorrt_exposed, "build_exposed", build_nothing)
+    monkeypatch.setattr(tensorrt, "_loader", lambda engine: load)
+    monkeypatch.setattr(tensorrt, "built_flavour", lambda artifact: "rtx")
+    assert main(["verify", str(folder), "--tokens", "30", "--json", "--html", str(tmp_path / "page.html")]) == 0
+    report = json.loads(capsys.readouterr().out)
+    runners = {
+        name: [d["point"] for d in report["differences"] if d["runner"] == name] for name in report["tolerances"]
+    }
+    assert not report["skipped"] and len(built) == 1 and report["reference"] == "transformers"
+    assert runners["engine"] == ["hidden", "logits", "mtp.hidden", "mtp.logits"]
+    assert runners["engine by block"] == ["embed.h", *(f"layers.{n}.h" for n in range(4)), "hidden", "logits"]
 
 
 def test_exposed_plans_share_the_weights(artifact: Path, tmp_path: Path) -> None:
