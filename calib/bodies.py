@@ -44,8 +44,10 @@ def gated_rms_norm(x: Tensor, weight: Tensor, z: Tensor, epsilon: float) -> Tens
     return F.rms_norm(heads, weight.shape, weight.to(x.dtype), epsilon).flatten(-2) * F.silu(z)
 
 
-def fp8_block_linear(x: Tensor, weight: Tensor, weight_scale_inv: Tensor) -> Tensor:
-    """See plugins/fp8_block_linear."""
+def fp8_block_linear(x: Tensor, weight: Tensor, weight_scale_inv: Tensor, quantize_activations: int) -> Tensor:
+    """See plugins/fp8_block_linear; activations as they are."""
+    if quantize_activations:
+        raise ValueError("calibration runs on activations as they are")
     scale = weight_scale_inv.to(x.dtype).repeat_interleave(BLOCK, 0).repeat_interleave(BLOCK, 1)
     return F.linear(x, weight.to(x.dtype) * scale[: weight.shape[0], : weight.shape[1]])
 

@@ -17,7 +17,9 @@ from deltart.plugins.toolchain import compile_gpu
 
 # Modules that define KERNEL for an op. An op without a row here can be built into a plan, but not run.
 KERNEL_MODULES: dict[str, str] = {
+    "AttentionProjections": "deltart.plugins.attention_projections.plugin",
     "CausalConv1d": "deltart.plugins.causal_conv1d.plugin",
+    "DeltaNetProjections": "deltart.plugins.delta_net_projections.plugin",
     "Fp8BlockGateUp": "deltart.plugins.fp8_block_gate_up.plugin",
     "Fp8BlockLinear": "deltart.plugins.fp8_block_linear.plugin",
     "GatedAttention": "deltart.plugins.gated_attention.plugin",
@@ -37,12 +39,16 @@ class Call:
         dtypes: "f32", "bf16", "i8" or "i32" by input tensor.
         at: device addresses by tensor, outputs and "workspace" included; empty while a plan is built.
         shared_limit: bytes of shared memory that the device gives a block.
+        capability: the device's compute capability times ten (90 for 9.0).
+        multiprocessors: the device's.
     """
 
     sizes: Mapping[str, Any]
     dtypes: Mapping[str, str]
     at: dict[str, int] = field(default_factory=dict)
     shared_limit: int = 0
+    capability: int = 0
+    multiprocessors: int = 0
 
 
 @dataclass(frozen=True)
@@ -86,8 +92,18 @@ def prepare(spec: OpSpec) -> None:
 def enqueue(spec: OpSpec, call: Call, stream: int) -> None:
     """Launch one call on a CUDA stream (a handle): nothing is allocated, the stream may be capturing."""
     kernel = kernel_of(spec)
-    source, launches = kernel.launches(replace(call, shared_limit=_device().shared_limit))
+    source, launches = kernel.launches(on_device(call, _device()))
     _module(kernel.folder / source).run(launches, stream)
+
+
+def on_device(call: Call, device: Device) -> Call:
+    """`call` with what its launches may depend on besides sizes and types."""
+    return replace(
+        call,
+        shared_limit=device.shared_limit,
+        capability=device.capability,
+        multiprocessors=device.multiprocessors,
+    )
 
 
 @cache

@@ -45,8 +45,15 @@ class Device:
                 "run the kernels on the CPU shim instead",
             ) from error
         check(self.driver.cuCtxSetCurrent(check(self.driver.cuDevicePrimaryCtxRetain(handle))))
-        limit = self.driver.CUdevice_attribute.CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN
-        self.shared_limit: int = check(self.driver.cuDeviceGetAttribute(limit, handle))
+        self.handle = handle
+        self.shared_limit = self._attribute("MAX_SHARED_MEMORY_PER_BLOCK_OPTIN")  # bytes
+        self.multiprocessors = self._attribute("MULTIPROCESSOR_COUNT")
+        major, minor = (self._attribute(f"COMPUTE_CAPABILITY_{part}") for part in ("MAJOR", "MINOR"))
+        self.capability = 10 * major + minor
+
+    def _attribute(self, name: str) -> int:
+        attribute = getattr(self.driver.CUdevice_attribute, f"CU_DEVICE_ATTRIBUTE_{name}")
+        return int(check(self.driver.cuDeviceGetAttribute(attribute, self.handle)))
 
     def synchronize(self) -> None:
         """Waits for all work of the context; raises BuildError for an error in any of it."""

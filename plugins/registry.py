@@ -1,6 +1,8 @@
 """Every composite op of the toolkit. A new op is a folder beside this file and a line here."""
 
+from deltart.plugins.attention_projections.op import ATTENTION_PROJECTIONS
 from deltart.plugins.causal_conv1d.op import CAUSAL_CONV1D
+from deltart.plugins.delta_net_projections.op import DELTA_NET_PROJECTIONS
 from deltart.plugins.fp8_block_gate_up.op import FP8_BLOCK_GATE_UP
 from deltart.plugins.fp8_block_linear.op import FP8_BLOCK_LINEAR
 from deltart.plugins.gated_attention.op import GATED_ATTENTION
@@ -13,5 +15,11 @@ from deltart.plugins.spec import OpSpec
 # What the models are written in.
 MODEL_OPS: tuple[OpSpec, ...] = (CAUSAL_CONV1D, GATED_DELTA_RULE, GATED_RMS_NORM, GATED_ATTENTION, FP8_BLOCK_LINEAR)
 # What the TensorRT lowering puts in place of several nodes (export/lower/fuse.py).
-FUSED_OPS: tuple[OpSpec, ...] = (FP8_BLOCK_GATE_UP, LM_HEAD, QK_NORM_ROPE)
+FUSED_OPS: tuple[OpSpec, ...] = (
+    FP8_BLOCK_GATE_UP,
+    ATTENTION_PROJECTIONS,
+    DELTA_NET_PROJECTIONS,
+    LM_HEAD,
+    QK_NORM_ROPE,
+)
 OPS: tuple[OpSpec, ...] = (*MODEL_OPS, *FUSED_OPS)

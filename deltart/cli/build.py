@@ -40,6 +40,13 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--slots", type=int, default=1, metavar="N", help="sequences decoded together (default 1)")
     parser.add_argument("--max-context", type=int, metavar="N", help="longest sequence (default: the artifact's)")
     parser.add_argument("--chunk", type=int, default=1024, metavar="N", help="tokens of a prefill call (default 1024)")
+    parser.add_argument(
+        "--prefill-activations",
+        choices=["bf16", "fp8"],
+        default="bf16",
+        help="fp8: prefill rounds the activations of block-FP8 linears to E4M3 per token and 128 values; decode and "
+        "verify never do (default bf16: exact)",
+    )
     parser.add_argument("--cache", type=Path, default=CACHE, metavar="DIR", help=f"shared plans (default {CACHE})")
     parser.add_argument("--json", action="store_true", help="print the plans as JSON")
     parser.set_defaults(run=run)
@@ -62,6 +69,7 @@ def run(arguments: argparse.Namespace) -> None:
             slots=arguments.slots,
             max_context=arguments.max_context,
             chunk=arguments.chunk,
+            prefill_activations=arguments.prefill_activations,
             cache=arguments.cache.expanduser(),
         )
         command = shlex.join(["deltart", *sys.argv[1:]])
@@ -101,7 +109,8 @@ def _summarize(engine: EngineManifest, seconds: float, as_json: bool) -> None:
             name: {"key": p.key, "bytes": p.nbytes, "scratch_bytes": p.scratch_bytes, "plugins": p.plugins}
             for name, p in engine.plans.items()
         }
-        print(json.dumps({"flavour": engine.flavour, "seconds": round(seconds, 2), "plans": plans}))
+        chosen = {"flavour": engine.flavour, "prefill_activations": engine.prefill_activations}
+        print(json.dumps({**chosen, "seconds": round(seconds, 2), "plans": plans}))
         return
     table = Table("plan", "key", "MB", "scratch MB", "plugins", "weights bound")
     for name, plan in engine.plans.items():

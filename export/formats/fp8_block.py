@@ -10,7 +10,12 @@ from deltart.plugins.fp8_block_linear.reference import BLOCK
 
 
 class Fp8BlockLinear(nn.Module):
-    """y = x (weight * weight_scale_inv)^T; edge blocks may be partial."""
+    """y = x (weight * weight_scale_inv)^T; edge blocks may be partial.
+
+    `quantize_activations` makes it W8A8: x is rounded to E4M3 per token and 128 of K.
+    """
+
+    quantize_activations = False
 
     def __init__(self, in_features: int, out_features: int) -> None:
         super().__init__()
@@ -20,4 +25,4 @@ class Fp8BlockLinear(nn.Module):
         self.weight_scale_inv = nn.Parameter(torch.empty(blocks), requires_grad=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return ops.fp8_block_linear(x, self.weight, self.weight_scale_inv)
+        return ops.fp8_block_linear(x, self.weight, self.weight_scale_inv, int(self.quantize_activations))

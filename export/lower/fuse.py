@@ -11,6 +11,8 @@ from typing import TypeGuard
 
 import onnx
 
+from deltart.plugins.attention_projections.op import ATTENTION_PROJECTIONS
+from deltart.plugins.delta_net_projections.op import DELTA_NET_PROJECTIONS
 from deltart.plugins.fp8_block_gate_up.op import FP8_BLOCK_GATE_UP
 from deltart.plugins.fp8_block_linear.op import FP8_BLOCK_LINEAR
 from deltart.plugins.gated_attention.op import GATED_ATTENTION
@@ -19,6 +21,8 @@ from deltart.plugins.qk_norm_rope.op import QK_NORM_ROPE
 from deltart.plugins.spec import DOMAIN
 
 LINEAR_EQUATION = b"btk,nk->btn"
+# The op of some linears of one x, by how many are block FP8 and how many are plain.
+PROJECTIONS = {(3, 0): ATTENTION_PROJECTIONS.name, (2, 2): DELTA_NET_PROJECTIONS.name}
 
 Nodes = list[onnx.NodeProto]
 Producers = Mapping[str, onnx.NodeProto]
@@ -32,7 +36,29 @@ def fuse(nodes: Nodes, results: Sequence[str]) -> Nodes:
         fused += (
             gate_up(node, producers) or lm_head(node, producers, results) or qk_norm_rope(node, producers) or [node]
         )
-    return _needed(fused, results)
+    return projections(_needed(fused, results))
+
+
+def projections(nodes: Nodes) -> Nodes:
+    """`nodes` with the linears that read one x as one node: three block FP8, or two and two plain ones."""
+    made = {output for node in nodes for output in node.output}
+    by_x: dict[str, Nodes] = {}
+    for node in nodes:
+        if node.op_type == FP8_BLOCK_LINEAR.name or (_is_linear(node) and node.input[1] not in made):
+            by_x.setdefault(node.input[0], []).append(node)
+    joined: dict[str, onnx.NodeProto] = {}  # by the name of the first node
+    replaced: set[str] = set()
+    for members in by_x.values():
+        fp8 = [node for node in members if node.op_type == FP8_BLOCK_LINEAR.name]
+        ordered = fp8 + [node for node in members if node.op_type != FP8_BLOCK_LINEAR.name]
+        op = PROJECTIONS.get((len(fp8), len(members) - len(fp8)))
+        if op:
+            weights = [name for node in ordered for name in node.input[1:]]
+            outputs = [node.output[0] for node in ordered]
+            joined[members[0].name] = _composite(op, members[0].name, [members[0].input[0], *weights], outputs)
+            joined[members[0].name].attribute.extend(fp8[0].attribute)
+            replaced |= {node.name for node in members}
+    return [joined.get(n.name, n) for n in nodes if n.name in joined or n.name not in replaced]
 
 
 def gate_up(node: onnx.NodeProto, producers: Producers) -> Nodes:
@@ -44,7 +70,9 @@ def gate_up(node: onnx.NodeProto, producers: Producers) -> Nodes:
         gate = _silu_of(silu, producers)
         linear = FP8_BLOCK_LINEAR.name
         if _is(gate, linear) and _is(up, linear) and gate.input[0] == up.input[0]:
-            return [_composite(FP8_BLOCK_GATE_UP.name, node.name, [*gate.input, *up.input[1:]], node.output)]
+            made = _composite(FP8_BLOCK_GATE_UP.name, node.name, [*gate.input, *up.input[1:]], node.output)
+            made.attribute.extend(gate.attribute)
+            return [made]
     return []
 
 
@@ -64,7 +92,7 @@ def lm_head(node: onnx.NodeProto, producers: Producers, results: Sequence[str]) 
     if node.output[0] not in results:
         return []
     last = producers.get(node.input[0]) if node.op_type == "Cast" else node
-    if last is None or last.op_type != "Einsum" or last.attribute[0].s != LINEAR_EQUATION or last.input[1] in producers:
+    if last is None or not _is_linear(last) or last.input[1] in producers:
         return []
     return [_composite(LM_HEAD.name, node.name, last.input, node.output)]
 
@@ -126,6 +154,10 @@ def _source(name: str, producers: Producers) -> str:
         name = node.input[0]
         node = producers.get(name)
     return name
+
+
+def _is_linear(node: onnx.NodeProto) -> bool:
+    return node.op_type == "Einsum" and node.attribute[0].s == LINEAR_EQUATION
 
 
 def _is(node: onnx.NodeProto | None, op: str) -> TypeGuard[onnx.NodeProto]:

@@ -19,7 +19,8 @@
 #else
 #include <cuda_bf16.h>
 #include <stdint.h>
-#define SHARED_MEMORY(name) extern __shared__ __align__(128) unsigned char name[]
+// Aligned to the 1024 bytes of a swizzle atom.
+#define SHARED_MEMORY(name) extern __shared__ __align__(1024) unsigned char name[]
 #define EXPORT_KERNEL(kernel)
 #endif
 

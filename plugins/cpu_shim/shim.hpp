@@ -3,7 +3,7 @@
 // What makes it a test bed rather than a simulator:
 //  * warps run ahead of each other as far as barriers allow (the first, or the last, warp leads: `order`),
 //  * dynamic shared memory starts as NaN in every block,
-//  * cp.async copies land only when they are waited for,
+//  * cp.async copies land only when they are waited for; Hopper's asynchronous machinery is in async.hpp,
 //  * a warp-wide call that not all 32 lanes make, or a barrier nobody else reaches, is an error.
 // So a missing barrier, wait or write changes the result. Dynamic shared memory only; full-warp masks only.
 #pragma once
@@ -79,6 +79,13 @@ struct Copy {
   int bytes, valid;
 };
 
+// A product of a warpgroup, done when it is waited for: d += A B, or d = A B.
+struct Product {
+  float* d;
+  uint64_t a, b;
+  bool accumulate;
+};
+
 struct Rendezvous {
   unsigned generation = 0, arrived = 0;
   const char* what = nullptr;
@@ -98,6 +105,9 @@ struct Fiber {
   const unsigned* waits_on;
   unsigned waits_for;
   std::vector<std::vector<Copy>> copies;
+  std::vector<Copy> unfenced = {};  // landed, and not yet visible to the async proxy
+  std::vector<std::vector<Product>> products = std::vector<std::vector<Product>>(1);
+  bool fenced = false;  // the accumulators are the tensor cores' until they are waited for
 };
 
 struct Block {
@@ -105,6 +115,10 @@ struct Block {
   int live;
   Rendezvous barrier;
   unsigned char* shared;
+  unsigned char* async_view;  // shared memory as the async proxy sees it
+  size_t shared_bytes;
+  int order;
+  unsigned round;  // how often every warp had its turn
 };
 
 inline Fiber* current;
@@ -196,9 +210,18 @@ inline void land(size_t keep) {
     for (const Copy& c : groups.front()) {
       memcpy(c.to, c.from, c.valid);
       memset(static_cast<char*>(c.to) + c.valid, 0, c.bytes - c.valid);
+      if (block.async_view) current->unfenced.push_back(c);
     }
     groups.erase(groups.begin());
   }
+}
+
+// Lets every other warp run as far as it may.
+inline void step_back() {
+  current->waits_on = &block.round;
+  current->waits_for = block.round;
+  yield();
+  current->waits_on = nullptr;
 }
 
 inline void start() {
@@ -228,8 +251,8 @@ inline bool run_warp(Fiber* lanes) {
   return any;
 }
 
-inline void run_block(std::vector<Fiber>& fibers, std::vector<Warp>& warps, unsigned char* stacks, int order) {
-  int n = int(fibers.size()), n_warps = n / kWarp;
+inline void run_block(std::vector<Fiber>& fibers, std::vector<Warp>& warps, unsigned char* stacks) {
+  int n = int(fibers.size()), n_warps = n / kWarp, idle = 0;
   block.live = n;
   block.barrier = {};
   for (Warp& w : warps) w.meet = {};
@@ -240,8 +263,10 @@ inline void run_block(std::vector<Fiber>& fibers, std::vector<Warp>& warps, unsi
   }
   while (block.live > 0 && !error[0]) {
     bool any = false;
-    for (int w = 0; w < n_warps; ++w) any |= run_warp(&fibers[(order ? n_warps - 1 - w : w) * kWarp]);
-    if (!any) {
+    for (int w = 0; w < n_warps; ++w) any |= run_warp(&fibers[(block.order ? n_warps - 1 - w : w) * kWarp]);
+    ++block.round;
+    idle = any ? 0 : idle + 1;
+    if (idle == 2) {
       current = &fibers[0];
       snprintf(error, sizeof error, "deadlock: %d threads wait for a barrier that others never reach", block.live);
     }
@@ -258,14 +283,17 @@ inline void run_grid(dim3 grid, dim3 size, size_t shared_bytes, int order) {
   std::vector<Fiber> fibers(n);
   std::vector<Warp> warps(n / kWarp);
   auto* stacks = static_cast<unsigned char*>(malloc(n * kStack));
-  auto* shared = static_cast<unsigned char*>(aligned_alloc(128, (shared_bytes + 255) / 128 * 128));
+  auto* shared = static_cast<unsigned char*>(aligned_alloc(1024, (shared_bytes + 2047) / 1024 * 1024));
   block.size = size;
   block.grid = grid;
   block.shared = shared;
+  block.shared_bytes = shared_bytes;
+  block.order = order;
   for (unsigned i = 0; i < grid.x * grid.y * grid.z && !error[0]; ++i) {
     block.index = {i % grid.x, i / grid.x % grid.y, i / (grid.x * grid.y)};
+    block.async_view = nullptr;
     memset(shared, 0xff, shared_bytes);
-    run_block(fibers, warps, stacks, order);
+    run_block(fibers, warps, stacks);
   }
   free(shared);
   free(stacks);

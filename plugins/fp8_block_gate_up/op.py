@@ -14,5 +14,6 @@ FP8_BLOCK_GATE_UP = OpSpec(
         TensorSpec("up_weight_scale_inv", STORED, ("N_blocks", "K_blocks")),
     ),
     outputs=(TensorSpec("y", ACT, ("B", "T", "N")),),
+    attributes={"quantize_activations": int},
     reference=fp8_block_gate_up,
 )

@@ -5,32 +5,34 @@ from __future__ import annotations
 from pathlib import Path
 
 from deltart.plugins import fp8_block_linear
+from deltart.plugins.fp8_block_gate_up.launch import gate_bytes, prefill
+from deltart.plugins.fp8_block_linear import plugin as linear
 from deltart.plugins.fp8_block_linear.inputs import Shape
-from deltart.plugins.fp8_block_linear.launch import MOST_DECODE, gate_up, gate_up_prefill, gate_up_workspace
+from deltart.plugins.fp8_block_linear.launch import gate_up
 from deltart.plugins.kernel_call import Call, Kernel
 from deltart.plugins.launch import Launch, require
 
 
 def _shape(call: Call) -> Shape:
-    sizes, dtypes = call.sizes, call.dtypes
-    kinds = (dtypes["weight_scale_inv"], dtypes["up_weight_scale_inv"])
+    kinds = (call.dtypes["weight_scale_inv"], call.dtypes["up_weight_scale_inv"])
     require(kinds[0] == kinds[1], f"scales stored as {kinds[0]} and {kinds[1]}", "one type for both")
-    return Shape(sizes["B"], sizes["T"], sizes["N"], sizes["K"], dtypes["x"], kinds[0])
+    return linear.shape_of(call)
 
 
 def workspace_bytes(call: Call) -> int:
-    """The gate of a prompt; none for few tokens."""
+    """What a linear takes, and the gate; nothing for few tokens."""
     shape = _shape(call)
-    return gate_up_workspace(shape) if shape.rows > MOST_DECODE else 0
+    return 0 if linear.is_few(call, shape) else linear.scratch_bytes(call, shape) + gate_bytes(shape)
 
 
 def launches(call: Call) -> tuple[str, list[Launch]]:
     """The source and launches of one call: few tokens take one launch, prompts the tile kernel twice and a product."""
     shape = _shape(call)
-    if shape.rows <= MOST_DECODE or shape.dtype == "f32":
+    if linear.is_few(call, shape):
         return "decode.cu", [gate_up(shape, call.at)]
-    return "prefill.cu", gate_up_prefill(shape, call.at | {"gate": call.at["workspace"]})
+    at, kernel = linear.scratch(call, shape), linear.tile_kernel(call)
+    return kernel.source, prefill(shape, kernel, at | {"gate": at["end"]}, call.multiprocessors)
 
 
 FOLDER = Path(str(fp8_block_linear.__file__)).parent
-KERNEL = Kernel(FOLDER, ("decode.cu", "prefill.cu"), workspace_bytes, launches)
+KERNEL = Kernel(FOLDER, linear.SOURCES, workspace_bytes, launches)

@@ -1,29 +1,30 @@
 // y = x W^T for many tokens: 128 x 128 tiles of y, W as in decode.cu. README.md.
 //
-// W8A16: x is bf16, weights are widened in registers. W8A8: x is E4M3 with a scale per token and 128 of K, which
-// fp8_block_linear_quantize makes. Either way the products of a 128-wide block of K are summed by the tensor cores and
-// then scaled into f32 sums. Eight warps, 64 tokens x 32 rows of W each. Grid (token tiles, weight tiles).
+// W8A16: x is bf16, weights are widened in registers. W8A8: x is E4M3 with a scale per token and 128 of K, as
+// fp8_block_linear_quantize leaves it. Either way the products of a 128-wide block of K are summed by the tensor cores
+// and then scaled into f32 sums. Eight warps, 64 tokens x 32 rows of W each. Grid (token tiles, weight tiles, splits).
 #include "../common/fp8_mma.cuh"
-#include "../common/warp.cuh"
+#include "activations.cuh"
+#include "output.cuh"
+#include "projections.cuh"
 
 namespace {
 
-constexpr int kBlock = 128, kTile = 128, kThreads = 256;
+constexpr int kThreads = 256;
 
 struct Product {
-  const void* x;         // [M, K] bf16 or E4M3
-  const float* x_scale;  // [M, ceil(K / 128)], of E4M3
+  const void* x;         // [M, K] bf16, or tiles of E4M3
+  const float* x_scale;  // of E4M3
   const uint8_t* weight;
   Parameter scale;
-  bf16* y;
-  int M, N, K;
+  Output out;
+  int K, blocks;  // of K
 };
 
 template <bool Quantized>
 struct Tile {
-  static constexpr int kStep = Quantized ? 128 : 64, kStages = Quantized ? 2 : 3;  // of K
-  static constexpr int kValue = Quantized ? 1 : 2;                                  // bytes of an activation
-  static constexpr int kStrideX = 128 + (Quantized ? 16 : 32), kStrideW = kStep + 16;  // bytes; free of bank conflicts
+  static constexpr int kStep = Quantized ? 128 : 64, kStages = 3;                     // of K
+  static constexpr int kStrideX = Quantized ? 128 : 160, kStrideW = Quantized ? 128 : 80;  // bytes
   static constexpr int kStage = kTile * (kStrideX + kStrideW);
 
   const Product& in;
@@ -38,28 +39,40 @@ struct Tile {
   __device__ unsigned char* x_at(int stage) const { return memory + stage * kStage; }
   __device__ unsigned char* w_at(int stage) const { return x_at(stage) + kTile * kStrideX; }
 
-  __device__ void fetch(int step) {
-    const int stage = step % kStages;
+  // Bytes from the start of a tile to a 16-byte piece of a row: free of bank conflicts, by the swizzle or by the stride.
+  __device__ static int at(int row, int piece, int stride) { return Quantized ? swizzled(row, piece) : row * stride + piece * 16; }
+
+  __device__ void fetch_activations(int step, int stage) {
 #pragma unroll
     for (int e = threadIdx.x; e < kTile * 8; e += kThreads) {
-      const int r = e / 8, k = step * kStep + e % 8 * (16 / kValue);
-      const bool is = first_token + r < in.M && k < in.K;
-      const size_t from = is ? (size_t(first_token + r) * in.K + k) * kValue : 0;
-      copy_async(x_at(stage) + r * kStrideX + e % 8 * 16, static_cast<const unsigned char*>(in.x) + from, is);
+      if (Quantized) {
+        const size_t tile = (size_t(blockIdx.x) * in.blocks + step) * kTileBytes;
+        copy_async(x_at(stage) + e * 16, static_cast<const unsigned char*>(in.x) + tile + e * 16, true);
+      } else {
+        const int r = e / 8, k = step * kStep + e % 8 * 8;
+        const bool is = first_token + r < in.out.M && k < in.K;
+        const size_t from = is ? size_t(first_token + r) * in.K + k : 0;
+        copy_async(x_at(stage) + at(r, e % 8, kStrideX), static_cast<const bf16*>(in.x) + from, is);
+      }
     }
+  }
+
+  __device__ void fetch(int step) {
+    const int stage = step % kStages;
+    fetch_activations(step, stage);
 #pragma unroll
     for (int e = threadIdx.x; e < kTile * (kStep / 16); e += kThreads) {
-      const int r = e / (kStep / 16), k = step * kStep + e % (kStep / 16) * 16;
-      const bool is = first_row + r < in.N && k < in.K;
+      const int r = e / (kStep / 16), piece = e % (kStep / 16), k = step * kStep + piece * 16;
+      const bool is = first_row + r < in.out.N && k < in.K;
       const size_t from = is ? size_t(first_row + r) * in.K + k : 0;
-      copy_async(w_at(stage) + r * kStrideW + e % (kStep / 16) * 16, in.weight + from, is);
+      copy_async(w_at(stage) + at(r, piece, kStrideW), in.weight + from, is);
     }
   }
 
   // 32 bytes of K of 16 rows of W: the right operands of two column tiles.
   __device__ __forceinline__ void load_weights(const unsigned char* W, int n, int k, BfPair (&b)[4]) const {
     const int r = row + n * 16 + lane % 8 + lane / 16 * 8;
-    load_matrices<false>(b, reinterpret_cast<const bf16*>(W + r * kStrideW + k + lane / 8 % 2 * 16));
+    load_matrices<false>(b, reinterpret_cast<const bf16*>(W + at(r, k / 16 + lane / 8 % 2, kStrideW)));
   }
 
   __device__ void multiply_e4m3(int stage) {
@@ -72,7 +85,7 @@ struct Tile {
       for (int m = 0; m < 4; ++m) {
         BfPair a[4];
         const int r = token + m * 16 + lane % 16;
-        load_matrices<false>(a, reinterpret_cast<const bf16*>(x_at(stage) + r * kStrideX + k + lane / 16 * 16));
+        load_matrices<false>(a, reinterpret_cast<const bf16*>(x_at(stage) + at(r, k / 16 + lane / 16, kStrideX)));
 #pragma unroll
         for (int n = 0; n < 4; ++n) {
           const uint32_t right[2] = {b[n / 2][n % 2 * 2], b[n / 2][n % 2 * 2 + 1]};
@@ -108,14 +121,14 @@ struct Tile {
 
   // The block's sums, scaled, to the sums of the tile.
   __device__ void promote(int block) {
-    const int blocks = (in.K + kBlock - 1) / kBlock;
-    const float w = in.scale[blockIdx.y * blocks + block];
+    const float w = in.scale[blockIdx.y * in.blocks + block];
+    const float* x_scale = in.x_scale + size_t(block) * padded_tokens(in.out.M) + first_token + token + g;
 #pragma unroll
     for (int m = 0; m < 4; ++m)
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         float by = w;
-        if (Quantized) by *= in.x_scale[size_t(min(first_token + token + m * 16 + half * 8 + g, in.M - 1)) * blocks + block];
+        if (Quantized) by *= x_scale[m * 16 + half * 8];
 #pragma unroll
         for (int n = 0; n < 4; ++n)
 #pragma unroll
@@ -132,108 +145,55 @@ struct Tile {
 #pragma unroll
       for (int n = 0; n < 4; ++n)
 #pragma unroll
-        for (int half = 0; half < 2; ++half) {
-          const int at = first_token + token + m * 16 + half * 8 + g, column = first_row + row + n * 8 + 2 * t;
-          if (at >= in.M || column >= in.N) continue;
-          bf16* y = in.y + size_t(at) * in.N + column;
-          const float two[2] = {sum[m][n][2 * half], sum[m][n][2 * half + 1]};
-          if (in.N % 2 == 0) {
-            store(y, two);
-          } else {
-            y[0] = from_float<bf16>(two[0]);
-            if (column + 1 < in.N) y[1] = from_float<bf16>(two[1]);
-          }
-        }
+        for (int half = 0; half < 2; ++half)
+          in.out.put(blockIdx.z, first_token + token + m * 16 + half * 8 + g, first_row + row + n * 8 + 2 * t,
+                     sum[m][n][2 * half], sum[m][n][2 * half + 1]);
   }
 
   __device__ void run() {
-    const int steps = (in.K + kStep - 1) / kStep;
+    const int each = (in.blocks + gridDim.z - 1) / gridDim.z * (kBlock / kStep);
+    const int first = blockIdx.z * each, stop = min(first + each, (in.K + kStep - 1) / kStep);
 #pragma unroll
-    for (int step = 0; step < kStages - 1; ++step) {
-      if (step < steps) fetch(step);
+    for (int i = 0; i < kStages - 1; ++i) {
+      if (first + i < stop) fetch(first + i);
       commit_copies();
     }
-    for (int step = 0; step < steps; ++step) {
+    for (int step = first; step < stop; ++step) {
       wait_copies<kStages - 2>();
       __syncthreads();
-      if (step + kStages - 1 < steps) fetch(step + kStages - 1);
+      if (step + kStages - 1 < stop) fetch(step + kStages - 1);
       commit_copies();
       if constexpr (Quantized)
         multiply_e4m3(step % kStages);
       else
         multiply_bf16(step % kStages);
-      if ((step + 1) * kStep % kBlock == 0 || step + 1 == steps) promote(step * kStep / kBlock);
+      if ((step + 1) * kStep % kBlock == 0 || step + 1 == stop) promote(step * kStep / kBlock);
     }
     write();
   }
 };
 
-// x as E4M3 with scale amax / 448 per token and 128 of K; a warp per such group.
-__device__ void quantize(const bf16* x, uint8_t* codes, float* scales, int M, int K) {
-  const int blocks = (K + kBlock - 1) / kBlock, group = blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32;
-  if (group >= M * blocks) return;
-  const int lane = threadIdx.x % 32, k = group % blocks * kBlock + lane * 4;
-  const size_t at = size_t(group / blocks) * K + k;
-  float values[4] = {}, most = 0.0f;
-  if (k < K) load(x + at, values);
-#pragma unroll
-  for (int i = 0; i < 4; ++i) most = fmaxf(most, fabsf(values[i]));
-#pragma unroll
-  for (int mask = 16; mask; mask /= 2) most = fmaxf(most, __shfl_xor_sync(kFullWarp, most, mask));
-  const float scale = most > 0.0f ? most / 448.0f : 1.0f;
-  uint32_t word = 0;
-#pragma unroll
-  for (int i = 0; i < 4; ++i) word |= uint32_t(to_e4m3(values[i] / scale)) << 8 * i;
-  if (k < K) *reinterpret_cast<uint32_t*>(codes + at) = word;
-  if (lane == 0) scales[group] = scale;
-}
-
-// y = silu(gate) * y, eight values a thread.
-__device__ void silu_mul(const bf16* gate, bf16* y, long long count) {
-  const long long first = (blockIdx.x * (long long)(blockDim.x) + threadIdx.x) * 8;
-  if (first + 8 <= count) {
-    float g[8], u[8];
-    load(gate + first, g);
-    load(y + first, u);
-#pragma unroll
-    for (int i = 0; i < 8; ++i) u[i] *= g[i] * sigmoid(g[i]);
-    store(y + first, u);
-    return;
-  }
-  for (long long i = first; i < count; ++i) {
-    const float g = to_float(gate[i]);
-    y[i] = from_float<bf16>(to_float(y[i]) * g * sigmoid(g));
-  }
-}
-
 }  // namespace
 
 extern "C" __global__ void __launch_bounds__(kThreads)
-    fp8_block_linear_prefill_w8a16(const bf16* x, const uint8_t* weight, const void* scale, int bf16_scales, bf16* y, int M,
-                                   int N, int K) {
+    fp8_block_linear_prefill_w8a16(const bf16* x, const uint8_t* weight, const void* scale, int bf16_scales, bf16* y,
+                                   float* partial, int M, int N, int K) {
   SHARED_MEMORY(memory);
-  const Product in = {x, nullptr, weight, {scale, bf16_scales}, y, M, N, K};
+  const Product in = {x, nullptr, weight, {scale, bf16_scales}, {y, partial, M, N}, K, (K + kBlock - 1) / kBlock};
   Tile<false>(in, memory).run();
 }
 
 extern "C" __global__ void __launch_bounds__(kThreads)
-    fp8_block_linear_prefill_w8a8(const uint8_t* codes, const float* x_scale, const uint8_t* weight, const void* scale,
-                                  int bf16_scales, bf16* y, int M, int N, int K) {
+    fp8_block_linear_prefill_w8a8(const unsigned char* codes, const float* x_scale, const uint8_t* weight, const void* scale,
+                                  int bf16_scales, bf16* y, float* partial, int M, int N, int K) {
   SHARED_MEMORY(memory);
-  const Product in = {codes, x_scale, weight, {scale, bf16_scales}, y, M, N, K};
+  const Product in = {codes, x_scale, weight, {scale, bf16_scales}, {y, partial, M, N}, K, (K + kBlock - 1) / kBlock};
   Tile<true>(in, memory).run();
 }
 
-extern "C" __global__ void __launch_bounds__(kThreads)
-    fp8_block_linear_quantize(const bf16* x, uint8_t* codes, float* scales, int M, int K) {
-  quantize(x, codes, scales, M, K);
-}
-
-extern "C" __global__ void __launch_bounds__(kThreads) fp8_block_linear_silu_mul(const bf16* gate, bf16* y, long long count) {
-  silu_mul(gate, y, count);
-}
-
-EXPORT_KERNEL(fp8_block_linear_silu_mul)
 EXPORT_KERNEL(fp8_block_linear_prefill_w8a16)
 EXPORT_KERNEL(fp8_block_linear_prefill_w8a8)
-EXPORT_KERNEL(fp8_block_linear_quantize)
+QUANTIZE_KERNEL
+ADD_SPLITS_KERNEL
+SILU_MUL_KERNEL
+PROJECTIONS_KERNEL(bf16, bf16, 4, 1)

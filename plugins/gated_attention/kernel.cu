@@ -309,10 +309,15 @@ __device__ void combine(const float* partial, const bf16* gate, const int* past_
   store(o + at, sum);
 }
 
+// Blocks per multiprocessor that the compiler must leave room for; 0: it chooses. Left to itself it would squeeze this
+// one kernel into the registers of four on some targets, by spilling.
+template <int D, int MT, class Cache>
+constexpr int kResident = D == 128 && MT == 3 && sizeof(Cache) == 1 ? 3 : 0;
+
 }  // namespace
 
 #define ATTENTION_KERNEL(D, MT, Cache, suffix)                                                                        \
-  extern "C" __global__ void __launch_bounds__(128) gated_attention_##suffix##_d##D##_m##MT(                          \
+  extern "C" __global__ void __launch_bounds__(128, (kResident<D, MT, Cache>)) gated_attention_##suffix##_d##D##_m##MT( \
       const bf16* q, const bf16* k, const bf16* v, const bf16* gate, Cache* k_cache, Cache* v_cache,                  \
       const int* page_table, const float* k_scale, const float* v_scale, const int* past_len, const int* n_tokens,    \
       bf16* o, float* partial, int tokens, int heads, int kv_heads, int page_size, int max_pages) {                   \

@@ -17,6 +17,7 @@ from deltart.runtime.backends.tensorrt_caches import TimingCache, cache_path
 from deltart.runtime.backends.tensorrt_compile import Progress, Report, compile_plan
 from deltart.runtime.backends.tensorrt_library import Library, load_library
 from deltart.runtime.backends.tensorrt_plans import EngineManifest, Flavour, PlanEntry, Profile
+from deltart.runtime.backends.tensorrt_precision import Activations, can_quantize, with_activations
 
 TARGET = "tensorrt"
 DEFAULT_GPUS = ("sm_80", "sm_89", "sm_120")
@@ -34,6 +35,8 @@ class BuildOptions:
         slots: sequences decoded together.
         max_context: longest sequence, in tokens; the artifact's when None.
         chunk: tokens of a prefill call.
+        prefill_activations: "fp8" rounds the activations of prefill's block-FP8 linears to E4M3 (W8A8); decode and
+            verify take them as they are.
         cache: folder of plans that artifacts share; None keeps them in the artifact alone.
     """
 
@@ -42,6 +45,7 @@ class BuildOptions:
     slots: int = 1
     max_context: int | None = None
     chunk: int = 1024
+    prefill_activations: Activations = "bf16"
     cache: Path | None = None
 
 
@@ -71,14 +75,25 @@ def build_engine(
     folder = plans.engine_folder(artifact, library.flavour)
     folder.mkdir(parents=True, exist_ok=True)
     built = {}
-    for graph, entry in manifest.graphs.items():
-        content = _lowered(artifact, graph, entry)
+    for graph, content in _lowered(artifact, manifest, options).items():
+        entry = manifest.graphs[graph]
         for phase in plans.PHASES:
+            if phase == "prefill":
+                content = with_activations(content, options.prefill_activations)
             profile = plans.profile(phase, options.slots, context, options.chunk)
             job = Job(library, graph, entry, phase, gpus, profile, content)
             built[job.name] = obtain(job, folder, options.cache, report, progress)
     versions = {"deltart": manifest.versions.get("deltart", ""), library.trt.__name__: library.version}
-    result = EngineManifest(library.flavour, options.slots, context, options.chunk, built, command, versions)
+    result = EngineManifest(
+        flavour=library.flavour,
+        slots=options.slots,
+        max_context=context,
+        chunk=options.chunk,
+        prefill_activations=options.prefill_activations,
+        plans=built,
+        command=command,
+        versions=versions,
+    )
     result.save(folder)
     return result
 
@@ -97,7 +112,7 @@ class Job:
 
     @property
     def name(self) -> str:
-        """ "model.decode"."""
+        """Graph and phase, as in "model.decode" of engine.json."""
         return f"{self.graph}.{self.phase}"
 
     @property
@@ -111,10 +126,17 @@ class Job:
         return plans.plan_key(self.onnx_sha256, self.library.flavour, self.library.version, self.gpus, self.profile)
 
 
-def _lowered(artifact: Path, graph: str, entry: GraphEntry) -> bytes:
-    if TARGET not in entry.files:
-        raise ArtifactError(f"{artifact} has no '{TARGET}' graph of '{graph}'", todo="export it with --tensorrt")
-    return (artifact / entry.files[TARGET]).read_bytes()
+def _lowered(artifact: Path, manifest: Manifest, options: BuildOptions) -> dict[str, bytes]:
+    """The lowered graphs by name."""
+    for graph, entry in manifest.graphs.items():
+        if TARGET not in entry.files:
+            raise ArtifactError(f"{artifact} has no '{TARGET}' graph of '{graph}'", todo="export it with --tensorrt")
+    contents = {graph: (artifact / entry.files[TARGET]).read_bytes() for graph, entry in manifest.graphs.items()}
+    if options.prefill_activations != "bf16" and not any(map(can_quantize, contents.values())):
+        raise BuildError(
+            "--prefill-activations fp8 without a block-FP8 weight", "bf16", "calibrate the checkpoint first"
+        )
+    return contents
 
 
 def _context(options: BuildOptions, manifest: Manifest) -> int:

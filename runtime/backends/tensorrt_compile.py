@@ -139,7 +139,7 @@ def _configure(library: Library, builder: Any, inputs: Sequence[Binding], gpus: 
 
 
 def _capability(trt: Any, gpu: str) -> Any:
-    """ "sm_89" as TensorRT-RTX names it; any other text is the present GPU, which may be one it has no name for."""
+    """TensorRT-RTX's name for "sm_89"; any other text is the present GPU, which may be one it has no name for."""
     members = trt.ComputeCapability.__members__
     return members[f"SM{gpu[3:]}"] if gpu.startswith("sm_") else members["CURRENT"]
 

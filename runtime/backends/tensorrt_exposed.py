@@ -16,6 +16,7 @@ from deltart.runtime.backends.tensorrt_builder import TARGET, Job, obtain
 from deltart.runtime.backends.tensorrt_compile import Report
 from deltart.runtime.backends.tensorrt_library import load_library
 from deltart.runtime.backends.tensorrt_plans import EngineManifest, Flavour
+from deltart.runtime.backends.tensorrt_precision import with_activations
 
 GRAPH = "exposed"  # beside "model" and "mtp" in engine.json
 PHASES = ("decode", "prefill")
@@ -38,6 +39,8 @@ def build_exposed(
     folder = plans.engine_folder(artifact, flavour)
     built = dict(engine.plans)
     for phase in PHASES:
+        if phase == "prefill":
+            content = with_activations(content, engine.prefill_activations)
         profile = plans.profile(phase, engine.slots, engine.max_context, engine.chunk)
         job = Job(library, GRAPH, entry, phase, gpus, profile, content)
         built[job.name] = obtain(job, folder, cache, report, lambda share: None)

@@ -17,9 +17,10 @@ import deltart
 from deltart.errors import ArtifactError
 from deltart.manifest import GraphEntry
 from deltart.plugins import trt_plugin
+from deltart.runtime.backends.tensorrt_precision import Activations
 
 Flavour = Literal["rtx", "tensorrt"]
-FORMAT = 1
+FORMAT = 2
 FILE_NAME = "engine.json"
 PHASES = ("decode", "verify", "prefill")  # a plan each
 CAPTURED = ("decode", "verify")  # run as CUDA graphs
@@ -95,6 +96,7 @@ class EngineManifest:
     slots: int
     max_context: int
     chunk: int
+    prefill_activations: Activations
     plans: Mapping[str, PlanEntry]
     command: str
     versions: Mapping[str, str] = field(default_factory=dict)

@@ -62,4 +62,7 @@ def test_attention(length: int) -> None:
 def test_fp8_linear() -> None:
     rng = np.random.default_rng(0)
     weight = random(rng, 200, 300).to(torch.float8_e4m3fn)
-    assert_same(ops.fp8_block_linear, random(rng, 2, 5, 300), weight, random(rng, 2, 3).abs().bfloat16())
+    arguments = (random(rng, 2, 5, 300), weight, random(rng, 2, 3).abs().bfloat16())
+    assert_same(ops.fp8_block_linear, *arguments, 0)
+    with pytest.raises(ValueError), FastBodies():
+        ops.fp8_block_linear(*arguments, 1)

@@ -8,8 +8,11 @@ from pathlib import Path
 import pytest
 
 from deltart.plugins import toolchain
+from deltart.plugins.fp8_block_gate_up import launch as gate_up
 from deltart.plugins.fp8_block_linear import inputs as linear_inputs
 from deltart.plugins.fp8_block_linear import launch as linear
+from deltart.plugins.fp8_block_linear import prefill as tiles
+from deltart.plugins.fp8_block_linear.projections import Projection, few
 from deltart.plugins.gated_attention import inputs as attention_inputs
 from deltart.plugins.gated_attention import launch as attention
 from deltart.plugins.gated_rms_norm import inputs as norm_inputs
@@ -31,6 +34,8 @@ CEILINGS = {
     "fp8_block_linear_decode_bf16_m2": 128,
     "fp8_block_linear_gate_up_bf16_m1": 128,
     "fp8_block_linear_gate_up_bf16_m2": 128,
+    "fp8_block_linear_projections_bf16_m1": 128,
+    "fp8_block_linear_projections_bf16_m2": 128,
     "fp8_block_linear": 168,
     "fp8_block_linear_prefill": 255,
     "gated_attention": 255,
@@ -41,7 +46,7 @@ CEILINGS = {
     "lm_head": 168,
     "sampler": 128,
 }
-SPILLS = {"lm_head_f32": 64, "gated_attention_e4m3_d128_m3": 16}  # bytes; f32 activations serve the tests only
+SPILLS = {"lm_head_f32": 64}  # bytes; f32 activations serve the tests only
 FOLDERS = (
     "fp8_block_linear",
     "gated_attention",
@@ -58,11 +63,14 @@ def every_launch() -> list[Launch]:
     at: dict[str, int] = defaultdict(int)
     launches = sampler.sample(sampler_inputs.Shape(), at)
     prompt = linear_inputs.Shape(tokens=65)
-    launches += [*linear.gate_up_prefill(prompt, at), *linear.prefill_w8a8(prompt, at)]
+    launches += linear.forward(prompt, at)[1]
+    launches += [one for kernel in (tiles.W8A8, tiles.W8A8_WGMMA) for one in tiles.prefill_w8a8(prompt, kernel, at)]
+    launches += gate_up.prefill(prompt, tiles.W8A16, at)
     for dtype in ("f32", "bf16"):
         for tokens in (1, 9, 17):
             shape = linear_inputs.Shape(tokens=tokens, dtype=dtype)
             launches += [linear.decode(shape, at), linear.gate_up(shape, at)]
+            launches.append(few(shape, [Projection(5120, "weight", "y", "scale")], at))
         launches.append(rope.rope(rope_inputs.Shape(dtype=dtype), at))
         launches.append(norm.norm(norm_inputs.Shape(dtype=dtype), at))
         launches.append(residual.norm(residual_inputs.Shape(dtype=dtype), at))

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from deltart.errors import BuildError, MissingDependencyError
-from deltart.plugins import loader, toolchain
+from deltart.plugins import kernel_call, loader, toolchain
 from deltart.plugins.launch import Launch
 
 
@@ -25,14 +25,19 @@ class Status(IntEnum):
 class RecordingDriver:
     """Answers as cuda.bindings.driver does, and reads launch arguments back through their pointers."""
 
-    CUdevice_attribute = SimpleNamespace(CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN="optin")
+    CUdevice_attribute = SimpleNamespace(
+        CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN=100 << 10,
+        CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT=132,
+        CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR=9,
+        CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR=0,
+    )
     CUfunction_attribute = SimpleNamespace(CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES="dynamic")
 
     def __init__(self, status: Status = Status.CUDA_SUCCESS) -> None:
         self.status, self.calls = status, []
 
-    def cuDeviceGetAttribute(self, *args: Any) -> tuple:  # noqa: N802
-        return Status.CUDA_SUCCESS, 100 << 10
+    def cuDeviceGetAttribute(self, attribute: int, handle: str) -> tuple:  # noqa: N802
+        return Status.CUDA_SUCCESS, attribute
 
     def cuLaunchKernel(self, function: str, *args: Any) -> tuple:  # noqa: N802
         pointers = (ctypes.c_void_p * 2).from_address(args[-2])
@@ -66,6 +71,11 @@ def test_launch_geometry_and_arguments(recorder: RecordingDriver, tmp_path: Path
     assert ("cuModuleLoadData", b"fat") in recorder.calls
     with pytest.raises(BuildError, match="shared memory"):
         kernels.run([Launch("k", (1, 1, 1), 32, 101 << 10, args)])
+
+
+def test_what_launches_may_depend_on(recorder: RecordingDriver) -> None:
+    call = kernel_call.on_device(kernel_call.Call({}, {}), loader.Device())
+    assert (call.shared_limit, call.capability, call.multiprocessors) == (100 << 10, 90, 132)
 
 
 def test_no_device_is_a_missing_dependency(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,13 +9,17 @@ import test_fp8_block_linear_prefill as prefill
 import test_gated_attention as attention
 import test_gated_rms_norm as norm
 import test_lm_head as head
+import test_projections as projections
 import test_qk_norm_rope as rope
 import test_residual_rms_norm as residual
 import test_sampler as sampler
 from test_memory_bounds import Place, exit_code
 
+from deltart.plugins.fp8_block_gate_up import launch as gate_up
 from deltart.plugins.fp8_block_linear import inputs as linear_inputs
 from deltart.plugins.fp8_block_linear import launch as linear_launch
+from deltart.plugins.fp8_block_linear import prefill as tiles
+from deltart.plugins.fp8_block_linear.projections import few
 from deltart.plugins.gated_attention import inputs as attention_inputs
 from deltart.plugins.gated_attention import launch as attention_launch
 from deltart.plugins.gated_rms_norm import inputs as norm_inputs
@@ -39,16 +43,25 @@ def multiply(place: Place) -> None:
         linear.module().run([linear_launch.decode(shape, at), linear_launch.gate_up(shape, at)])
 
 
+def project(place: Place) -> None:
+    for fp8, plain in (((130, 16, 40), ()), ((64, 129), (5, 48))):
+        shape = linear_inputs.Shape(tokens=3, k=400)
+        given, members = projections.make(shape, fp8, plain)
+        at = place(given | {m.y: np.zeros((3, m.n), np.uint16) for m in members})
+        projections.module().run([few(shape, members, at)])
+
+
 def multiply_many(place: Place) -> None:
-    for tokens, n, k in ((130, 129, 144), (3, 40, 1040)):
-        shape = linear_inputs.Shape(tokens=tokens, n=n, k=k)
-        work = {name: np.zeros(size, np.uint8) for name, size in linear_launch.workspace(shape).items()}
-        work["gate"] = np.zeros(linear_launch.gate_up_workspace(shape), np.uint8)
-        given = linear_inputs.make(shape, 0)
-        given |= {f"up_{name}": given[name] for name in ("weight", "weight_scale_inv")}
-        at = place(given | linear_inputs.outputs(shape) | work)
-        launches = [linear_launch.prefill(shape, at), *linear_launch.prefill_w8a8(shape, at)]
-        prefill.module().run([*launches, *linear_launch.gate_up_prefill(shape, at)])
+    for tokens, n, k in ((130, 129, 144), (3, 40, 1040), (70, 40, 2064)):
+        for kernel in prefill.KERNELS:
+            shape = linear_inputs.Shape(tokens=tokens, n=n, k=k)
+            work = {name: np.zeros(size, np.uint8) for name, size in tiles.workspace(shape, kernel).items()}
+            work["gate"] = np.zeros(gate_up.gate_bytes(shape), np.uint8)
+            given = linear_inputs.make(shape, 0)
+            given |= {f"up_{name}": given[name] for name in ("weight", "weight_scale_inv")}
+            at = place(given | linear_inputs.outputs(shape) | work)
+            plan = tiles.prefill if kernel is tiles.W8A16 else tiles.prefill_w8a8
+            prefill.module(kernel).run([*plan(shape, kernel, at), *gate_up.prefill(shape, kernel, at)])
 
 
 def attend(place: Place) -> None:
@@ -101,6 +114,8 @@ def draw(place: Place) -> None:
 
 
 @pytest.mark.parametrize("behind", [True, False])
-@pytest.mark.parametrize("run", [multiply, multiply_many, attend, turn, normalise, add_and_normalise, score, draw])
+@pytest.mark.parametrize(
+    "run", [multiply, project, multiply_many, attend, turn, normalise, add_and_normalise, score, draw]
+)
 def test_stays_inside(run: object, behind: bool) -> None:
     assert exit_code(run, behind) == 0

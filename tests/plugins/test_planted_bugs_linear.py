@@ -14,6 +14,7 @@ import test_fp8_block_linear_prefill as prefill
 import test_gated_attention as attention
 import test_gated_rms_norm as norm
 import test_lm_head as head
+import test_projections as projections
 import test_qk_norm_rope as rope
 import test_residual_rms_norm as residual
 import test_sampler as sampler
@@ -21,6 +22,8 @@ import test_sampler as sampler
 from deltart.errors import BuildError
 from deltart.plugins.cpu_shim.runner import REVERSE
 from deltart.plugins.fp8_block_linear.inputs import Shape as LinearShape
+from deltart.plugins.fp8_block_linear.prefill import W8A8, W8A8_WGMMA, W8A16
+from deltart.plugins.fp8_block_linear.prefill import Kernel as PrefillKernel
 from deltart.plugins.gated_attention.inputs import Shape as AttentionShape
 from deltart.plugins.gated_rms_norm.inputs import Shape as NormShape
 from deltart.plugins.lm_head.inputs import Shape as HeadShape
@@ -39,9 +42,18 @@ def gates(op: Path) -> bool:
     return linear.gates(linear.module(op), LinearShape(tokens=3, n=48, k=400, dtype="f32"))
 
 
-def multiplies_many(op: Path, quantized: bool) -> bool:
-    kernels, shape = prefill.module(op), LinearShape(tokens=130, n=136, k=528)
-    return all(prefill.check(kernels, shape, quantized, order) for order in (0, REVERSE))
+def projects(op: Path) -> bool:
+    return projections.check(projections.module(op), LinearShape(tokens=3, k=400, dtype="f32"), (272, 40), (48, 47))
+
+
+def multiplies_many(op: Path, kernel: PrefillKernel) -> bool:
+    kernels, shape = prefill.module(kernel, op), LinearShape(tokens=300, n=136, k=1040)
+    return all(prefill.check(kernels, kernel, shape, order) for order in (0, REVERSE))
+
+
+def adds_splits(op: Path) -> bool:
+    shape = LinearShape(tokens=70, n=40, k=2064)
+    return all(prefill.check(prefill.module(kernel, op), kernel, shape) for kernel in prefill.KERNELS)
 
 
 def attends(op: Path, splits: int = 1, cache: str = "bf16", pages: int = 0) -> bool:
@@ -81,8 +93,10 @@ def draws_again(op: Path) -> bool:
 
 LINEAR, ATTENTION, HEAD, SAMPLER = "fp8_block_linear", "gated_attention", "lm_head", "sampler"
 KERNEL, DRAW, ROW = "kernel.cu", "draw.cuh", "row.cuh"
+WGMMA, HOPPER = "prefill_wgmma.cu", "../common/hopper.cuh"
+by_w8a16, by_w8a8, by_wgmma = (functools.partial(multiplies_many, kernel=k) for k in (W8A16, W8A8, W8A8_WGMMA))
 BUGS: dict[str, tuple[str, str, str, str, Callable[[Path], bool]]] = {
-    "sums added before they are there": (LINEAR, "decode.cu", "  __syncthreads();\n", "", multiplies),
+    "sums added before they are there": (LINEAR, "decode.cuh", "  __syncthreads();\n", "", multiplies),
     "scale of the block before": (
         LINEAR,
         "../common/linear_tile.cuh",
@@ -92,7 +106,7 @@ BUGS: dict[str, tuple[str, str, str, str, Callable[[Path], bool]]] = {
     ),
     "a split of K left out": (
         LINEAR,
-        "decode.cu",
+        "decode.cuh",
         "int split = 0; split < splits",
         "int split = 0; split < splits - 1",
         multiplies,
@@ -104,41 +118,70 @@ BUGS: dict[str, tuple[str, str, str, str, Callable[[Path], bool]]] = {
         "((a & 0x7800) ? (a & 0x7f007f00u) >> 4 : (a & 0x7f000000u) >> 4))",
         multiplies,
     ),
-    "up with the scales of gate": (LINEAR, "decode.cu", ", weight.scale = up.scale", "", gates),
+    "up with the scales of gate": (LINEAR, "decode.cuh", ", weight.scale = up.scale", "", gates),
     "up and gate exchanged": (
         LINEAR,
-        "decode.cu",
+        "decode.cuh",
         "warp % tiles >= in.row_groups",
         "warp % tiles < in.row_groups",
         gates,
     ),
-    "tiles read before they are there": (
+    "blocks of one weight not counted off": (LINEAR, "projections.cuh", "    block -= blocks;\n", "", projects),
+    "outputs exchanged": (LINEAR, "projections.cuh", "in.plain_y[i], block", "in.plain_y[1 - i], block", projects),
+    "tiles read before they are there": (LINEAR, "prefill.cu", "      wait_copies<kStages - 2>();\n", "", by_w8a16),
+    "tiles overwritten too early": (LINEAR, "prefill.cu", "      __syncthreads();\n", "", by_w8a8),
+    "last block not scaled": (LINEAR, "prefill.cu", " || step + 1 == stop) promote", ") promote", by_w8a16),
+    "scale of another token": (LINEAR, "prefill.cu", "x_scale[m * 16 + half * 8]", "x_scale[m * 16]", by_w8a8),
+    "pieces not swizzled": (LINEAR, "activations.cuh", "(piece ^ row % 8)", "piece", by_w8a8),
+    "the last part of K left out": (LINEAR, "output.cuh", "split < splits; ++", "split < splits - 1; ++", adds_splits),
+    "parts of K on top of each other": (LINEAR, "output.cuh", "size_t(split) * M * N + at", "at", adds_splits),
+    "stage read before it is full": (
         LINEAR,
-        "prefill.cu",
-        "      wait_copies<kStages - 2>();\n",
+        WGMMA,
+        "    wait(&memory.full[step % kStages], step / kStages % 2);\n",
         "",
-        functools.partial(multiplies_many, quantized=False),
+        by_wgmma,
     ),
-    "tiles overwritten too early": (
+    "stage filled before it is empty": (
         LINEAR,
-        "prefill.cu",
-        "      __syncthreads();\n",
+        WGMMA,
+        "        wait(&memory.empty[stage], step / kStages % 2 ^ 1);\n",
         "",
-        functools.partial(multiplies_many, quantized=True),
+        by_wgmma,
     ),
-    "last block not scaled": (
+    "stage given back after half of the products": (LINEAR, WGMMA, "if (half == 1)", "if (half == 0)", by_wgmma),
+    "weights announced on their way": (LINEAR, WGMMA, "        wait_copies<kLag>();\n", "", by_wgmma),
+    "weights announced a stage early": (LINEAR, WGMMA, "wait_copies<kLag>()", "wait_copies<kLag + 1>()", by_wgmma),
+    "last weights never waited for": (LINEAR, WGMMA, "    wait_copies<0>();\n", "", by_wgmma),
+    "weights not shown to the products": (LINEAR, WGMMA, "    fence_async();\n    arrive(", "    arrive(", by_wgmma),
+    "sums read before they are there": (LINEAR, WGMMA, "      wait_products<0>(part);\n", "", by_wgmma),
+    "products not committed": (LINEAR, WGMMA, "      commit_products();\n", "", by_wgmma),
+    "products not fenced": (LINEAR, WGMMA, "      fence_products(part);\n", "", by_wgmma),
+    "blocks of K added unscaled": (LINEAR, WGMMA, "k / 16, k > 0)", "k / 16, block > work.first || k > 0)", by_wgmma),
+    "no scale of the activations": (LINEAR, WGMMA, "w * x_scale[72]", "w", by_wgmma),
+    "weight scale of the block before": (
         LINEAR,
-        "prefill.cu",
-        " || step + 1 == steps) promote",
-        ") promote",
-        functools.partial(multiplies_many, quantized=False),
+        WGMMA,
+        "work.weight_tile * in.blocks + block]",
+        "work.weight_tile * in.blocks + max(block - 1, 0)]",
+        by_wgmma,
     ),
-    "scale of another token": (
+    "scales of the next block": (
         LINEAR,
-        "prefill.cu",
-        "m * 16 + half * 8 + g, in.M - 1)",
-        "m * 16 + g, in.M - 1)",
-        functools.partial(multiplies_many, quantized=True),
+        WGMMA,
+        "size_t(block) * in.token_tiles",
+        "size_t(block + 1 < in.blocks ? block + 1 : block) * in.token_tiles",
+        by_wgmma,
+    ),
+    "operands without a swizzle": (LINEAR, HOPPER, "| uint64_t(1) << 62", "| uint64_t(0) << 62", by_wgmma),
+    "atoms too close": (LINEAR, HOPPER, "uint64_t(kAtom >> 4) << 32", "uint64_t(kAtom >> 5) << 32", by_wgmma),
+    "the same 32 of K again": (LINEAR, WGMMA, "weight + k / 16,", "weight + k / 32,", by_wgmma),
+    "the other warpgroup's tokens": (
+        LINEAR,
+        WGMMA,
+        "describe(stage.x[group])",
+        "describe(stage.x[1 - group])",
+        by_wgmma,
     ),
     "one key too many": (ATTENTION, KERNEL, "past + token + 1 - first", "past + token + 2 - first", attends),
     "one key too few": (
@@ -276,7 +319,7 @@ BUGS: dict[str, tuple[str, str, str, str, Callable[[Path], bool]]] = {
         KERNEL,
         "++b) rest -= weight[b];",
         "++b) rest -= 0;",
-        functools.partial(samples, case="min-p"),
+        functools.partial(samples, case="plain"),
     ),
     "blocks counted on from the last call": (SAMPLER, ROW, "last && threadIdx.x == 0", "last && false", draws_again),
 }

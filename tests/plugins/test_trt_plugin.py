@@ -13,14 +13,19 @@ from gdr_on_shim import addresses
 
 from deltart.errors import BuildError, MissingDependencyError
 from deltart.plugins import kernel_call, trt_plugin
+from deltart.plugins.attention_projections import plugin as attention_in
+from deltart.plugins.attention_projections.op import ATTENTION_PROJECTIONS
 from deltart.plugins.causal_conv1d import plugin as conv
 from deltart.plugins.causal_conv1d.op import CAUSAL_CONV1D
 from deltart.plugins.cpu_shim.runner import compile_cpu
+from deltart.plugins.delta_net_projections import plugin as delta_net_in
+from deltart.plugins.delta_net_projections.op import DELTA_NET_PROJECTIONS
 from deltart.plugins.dims import Dim, expression
 from deltart.plugins.dtypes import cast, poisoned
 from deltart.plugins.fp8_block_gate_up import plugin as gated_linear
 from deltart.plugins.fp8_block_gate_up.op import FP8_BLOCK_GATE_UP
 from deltart.plugins.fp8_block_linear import plugin as linear
+from deltart.plugins.fp8_block_linear import prefill as tiles
 from deltart.plugins.fp8_block_linear.op import FP8_BLOCK_LINEAR
 from deltart.plugins.gated_attention import plugin as attention
 from deltart.plugins.gated_attention.op import GATED_ATTENTION
@@ -34,7 +39,7 @@ from deltart.plugins.lm_head.op import LM_HEAD
 from deltart.plugins.qk_norm_rope import plugin as rope
 from deltart.plugins.qk_norm_rope.op import QK_NORM_ROPE
 from deltart.plugins.registry import OPS
-from deltart.plugins.spec import ACT, OpSpec, TensorSpec
+from deltart.plugins.spec import ACT, FP8, OpSpec, TensorSpec
 from deltart.plugins.tolerance import TOLERANCE, relative_rms
 
 HEADS = {"num_k_heads": 1, "num_v_heads": 3, "head_k_dim": 128, "head_v_dim": 128}
@@ -164,36 +169,91 @@ def test_attention_workspace_is_enough_for_fewer_tokens(slots: int) -> None:
     assert all(attention.plan(shape).workspace_bytes() <= bound for shape, bound in zip(shapes, bounds, strict=True))
 
 
+@pytest.mark.parametrize("capability", [89, 90])
+@pytest.mark.parametrize("quantize", [0, 1])
 @pytest.mark.parametrize("tokens", [5, 40])
-def test_fp8_block_linear_through_its_contract(tokens: int) -> None:
+def test_fp8_block_linear_through_its_contract(tokens: int, quantize: int, capability: int) -> None:
     rng = np.random.default_rng(0)
     given = [
         cast(rng.standard_normal((2, tokens, 192)), "bf16"),
         rng.standard_normal((200, 192)).astype(ml_dtypes.float8_e4m3fn),
         cast(rng.uniform(0.5, 2, (2, 2)), "bf16"),
     ]
-    (y,) = FP8_BLOCK_LINEAR.reference(*(a.astype(np.float64) for a in given))
+    attributes = {"quantize_activations": quantize}
+    (y,) = FP8_BLOCK_LINEAR.reference(*(a.astype(np.float64) for a in given), **attributes)
     found = {"y": poisoned((2, tokens, 200), "bf16")}
-    run_on_shim(linear, call_of(FP8_BLOCK_LINEAR, given, {}, found))
+    call = replace(call_of(FP8_BLOCK_LINEAR, given, attributes, found), capability=capability, multiprocessors=2)
+    workspace = np.full(linear.workspace_bytes(call), 0xFF, np.uint8)
+    call.at["workspace"] = workspace.ctypes.data
+    run_on_shim(linear, call)
     assert relative_rms(found["y"], y) <= TOLERANCE["bf16"]
+    exact = relative_rms(y, FP8_BLOCK_LINEAR.reference(*(a.astype(np.float64) for a in given))[0])
+    assert (exact > 0.01) == bool(quantize)  # the two contracts are told apart
 
 
+@pytest.mark.parametrize("quantize", [0, 1])
+def test_linear_workspace_is_enough_for_fewer_tokens(quantize: int) -> None:
+    sizes = {"B": 1, "N": 5120, "K": 17408, "quantize_activations": quantize}
+    dtypes = {"x": "bf16", "weight_scale_inv": "bf16"}
+    bounds = [linear.workspace_bytes(Call(sizes | {"T": tokens}, dtypes)) for tokens in (1, 64, 65, 300, 2048)]
+    assert bounds == sorted(bounds) and bounds[0] == bounds[0] * quantize
+    at = {"workspace": 0, **dict.fromkeys(("x", "weight", "weight_scale_inv", "y"), 0)}
+    for tokens, bound in ((65, bounds[2]), (300, bounds[3])):
+        for capability in (89, 90):
+            call = Call(sizes | {"T": tokens}, dtypes, at, capability=capability, multiprocessors=132)
+            kernel = tiles.w8a8_kernel(capability) if quantize else tiles.W8A16
+            assert sum(tiles.workspace(linear.shape_of(call), kernel).values()) <= bound
+
+
+@pytest.mark.parametrize("capability", [89, 90])
+@pytest.mark.parametrize("quantize", [0, 1])
 @pytest.mark.parametrize("tokens", [5, 40])
-def test_fp8_block_gate_up_through_its_contract(tokens: int) -> None:
-    """A launch of both products, and from 65 tokens on the tile kernel and a product: 80 rows of 200, and 10."""
+def test_fp8_block_gate_up_through_its_contract(tokens: int, quantize: int, capability: int) -> None:
+    """A launch of both products, and from 65 tokens on the tile kernel and a product: 80 rows of 203, and 10."""
     rng = np.random.default_rng(0)
     given = [cast(rng.standard_normal((2, tokens, 192)), "bf16")]
     for _ in range(2):
         given += [rng.standard_normal((203, 192)).astype(ml_dtypes.float8_e4m3fn)]
         given += [cast(rng.uniform(0.05, 0.2, (2, 2)), "bf16")]
-    (y,) = FP8_BLOCK_GATE_UP.reference(*(a.astype(np.float64) for a in given))
+    attributes = {"quantize_activations": quantize}
+    (y,) = FP8_BLOCK_GATE_UP.reference(*(a.astype(np.float64) for a in given), **attributes)
     found = {"y": poisoned((2, tokens, 203), "bf16")}
-    call = call_of(FP8_BLOCK_GATE_UP, given, {}, found)
+    call = call_of(FP8_BLOCK_GATE_UP, given, attributes, found)
+    call = replace(call, capability=capability, multiprocessors=2)
     workspace = np.full(gated_linear.workspace_bytes(call), 0xFF, np.uint8)
     call.at["workspace"] = workspace.ctypes.data
     run_on_shim(gated_linear, call)
-    rounded = 1.5 if tokens > 32 else 1  # the gate and the other product are rounded before their own product is
-    assert relative_rms(found["y"], y) <= rounded * TOLERANCE["bf16"]
+    apart = tokens > 32 or quantize  # the gate and the other product are rounded before their own product is
+    assert relative_rms(found["y"], y) <= (1.5 if apart else 1) * TOLERANCE["bf16"]
+
+
+@pytest.mark.parametrize(
+    ("module", "spec"), [(attention_in, ATTENTION_PROJECTIONS), (delta_net_in, DELTA_NET_PROJECTIONS)]
+)
+@pytest.mark.parametrize(("tokens", "quantize", "capability"), [(5, 0, 89), (40, 0, 89), (40, 1, 89), (40, 1, 90)])
+def test_projections_through_their_contracts(
+    module: ModuleType, spec: OpSpec, tokens: int, quantize: int, capability: int
+) -> None:
+    """Weights of very different size, in one launch or, from 65 tokens on, one each."""
+    rng = np.random.default_rng(tokens)
+    sizes = iter((203, 130, 16) if spec is ATTENTION_PROJECTIONS else (203, 130, 6, 7))
+    given = [cast(rng.standard_normal((2, tokens, 192)), "bf16")]
+    for tensor in spec.inputs[1:]:
+        if tensor.dtype == FP8:
+            given.append(rng.standard_normal((next(sizes), 192)).astype(ml_dtypes.float8_e4m3fn))
+        elif tensor.name.endswith("scale_inv"):
+            given.append(cast(rng.uniform(0.05, 0.2, (-(-given[-1].shape[0] // 128), 2)), "bf16"))
+        else:
+            given.append(cast(rng.standard_normal((next(sizes), 192)), "bf16"))
+    attributes = {"quantize_activations": quantize}
+    expected = spec.reference(*(a.astype(np.float64) for a in given), **attributes)
+    found = {t.name: poisoned(y.shape, "bf16") for t, y in zip(spec.outputs, expected, strict=True)}
+    call = replace(call_of(spec, given, attributes, found), capability=capability, multiprocessors=2)
+    workspace = np.full(module.KERNEL.workspace_bytes(call), 0xFF, np.uint8)
+    call.at["workspace"] = workspace.ctypes.data
+    run_on_shim(module, call)
+    for y, right in zip(found.values(), expected, strict=True):
+        assert relative_rms(y, right) <= TOLERANCE["bf16"]
 
 
 def test_lm_head_through_its_contract() -> None:

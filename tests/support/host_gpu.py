@@ -179,7 +179,7 @@ def write_engine(artifact: Path, slots: int, max_context: int, chunk: int, exact
     `exact` makes activations float32.
     """
     entries: dict[str, PlanEntry] = {}
-    engine = EngineManifest("rtx", slots, max_context, chunk, entries, "")
+    engine = EngineManifest("rtx", slots, max_context, chunk, "bf16", entries, "")
     for graph, entry in load_manifest(artifact).graphs.items():
         entries |= _plans(graph, entry, (artifact / entry.files["tensorrt"]).read_bytes(), plans.PHASES, engine, exact)
     folder = plans.engine_folder(artifact, "rtx")

@@ -122,17 +122,21 @@ def test_gated_attention(target: str, length: int, past: tuple[int, ...]) -> Non
     check(BY_NAME["GatedAttention"], LOWERINGS[target], arrays, ATTENTION_SIZES, real, used, used)
 
 
+@pytest.mark.parametrize("quantize", [0, 1])
 @pytest.mark.parametrize("scale_dtype", [np.float32, ml_dtypes.bfloat16])
 @pytest.mark.parametrize(("n", "k"), [(128, 128), (300, 200), (64, 384)])
-def test_fp8_block_linear(n: int, k: int, scale_dtype: type) -> None:
+def test_fp8_block_linear(n: int, k: int, scale_dtype: type, quantize: int) -> None:
     rng = np.random.default_rng(n)
     x = rng.standard_normal((2, 3, k)).astype(np.float32)
+    x[0, 1] = 0
+    x[1, 0] *= 1e-4
     weight = rng.standard_normal((n, k)).astype(ml_dtypes.float8_e4m3fn)
     scale = rng.uniform(0.5, 2, (-(-n // 128), -(-k // 128))).astype(scale_dtype)
-    check(BY_NAME["Fp8BlockLinear"], portable.BODIES, [x, weight, scale], {})
+    check(BY_NAME["Fp8BlockLinear"], portable.BODIES, [x, weight, scale], {"quantize_activations": quantize})
 
 
-def test_fp8_block_gate_up() -> None:
+@pytest.mark.parametrize("quantize", [0, 1])
+def test_fp8_block_gate_up(quantize: int) -> None:
     rng = np.random.default_rng(0)
     x = rng.standard_normal((2, 3, 200)).astype(np.float32)
     pairs = [
@@ -140,7 +144,25 @@ def test_fp8_block_gate_up() -> None:
         for _ in range(2)
     ]
     arrays = [a for weight, scale in pairs for a in (weight, scale.astype(ml_dtypes.bfloat16))]
-    check(BY_NAME["Fp8BlockGateUp"], portable.BODIES, [x, *arrays], {})
+    check(BY_NAME["Fp8BlockGateUp"], portable.BODIES, [x, *arrays], {"quantize_activations": quantize})
+
+
+def stored(rng: np.random.Generator, n: int, k: int) -> list[np.ndarray]:
+    scale = rng.uniform(0.5, 2, (-(-n // 128), -(-k // 128))).astype(ml_dtypes.bfloat16)
+    return [rng.standard_normal((n, k)).astype(ml_dtypes.float8_e4m3fn), scale]
+
+
+@pytest.mark.parametrize("quantize", [0, 1])
+def test_projections(quantize: int) -> None:
+    rng = np.random.default_rng(quantize)
+    x = rng.standard_normal((2, 3, 200)).astype(np.float32)
+    fp8 = [stored(rng, n, 200) for n in (300, 64, 130)]
+    plain = [rng.standard_normal((5, 200)).astype(ml_dtypes.bfloat16) for _ in range(2)]
+    attributes = {"quantize_activations": quantize}
+    attention = [x, *(a for pair in fp8 for a in pair)]
+    check(BY_NAME["AttentionProjections"], portable.BODIES, attention, attributes)
+    delta_net = [x, *fp8[0], *fp8[1], *plain]
+    check(BY_NAME["DeltaNetProjections"], portable.BODIES, delta_net, attributes)
 
 
 def test_lm_head() -> None:

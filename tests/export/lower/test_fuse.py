@@ -33,9 +33,11 @@ def test_every_chain_is_found(exported: Export, dtype: torch.dtype) -> None:
         nodes = lower(assemble(graph, Tracer(spec, tensors, dtype, [graph]))[0]).graph.node
         count = composites(nodes)
         layers = len(spec.layer_types) if graph.name == "model" else 1
-        assert count["Fp8BlockGateUp"] == layers and count["QkNormRope"] == count["GatedAttention"] == 1
-        # The stored head is bf16, as bf16 activations are; f32 ones need it cast first.
+        assert count["Fp8BlockGateUp"] == layers
+        assert count["QkNormRope"] == count["AttentionProjections"] == count["GatedAttention"] == 1
+        # Stored weights are bf16, as bf16 activations are; f32 ones need the head, a and b cast first.
         assert count["LmHead"] == (dtype == torch.bfloat16)
+        assert count["DeltaNetProjections"] == (count["GatedDeltaRule"] if dtype == torch.bfloat16 else 0)
         assert not [n.name for n in nodes if n.op_type in ("RotaryEmbedding", "Sigmoid")]
 
 
@@ -81,6 +83,40 @@ def test_a_value_that_is_read_elsewhere_stays() -> None:
     assert composites(fuse(nodes, ["y", "probe"])) == {"Fp8BlockGateUp": 1, "Fp8BlockLinear": 1}
 
 
+def linears(*lines: str) -> list[onnx.NodeProto]:
+    plain = 'Einsum <equation = "btk,nk->btn">'
+    nodes = text("\n".join(lines).replace("PLAIN", plain).replace("FP8", "deltart.Fp8BlockLinear"))
+    for index, node in enumerate(nodes):
+        node.name = str(index)
+    return nodes
+
+
+def test_linears_of_one_input_are_joined_where_the_first_was() -> None:
+    mixed = ["p = FP8 (x, w, s)", "a = PLAIN (x, u)", "n = Neg (p)", "q = FP8 (x, v, t)", "b = PLAIN (x, y)"]
+    joined, *others = fuse(linears(*mixed, "d = Add (a, b)"), ["n", "q", "d"])
+    assert (joined.op_type, list(joined.input)) == ("DeltaNetProjections", ["x", "w", "s", "v", "t", "u", "y"])
+    assert list(joined.output) == ["p", "q", "a", "b"] and [n.op_type for n in others] == ["Neg", "Add"]
+    three = ["p = FP8 (x, w, s)", "q = FP8 (x, v, t)", "r = FP8 (x, u, o)"]
+    assert [n.op_type for n in fuse(linears(*three), ["p", "q", "r"])] == ["AttentionProjections"]
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ["p = FP8 (x, w, s)", "q = FP8 (x, v, t)"],
+        ["p = FP8 (x, w, s)", "q = FP8 (x, v, t)", "r = FP8 (n, u, o)"],
+        ["p = FP8 (x, w, s)", "q = FP8 (x, v, t)", "a = PLAIN (x, u)", "c = Neg (y)", "b = PLAIN (x, c)"],
+    ],
+)
+def test_other_linears_stay(lines: list[str]) -> None:
+    nodes = linears(*lines)
+    results = [node.output[0] for node in nodes if node.op_type != "Neg"]
+    kept = fuse(nodes, results)
+    assert [n.op_type for n in kept if n.op_type not in ("Neg", "LmHead", "Einsum")] == [
+        n.op_type for n in nodes if n.op_type not in ("Neg", "Einsum")
+    ]
+
+
 def test_a_head_must_leave_the_graph() -> None:
     head = """logits = Einsum <equation = "btk,nk->btn"> (x, w)"""
     assert [n.op_type for n in fuse(text(head), ["logits"])] == ["LmHead"]
@@ -90,9 +126,10 @@ def test_a_head_must_leave_the_graph() -> None:
     assert [n.op_type for n in fuse(made, ["logits"])] == ["Neg", "Einsum"]
 
 
-def test_fused_graph_computes_the_unfused_one(exported: Export, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("case", ["fp8", "fp8-f32-scales"])
+def test_fused_graph_computes_the_unfused_one(exported: Export, monkeypatch: pytest.MonkeyPatch, case: str) -> None:
     """In float32, with portable bodies, over a prompt and states that are not zero."""
-    made = exported("fp8")
+    made = exported(case)
     spec, tensors = read_spec(made.checkpoint), Checkpoint(made.checkpoint)
     graph = graphs_of(spec, torch.float32, mtp=True)[0]
     assembled = assemble(graph, Tracer(spec, tensors, torch.float32, [graph]))[0]
@@ -100,6 +137,7 @@ def test_fused_graph_computes_the_unfused_one(exported: Export, monkeypatch: pyt
     monkeypatch.setattr("deltart.export.lower.tensorrt.fuse", lambda nodes, results: nodes)
     plain = lower(assembled)
     assert composites(fused.graph.node) != composites(plain.graph.node)
+    assert composites(fused.graph.node)["DeltaNetProjections"] == (3 if case == "fp8-f32-scales" else 0)
     first, second = (run(model, tensors) for model in (fused, plain))
     for name, found, expected in zip([o.name for o in plain.graph.output], first, second, strict=True):
         assert np.abs(found - expected).max() <= 2e-5 * np.abs(expected).max(), name

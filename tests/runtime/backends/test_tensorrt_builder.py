@@ -18,8 +18,15 @@ from deltart.errors import ArtifactError, BuildError
 from deltart.manifest import load_manifest
 from deltart.plugins import trt_plugin
 from deltart.plugins.gated_delta_rule import plugin as gated_delta_rule
-from deltart.plugins.registry import OPS
-from deltart.runtime.backends import tensorrt_builder, tensorrt_compile, tensorrt_library, tensorrt_plans
+from deltart.plugins.registry import FUSED_OPS, OPS
+from deltart.runtime.backends import (
+    tensorrt_builder,
+    tensorrt_compile,
+    tensorrt_exposed,
+    tensorrt_library,
+    tensorrt_plans,
+    tensorrt_precision,
+)
 from deltart.runtime.backends.tensorrt_builder import BuildOptions, build_engine
 from deltart.runtime.backends.tensorrt_caches import TimingCache
 from deltart.runtime.backends.tensorrt_compile import compile_plan
@@ -56,8 +63,10 @@ def unfused(plugins: Mapping[str, int]) -> Counter[str]:
     """Composite nodes of the model behind a plan's plugins: what was fused in pairs or made of plain nodes undone."""
     count = Counter(plugins)
     assert count["QkNormRope"] == count["GatedAttention"] and count["LmHead"] == 1
-    count["Fp8BlockLinear"] += 2 * count["Fp8BlockGateUp"]
-    return Counter({op: n for op, n in count.items() if op not in ("Fp8BlockGateUp", "QkNormRope", "LmHead")})
+    pairs = count["Fp8BlockGateUp"] + count["DeltaNetProjections"]
+    count["Fp8BlockLinear"] += 2 * pairs + 3 * count["AttentionProjections"]
+    fused = {spec.name for spec in FUSED_OPS}
+    return Counter({op: n for op, n in count.items() if op not in fused})
 
 
 def test_plans_hold_every_composite_node_and_no_weight(built: Path) -> None:
@@ -202,6 +211,23 @@ def test_exposed_plans_return_every_block(built: Path, artifact: Path, tmp_path:
     assert len(lines) == 2 and all("up to date" in line for line in lines)
 
 
+def test_exposed_prefill_rounds_its_activations_as_the_engine_does(
+    built: Path, artifact: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = build_engine(artifact, replace(OPTIONS, cache=built / "cache"))
+    replace(engine, prefill_activations="fp8").save(artifact / "engine" / "rtx")
+    rounds: dict[str, set[int]] = {}
+
+    def note(job: tensorrt_builder.Job, *more: object) -> tensorrt_plans.PlanEntry:
+        nodes = onnx.load_model_from_string(job.content).graph.node
+        rounds[job.phase] = {a.i for node in nodes for a in node.attribute if a.name == tensorrt_precision.ATTRIBUTE}
+        return engine.plans["model.decode"]
+
+    monkeypatch.setattr(tensorrt_exposed, "obtain", note)
+    build_exposed(artifact, "rtx", None)
+    assert rounds == {"decode": {0}, "prefill": {1}}
+
+
 def test_exposed_plans_need_the_graph_that_was_built(built: Path, artifact: Path) -> None:
     build_engine(artifact, replace(OPTIONS, cache=built / "cache"))
     lowered = artifact / "model.tensorrt.onnx"
@@ -251,3 +277,26 @@ def test_graph_and_manifest_must_agree(artifact: Path) -> None:
     (artifact / "manifest.json").write_text(json.dumps(raw))
     with pytest.raises(ArtifactError, match=r"disagree on lm_head\.weight"):
         build_engine(artifact, OPTIONS)
+
+
+def test_fp8_activations_are_for_prefill_alone(built: Path, artifact: Path) -> None:
+    lines: list[str] = []
+    options = replace(OPTIONS, cache=built / "cache", prefill_activations="fp8")
+    engine = build_engine(artifact, options, report=lines.append)
+    assert tensorrt_plans.load_engine(artifact, "rtx").prefill_activations == "fp8"
+    exact = tensorrt_plans.load_engine(built / "artifact", "rtx")
+    assert exact.prefill_activations == "bf16"
+    changed = {name for name, plan in engine.plans.items() if plan.key != exact.plans[name].key}
+    assert changed == {"model.prefill", "mtp.prefill"}
+    assert sum("taken from the cache" in line for line in lines) == 4
+
+
+def test_fp8_activations_need_block_fp8_weights(artifact: Path) -> None:
+    for path in artifact.glob("*.tensorrt.onnx"):
+        model = onnx.load(path)
+        for node in model.graph.node:
+            if node.op_type in ("Fp8BlockLinear", *(spec.name for spec in FUSED_OPS)):
+                node.ClearField("attribute")
+        path.write_bytes(model.SerializeToString())
+    with pytest.raises(BuildError, match="without a block-FP8 weight"):
+        build_engine(artifact, replace(OPTIONS, prefill_activations="fp8"))

@@ -1,0 +1,71 @@
+// Where the tiles' sums go: rounded into y, or, when K is split, as f32 parts that are added in order.
+#pragma once
+#include "../common/vector.cuh"
+
+struct Output {
+  bf16* y;         // [M, N]
+  float* partial;  // [splits, M, N], or null
+  int M, N;
+
+  // Sums of a token for an even column and the next one; nothing outside of y.
+  __device__ __forceinline__ void put(int split, int token, int column, float first, float second) const {
+    if (token >= M || column >= N) return;
+    const size_t at = size_t(token) * N + column;
+    if (partial)
+      write(partial + size_t(split) * M * N + at, column, first, second);
+    else
+      write(y + at, column, first, second);
+  }
+
+ private:
+  template <class T>
+  __device__ __forceinline__ void write(T* to, int column, float first, float second) const {
+    const float two[2] = {first, second};
+    if (N % 2 == 0) {
+      store(to, two);
+    } else {
+      to[0] = from_float<T>(first);
+      if (column + 1 < N) to[1] = from_float<T>(second);
+    }
+  }
+};
+
+__device__ inline void add_splits(const float* partial, bf16* y, int splits, int size) {
+  const int at = blockIdx.x * blockDim.x + threadIdx.x;
+  if (at >= size) return;
+  float sum = 0.0f;
+  for (int split = 0; split < splits; ++split) sum += partial[size_t(split) * size + at];
+  y[at] = from_float<bf16>(sum);
+}
+
+#define ADD_SPLITS_KERNEL                                                                  \
+  extern "C" __global__ void __launch_bounds__(256)                                        \
+      fp8_block_linear_add_splits(const float* partial, bf16* y, int splits, int size) {   \
+    add_splits(partial, y, splits, size);                                                  \
+  }                                                                                        \
+  EXPORT_KERNEL(fp8_block_linear_add_splits)
+
+// y = silu(gate) * y, eight values a thread.
+__device__ inline void silu_mul(const bf16* gate, bf16* y, long long count) {
+  const long long first = (blockIdx.x * (long long)(blockDim.x) + threadIdx.x) * 8;
+  if (first + 8 <= count) {
+    float g[8], u[8];
+    load(gate + first, g);
+    load(y + first, u);
+#pragma unroll
+    for (int i = 0; i < 8; ++i) u[i] *= g[i] * sigmoid(g[i]);
+    store(y + first, u);
+    return;
+  }
+  for (long long i = first; i < count; ++i) {
+    const float g = to_float(gate[i]);
+    y[i] = from_float<bf16>(to_float(y[i]) * g * sigmoid(g));
+  }
+}
+
+#define SILU_MUL_KERNEL                                                         \
+  extern "C" __global__ void __launch_bounds__(256)                             \
+      fp8_block_linear_silu_mul(const bf16* gate, bf16* y, long long count) {   \
+    silu_mul(gate, y, count);                                                   \
+  }                                                                             \
+  EXPORT_KERNEL(fp8_block_linear_silu_mul)

@@ -1,0 +1,101 @@
+"""What E4M3 activations in prefill cost the trained nano, with FP8 weights on both sides: logits and greedy replies.
+
+`quantized` runs every block-FP8 linear of a prefill call as W8A8 and all of decode as W8A16: what
+`deltart build --prefill-activations fp8` builds.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from deltart.calib.pipeline import calibrate
+from deltart.export.formats import Fp8BlockLinear
+from deltart.export.pipeline import export_checkpoint
+from deltart.manifest import Manifest
+from deltart.plugins.tolerance import relative_rms
+from deltart.runtime.backends.base import SlotState
+from deltart.runtime.backends.ort import OrtBackend
+from deltart.runtime.generate import Generator, text_inputs
+from deltart.runtime.tokenizer import Tokenizer
+from tools.nano import evaluate, heldout, reference, runtime
+
+NANO = Path(__file__).resolve().parents[2] / "tools" / "nano" / "checkpoint"
+QUESTIONS = 60
+
+
+@dataclass
+class Prefilled:
+    """A backend that takes its prefill calls from one artifact and its decode calls from another of the same model."""
+
+    prefill: OrtBackend
+    decode: OrtBackend
+
+    @property
+    def manifest(self) -> Manifest:
+        return self.decode.manifest
+
+    def new_state(self, graph: str, slots: int, capacity: int) -> SlotState:
+        return self.decode.new_state(graph, slots, capacity)
+
+    def run(
+        self, graph: str, state: SlotState, inputs: Mapping[str, np.ndarray], outputs: Sequence[str]
+    ) -> list[np.ndarray]:
+        backend = self.prefill if inputs["input_ids"].shape[1] > 1 else self.decode
+        return backend.run(graph, state, inputs, outputs)
+
+
+@pytest.fixture(scope="module")
+def backends(tmp_path_factory: pytest.TempPathFactory) -> tuple[OrtBackend, Prefilled]:
+    """Nano in block-FP8: activations as they are, and E4M3 in prefill."""
+    folder = tmp_path_factory.mktemp("nano")
+    calibrate(NANO, folder / "fp8", method="absmax")
+    export_checkpoint(folder / "fp8", folder / "exact")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Fp8BlockLinear, "quantize_activations", True)
+        export_checkpoint(folder / "fp8", folder / "quantized")
+    exact = OrtBackend(folder / "exact")
+    return exact, Prefilled(OrtBackend(folder / "quantized"), exact)
+
+
+@pytest.fixture(scope="module")
+def questions() -> list[heldout.Question]:
+    return random.Random(8).sample(heldout.read(), QUESTIONS)
+
+
+def logits(backend: OrtBackend | Prefilled, ids: list[int]) -> np.ndarray:
+    """Logits of every position of one prefill call, f32 [T, V]."""
+    inputs = text_inputs(np.array([ids]), np.zeros(1, np.int32), logit_index=np.arange(len(ids))[None])
+    (found,) = backend.run("model", backend.new_state("model", 1, len(ids)), inputs, ["logits"])
+    rows: np.ndarray = found[0]
+    return rows
+
+
+def answers(backend: OrtBackend | Prefilled, prompts: list[str]) -> tuple[list[evaluate.Reply], list[list[int]]]:
+    generator = Generator(backend, Tokenizer.from_folder(NANO))
+    texts, _, tokens = runtime.replies(generator, prompts)
+    return texts, tokens
+
+
+@pytest.mark.slow
+def test_cost_of_quantized_activations(
+    backends: tuple[OrtBackend, Prefilled], questions: list[heldout.Question]
+) -> None:
+    exact, quantized = backends
+    _, tokenizer = reference.load(NANO)
+    prompts = evaluate.prompts(tokenizer, questions)
+    right, expected = answers(exact, prompts)
+    texts, found = answers(quantized, prompts)
+    ids = [tokenizer.encode(prompt) + reply for prompt, reply in zip(prompts, expected, strict=True)]
+    whole, rounded = (np.concatenate([logits(b, row) for row in ids]) for b in backends)
+    error, agreement = relative_rms(rounded, whole), float((rounded.argmax(-1) == whole.argmax(-1)).mean())
+    same = sum(a == b for a, b in zip(found, expected, strict=True)) / len(prompts)
+    scores = [evaluate.overall(evaluate.score(questions, texts)).share for texts in (right, texts)]
+    print(f"logits {error:.2e}, argmax {agreement:.4f}, replies {same:.4f}, exact {scores[0]:.4f} and {scores[1]:.4f}")
+    assert 1e-4 < error < 0.1  # quantized at all, and not broken
+    assert agreement > 0.97 and same > 0.9 and scores[1] > scores[0] - 0.05
