@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
-from functools import cache
+from collections.abc import Callable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,9 @@ from deltart.errors import GenerationError
 
 if TYPE_CHECKING:
     from deltart.manifest import Manifest
+    from deltart.runtime.backends.base import Backend
     from deltart.runtime.backends.tensorrt import TensorRtBackend
+    from deltart.runtime.tokenizer import Tokenizer
     from deltart.runtime.verify import Report, Runner
 
 # Relative RMS. transformers, "portable" and "ort" compute in float32, the engine in bfloat16.
@@ -63,7 +65,7 @@ def run(arguments: argparse.Namespace) -> int:
     if not 1 <= prefill <= len(ids):
         raise GenerationError(f"--prefill {prefill}", f"1 to {len(ids)}, the tokens to run")
     with console.status("verifying") as status:
-        found = collect(_makers(arguments, manifest, prefill), ids, prompts, status.update)
+        found = collect(Makers(arguments, manifest, prefill).by_name(), ids, prompts, status.update)
         report = judge(arguments.artifact, found, TOLERANCES)
     if arguments.save_outputs:
         found.save(arguments.save_outputs)
@@ -103,57 +105,76 @@ def _ids(arguments: argparse.Namespace, manifest: Manifest, prompts: list[list[i
     return ids
 
 
-def _makers(arguments: argparse.Namespace, manifest: Manifest, prefill: int) -> dict[str, Callable[[], Runner]]:
-    """How to make each runner; the imports wait until then."""
-    from deltart.runtime.backends.base import Backend
-    from deltart.runtime.tokenizer import Tokenizer
-    from deltart.runtime.verify import Runner
-    from deltart.runtime.verify_runners import backend_points, backend_reply, logit_positions
+class Makers:
+    """Makes the runners of an artifact; imports wait until then."""
 
-    artifact, most = arguments.artifact, arguments.max_new_tokens
+    def __init__(self, arguments: argparse.Namespace, manifest: Manifest, prefill: int) -> None:
+        self._given, self._manifest, self._prefill = arguments, manifest, prefill
 
-    def reply(backend: Backend) -> Any:
-        return backend_reply(backend, Tokenizer.from_folder(artifact), most) if arguments.prompts else None
+    def by_name(self) -> dict[str, Callable[[], Runner]]:
+        """Every runner, the reference first."""
+        return {
+            "transformers": self._transformers,
+            "portable": lambda: self._cpu("portable"),
+            "ort": lambda: self._cpu("ort"),
+            "engine": self._engine,
+            "engine by block": self._engine_by_block,
+        }
 
-    def transformers() -> Runner:
+    def _transformers(self) -> Runner:
         from deltart.export.reference_model import ReferenceModel
+        from deltart.runtime.verify import Runner
+        from deltart.runtime.verify_runners import logit_positions
 
-        model = ReferenceModel(manifest)
+        model, prefill = ReferenceModel(self._manifest), self._prefill
 
         def points(ids: np.ndarray) -> dict[str, np.ndarray]:
             found = model.points(ids)
             return found | {"logits": found["logits"][logit_positions(len(ids), min(prefill, len(ids)))]}
 
-        if arguments.prompts is None:
+        if self._given.prompts is None:
             return Runner(points)
-        stops = Tokenizer.from_folder(artifact).eos_ids
+        stops, most = self._tokenizer.eos_ids, self._given.max_new_tokens
         return Runner(points, lambda prompt: model.reply(prompt, stops, most))
 
-    def cpu(target: str) -> Runner:
+    def _cpu(self, target: str) -> Runner:
         from deltart.runtime.backends.exposed import ExposedBackend
+        from deltart.runtime.verify import Runner
+        from deltart.runtime.verify_runners import backend_points
 
-        backend = ExposedBackend(artifact, target, arguments.weights)
-        return Runner(backend_points(backend, backend.points, prefill), reply(backend) if target == "ort" else None)
+        backend = ExposedBackend(self._given.artifact, target, self._given.weights)
+        reply = self._reply(backend) if target == "ort" else None
+        return Runner(backend_points(backend, backend.points, self._prefill), reply)
 
-    @cache
-    def gpu() -> TensorRtBackend:
-        return _open_engine(artifact)
+    def _engine(self) -> Runner:
+        from deltart.runtime.verify import Runner
+        from deltart.runtime.verify_runners import backend_points
 
-    def engine() -> Runner:
-        return Runner(backend_points(gpu(), [], prefill), reply(gpu()))
+        return Runner(backend_points(self._gpu, [], self._prefill), self._reply(self._gpu))
 
-    def blocks() -> Runner:
+    def _engine_by_block(self) -> Runner:
         from deltart.runtime.backends.tensorrt_exposed import GRAPH, points
+        from deltart.runtime.verify import Runner
+        from deltart.runtime.verify_runners import backend_points
 
-        return Runner(backend_points(gpu(), points(gpu().engine), prefill, GRAPH))
+        return Runner(backend_points(self._gpu, points(self._gpu.engine), self._prefill, GRAPH))
 
-    return {
-        "transformers": transformers,
-        "portable": lambda: cpu("portable"),
-        "ort": lambda: cpu("ort"),
-        "engine": engine,
-        "engine by block": blocks,
-    }
+    def _reply(self, backend: Backend) -> Callable[[Sequence[int]], list[int]] | None:
+        from deltart.runtime.verify_runners import backend_reply
+
+        if self._given.prompts is None:
+            return None
+        return backend_reply(backend, self._tokenizer, self._given.max_new_tokens)
+
+    @cached_property
+    def _tokenizer(self) -> Tokenizer:
+        from deltart.runtime.tokenizer import Tokenizer
+
+        return Tokenizer.from_folder(self._given.artifact)
+
+    @cached_property
+    def _gpu(self) -> TensorRtBackend:
+        return _open_engine(self._given.artifact)
 
 
 def _open_engine(artifact: Path) -> TensorRtBackend:
