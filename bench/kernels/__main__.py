@@ -9,13 +9,19 @@ import sys
 import time
 from pathlib import Path
 
-from bench.kernels import sections, sections_linear, sections_rope, table
+from bench.kernels import sections, sections_linear, sections_projections, sections_rope, table, token
 from bench.kernels.device import Cuda, Device, Host
 from bench.kernels.sections import Run
 from deltart.errors import DeltaRTError
 from deltart.plugins import cache, toolchain
 
-SECTIONS = sections.SECTIONS | sections_linear.SECTIONS | sections_rope.SECTIONS
+SECTIONS = (
+    sections.SECTIONS
+    | sections_linear.SECTIONS
+    | sections_projections.SECTIONS
+    | sections_rope.SECTIONS
+    | token.SECTIONS
+)
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
@@ -60,11 +66,14 @@ def key(device: Device, options: argparse.Namespace) -> dict[str, str]:
     return {"device": device.name, "sources": text, "bench": bench, "checked_only": str(options.check_only)}
 
 
-def ceilings(run: Run, rows: list[table.Row]) -> None:
-    """Hands the measured ceilings to the sections that follow."""
+def hand_on(run: Run, rows: list[table.Row]) -> None:
+    """Hands the measured ceilings and rows to the sections that follow."""
+    run.rows += rows
     for row in rows:
         if row.section == "ceilings":
-            run.copy_gbs, run.matmul_tflops = row.gbs or run.copy_gbs, row.tflops or run.matmul_tflops
+            run.copy_gbs = row.gbs or run.copy_gbs
+            run.matmul_tflops = row.tflops or 0.0 if row.case == sections.BF16_CEILING else run.matmul_tflops
+            run.fp8_tflops = row.tflops or 0.0 if row.case == sections.FP8_CEILING else run.fp8_tflops
 
 
 def main(arguments: list[str]) -> int:
@@ -72,7 +81,7 @@ def main(arguments: list[str]) -> int:
     options = parse(arguments)
     if options.sanitize:
         return sanitize(options.sanitize)
-    started, rows, left = time.monotonic(), [], []
+    started, left = time.monotonic(), []
     try:
         device = Host() if options.dry_run else Cuda()
         run = Run(device, options.seed, small=options.dry_run or options.check_only, timed=not options.check_only)
@@ -80,7 +89,8 @@ def main(arguments: list[str]) -> int:
         options.out.mkdir(parents=True, exist_ok=True)
         for section in options.section:
             path = options.out / f"{section}.json"
-            found = None if options.check_only else table.load(path, key(device, options))
+            summed = section in token.SECTIONS  # from what this call has, never from an earlier one
+            found = None if options.check_only or summed else table.load(path, key(device, options))
             if found is None and time.monotonic() - started > 60 * options.minutes:
                 left.append(section)
                 continue
@@ -88,15 +98,14 @@ def main(arguments: list[str]) -> int:
                 print(f"{section} ...", flush=True)
                 found = list(SECTIONS[section](run))
                 table.save(path, key(device, options), found)
-            ceilings(run, found)
-            rows += found
+            hand_on(run, found)
     except DeltaRTError as error:
         print(error, file=sys.stderr)
         return 2
-    print(table.show(rows))
+    print(table.show(run.rows))
     if left:
         print(f"left for the next run: {' '.join(left)}")
-    return int(bool(left) or not all(row.passed for row in rows))
+    return int(bool(left) or not all(row.passed for row in run.rows))
 
 
 if __name__ == "__main__":

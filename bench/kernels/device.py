@@ -41,6 +41,8 @@ class Device(Protocol):
 
     name: str
     shared_limit: int
+    capability: int  # compute capability times ten
+    multiprocessors: int
 
     def module(self, source: Path) -> Callable[[list[Launch], int], None]:
         """Compiles a kernel source; returns run(launches, stream)."""
@@ -72,6 +74,8 @@ class Host:
 
     name = "CPU shim (dry run: times mean nothing)"
     shared_limit = 227 << 10
+    capability = 90  # so that Hopper's kernels are in the dry run
+    multiprocessors = 3
 
     def module(self, source: Path) -> Callable[[list[Launch], int], None]:
         kernels = compile_cpu(source)
@@ -120,12 +124,11 @@ class Cuda:
         self.torch, self.driver = torch, loader.Device()
         properties = torch.cuda.get_device_properties(0)
         self.name, self.shared_limit = properties.name, self.driver.shared_limit
-        self.capability = f"{properties.major}{properties.minor}"
+        self.capability, self.multiprocessors = self.driver.capability, self.driver.multiprocessors
         self.l2_bytes = properties.L2_cache_size
 
     def module(self, source: Path) -> Callable[[list[Launch], int], None]:
-        architectural = {"90": "90a", "100": "100a", "120": "120a"}
-        target = architectural.get(self.capability, self.capability)
+        target = {90: "90a", 100: "100a", 120: "120a"}.get(self.capability, str(self.capability))
         return loader.GpuModule(compile_gpu(source, (target,)).fatbin, self.driver).run
 
     def place(self, arrays: dict[str, np.ndarray]) -> CudaBuffers:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -24,6 +25,8 @@ GDR = Path(gated_delta_rule.__file__).parent
 CONV = Path(causal_conv1d.__file__).parent
 MANY = 64  # tokens of all slots from which one key head's outputs are compared: the reference is slow
 
+BF16_CEILING, FP8_CEILING = "bf16 8192^3", "fp8 8192^3"  # cases of the ceilings
+
 Arrays = dict[str, np.ndarray]
 Plan = Callable[[Buffers], list[Launch]]
 
@@ -31,7 +34,7 @@ Plan = Callable[[Buffers], list[Launch]]
 @dataclass
 class Run:
     """What every section gets: the device, the seed of this run's inputs, small sizes, no timing, and the ceilings
-    (GB/s of a copy, TFLOP/s of a matrix product) once they are measured."""
+    (GB/s of a copy, TFLOP/s of a matrix product in bf16 and in FP8) and the rows so far once they are measured."""
 
     device: Device
     seed: int
@@ -39,6 +42,8 @@ class Run:
     timed: bool = True
     copy_gbs: float = 0.0
     matmul_tflops: float = 0.0
+    fp8_tflops: float = 0.0
+    rows: list[Row] = field(default_factory=list)
 
     def shape(self, **sizes: int) -> Shape:
         """A 27B shape, or a narrow one of the same head size."""
@@ -300,7 +305,7 @@ def conv(run: Run) -> Iterator[Row]:
 
 
 def ceilings(run: Run) -> Iterator[Row]:
-    """A device-to-device copy and a bf16 matrix product: what the percentages refer to."""
+    """A device-to-device copy, a bf16 matrix product and an FP8 one: what the percentages refer to."""
     if not isinstance(run.device, Cuda):
         return
     torch = run.device.torch
@@ -310,7 +315,22 @@ def ceilings(run: Run) -> Iterator[Row]:
     yield Row("ceilings", "copy 1 GiB", us=copy.us, spread_us=copy.spread, gbs=2 * source.nbytes / copy.us / 1e3)
     a, b = (torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16) for _ in range(2))
     product = run.device.time([lambda stream: torch.mm(a, b)])
-    yield Row("ceilings", "bf16 8192^3", us=product.us, spread_us=product.spread, tflops=2 * 8192**3 / product.us / 1e6)
+    yield Row("ceilings", BF16_CEILING, us=product.us, spread_us=product.spread, tflops=2 * 8192**3 / product.us / 1e6)
+    if run.device.capability >= 89:
+        yield fp8_ceiling(run.device)
+
+
+def fp8_ceiling(device: Cuda) -> Row:
+    """cuBLASLt's E4M3 product with one scale per matrix, fast accumulation and no promotion: the most that it does."""
+    torch = device.torch
+    a, b = (torch.randn(8192, 8192, device="cuda").to(torch.float8_e4m3fn) for _ in range(2))
+    one = torch.ones((), device="cuda")
+
+    def multiply(stream: int) -> Any:
+        return torch._scaled_mm(a, b.t(), scale_a=one, scale_b=one, out_dtype=torch.bfloat16, use_fast_accum=True)
+
+    product = device.time([multiply])
+    return Row("ceilings", FP8_CEILING, us=product.us, spread_us=product.spread, tflops=2 * 8192**3 / product.us / 1e6)
 
 
 SECTIONS: dict[str, Callable[[Run], Iterator[Row]]] = {

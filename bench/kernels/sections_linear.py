@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -11,13 +11,10 @@ import numpy as np
 
 from bench.kernels import peers_linear as peers
 from bench.kernels.device import Buffers, Cuda
+from bench.kernels.linear import linear, once
 from bench.kernels.sections import Arrays, Run, measure
 from bench.kernels.table import Row
-from deltart.plugins import fp8_block_linear, gated_attention, gated_rms_norm, lm_head, residual_rms_norm, sampler
-from deltart.plugins.fp8_block_linear import inputs as linear_inputs
-from deltart.plugins.fp8_block_linear import launch as linear_launch
-from deltart.plugins.fp8_block_linear.inputs import BLOCK
-from deltart.plugins.fp8_block_linear.reference import quantize_activations
+from deltart.plugins import gated_attention, gated_rms_norm, lm_head, residual_rms_norm, sampler
 from deltart.plugins.gated_attention import inputs as attention_inputs
 from deltart.plugins.gated_attention import launch as attention_launch
 from deltart.plugins.gated_attention.reference import gated_attention as attention_reference
@@ -35,110 +32,11 @@ from deltart.plugins.sampler import inputs as sampler_inputs
 from deltart.plugins.sampler import launch as sampler_launch
 from deltart.plugins.tolerance import TOLERANCE, relative_rms
 
-LINEAR, ATTENTION, NORM, RESIDUAL, HEAD, SAMPLER = (
+ATTENTION, NORM, RESIDUAL, HEAD, SAMPLER = (
     Path(str(package.__file__)).parent
-    for package in (fp8_block_linear, gated_attention, gated_rms_norm, residual_rms_norm, lm_head, sampler)
+    for package in (gated_attention, gated_rms_norm, residual_rms_norm, lm_head, sampler)
 )
-# How often a 27B token reads a weight of each shape: 48 GDN layers, 16 attention layers, 64 MLPs.
-PER_TOKEN = {
-    "in_proj_qkv": 48,
-    "in_proj_z": 48,
-    "out_proj": 48,
-    "q_proj": 16,
-    "k_proj": 32,
-    "o_proj": 16,
-    "gate_proj": 128,
-    "down_proj": 64,
-}
-SAMPLED_ROWS = 256  # of a weight, compared with float64
-
-
-@dataclass(frozen=True)
-class LinearCase:
-    """One shape and kernel: "decode", "gate_up", "w8a16" or "w8a8"."""
-
-    shape: linear_inputs.Shape
-    kind: str
-    arrays: Arrays
-
-    @property
-    def source(self) -> Path:
-        return LINEAR / ("prefill.cu" if self.kind.startswith("w8") else "decode.cu")
-
-    def plan(self, buffers: Buffers) -> list[Launch]:
-        if self.kind == "w8a8":
-            return linear_launch.prefill_w8a8(self.shape, buffers.at)
-        one = {"decode": linear_launch.decode, "gate_up": linear_launch.gate_up, "w8a16": linear_launch.prefill}
-        return [one[self.kind](self.shape, buffers.at)]
-
-    def expected(self, rows: np.ndarray) -> np.ndarray:
-        """Float64 y [M, len(rows)] of some rows of the weight."""
-        x = self.arrays["x"].astype(np.float32).reshape(self.shape.rows, -1)
-        if self.kind == "w8a8":
-            codes, scale = quantize_activations(x)
-            x = codes.astype(np.float32) * np.repeat(scale, BLOCK, 1)[:, : self.shape.k]
-        y = x.astype(np.float64) @ self.some_rows("", rows).T
-        if self.kind == "gate_up":
-            y = y / (1 + np.exp(-y)) * (x.astype(np.float64) @ self.some_rows("up_", rows).T)
-        return y
-
-    def some_rows(self, prefix: str, rows: np.ndarray) -> np.ndarray:
-        weight = self.arrays[f"{prefix}weight"][rows].astype(np.float64)
-        scale = self.arrays[f"{prefix}weight_scale_inv"].astype(np.float64)[rows // BLOCK]
-        return weight * np.repeat(scale, BLOCK, 1)[:, : self.shape.k]
-
-
-def once(run: Run, source: Path, arrays: Arrays, plan: Callable[[Buffers], list[Launch]]) -> Buffers:
-    """Runs the launches once on fresh copies of the arrays."""
-    buffers = run.device.place(arrays)
-    run.device.module(source)(plan(buffers), 0)
-    run.device.synchronize()
-    return buffers
-
-
-def check_linear(run: Run, row: Row, case: LinearCase) -> None:
-    """Compares some rows of the weight with float64, and a second call with the first, to the bit."""
-    shape = case.shape
-    found, again = (once(run, case.source, case.arrays, case.plan).read("y") for _ in range(2))
-    rows = np.random.default_rng(run.seed).choice(shape.n, min(shape.n, SAMPLED_ROWS), replace=False)
-    row.error = relative_rms(found.reshape(shape.rows, -1)[:, rows], case.expected(rows))
-    row.passed = row.error <= TOLERANCE[shape.dtype] and found.tobytes() == again.tobytes()
-
-
-def linear_cases(run: Run, name: str, n: int, k: int) -> Iterator[LinearCase]:
-    """1, 8 and 64 tokens; for the MLP's weights, a long prompt with and without quantized activations."""
-    many = 130 if run.small else 4096
-    kinds = [(1, "decode"), (8, "decode"), (64, "decode"), (64, "w8a16")]
-    kinds += [(1, "gate_up"), (8, "gate_up")] if name in ("small", "gate_proj") else []
-    kinds += [(many, "w8a16"), (many, "w8a8")] if name not in PER_TOKEN or PER_TOKEN[name] >= 64 else []
-    for tokens, kind in kinds:
-        shape = linear_inputs.Shape(tokens=tokens, n=n, k=k)
-        arrays = linear_inputs.make(shape, run.seed) | linear_inputs.outputs(shape)
-        if kind == "w8a8":
-            arrays |= {name: np.zeros(size, np.uint8) for name, size in linear_launch.workspace(shape).items()}
-        if kind == "gate_up":
-            other = linear_inputs.make(shape, run.seed + 1)
-            arrays |= {f"up_{name}": other[name] for name in ("weight", "weight_scale_inv")}
-        yield LinearCase(shape, kind, arrays)
-
-
-def linear(run: Run) -> Iterator[Row]:
-    """Every 27B shape; then what the linears of one token take together."""
-    shapes = {"small": (272, 400)} if run.small else linear_inputs.SHAPES_27B
-    token_us = 0.0
-    for name, (n, k) in shapes.items():
-        for case in linear_cases(run, name, n, k):
-            row = Row("linear", f"{name} M={case.shape.rows} {case.kind}")
-            check_linear(run, row, case)
-            rivals = {"torch bf16": peers.torch_linear(), "scaled_mm": peers.scaled_mm()}
-            gated = case.kind == "gate_up"
-            moved = sum(array.nbytes for name, array in case.arrays.items() if name not in ("codes", "x_scale"))
-            shown = rivals if isinstance(run.device, Cuda) and not gated else {}
-            flops = 2 * case.shape.rows * n * k * (2 if gated else 1)
-            yield measure(run, row, case.source, case.arrays, case.plan, moved, flops, shown)
-            token_us += (row.us or 0.0) * PER_TOKEN.get(name, 0) * (case.shape.rows == 1 and not gated)
-    if token_us:
-        yield Row("linear", "all of one token", us=token_us, notes=[f"{1e6 / token_us:.0f} token/s from these alone"])
+SAMPLED_ROWS = 256  # of the LM head, compared with float64
 
 
 def attention_bytes(shape: attention_inputs.Shape, length: int) -> int:

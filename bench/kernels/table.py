@@ -22,6 +22,7 @@ class Row:
     copy_percent: float | None = None
     tflops: float | None = None
     matmul_percent: float | None = None
+    fp8_percent: float | None = None
     peers: dict[str, float] = field(default_factory=dict)
     passed: bool = True
     notes: list[str] = field(default_factory=list)
@@ -36,6 +37,7 @@ COLUMNS = [
     ("copy_percent", "{:.0f}"),
     ("tflops", "{:.0f}"),
     ("matmul_percent", "{:.0f}"),
+    ("fp8_percent", "{:.0f}"),
 ]
 
 

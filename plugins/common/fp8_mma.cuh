@@ -1,9 +1,16 @@
 // C += A B for E4M3 operands, mma m16n8k32: a register holds 4 values where the bf16 product has 2.
 //
 // Before sm_89, and on the host, as two bf16 products: a lane's four values of A and of B are the same four positions
-// of K, so which of them a product takes is free.
+// of K, so which of them a product takes is free. On sm_90 and sm_100 the assembler makes two f16 products of it, and
+// the conversions take registers; only wgmma and tcgen05 multiply E4M3 there.
 #pragma once
 #include "fp8.cuh"
+
+#if defined(__CUDA_ARCH__) && (__CUDA_ARCH__ == 900 || __CUDA_ARCH__ == 1000)
+constexpr bool kConvertsE4m3 = true;
+#else
+constexpr bool kConvertsE4m3 = false;
+#endif
 
 __device__ __forceinline__ void mma_e4m3(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 890

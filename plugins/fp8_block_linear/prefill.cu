@@ -76,7 +76,7 @@ struct Tile {
   }
 
   __device__ void multiply_e4m3(int stage) {
-#pragma unroll
+#pragma unroll(kConvertsE4m3 ? 1 : kStep / 32)
     for (int k = 0; k < kStep; k += 32) {
       BfPair b[2][4];
 #pragma unroll

@@ -15,7 +15,12 @@ namespace {
 
 constexpr int kStages = 4, kLag = 2;  // kLag: stages whose weights may still be on their way
 constexpr int kGroup = 128, kMultipliers = 2, kTokens = kMultipliers * kTile;
-constexpr int kProducerRegisters = 64, kMultiplierRegisters = 224;
+// Registers per thread: at launch, all that 384 threads can have in whole eights, and after they are dealt out anew. A
+// warpgroup that asks for more than the others left waits for ever.
+constexpr int kThreads = kGroup * (kMultipliers + 1), kLaunchRegisters = 65536 / kThreads / 8 * 8;
+constexpr int kProducerRegisters = 56, kMultiplierRegisters = 224;
+static_assert(kGroup * (kProducerRegisters + kMultipliers * kMultiplierRegisters) <= kThreads * kLaunchRegisters,
+              "more registers than the block has");
 
 struct Stage {
   unsigned char x[kMultipliers][kTileBytes], w[kTileBytes];

@@ -17,27 +17,35 @@ struct Projections {
   int M, row_groups;
 };
 
-// Runs the block if it belongs to this weight; else counts the weight's blocks off.
-template <int MT, class Act, class Weight>
-__device__ bool take(const Projections<Act>& in, const Weight& weight, Act* y, int& block, float* memory) {
-  const int rows = kRows * in.row_groups, blocks = (weight.N + rows - 1) / rows;
-  if (block >= blocks) {
-    block -= blocks;
-    return false;
+// Picks the weight that the `block`th of all blocks belongs to, and its place there; where there is none, counts these
+// weights' blocks off.
+template <int N, class Act, class Weight>
+__device__ __forceinline__ bool pick(const Weight (&weights)[N], Act* const (&ys)[N], int rows, int& block, Weight& weight,
+                                     Act*& y) {
+  bool found = false;
+#pragma unroll
+  for (int i = 0; i < N; ++i) {
+    const int blocks = (weights[i].N + rows - 1) / rows;
+    if (!found && block < blocks) {
+      weight = weights[i], y = ys[i];
+      found = true;
+    }
+    if (!found) block -= blocks;
   }
-  run<false, MT>(Linear<Act, Weight>{in.x, weight, y, in.M, in.row_groups}, weight, block, memory);
-  return true;
+  return found;
 }
 
 template <int MT, class Act>
 __device__ void project(const Projections<Act>& in, float* memory) {
+  const int rows = kRows * in.row_groups;
   int block = blockIdx.y;
-#pragma unroll
-  for (int i = 0; i < kFp8; ++i)
-    if (take<MT>(in, in.fp8[i], in.fp8_y[i], block, memory)) return;
-#pragma unroll
-  for (int i = 0; i < kPlain; ++i)
-    if (take<MT>(in, in.plain[i], in.plain_y[i], block, memory)) return;
+  Act* y = nullptr;
+  BlockFp8 fp8 = in.fp8[0];
+  Bf16 plain = in.plain[0];
+  if (pick(in.fp8, in.fp8_y, rows, block, fp8, y))
+    run<false, MT>(Linear<Act, BlockFp8>{in.x, fp8, y, in.M, in.row_groups}, fp8, block, memory);
+  else if (pick(in.plain, in.plain_y, rows, block, plain, y))
+    run<false, MT>(Linear<Act, Bf16>{in.x, plain, y, in.M, in.row_groups}, plain, block, memory);
 }
 
 }  // namespace

@@ -69,7 +69,7 @@ class Cuda(Protocol):
         """Give back a recorded graph."""
 
     def kernels(self, source: Path) -> Run:
-        """The kernels of a .cu file, compiled and loaded."""
+        """The kernels of a .cu file, compiled and loaded at the first call."""
 
 
 class CudaDriver:
@@ -83,6 +83,7 @@ class CudaDriver:
     def __init__(self, ordinal: int = 0) -> None:
         self._device = Device(ordinal)
         self._cu = self._device.driver
+        self._modules: dict[Path, GpuModule] = {}
         self.stream: Stream = check(self._cu.cuStreamCreate(1))  # 1: does not wait for the default stream
 
     def allocate(self, nbytes: int) -> int:
@@ -136,7 +137,9 @@ class CudaDriver:
         check(self._cu.cuGraphExecDestroy(graph))
 
     def kernels(self, source: Path) -> Run:
-        module = GpuModule(compile_gpu(source).fatbin, self._device)
+        if source not in self._modules:
+            self._modules[source] = GpuModule(compile_gpu(source).fatbin, self._device)
+        module = self._modules[source]
         return lambda launches: module.run(launches, int(self.stream))
 
 

@@ -112,3 +112,15 @@ def test_nano_answers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert result["finish_reason"] == "stop" and result["reply"]["content"] == "cba" and result["reply"]["reasoning"]
     direct = run_json(capsys, *question, "--json", "--no-thinking")
     assert direct["reply"]["reasoning"] == ""
+
+
+def test_verify_shows_the_cost_of_fp8_activations(
+    tiny: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    command = ["verify", str(tiny / "artifact"), "--tokens", "9", "--json", "--html", str(tmp_path / "report.html")]
+    capsys.readouterr()
+    plain = run_json(capsys, *command)
+    asked = run_json(capsys, *command, "--prefill-activations", "fp8")
+    assert not any(d["runner"] == "fp8 prefill" for d in plain["differences"])
+    costs = [d["relative_rms"] for d in asked["differences"] if d["runner"] == "fp8 prefill" and d["point"] == "logits"]
+    assert len(costs) == 1 and 1e-4 < costs[0] < 0.3

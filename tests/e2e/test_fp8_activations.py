@@ -7,19 +7,17 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from deltart.calib.pipeline import calibrate
-from deltart.export.formats import Fp8BlockLinear
+from deltart.export.lower import portable
+from deltart.export.lower.functions import parse_function
 from deltart.export.pipeline import export_checkpoint
-from deltart.manifest import Manifest
 from deltart.plugins.tolerance import relative_rms
-from deltart.runtime.backends.base import SlotState
+from deltart.runtime.backends.fp8_prefill import Fp8PrefillBackend
 from deltart.runtime.backends.ort import OrtBackend
 from deltart.runtime.generate import Generator, text_inputs
 from deltart.runtime.tokenizer import Tokenizer
@@ -29,38 +27,14 @@ NANO = Path(__file__).resolve().parents[2] / "tools" / "nano" / "checkpoint"
 QUESTIONS = 60
 
 
-@dataclass
-class Prefilled:
-    """A backend that takes its prefill calls from one artifact and its decode calls from another of the same model."""
-
-    prefill: OrtBackend
-    decode: OrtBackend
-
-    @property
-    def manifest(self) -> Manifest:
-        return self.decode.manifest
-
-    def new_state(self, graph: str, slots: int, capacity: int) -> SlotState:
-        return self.decode.new_state(graph, slots, capacity)
-
-    def run(
-        self, graph: str, state: SlotState, inputs: Mapping[str, np.ndarray], outputs: Sequence[str]
-    ) -> list[np.ndarray]:
-        backend = self.prefill if inputs["input_ids"].shape[1] > 1 else self.decode
-        return backend.run(graph, state, inputs, outputs)
-
-
 @pytest.fixture(scope="module")
-def backends(tmp_path_factory: pytest.TempPathFactory) -> tuple[OrtBackend, Prefilled]:
+def backends(tmp_path_factory: pytest.TempPathFactory) -> tuple[OrtBackend, Fp8PrefillBackend]:
     """Nano in block-FP8: activations as they are, and E4M3 in prefill."""
     folder = tmp_path_factory.mktemp("nano")
     calibrate(NANO, folder / "fp8", method="absmax")
-    export_checkpoint(folder / "fp8", folder / "exact")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Fp8BlockLinear, "quantize_activations", True)
-        export_checkpoint(folder / "fp8", folder / "quantized")
-    exact = OrtBackend(folder / "exact")
-    return exact, Prefilled(OrtBackend(folder / "quantized"), exact)
+    export_checkpoint(folder / "fp8", folder / "artifact")
+    linear = parse_function(portable.fp8_block_linear({"quantize_activations": 1}))
+    return OrtBackend(folder / "artifact"), Fp8PrefillBackend(folder / "artifact", linear)
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +42,7 @@ def questions() -> list[heldout.Question]:
     return random.Random(8).sample(heldout.read(), QUESTIONS)
 
 
-def logits(backend: OrtBackend | Prefilled, ids: list[int]) -> np.ndarray:
+def logits(backend: OrtBackend | Fp8PrefillBackend, ids: list[int]) -> np.ndarray:
     """Logits of every position of one prefill call, f32 [T, V]."""
     inputs = text_inputs(np.array([ids]), np.zeros(1, np.int32), logit_index=np.arange(len(ids))[None])
     (found,) = backend.run("model", backend.new_state("model", 1, len(ids)), inputs, ["logits"])
@@ -76,7 +50,9 @@ def logits(backend: OrtBackend | Prefilled, ids: list[int]) -> np.ndarray:
     return rows
 
 
-def answers(backend: OrtBackend | Prefilled, prompts: list[str]) -> tuple[list[evaluate.Reply], list[list[int]]]:
+def answers(
+    backend: OrtBackend | Fp8PrefillBackend, prompts: list[str]
+) -> tuple[list[evaluate.Reply], list[list[int]]]:
     generator = Generator(backend, Tokenizer.from_folder(NANO))
     texts, _, tokens = runtime.replies(generator, prompts)
     return texts, tokens
@@ -84,7 +60,7 @@ def answers(backend: OrtBackend | Prefilled, prompts: list[str]) -> tuple[list[e
 
 @pytest.mark.slow
 def test_cost_of_quantized_activations(
-    backends: tuple[OrtBackend, Prefilled], questions: list[heldout.Question]
+    backends: tuple[OrtBackend, Fp8PrefillBackend], questions: list[heldout.Question]
 ) -> None:
     exact, quantized = backends
     _, tokenizer = reference.load(NANO)

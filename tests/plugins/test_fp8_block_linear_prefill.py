@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from test_fp8_block_linear import FOLDER
 
+from bench.kernels.device import Cuda
 from deltart.errors import BuildError
 from deltart.plugins.cpu_shim.runner import FORWARD, REVERSE, CpuModule, compile_cpu
 from deltart.plugins.fp8_block_linear import inputs, launch, prefill
@@ -190,3 +191,27 @@ def test_unsplit_sums_of_every_k(n: int, k: int, kernel: Kernel) -> None:
     assert "partial" in split and "partial" not in whole
     assert errors(kernel, shape, given, whole)[1] <= SAME_ROUNDING
     assert relative_rms(split["y"], whole["y"]) <= SAME_ROUNDING
+
+
+@pytest.mark.gpu
+@by_name
+@pytest.mark.parametrize("tokens, n, k", [*SIZES, (257, 129, 2064), (512, 1024, 5120)])
+def test_on_the_gpu(tokens: int, n: int, k: int, kernel: Kernel) -> None:
+    """The same arrays on this machine's GPU, twice; W8A8_WGMMA on compute capability 9.0 alone."""
+    if not pytest.importorskip("torch").cuda.is_available():
+        pytest.skip("no CUDA device")
+    device = Cuda()
+    if kernel is W8A8_WGMMA and device.capability != prefill.HOPPER:
+        pytest.skip("wgmma is in sm_90a alone")
+    shape, results = Shape(tokens=tokens, n=n, k=k), []
+    given = inputs.make(shape, 0)
+    work = {name: np.full(size, 0xFF, np.uint8) for name, size in prefill.workspace(shape, kernel).items()}
+    plan = prefill.prefill if kernel is W8A16 else prefill.prefill_w8a8
+    for _ in range(2):
+        buffers = device.place(given | inputs.outputs(shape) | work)
+        device.module(FOLDER / kernel.source)(plan(shape, kernel, buffers.at, device.multiprocessors), 0)
+        device.synchronize()
+        results.append({name: buffers.read(name) for name in ("y", *work)})
+    plain, rounded, _ = errors(kernel, shape, given, results[0])
+    assert plain <= TOLERANCE["bf16"] and rounded <= SAME_ROUNDING
+    assert results[0]["y"].tobytes() == results[1]["y"].tobytes()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from pathlib import Path
 
@@ -118,3 +119,15 @@ def test_gates_on_hopper() -> None:
 @pytest.mark.parametrize("source", sources(), ids=lambda source: f"{source.parent.name}/{source.stem}")
 def test_gates_on_every_target(source: Path) -> None:
     gates(toolchain.TARGETS, source)
+
+
+def test_warpgroups_deal_out_what_the_launch_gave() -> None:
+    """setmaxnreg waits for ever for more registers than the launch took: the text's own sum against the assembler's."""
+    source = toolchain.sources()[0].parents[1] / "fp8_block_linear" / "prefill_wgmma.cu"
+    text = source.read_text()
+    producer, multiplier = (
+        int(re.search(rf"k{name}Registers = (\d+)", text)[1]) for name in ("Producer", "Multiplier")
+    )
+    rows = toolchain.compile_gpu(source, HOPPER).resources
+    (launched,) = (row.registers for row in rows if row.kernel == tiles.W8A8_WGMMA.name)
+    assert 128 * (producer + 2 * multiplier) <= launched * tiles.W8A8_WGMMA.threads
