@@ -2,6 +2,7 @@
 # make engine      checkpoint -> artifact, kernels, plans, verification, an answer (CHECKPOINT=... NAME=... PROMPT=...)
 # make plugins     compile the CUDA kernels for every target (minutes the first time; cached), and the C++ plugin
 #                  library where TensorRT's headers are (INCLUDE=DIR)
+# make gpu         all that needs a GPU: its tests, the kernels and an engine, checked and timed (CHECKPOINT=...)
 # make test        the fast tests; make test ARGS="-m slow" the others
 # make check       lint, format, types, import rules
 # make bench       side by side with peers (installs them)
@@ -16,8 +17,9 @@ CHECKPOINT ?= tools/nano/checkpoint
 NAME ?= nano
 PROMPT ?= Type "planet" backwards
 ARTIFACT := artifacts/$(NAME)
+PROMPTS := $(if $(filter tools/nano/checkpoint,$(CHECKPOINT)),--prompts tools/nano/heldout.jsonl)
 
-.PHONY: help engine plugins test check bench clean
+.PHONY: help engine plugins gpu test check bench clean
 .DEFAULT_GOAL := help
 
 help:
@@ -34,13 +36,19 @@ engine: $(READY)
 	$(BIN)/deltart export $(CHECKPOINT) -o $(ARTIFACT) --overwrite
 	$(BIN)/python -m deltart.plugins build --target 80 89 120a
 	$(BIN)/deltart build $(ARTIFACT)
-	$(BIN)/deltart verify $(ARTIFACT)
+	$(BIN)/deltart verify $(ARTIFACT) $(PROMPTS)
 	$(BIN)/deltart generate $(ARTIFACT) '$(PROMPT)' --chat --temperature 0
 
 plugins: $(READY)
 	$(BIN)/python -m deltart.plugins build
 	@$(BIN)/python -m deltart.plugins native $(if $(INCLUDE),--include $(INCLUDE)) \
 	  || { test $$? = 3 && test -z "$(INCLUDE)" && echo 'so the C++ plugin library was not built; plans do without'; }
+
+gpu: $(READY)
+	mkdir -p .bench
+	$(BIN)/python -m pytest -m gpu --junit-xml .bench/gpu.xml
+	$(BIN)/python -m bench.kernels
+	$(BIN)/python -m bench.engine $(CHECKPOINT)
 
 test: $(READY)
 	$(BIN)/python -m pytest $(ARGS)

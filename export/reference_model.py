@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,29 +20,42 @@ from deltart.plugins.fp8_block_linear.reference import dequantize
 MAX_PARAMETERS = 2_000_000_000  # in float32 that is 8 GB
 
 
-def reference_runner(manifest: Manifest) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
-    """A runner over transformers' eager model in float32: ids [T] to every block's hidden state and the logits.
+class ReferenceModel:
+    """transformers' eager model of an exported checkpoint, in float32.
 
     Raises:
         MissingDependencyError: transformers is not installed.
         ArtifactError: the model is too large for a float32 copy, or the export changed its RoPE.
     """
-    folder = Path(manifest.checkpoint)
-    tensors = Checkpoint(folder)
-    count = sum(math.prod(t.shape) for t in tensors.values())
-    if count > MAX_PARAMETERS:
-        raise ArtifactError(f"{count / 1e9:.1f} billion parameters in float32", f"at most {MAX_PARAMETERS / 1e9:.0f}")
-    model = _load(_text_config(folder, manifest), tensors, read_spec(folder).text_prefix)
+
+    def __init__(self, manifest: Manifest) -> None:
+        folder = Path(manifest.checkpoint)
+        tensors = Checkpoint(folder)
+        count = sum(math.prod(t.shape) for t in tensors.values())
+        if count > MAX_PARAMETERS:
+            raise ArtifactError(
+                f"{count / 1e9:.1f} billion parameters in float32", f"at most {MAX_PARAMETERS / 1e9:.0f}"
+            )
+        self._model = _load(_text_config(folder, manifest), tensors, read_spec(folder).text_prefix)
 
     @torch.no_grad()
-    def run(ids: np.ndarray) -> dict[str, np.ndarray]:
-        outputs = model(torch.from_numpy(ids[None]), output_hidden_states=True, use_cache=False)
+    def points(self, ids: np.ndarray) -> dict[str, np.ndarray]:
+        """Token ids [T] to every block's hidden state and the logits, f32 [T, ...] by point."""
+        outputs = self._model(torch.from_numpy(ids[None]), output_hidden_states=True, use_cache=False)
         *states, hidden = (h[0].numpy() for h in outputs.hidden_states)
         # transformers norms the last layer's state before it lists it.
         points = {"embed.h": states[0]} | {f"layers.{n}.h": state for n, state in enumerate(states[1:])}
         return points | {"hidden": hidden, "logits": outputs.logits[0].numpy()}
 
-    return run
+    @torch.no_grad()
+    def reply(self, prompt: Sequence[int], stops: Collection[int], most: int) -> list[int]:
+        """At most `most` greedy tokens after `prompt`, the stop token included."""
+        tokens, cache, reply = torch.tensor([list(prompt)]), None, list[int]()
+        while len(reply) < most and not (reply and reply[-1] in stops):
+            outputs = self._model(tokens, past_key_values=cache, use_cache=True, logits_to_keep=1)
+            cache, tokens = outputs.past_key_values, outputs.logits[:, -1].argmax(-1, keepdim=True)
+            reply.append(int(tokens))
+        return reply
 
 
 def _text_config(folder: Path, manifest: Manifest) -> dict[str, Any]:

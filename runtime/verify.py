@@ -1,38 +1,117 @@
-"""Compares runners of one model point by point: every block's hidden state, the final one, and the logits."""
+"""Compares runners of one model: every block's hidden state, the final one, the logits, and greedy replies.
+
+Outputs are Polygraphy's `RunResults`, so that its tools read them; errors and verdicts come of its signal-to-noise
+ratio.
+"""
 
 from __future__ import annotations
 
 import json
+import math
+import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
+from polygraphy.comparator import IterationResult, RunResults, SnrCompareFunc
+from polygraphy.logger import G_LOGGER
 
 from deltart.errors import DeltaRTError
-from deltart.runtime.backends.base import Backend
-from deltart.runtime.inputs import text_inputs
 
-# Token ids [T] -> arrays [T, ...] by point: "embed.h", "layers.0.h", ..., "hidden", "logits".
-Runner = Callable[[np.ndarray], dict[str, np.ndarray]]
+
+@dataclass(frozen=True)
+class Runner:
+    """Something that computes the model.
+
+    Args:
+        points: token ids [T] to arrays [T, ...] by point: "embed.h", "layers.0.h", ..., "hidden"; and "logits" [n, V]
+            of the same n tokens in every runner.
+        reply: a prompt's token ids to its greedy reply's; None for a runner that is not asked.
+    """
+
+    points: Callable[[np.ndarray], dict[str, np.ndarray]]
+    reply: Callable[[Sequence[int]], list[int]] | None = None
+
+
+@dataclass(frozen=True)
+class Parting:
+    """Where a reply leaves the reference's: prompt, position in the reply, and how near a tie that was.
+
+    `gap` is the difference of the reference's logits for the two tokens there, over the RMS of its logits.
+    """
+
+    prompt: int
+    position: int
+    gap: float
+
+
+@dataclass
+class Collected:
+    """What the runners gave: outputs (one iteration each), partings of those that replied, why others did not run."""
+
+    tokens: int
+    prompts: int
+    outputs: RunResults = field(default_factory=RunResults)
+    partings: dict[str, list[Parting]] = field(default_factory=dict)
+    skipped: dict[str, str] = field(default_factory=dict)
+
+    def save(self, path: Path) -> None:
+        """Write the outputs as Polygraphy's JSON (`polygraphy run --load-outputs`, `polygraphy inspect data`)."""
+        with G_LOGGER.verbosity(G_LOGGER.CRITICAL):
+            self.outputs.save(str(path))
 
 
 @dataclass(frozen=True)
 class Difference:
-    """One point of one runner against the reference: ||a - b|| / ||b|| and max |a - b|."""
+    """One point of one runner against that of another: ||a - b|| / ||b||, max |a - b|, and whether it is tolerated."""
 
     point: str
     runner: str
+    against: str
     relative_rms: float
     max_abs: float
+    passed: bool
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Greedy replies of one runner against the reference's: how many are equal, and where the others part from it.
+
+    A parting at a gap within the runner's tolerance is a tie: an error that is allowed may decide it either way.
+    """
+
+    runner: str
+    prompts: int
+    partings: Sequence[Parting]
+    tolerance: float
+
+    @property
+    def equal(self) -> int:
+        """Replies that are the reference's, token by token."""
+        return self.prompts - len(self.partings)
+
+    @property
+    def ties(self) -> int:
+        """Replies that part at a tie."""
+        return sum(p.gap <= self.tolerance for p in self.partings)
+
+    @property
+    def passed(self) -> bool:
+        """Whether every reply is equal or parts at a tie."""
+        return self.equal + self.ties == self.prompts
+
+    def __str__(self) -> str:
+        text = f"{self.equal} of {self.prompts} replies equal"
+        return text + (f", {len(self.partings)} part, {self.ties} of them at a tie" if self.partings else "")
 
 
 @dataclass(frozen=True)
 class Report:
     """The outcome of a comparison.
 
-    `greedy` is, by runner, the share of positions whose most probable token is the reference's; `skipped` says
-    why a runner could not run. `passed`: every point of every runner kept to its tolerance.
+    `reference` is the first runner, which most points are compared with; `greedy` is, by runner, the share of positions
+    whose most probable token is the reference's; `skipped` says why a runner could not run.
     """
 
     artifact: str
@@ -41,76 +120,116 @@ class Report:
     tolerances: Mapping[str, float]
     differences: Sequence[Difference]
     greedy: Mapping[str, float]
+    replies: Sequence[Agreement]
     skipped: Mapping[str, str]
 
     @property
     def passed(self) -> bool:
-        """Whether every runner kept to its tolerance, and at least one was compared."""
-        return bool(self.differences) and all(d.relative_rms <= self.tolerances[d.runner] for d in self.differences)
+        """Whether something was compared, and every point and reply is within its runner's tolerance."""
+        verdicts = [d.passed for d in self.differences] + [a.passed for a in self.replies]
+        return bool(self.differences) and all(verdicts)
 
     def save(self, path: Path) -> None:
         """Write the report as JSON."""
         path.write_text(json.dumps(asdict(self) | {"passed": self.passed}, indent=1) + "\n", encoding="utf-8")
 
 
-def backend_runner(backend: Backend, points: Sequence[str], prefill: int) -> Runner:
-    """A runner that feeds `prefill` tokens in one call and the others one by one, as generation does.
-
-    `points` are the outputs of the text graph to collect, "hidden" and "logits" besides.
-    """
-
-    def run(ids: np.ndarray) -> dict[str, np.ndarray]:
-        state = backend.new_state("model", 1, len(ids))
-        names = [*points, "hidden", "logits"]
-        parts: list[list[np.ndarray]] = []
-        for begin, end in [(0, prefill), *((i, i + 1) for i in range(prefill, len(ids)))]:
-            inputs = text_inputs(
-                ids[None, begin:end], np.array([begin], np.int32), logit_index=np.arange(end - begin)[None]
-            )
-            parts.append([array[0] for array in backend.run("model", state, inputs, names)])
-        return {name: np.concatenate(arrays) for name, arrays in zip(names, zip(*parts, strict=True), strict=True)}
-
-    return run
-
-
-def compare(
-    artifact: Path,
-    runners: Mapping[str, Callable[[], Runner]],
-    tolerances: Mapping[str, float],
+def collect(
+    makers: Mapping[str, Callable[[], Runner]],
     ids: np.ndarray,
+    prompts: Sequence[Sequence[int]] = (),
     report: Callable[[str], None] = lambda line: None,
-) -> Report:
-    """Run every runner on `ids`; the first that runs is the reference.
+) -> Collected:
+    """Run every runner on `ids` and, where it replies, on `prompts`, one after the other.
 
     Args:
-        runners: makes each runner by name; one that raises a DeltaRTError is skipped with its reason.
-        tolerances: relative RMS allowed to each.
+        makers: makes each runner by name; one that raises a DeltaRTError is skipped with its reason.
     """
-    found: dict[str, dict[str, np.ndarray]] = {}
-    skipped: dict[str, str] = {}
-    for name, make in runners.items():
+    found = Collected(len(ids), len(prompts))
+    reference: tuple[Runner, list[list[int]]] | None = None
+    for name, make in makers.items():
         try:
             report(f"running {name}")
-            found[name] = make()(ids)
+            runner = make()
+            began = time.perf_counter()
+            outputs = runner.points(ids)
+            found.outputs.add([outputs], time.perf_counter() - began, name)
+            if prompts and runner.reply is not None:
+                report(f"{name}: {len(prompts)} replies")
+                replies = [runner.reply(prompt) for prompt in prompts]
+                reference = reference or (runner, replies)
+                found.partings[name] = _partings(*reference, prompts, replies)
         except DeltaRTError as error:
-            skipped[name] = str(error).replace("\n", " ")
+            found.skipped[name] = str(error).replace("\n", " ")
             report(f"{name} skipped: {error.found}")
-    reference = next(iter(found), "")
-    others = [name for name in found if name != reference]
-    differences = [
-        Difference(point, name, *_distance(found[name][point], found[reference][point]))
-        for name in others
-        for point in found[reference]
-        if point in found[name]
-    ]
-    best = {name: arrays["logits"].argmax(-1) for name, arrays in found.items()}
+    return found
+
+
+def _partings(
+    reference: Runner, expected: Sequence[list[int]], prompts: Sequence[Sequence[int]], replies: Sequence[list[int]]
+) -> list[Parting]:
+    found = []
+    for number, (mine, theirs) in enumerate(zip(replies, expected, strict=True)):
+        if mine == theirs:
+            continue
+        at = next((i for i, (a, b) in enumerate(zip(mine, theirs, strict=False)) if a != b), None)
+        if at is None:  # one stopped where the other went on
+            found.append(Parting(number, min(len(mine), len(theirs)), math.inf))
+            continue
+        logits = reference.points(np.array([*prompts[number], *theirs[:at]], np.int64))["logits"][-1].astype(np.float64)
+        gap = abs(logits[theirs[at]] - logits[mine[at]]) / np.sqrt(np.mean(logits**2))
+        found.append(Parting(number, at, float(gap)))
+    return found
+
+
+def judge(artifact: Path, found: Collected, tolerances: Mapping[str, float]) -> Report:
+    """Compare what was collected, each point with that of the first runner that has it.
+
+    Args:
+        tolerances: relative RMS allowed to each runner.
+    """
+    results = {name: iterations[0] for name, iterations in found.outputs.items()}
+    reference, *others = results or [""]
+    best = {name: result["logits"].argmax(-1) for name, result in results.items()}
     greedy = {name: float(np.mean(best[name] == best[reference])) for name in others}
-    return Report(str(artifact), reference, len(ids), dict(tolerances), differences, greedy, skipped)
+    _, *rest = found.partings or [""]
+    replies = [Agreement(name, found.prompts, found.partings[name], tolerances[name]) for name in rest]
+    return Report(
+        str(artifact), reference, found.tokens, dict(tolerances), _compared(results, tolerances), greedy, replies,
+        found.skipped,
+    )  # fmt: skip
 
 
-def _distance(array: np.ndarray, reference: np.ndarray) -> tuple[float, float]:
-    difference = array.astype(np.float64) - reference
-    if not np.isfinite(difference).all():
-        return float("inf"), float("inf")
-    scale = float(np.sqrt(np.mean(np.square(reference, dtype=np.float64))))
-    return float(np.sqrt(np.mean(difference**2))) / max(scale, 1e-30), float(np.abs(difference).max())
+def _compared(results: Mapping[str, IterationResult], tolerances: Mapping[str, float]) -> list[Difference]:
+    """By runner, in the order of the one with the most points."""
+    names, seen, found = list(results), set[str](), list[Difference]()
+    for place, base in enumerate(names):
+        fresh = [point for point in results[base] if point not in seen]
+        seen |= set(fresh)
+        for other in names[place + 1 :]:
+            found += _differences(results[base], results[other], fresh, tolerances[other])
+    longest = max((list(result) for result in results.values()), key=len, default=[])
+    order = {point: place for place, point in enumerate(longest)}
+    return sorted(found, key=lambda d: (names.index(d.runner), order.get(d.point, len(order))))
+
+
+def _differences(
+    expected: IterationResult, other: IterationResult, points: Sequence[str], tolerance: float
+) -> list[Difference]:
+    """Those of `points` that `other` has. The ratio of signal to noise in dB is the relative RMS on another scale."""
+    points = [point for point in points if point in other]
+    if not points:
+        return []
+    signal, noisy = (IterationResult({p: r[p] for p in points}, runner_name=r.runner_name) for r in (expected, other))
+    with G_LOGGER.verbosity(G_LOGGER.CRITICAL), np.errstate(invalid="ignore"):
+        ratios = SnrCompareFunc(snr_threshold=-20 * math.log10(tolerance))(signal, noisy)
+    differences = []
+    for point in points:
+        ratio = getattr(ratios[point], "snr", math.nan)  # shapes that differ have none
+        error, largest = math.inf, math.inf
+        if ratio == math.inf or math.isfinite(ratio):
+            error = 10 ** (-ratio / 20)
+            largest = float(np.abs(noisy[point].astype(np.float32) - signal[point]).max())
+        names = (point, other.runner_name, expected.runner_name)
+        differences.append(Difference(*names, error, largest, bool(ratios[point])))
+    return differences

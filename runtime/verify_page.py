@@ -1,101 +1,153 @@
-"""A verification report as one HTML page: a plot of error by layer, and the table behind it. No scripts, no files."""
+"""A verification report as one HTML page: plots of error by layer, and the table behind them. No scripts, no files."""
 
 from __future__ import annotations
 
 import html
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from deltart.runtime.verify import Difference, Report
 
-WIDTH, HEIGHT, MARGIN = 960, 360, 56  # pixels
-COLORS = ("#1f77b4", "#d62728", "#2ca02c", "#9467bd")
-FLOOR = 1e-9  # errors below it are drawn on it
+WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 960, 340, 56, 16, 40, 30  # pixels: size and margins
+LABELS = 20  # at most, along the layers
+COLORS = ("#1f77b4", "#d95f02", "#1b7f3b", "#9467bd", "#8c564b")
 STYLE = (
     "body{font:15px system-ui,sans-serif;margin:2em auto;max-width:1000px;color:#222}"
-    "table{border-collapse:collapse}td,th{padding:.2em .8em;border-bottom:1px solid #ddd;text-align:right}"
-    "td:first-child,th:first-child{text-align:left}.bad{color:#b00;font-weight:bold}"
+    "table{border-collapse:collapse;font-variant-numeric:tabular-nums}"
+    "td,th{padding:.15em .6em;white-space:nowrap;border-bottom:1px solid #ddd;text-align:right}"
+    "th{white-space:normal}td:first-child,th:first-child{text-align:left}.bad{color:#b00;font-weight:bold}"
 )
 
 
 def page(report: Report) -> str:
     """The page."""
-    runners = list(dict.fromkeys(d.runner for d in report.differences))
     verdict = "passed" if report.passed else "FAILED"
     skipped = "".join(
         f"<li><b>{html.escape(n)}</b> did not run: {html.escape(r)}</li>" for n, r in report.skipped.items()
     )
     greedy = "".join(
-        f"<li>{html.escape(n)}: greedy tokens agree at {s:.1%} of positions</li>" for n, s in report.greedy.items()
+        f"<li>{html.escape(n)}: most probable tokens agree at {s:.1%} of positions</li>"
+        for n, s in report.greedy.items()
+    )
+    replies = "".join(
+        f"<li{'' if a.passed else ' class=bad'}>{html.escape(a.runner)}: {a}</li>" for a in report.replies
     )
     return (
         "<!doctype html><html lang=en><meta charset=utf-8>"
         f"<title>deltart verify: {verdict}</title><style>{STYLE}</style>"
         f"<h1>Verification {verdict}</h1><p>{html.escape(report.artifact)}: {report.tokens} tokens, "
-        f"against {html.escape(report.reference)}.</p><ul>{greedy}{skipped}</ul>"
-        f"<h2>Relative RMS error by layer</h2>{_plot(report, runners)}<h2>Figures</h2>{_table(report, runners)}</html>"
+        f"against {html.escape(report.reference)}.</p><ul>{greedy}{replies}{skipped}</ul>"
+        f"<h2>Relative RMS error by layer</h2>{_plot(report, lambda d: d.relative_rms, report.tolerances)}"
+        f"<h2>Largest error by layer</h2>{_plot(report, lambda d: d.max_abs, {})}"
+        f"<h2>Figures</h2>{_table(report)}</html>"
     )
 
 
-def _plot(report: Report, runners: Sequence[str]) -> str:
-    points = list(dict.fromkeys(d.point for d in report.differences))
+def compared_points(report: Report) -> list[str]:
+    """Every point of the report once, in the order of the model as far as one runner shows it."""
+    by_runner = [[d.point for d in report.differences if d.runner == runner] for runner in _runners(report)]
+    longest = max(by_runner, key=len, default=[])
+    return list(dict.fromkeys([*longest, *(d.point for d in report.differences)]))
+
+
+def _runners(report: Report) -> list[str]:
+    return list(dict.fromkeys(d.runner for d in report.differences))
+
+
+def _plot(report: Report, value: Callable[[Difference], float], limits: Mapping[str, float]) -> str:
+    """One figure of the differences over the layers, on a logarithmic scale; `limits` by runner are dashed.
+
+    A point that is exact has no place on it.
+    """
+    points, runners = compared_points(report), _runners(report)
     if not points:
         return "<p>Nothing was compared.</p>"
-    levels = [math.log10(max(d.relative_rms, FLOOR)) for d in report.differences if math.isfinite(d.relative_rms)]
-    levels += [math.log10(report.tolerances[r]) for r in runners]
+    at = _abscissas(points)
+    drawn = [value(d) for d in report.differences if math.isfinite(value(d))] + [limits[r] for r in runners if limits]
+    levels = [math.log10(v) for v in drawn if v > 0] or [0.0]
     low, high = math.floor(min(levels)), math.ceil(max(levels) + 1e-9)
 
-    def x(index: int) -> float:
-        return MARGIN + index * (WIDTH - 2 * MARGIN) / max(len(points) - 1, 1)
-
     def y(error: float) -> float:
-        level = min(math.log10(max(error, FLOOR)), high) if math.isfinite(error) else high
-        return HEIGHT - MARGIN - (level - low) * (HEIGHT - 2 * MARGIN) / max(high - low, 1)
+        level = math.log10(error) if math.isfinite(error) else high
+        return HEIGHT - BOTTOM - (level - low) * (HEIGHT - TOP - BOTTOM) / max(high - low, 1)
 
     parts = [_grid(y(10.0**level), f"1e{level}") for level in range(low, high + 1)]
-    step = max(len(points) // 16, 1)
-    parts += [_label(x(i), points[i].removesuffix(".h")) for i in range(0, len(points), step)]
-    for runner, color in zip(runners, COLORS, strict=False):
-        line = [(x(points.index(d.point)), y(d.relative_rms)) for d in report.differences if d.runner == runner]
-        parts.append(_line(line, color, runner, COLORS.index(color)))
-        limit = y(report.tolerances[runner])
-        parts.append(f'<path d="M{MARGIN} {limit:.1f}H{WIDTH - MARGIN}" stroke="{color}" stroke-dasharray="6 4"/>')
+    parts += [_label(at[points[i]], _short(points[i])) for i in _labelled(points)]
+    for position, (runner, color) in enumerate(zip(runners, COLORS, strict=False)):
+        mine = [d for d in report.differences if d.runner == runner and value(d) > 0]
+        parts.append(_line([(at[d.point], y(value(d)), d) for d in mine], color, value))
+        parts.append(_legend(position, color, runner))
+        if limits:
+            limit = y(limits[runner])
+            parts.append(f'<path d="M{LEFT} {limit:.1f}H{WIDTH - RIGHT}" stroke="{color}" stroke-dasharray="6 4"/>')
     frame = f'viewBox="0 0 {WIDTH} {HEIGHT}" width="100%" role="img" aria-label="error by layer"'
     return f"<svg {frame}>{''.join(parts)}</svg>"
 
 
+def _short(point: str) -> str:
+    return point.removesuffix(".h").removeprefix("layers.")
+
+
+def _abscissas(points: Sequence[str]) -> dict[str, float]:
+    """Where each point is drawn: layers one step apart, what is no layer with room for its name."""
+    gap = max(len(points) / 12, 1.0)
+    steps = [1.0 if point.startswith("layers.") else gap for point in points]
+    places = [sum(steps[:i]) + step / 2 for i, step in enumerate(steps)]
+    return {p: LEFT + place * (WIDTH - LEFT - RIGHT) / sum(steps) for p, place in zip(points, places, strict=True)}
+
+
+def _labelled(points: Sequence[str]) -> list[int]:
+    """Indices of the points to name: whatever is no layer, and every so many layers."""
+    layers = [i for i, point in enumerate(points) if point.startswith("layers.")]
+    step = max(-(-len(layers) // LABELS), 1)
+    return [i for i in range(len(points)) if i not in layers] + layers[step - 1 :: step][: LABELS - 1] + layers[:1]
+
+
 def _grid(at: float, text: str) -> str:
     return (
-        f'<path d="M{MARGIN} {at:.1f}H{WIDTH - MARGIN}" stroke="#ddd"/>'
-        f'<text x="{MARGIN - 6}" y="{at + 4:.1f}" text-anchor="end" font-size="12">{text}</text>'
+        f'<path d="M{LEFT} {at:.1f}H{WIDTH - RIGHT}" stroke="#ddd"/>'
+        f'<text x="{LEFT - 6}" y="{at + 4:.1f}" text-anchor="end" font-size="12">{text}</text>'
     )
 
 
 def _label(at: float, text: str) -> str:
-    down = HEIGHT - MARGIN + 14
-    place = f'transform="translate({at:.1f} {down}) rotate(35)"'
-    return f'<text {place} font-size="11">{html.escape(text)}</text>'
+    anchor = f'x="{at:.1f}" y="{HEIGHT - BOTTOM + 18}" text-anchor="middle"'
+    return f'<text {anchor} font-size="12">{html.escape(text)}</text>'
 
 
-def _line(points: Sequence[tuple[float, float]], color: str, name: str, position: int) -> str:
-    path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
-    legend = f'<text x="{MARGIN + 10 + 180 * position}" y="20" fill="{color}" font-size="13">{html.escape(name)}</text>'
-    return f'<polyline points="{path}" fill="none" stroke="{color}" stroke-width="2"/>{legend}'
+def _legend(position: int, color: str, name: str) -> str:
+    left = LEFT + 190 * position
+    return (
+        f'<rect x="{left}" y="8" width="14" height="14" fill="{color}"/>'
+        f'<text x="{left + 20}" y="20" font-size="13">{html.escape(name)}</text>'
+    )
 
 
-def _table(report: Report, runners: Sequence[str]) -> str:
+def _line(points: Sequence[tuple[float, float, Difference]], color: str, value: Callable[[Difference], float]) -> str:
+    path = " ".join(f"{x:.1f},{y:.1f}" for x, y, _ in points)
+    marks = "".join(
+        f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{3 if d.passed else 5}" fill="{color if d.passed else "#b00"}">'
+        f"<title>{html.escape(f'{_short(d.point)}, {d.runner}: {value(d):.2e}')}</title></circle>"
+        for x, y, d in points
+    )
+    return f'<polyline points="{path}" fill="none" stroke="{color}" stroke-width="1.5"/>{marks}'
+
+
+def _table(report: Report) -> str:
+    runners = _runners(report)
     by_place = {(d.point, d.runner): d for d in report.differences}
-    points = list(dict.fromkeys(d.point for d in report.differences))
+    points = compared_points(report)
     head = "".join(f"<th>{html.escape(r)}: relative RMS</th><th>max</th>" for r in runners)
+    against = {d.point: "" if d.against == report.reference else f" (against {d.against})" for d in report.differences}
     rows = "".join(
-        f"<tr><td>{html.escape(p)}</td>{''.join(_cells(by_place.get((p, r)), report) for r in runners)}</tr>"
+        f"<tr><td>{html.escape(p + against[p])}</td>{''.join(_cells(by_place.get((p, r))) for r in runners)}</tr>"
         for p in points
     )
     return f"<table><tr><th>point</th>{head}</tr>{rows}</table>"
 
 
-def _cells(found: Difference | None, report: Report) -> str:
+def _cells(found: Difference | None) -> str:
     if found is None:
         return "<td>-</td><td>-</td>"
-    bad = ' class="bad"' if not found.relative_rms <= report.tolerances[found.runner] else ""
+    bad = "" if found.passed else ' class="bad"'
     return f"<td{bad}>{found.relative_rms:.2e}</td><td>{found.max_abs:.2e}</td>"

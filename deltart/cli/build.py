@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 if TYPE_CHECKING:
@@ -31,7 +32,10 @@ def add_parser(commands: Any) -> None:
         help="rtx needs no GPU; tensorrt builds for the GPU of this machine (default: what is installed, rtx first)",
     )
     parser.add_argument(
-        "--gpu", nargs="+", metavar="SM", help="rtx: compute capabilities of one plan (default: sm_80 sm_89 sm_120)"
+        "--gpu",
+        nargs="+",
+        metavar="SM",
+        help="rtx: compute capabilities of one plan, or current (default: sm_80 sm_89 sm_120)",
     )
     parser.add_argument("--slots", type=int, default=1, metavar="N", help="sequences decoded together (default 1)")
     parser.add_argument("--max-context", type=int, metavar="N", help="longest sequence (default: the artifact's)")
@@ -54,18 +58,12 @@ def run(arguments: argparse.Namespace) -> None:
     from deltart.manifest import load_manifest
     from deltart.runtime.backends.tensorrt_builder import DEFAULT_GPUS, TARGET, BuildOptions, build_engine
 
-    console = Console(stderr=True, highlight=False)
     began = time.perf_counter()
-    with console.status("reading the artifact") as status:
-
-        def report(step: str) -> None:
-            console.print(f"[dim]{time.perf_counter() - began:6.1f} s[/]  {step}")
-            status.update(step)
-
+    with Steps(Console(stderr=True, highlight=False)) as steps:
         if any(TARGET not in graph.files for graph in load_manifest(arguments.artifact).graphs.values()):
             from deltart.export.lower.tensorrt import lower_artifact
 
-            lower_artifact(arguments.artifact, report)
+            lower_artifact(arguments.artifact, steps.line)
         options = BuildOptions(
             flavour=arguments.flavour,
             gpus=tuple(arguments.gpu or DEFAULT_GPUS),
@@ -77,8 +75,34 @@ def run(arguments: argparse.Namespace) -> None:
             plugins=arguments.plugins,
         )
         command = shlex.join(["deltart", *sys.argv[1:]])
-        engine = build_engine(arguments.artifact, options, command, report)
+        engine = build_engine(arguments.artifact, options, command, steps.line, steps.progress)
     _summarize(engine, time.perf_counter() - began, arguments.json)
+
+
+class Steps:
+    """Shows a build: a line with its time for each step; below them, on a terminal, a bar for the one that runs."""
+
+    def __init__(self, console: Console) -> None:
+        columns = (TextColumn("          {task.description}"), BarColumn(), TimeElapsedColumn())
+        self._bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+        self._console, self._began = console, time.perf_counter()
+        self._task = self._bar.add_task("reading the artifact", total=None)
+
+    def __enter__(self) -> Steps:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._bar.stop()
+
+    def line(self, step: str) -> None:
+        """A step begins or is done: `build_engine`'s `report`."""
+        self._console.print(f"[dim]{time.perf_counter() - self._began:6.1f} s[/]  {step}")
+        self._bar.reset(self._task, description=step.split(":")[0], total=None)
+
+    def progress(self, share: float) -> None:
+        """`share` of the present step is done: `build_engine`'s `progress`."""
+        self._bar.update(self._task, total=1.0, completed=share)
 
 
 def _summarize(engine: EngineManifest, seconds: float, as_json: bool) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,15 +12,20 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from deltart.cli.build import CACHE
 from deltart.errors import GenerationError
 
 if TYPE_CHECKING:
+    from deltart.manifest import Manifest
+    from deltart.runtime.backends.base import Backend
+    from deltart.runtime.backends.tensorrt import TensorRtBackend
+    from deltart.runtime.tokenizer import Tokenizer
     from deltart.runtime.verify import Report, Runner
 
 # Relative RMS. transformers, "portable" and "ort" compute in float32, the engine in bfloat16.
-TOLERANCES = {"transformers": 1e-3, "portable": 1e-3, "ort": 1e-3, "engine": 2e-2}
+TOLERANCES = {"transformers": 1e-3, "portable": 1e-3, "ort": 1e-3, "engine": 2e-2, "engine by block": 2e-2}
 # Shown more than judged: nano's hidden states differ by up to 0.13 on random tokens, its logits by 0.013 on its texts.
-FP8_PREFILL = {"fp8 prefill": 0.3, "engine": 0.3}
+FP8_PREFILL = dict.fromkeys(("fp8 prefill", "engine", "engine by block"), 0.3)
 
 
 def add_parser(commands: Any) -> None:
@@ -28,7 +34,7 @@ def add_parser(commands: Any) -> None:
         "verify", help="compare an artifact with transformers, layer by layer", description=__doc__
     )
     parser.add_argument("artifact", type=Path, help="folder written by 'deltart export'")
-    parser.add_argument("--tokens", type=int, default=100, metavar="N", help="random tokens to run (default 100)")
+    parser.add_argument("--tokens", type=int, default=100, metavar="N", help="tokens to run (default 100, random)")
     parser.add_argument(
         "--prefill", type=int, metavar="N", help="of these in one call, the rest one by one (default 3/4)"
     )
@@ -39,9 +45,16 @@ def add_parser(commands: Any) -> None:
         help="fp8: show what 'deltart build --prefill-activations fp8' costs, and allow the engine as much",
     )
     parser.add_argument("--prompt", metavar="TEXT", help="run this text's tokens instead")
+    parser.add_argument(
+        "--prompts", type=Path, metavar="FILE",
+        help='compare greedy replies too, and run these tokens: a JSON object a line with "messages" or "prompt"',
+    )  # fmt: skip
+    parser.add_argument("--count", type=int, default=20, metavar="N", help="of these prompts (default 20)")
+    parser.add_argument("--max-new-tokens", type=int, default=128, metavar="N", help="of a reply (default 128)")
     parser.add_argument("--seed", type=int, default=0, help="of the random tokens")
     parser.add_argument("--weights", choices=["folded", "mapped"], default="folded", help="see deltart generate")
     parser.add_argument("--html", type=Path, metavar="FILE", help="default: ARTIFACT/report.html")
+    parser.add_argument("--save-outputs", type=Path, metavar="FILE", help="every runner's outputs, for polygraphy")
     parser.add_argument("--json", action="store_true", help="print the report as JSON instead of a table")
     parser.set_defaults(run=run)
 
@@ -49,18 +62,22 @@ def add_parser(commands: Any) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Compare, write report.html and report.json, print a table. Returns 1 when a tolerance is broken."""
     from deltart.manifest import load_manifest
-    from deltart.runtime.verify import compare
+    from deltart.runtime.verify import collect, judge
     from deltart.runtime.verify_page import page
 
     console = Console(stderr=True, highlight=False)
     manifest = load_manifest(arguments.artifact)
-    ids = _ids(arguments, manifest.vocab_size, manifest.max_context)
+    prompts = _prompts(arguments)
+    ids = _ids(arguments, manifest, prompts)
     prefill = len(ids) * 3 // 4 if arguments.prefill is None else arguments.prefill
     if not 1 <= prefill <= len(ids):
         raise GenerationError(f"--prefill {prefill}", f"1 to {len(ids)}, the tokens to run")
     with console.status("verifying") as status:
+        found = collect(Makers(arguments, manifest, prefill).by_name(), ids, prompts, status.update)
         tolerances = TOLERANCES | (FP8_PREFILL if arguments.prefill_activations == "fp8" else {})
-        report = compare(arguments.artifact, _runners(arguments, prefill), tolerances, ids, status.update)
+        report = judge(arguments.artifact, found, tolerances)
+    if arguments.save_outputs:
+        found.save(arguments.save_outputs)
     target = arguments.html or arguments.artifact / "report.html"
     target.write_text(page(report), encoding="utf-8")
     report.save(target.with_suffix(".json"))
@@ -71,72 +88,147 @@ def run(arguments: argparse.Namespace) -> int:
     return 0 if report.passed else 1
 
 
-def _ids(arguments: argparse.Namespace, vocabulary: int, limit: int) -> np.ndarray:
-    if arguments.prompt is not None:
-        from deltart.runtime.tokenizer import Tokenizer
+def _prompts(arguments: argparse.Namespace) -> list[list[int]]:
+    if arguments.prompts is None:
+        return []
+    from deltart.runtime.verify_runners import read_prompts
 
+    return read_prompts(arguments.prompts, arguments.artifact, arguments.count)
+
+
+def _ids(arguments: argparse.Namespace, manifest: Manifest, prompts: list[list[int]]) -> np.ndarray:
+    """The tokens that every runner is fed: the text's, the prompts' one after another, or random ones."""
+    from deltart.runtime.tokenizer import Tokenizer
+
+    if arguments.prompt is not None:
         ids = np.array(Tokenizer.from_folder(arguments.artifact).encode(arguments.prompt), np.int64)
+    elif prompts:
+        ids = np.concatenate(prompts)[: max(arguments.tokens, 0)].astype(np.int64)
     else:
-        ids = np.random.default_rng(arguments.seed).integers(0, vocabulary, max(arguments.tokens, 0))
-    if not 1 <= len(ids) <= limit:
-        raise GenerationError(f"{len(ids)} tokens to run", f"1 to {limit}")
+        known = manifest.vocab_size
+        if "tokenizer.json" in manifest.text_files:  # rows beyond the tokenizer's are padding: they were never trained
+            known = min(known, Tokenizer.from_folder(arguments.artifact).vocab_limit)
+        ids = np.random.default_rng(arguments.seed).integers(0, known, max(arguments.tokens, 0))
+    if not 1 <= len(ids) <= manifest.max_context:
+        raise GenerationError(f"{len(ids)} tokens to run", f"1 to {manifest.max_context}")
     return ids
 
 
-def _runners(arguments: argparse.Namespace, prefill: int) -> dict[str, Callable[[], Runner]]:
-    """How to make each runner; the imports wait until then."""
+class Makers:
+    """Makes the runners of an artifact; imports wait until then."""
 
-    def transformers() -> Runner:
-        from deltart.export.reference_model import reference_runner
-        from deltart.manifest import load_manifest
+    def __init__(self, arguments: argparse.Namespace, manifest: Manifest, prefill: int) -> None:
+        self._given, self._manifest, self._prefill = arguments, manifest, prefill
 
-        return reference_runner(load_manifest(arguments.artifact))
+    def by_name(self) -> dict[str, Callable[[], Runner]]:
+        """Every runner, the reference first."""
+        return {
+            "transformers": self._transformers,
+            "portable": lambda: self._cpu("portable"),
+            "ort": lambda: self._cpu("ort"),
+            **({"fp8 prefill": self._fp8_prefill} if self._given.prefill_activations == "fp8" else {}),
+            "engine": self._engine,
+            "engine by block": self._engine_by_block,
+        }
 
-    def cpu(target: str) -> Runner:
+    def _transformers(self) -> Runner:
+        from deltart.export.reference_model import ReferenceModel
+        from deltart.runtime.verify import Runner
+        from deltart.runtime.verify_runners import logit_positions
+
+        model, prefill = ReferenceModel(self._manifest), self._prefill
+
+        def points(ids: np.ndarray) -> dict[str, np.ndarray]:
+            found = model.points(ids)
+            return found | {"logits": found["logits"][logit_positions(len(ids), min(prefill, len(ids)))]}
+
+        if self._given.prompts is None:
+            return Runner(points)
+        stops, most = self._tokenizer.eos_ids, self._given.max_new_tokens
+        return Runner(points, lambda prompt: model.reply(prompt, stops, most))
+
+    def _cpu(self, target: str) -> Runner:
         from deltart.runtime.backends.exposed import ExposedBackend
-        from deltart.runtime.verify import backend_runner
+        from deltart.runtime.verify import Runner
+        from deltart.runtime.verify_runners import backend_points
 
-        backend = ExposedBackend(arguments.artifact, target, arguments.weights)
-        return backend_runner(backend, backend.points, prefill)
+        backend = ExposedBackend(self._given.artifact, target, self._given.weights)
+        reply = self._reply(backend) if target == "ort" else None
+        return Runner(backend_points(backend, backend.points, self._prefill), reply)
 
-    def engine() -> Runner:
-        from deltart.runtime.backends.tensorrt import TensorRtBackend
-        from deltart.runtime.verify import backend_runner
-
-        return backend_runner(TensorRtBackend(arguments.artifact), [], prefill)
-
-    def fp8_prefill() -> Runner:
+    def _fp8_prefill(self) -> Runner:
         from deltart.export.lower.functions import parse_function
         from deltart.export.lower.portable import fp8_block_linear
         from deltart.runtime.backends.fp8_prefill import Fp8PrefillBackend
-        from deltart.runtime.verify import backend_runner
+        from deltart.runtime.verify import Runner
+        from deltart.runtime.verify_runners import backend_points
 
         linear = parse_function(fp8_block_linear({"quantize_activations": 1}))
-        backend = Fp8PrefillBackend(arguments.artifact, linear, weights=arguments.weights)
-        return backend_runner(backend, backend.points, prefill)
+        backend = Fp8PrefillBackend(self._given.artifact, linear, weights=self._given.weights)
+        return Runner(backend_points(backend, backend.points, self._prefill))
 
-    asked = {"fp8 prefill": fp8_prefill} if arguments.prefill_activations == "fp8" else {}
-    return {
-        "transformers": transformers,
-        "portable": lambda: cpu("portable"),
-        "ort": lambda: cpu("ort"),
-        **asked,
-        "engine": engine,
-    }
+    def _engine(self) -> Runner:
+        from deltart.runtime.verify import Runner
+        from deltart.runtime.verify_runners import backend_points
+
+        return Runner(backend_points(self._gpu, [], self._prefill), self._reply(self._gpu))
+
+    def _engine_by_block(self) -> Runner:
+        from deltart.runtime.backends.tensorrt_exposed import GRAPH, points
+        from deltart.runtime.verify import Runner
+        from deltart.runtime.verify_runners import backend_points
+
+        return Runner(backend_points(self._gpu, points(self._gpu.engine), self._prefill, GRAPH))
+
+    def _reply(self, backend: Backend) -> Callable[[Sequence[int]], list[int]] | None:
+        from deltart.runtime.verify_runners import backend_reply
+
+        if self._given.prompts is None:
+            return None
+        return backend_reply(backend, self._tokenizer, self._given.max_new_tokens)
+
+    @cached_property
+    def _tokenizer(self) -> Tokenizer:
+        from deltart.runtime.tokenizer import Tokenizer
+
+        return Tokenizer.from_folder(self._given.artifact)
+
+    @cached_property
+    def _gpu(self) -> TensorRtBackend:
+        return _open_engine(self._given.artifact)
+
+
+def _open_engine(artifact: Path) -> TensorRtBackend:
+    """The artifact's engine, with plans that return every block's state; they are built where they are missing."""
+    from deltart.runtime.backends.cuda import CudaDriver
+    from deltart.runtime.backends.tensorrt import TensorRtBackend, built_flavour
+    from deltart.runtime.backends.tensorrt_exposed import build_exposed
+    from deltart.runtime.backends.tensorrt_plans import load_engine
+
+    flavour = built_flavour(artifact)
+    load_engine(artifact, flavour)
+    cuda = CudaDriver()
+    build_exposed(artifact, flavour, CACHE.expanduser())
+    return TensorRtBackend(artifact, flavour, cuda=cuda)
 
 
 def _print(report: Report, target: Path) -> None:
+    from deltart.runtime.verify_page import compared_points
+
     runners = list(dict.fromkeys(d.runner for d in report.differences))
     table = Table("point", *runners, title=f"relative RMS against {report.reference}, {report.tokens} tokens")
     errors = {(d.point, d.runner): d.relative_rms for d in report.differences}
-    for point in dict.fromkeys(d.point for d in report.differences):
-        table.add_row(
-            point.removesuffix(".h"), *(f"{errors[point, r]:.1e}" if (point, r) in errors else "" for r in runners)
-        )
+    against = {d.point: "" if d.against == report.reference else f" against {d.against}" for d in report.differences}
+    for point in compared_points(report):
+        cells = (f"{errors[point, r]:.1e}" if (point, r) in errors else "" for r in runners)
+        table.add_row(point.removesuffix(".h") + against[point], *cells)
     table.add_section()
     table.add_row("greedy tokens", *(f"{report.greedy[r]:.1%}" for r in runners))
     console = Console(highlight=False)
     console.print(table)
-    for name, reason in report.skipped.items():
-        console.print(f"{name} did not run: {reason}", markup=False)
+    for agreement in report.replies:
+        console.print(f"{agreement.runner}: {agreement}")
+    for reason in dict.fromkeys(report.skipped.values()):
+        names = ", ".join(name for name, why in report.skipped.items() if why == reason)
+        console.print(f"{names} did not run: {reason}", markup=False)
     console.print(f"[bold]{'passed' if report.passed else 'FAILED'}[/]; {target} has the plot")

@@ -164,3 +164,8 @@ def device_name(ordinal: int = 0) -> str:
     minor = check(cu.cuDeviceGetAttribute(kind.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR, handle))
     name = check(cu.cuDeviceGetName(128, handle)).split(b"\0")[0].decode()
     return f"{name} sm_{major}{minor}"
+
+
+def driver_version() -> str:
+    """The CUDA version that the driver serves, as it counts it ("13000"); raises as CudaDriver does."""
+    return str(check(Device().driver.cuDriverGetVersion()))

@@ -15,13 +15,11 @@ class ExposedBackend(OrtBackend):
 
     def __init__(self, artifact: Path, target: str = "ort", weights: WeightMode = "folded", threads: int = 0) -> None:
         super().__init__(artifact, target, weights, threads)
-        self.points = _points(self._read(self.manifest.graphs["model"]))
+        self.points = expose(self._read(self.manifest.graphs["model"]))
 
     def _model(self, entry: GraphEntry) -> str | bytes:
         model = self._read(entry)
-        shape = ["B", "T", next(o for o in entry.outputs if o.name == "hidden").axes[-1]]
-        for name in _points(model):
-            model.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape))
+        expose(model)
         content: bytes = model.SerializeToString()
         return content
 
@@ -29,6 +27,12 @@ class ExposedBackend(OrtBackend):
         return onnx.load(self.artifact / entry.files[self.target], load_external_data=False)
 
 
-def _points(model: onnx.ModelProto) -> list[str]:
-    """Hidden states between blocks, in order."""
-    return [output for node in model.graph.node for output in node.output if output.endswith(".h")]
+def expose(model: onnx.ModelProto) -> list[str]:
+    """Make the hidden states between blocks outputs of `model`, typed as its "hidden"; their names, in order."""
+    hidden = next(o for o in model.graph.output if o.name == "hidden")
+    names = [o for node in model.graph.node for o in node.output if o.endswith(".h") and "/" not in o]
+    for name in names:
+        added = model.graph.output.add()
+        added.CopyFrom(hidden)
+        added.name = name
+    return names

@@ -21,6 +21,7 @@ from deltart.runtime.backends.tensorrt_decode import DeviceDecoder
 from deltart.runtime.backends.tensorrt_engine import Executor, TensorRtExecutor
 from deltart.runtime.backends.tensorrt_library import installed, load_library
 from deltart.runtime.backends.tensorrt_plans import (
+    CAPTURED,
     FILE_NAME,
     Binding,
     EngineManifest,
@@ -33,7 +34,6 @@ from deltart.runtime.backends.weight_stream import ALIGNMENT, align, layout, rea
 from deltart.runtime.weights import MappedWeights
 
 Load = Callable[[Path, PlanEntry], Executor]
-CAPTURED = ("decode", "verify")
 
 
 @dataclass
@@ -101,7 +101,7 @@ class TensorRtBackend:
     ) -> None:  # fmt: skip
         self.artifact = artifact
         self.manifest: Manifest = load_manifest(artifact)
-        self.engine = load_engine(artifact, flavour or _built_flavour(artifact))
+        self.engine = load_engine(artifact, flavour or built_flavour(artifact))
         self._folder = engine_folder(artifact, self.engine.flavour)
         self._load = load or _loader(self.engine, plugins)
         self.cuda: Cuda = CudaDriver() if cuda is None else cuda
@@ -277,7 +277,7 @@ class TensorRtBackend:
         return entries[phase]
 
 
-def _built_flavour(artifact: Path) -> Flavour:
+def built_flavour(artifact: Path) -> Flavour:
     """The installed flavour whose plans the artifact has; "rtx" where there are none, for the error it gives."""
     return next((f for f in installed() if (engine_folder(artifact, f) / FILE_NAME).exists()), "rtx")
 

@@ -13,13 +13,15 @@ from deltart.errors import ArtifactError, BuildError
 from deltart.manifest import GraphEntry, Manifest, load_manifest
 from deltart.runtime.backends import tensorrt_plans as plans
 from deltart.runtime.backends.cuda import device_name
-from deltart.runtime.backends.tensorrt_compile import Report, compile_plan
+from deltart.runtime.backends.tensorrt_caches import TimingCache, cache_path
+from deltart.runtime.backends.tensorrt_compile import Progress, Report, compile_plan
 from deltart.runtime.backends.tensorrt_library import Library, load_library
 from deltart.runtime.backends.tensorrt_plans import EngineManifest, Flavour, PlanEntry, Profile
 from deltart.runtime.backends.tensorrt_precision import Activations, can_quantize, with_activations
 
 TARGET = "tensorrt"
 DEFAULT_GPUS = ("sm_80", "sm_89", "sm_120")
+PRESENT_GPU = "current"
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,8 @@ class BuildOptions:
 
     Args:
         flavour: None for the installed one.
-        gpus: compute capabilities ("sm_89") of one plan, for "rtx"; "tensorrt" builds for the GPU that is there.
+        gpus: compute capabilities ("sm_89") of one plan, for "rtx", or PRESENT_GPU alone; "tensorrt" builds for the
+            present GPU.
         slots: sequences decoded together.
         max_context: longest sequence, in tokens; the artifact's when None.
         chunk: tokens of a prefill call.
@@ -49,9 +52,18 @@ class BuildOptions:
 
 
 def build_engine(
-    artifact: Path, options: BuildOptions, command: str = "", report: Report = lambda line: None
+    artifact: Path,
+    options: BuildOptions,
+    command: str = "",
+    report: Report = lambda line: None,
+    progress: Progress = lambda share: None,
 ) -> EngineManifest:
     """Build the plans of every graph and phase, or take those that exist with the same key.
+
+    Args:
+        command: what the user ran, for the record.
+        report: takes a line for each plan that is begun, found or done.
+        progress: takes the share that is done of the plan being built.
 
     Raises:
         ArtifactError: the artifact is incomplete or was not lowered for TensorRT.
@@ -71,8 +83,8 @@ def build_engine(
             if phase == "prefill":
                 content = with_activations(content, options.prefill_activations)
             profile = plans.profile(phase, options.slots, context, options.chunk)
-            job = _Job(library, graph, entry, phase, gpus, profile, content)
-            built[job.name] = _obtain(job, folder, options.cache, report)
+            job = Job(library, graph, entry, phase, gpus, profile, content)
+            built[job.name] = obtain(job, folder, options.cache, report, progress)
     versions = {"deltart": manifest.versions.get("deltart", ""), library.trt.__name__: library.version}
     result = EngineManifest(
         flavour=library.flavour,
@@ -89,8 +101,8 @@ def build_engine(
 
 
 @dataclass(frozen=True)
-class _Job:
-    """One plan to have."""
+class Job:
+    """One plan to have: `content` is the lowered graph, `entry` what the manifest says of it."""
 
     library: Library
     graph: str
@@ -102,14 +114,17 @@ class _Job:
 
     @property
     def name(self) -> str:
+        """Graph and phase, as in "model.decode" of engine.json."""
         return f"{self.graph}.{self.phase}"
 
     @property
     def onnx_sha256(self) -> str:
+        """Hash of the lowered graph."""
         return hashlib.sha256(self.content).hexdigest()
 
     @property
     def key(self) -> str:
+        """Name of the plan in caches."""
         library = self.library
         return plans.plan_key(
             self.onnx_sha256, library.flavour, library.version, self.gpus, self.profile, library.plugin_code
@@ -139,16 +154,20 @@ def _context(options: BuildOptions, manifest: Manifest) -> int:
 
 
 def _gpus(library: Library, asked: tuple[str, ...]) -> tuple[str, ...]:
-    if library.flavour != "rtx":
+    if library.flavour != "rtx" or asked == (PRESENT_GPU,):
         return (device_name(),)
     known = [f"sm_{n[2:]}" for n in library.trt.ComputeCapability.__members__ if n.startswith("SM")]
     unknown = [gpu for gpu in asked if gpu not in known]
     if unknown or not asked:
-        raise BuildError(f"--gpu {' '.join(unknown)}", f"some of {', '.join(known)}", "full TensorRT serves other GPUs")
+        raise BuildError(
+            f"--gpu {' '.join(unknown)}",
+            f"some of {', '.join(known)}, or {PRESENT_GPU} alone for this machine's",
+            "full TensorRT serves other GPUs",
+        )
     return asked
 
 
-def _obtain(job: _Job, folder: Path, cache: Path | None, report: Report) -> PlanEntry:
+def obtain(job: Job, folder: Path, cache: Path | None, report: Report, progress: Progress) -> PlanEntry:
     """The plan under its name in `folder`: already there, linked from `cache`, or built into both."""
     target = folder / f"{job.name}.plan"
     entry = _recorded(target, job.key)
@@ -161,17 +180,20 @@ def _obtain(job: _Job, folder: Path, cache: Path | None, report: Report) -> Plan
         report(f"{job.name}: taken from the cache ({entry.nbytes / 1e6:.1f} MB)")
     else:
         source.parent.mkdir(parents=True, exist_ok=True)
-        entry = _build(job, source, report)
+        entry = _build(job, source, report, progress)
     if source != target:
         plans.link_or_copy(source, target)
         _record(target, entry)
     return entry
 
 
-def _build(job: _Job, target: Path, report: Report) -> PlanEntry:
+def _build(job: Job, target: Path, report: Report, progress: Progress) -> PlanEntry:
     report(f"{job.name}: building for {' '.join(job.gpus)}")
     began = time.monotonic()
-    made = compile_plan(job.library, job.content, job.gpus, job.profile, lambda phase: report(f"{job.name}: {phase}"))
+    timings = None
+    if job.library.flavour == "tensorrt":
+        timings = TimingCache(cache_path(target.parent, "timings", "cache", *job.gpus, job.library.version))
+    made = compile_plan(job.library, job.content, job.gpus, job.profile, progress, timings)
     entry = PlanEntry(
         file=f"{job.name}.plan",
         graph=job.graph,

@@ -16,10 +16,12 @@ import onnx
 from deltart.errors import BuildError, DeltaRTError
 from deltart.plugins.spec import DOMAIN
 from deltart.plugins.trt_plugin import record_failure
+from deltart.runtime.backends.tensorrt_caches import TimingCache
 from deltart.runtime.backends.tensorrt_library import Library
 from deltart.runtime.backends.tensorrt_plans import Binding, Profile, read_binding
 
 Report = Callable[[str], None]
+Progress = Callable[[float], None]  # takes the share of a plan that is built; it never falls
 
 
 @dataclass(frozen=True)
@@ -33,9 +35,17 @@ class Compiled:
 
 
 def compile_plan(
-    library: Library, content: bytes, gpus: Sequence[str], profile: Profile, report: Report = lambda phase: None
+    library: Library,
+    content: bytes,
+    gpus: Sequence[str],
+    profile: Profile,
+    progress: Progress = lambda share: None,
+    timings: TimingCache | None = None,
 ) -> Compiled:
-    """Build the ONNX model `content` under `profile` for `gpus` ("sm_89"; the present GPU for flavour "tensorrt").
+    """Build the ONNX model `content` under `profile` for `gpus` ("sm_89"; any other text for the present GPU).
+
+    Args:
+        timings: what earlier builds measured, for flavour "tensorrt"; this build adds to it.
 
     Raises:
         BuildError: TensorRT refuses the graph, an op has no plugin, or a plugin got lost on the way.
@@ -52,11 +62,15 @@ def compile_plan(
         network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
         _parse(library, network, content)
         config = _configure(library, builder, inputs, gpus, profile)
-        config.progress_monitor = _monitor(trt, report)
+        config.progress_monitor = _monitor(trt, progress)
+        if timings is not None:
+            timings.attach(config)
         plan = builder.build_serialized_network(network, config)
     failure = library.take_failure()
     if plan is None or failure is not None:
         raise _failed(library, "TensorRT could not build the plan", failure)
+    if timings is not None:
+        timings.save()
     view = memoryview(plan)
     _check_plugins(trt, network, view, composites)
     return Compiled(view, [*inputs, *outputs], dict(composites), _scratch_bytes(library.messages.info))
@@ -114,7 +128,7 @@ def _configure(library: Library, builder: Any, inputs: Sequence[Binding], gpus: 
     if library.flavour == "rtx":
         config.num_compute_capabilities = len(gpus)
         for position, gpu in enumerate(gpus):
-            config.set_compute_capability(trt.ComputeCapability.__members__[f"SM{gpu[3:]}"], position)
+            config.set_compute_capability(_capability(trt, gpu), position)
     shapes = builder.create_optimization_profile()
     bounds = [{axis: sizes[i] for axis, sizes in profile.axes.items()} for i in range(3)]
     for tensor in inputs:
@@ -124,23 +138,45 @@ def _configure(library: Library, builder: Any, inputs: Sequence[Binding], gpus: 
     return config
 
 
-def _monitor(trt: Any, report: Report) -> Any:
+def _capability(trt: Any, gpu: str) -> Any:
+    """TensorRT-RTX's name for "sm_89"; any other text is the present GPU, which may be one it has no name for."""
+    members = trt.ComputeCapability.__members__
+    return members[f"SM{gpu[3:]}"] if gpu.startswith("sm_") else members["CURRENT"]
+
+
+def _monitor(trt: Any, progress: Progress) -> Any:
+    """An IProgressMonitor; an error in `progress` may not cross into TensorRT."""
+
     class Monitor(trt.IProgressMonitor):
         def __init__(self) -> None:
             trt.IProgressMonitor.__init__(self)
+            self.phases: list[list[Any]] = []  # those that run, each inside the one before: [name, steps, done]
+            self.share = 0.0
 
         def phase_start(self, phase: str, parent: str | None, steps: int) -> None:
-            try:
-                if parent is None:
-                    report(phase)
-            except BaseException as error:  # it may not cross into TensorRT
-                record_failure(error)
+            self.phases.append([phase, steps, 0])
+            self.tell()
 
         def step_complete(self, phase: str, step: int) -> bool:
+            for running in self.phases:
+                if running[0] == phase:
+                    running[2] = step + 1
+            self.tell()
             return True  # to cancel would corrupt the heap
 
         def phase_finish(self, phase: str) -> None:
-            pass
+            self.phases = [running for running in self.phases if running[0] != phase]
+            self.tell()
+
+        def tell(self) -> None:
+            share = 0.0 if self.phases else 1.0
+            for _, steps, done in reversed(self.phases):
+                share = min((done + share) / max(steps, 1), 1.0)
+            self.share = max(self.share, share)
+            try:
+                progress(self.share)
+            except BaseException as error:
+                record_failure(error)
 
     return Monitor()
 

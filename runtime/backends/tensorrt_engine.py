@@ -9,8 +9,10 @@ from typing import Any, Protocol
 from deltart.errors import ArtifactError, BuildError, DeltaRTError
 from deltart.plugins.kernel_call import prepare
 from deltart.plugins.registry import OPS
+from deltart.runtime.backends.cuda import device_name, driver_version
+from deltart.runtime.backends.tensorrt_caches import KernelCache, cache_path
 from deltart.runtime.backends.tensorrt_library import Library
-from deltart.runtime.backends.tensorrt_plans import PlanEntry
+from deltart.runtime.backends.tensorrt_plans import CAPTURED, PlanEntry
 
 
 class Executor(Protocol):
@@ -57,11 +59,28 @@ class TensorRtExecutor:
             raise self._error(
                 "TensorRT can't load", f"run 'deltart build' with TensorRT {library.version} for this GPU"
             )
-        self._context = self._engine.create_execution_context(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
+        self._kernels: KernelCache | None = None
+        self._context = self._new_context(path, entry)
         if self._context is None:
             raise self._error("TensorRT can't make a context of", "free device memory")
         self.scratch_bytes = int(self._engine.device_memory_size_v2)
         self._inputs = {b.name for b in entry.bindings if b.role in ("input", "state", "weight")}
+
+    def _new_context(self, path: Path, entry: PlanEntry) -> Any:
+        """A context whose scratch is ours. TensorRT-RTX compiles its kernels, which are kept beside the plan."""
+        trt = self._library.trt
+        scratch = trt.ExecutionContextAllocationStrategy.USER_MANAGED
+        if self._library.flavour != "rtx":
+            return self._engine.create_execution_context(scratch)
+        config = self._engine.create_runtime_config()
+        config.set_execution_context_allocation_strategy(scratch)
+        if entry.phase in CAPTURED:
+            # Lazily, a graph captured before the kernel for its shape is ready would keep the fallback for good.
+            eager = trt.DynamicShapesKernelSpecializationStrategy.EAGER
+            config.dynamic_shapes_kernel_specialization_strategy = eager
+        machine = (device_name(), driver_version(), self._library.version)
+        self._kernels = KernelCache(config, cache_path(path.parent, path.stem, "kernels", entry.sha256, *machine))
+        return self._engine.create_execution_context(config)
 
     def bind(self, name: str, address: int, shape: tuple[int, ...]) -> None:
         """See Executor."""
@@ -79,6 +98,9 @@ class TensorRtExecutor:
         """See Executor."""
         if not self._context.execute_async_v3(int(stream)):
             raise self._error("a call failed in", "see the messages")
+        if self._kernels is not None:
+            self._kernels.save()
+            self._kernels = None
 
     def capturable(self, stream: Any) -> bool:
         """See Executor."""

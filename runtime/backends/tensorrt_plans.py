@@ -23,6 +23,7 @@ Flavour = Literal["rtx", "tensorrt"]
 FORMAT = 2
 FILE_NAME = "engine.json"
 PHASES = ("decode", "verify", "prefill")  # a plan each
+CAPTURED = ("decode", "verify")  # run as CUDA graphs
 ROLES = ("input", "output", "state", "state_output", "weight")
 VERIFY_TOKENS = 8  # at most: the drafts of one step and the token they follow
 PREFILL_ROWS = 16  # logit rows of one prefill call

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,9 @@ from deltart.manifest import GraphEntry, load_manifest
 from deltart.plugins.cpu_shim.runner import compile_cpu
 from deltart.plugins.launch import Launch
 from deltart.runtime.backends import tensorrt_plans as plans
+from deltart.runtime.backends.exposed import expose
 from deltart.runtime.backends.tensorrt_calls import NUMPY
+from deltart.runtime.backends.tensorrt_exposed import GRAPH, PHASES, exposed_graph
 from deltart.runtime.backends.tensorrt_plans import Binding, EngineManifest, PlanEntry
 
 
@@ -114,6 +117,8 @@ class OrtExecutor:
         self.scratch = (0, 0)
         self.enqueued = 0
         model = onnx.load(artifact / graph.files["portable"], load_external_data=False)
+        if entry.graph == GRAPH:
+            expose(model)
         weights = [onnx.helper.make_tensor_value_info(w.name, w.data_type, w.dims) for w in model.graph.initializer]
         self.kinds = {w.name: w.type.tensor_type.elem_type for w in weights}
         model.graph.input.extend(weights)
@@ -173,23 +178,37 @@ def write_engine(artifact: Path, slots: int, max_context: int, chunk: int, exact
 
     `exact` makes activations float32.
     """
-    manifest = load_manifest(artifact)
-    entries = {}
-    for graph, entry in manifest.graphs.items():
-        model = onnx.load(artifact / entry.files["tensorrt"])
-        bindings = plans.bindings(entry, [plans.read_binding(v) for v in [*model.graph.input, *model.graph.output]])
-        if exact:
-            bindings = [
-                b if b.role == "weight" or b.dtype != "bfloat16" else replace(b, dtype="float32") for b in bindings
-            ]
-        for phase in plans.PHASES:
-            profile = plans.profile(phase, slots, max_context, chunk)
-            name = f"{graph}.{phase}"
-            entries[name] = PlanEntry(
-                f"{name}.plan", graph, phase, name, "", 0, "rtx", "", [], profile, bindings, {}, "", 0, 0.0
-            )
+    entries: dict[str, PlanEntry] = {}
     engine = EngineManifest("rtx", slots, max_context, chunk, "bf16", entries, "")
+    for graph, entry in load_manifest(artifact).graphs.items():
+        entries |= _plans(graph, entry, (artifact / entry.files["tensorrt"]).read_bytes(), plans.PHASES, engine, exact)
     folder = plans.engine_folder(artifact, "rtx")
     folder.mkdir(parents=True, exist_ok=True)
     engine.save(folder)
     return engine
+
+
+def write_exposed(artifact: Path, engine: EngineManifest, exact: bool = True) -> EngineManifest:
+    """`engine` with the plans that `build_exposed` adds, without the files."""
+    content, entry = exposed_graph(artifact, engine)
+    added = _plans(GRAPH, entry, content, PHASES, engine, exact)
+    engine = replace(engine, plans={**engine.plans, **added})
+    engine.save(plans.engine_folder(artifact, "rtx"))
+    return engine
+
+
+def _plans(
+    graph: str, entry: GraphEntry, content: bytes, phases: Sequence[str], engine: EngineManifest, exact: bool
+) -> dict[str, PlanEntry]:
+    model = onnx.load_model_from_string(content)
+    bindings = plans.bindings(entry, [plans.read_binding(v) for v in [*model.graph.input, *model.graph.output]])
+    if exact:
+        bindings = [b if b.role == "weight" or b.dtype != "bfloat16" else replace(b, dtype="float32") for b in bindings]
+    digest, made = hashlib.sha256(content).hexdigest(), {}
+    for phase in phases:
+        profile = plans.profile(phase, engine.slots, engine.max_context, engine.chunk)
+        name = f"{graph}.{phase}"
+        made[name] = PlanEntry(
+            f"{name}.plan", graph, phase, name, "", 0, "rtx", "", [], profile, bindings, {}, digest, 0, 0.0
+        )
+    return made

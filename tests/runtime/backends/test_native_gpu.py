@@ -13,12 +13,12 @@ from deltart.plugins.gated_delta_rule.op import GATED_DELTA_RULE
 from deltart.plugins.native.library import build_library
 from deltart.plugins.tolerance import TOLERANCE, relative_rms
 from deltart.plugins.toolchain import PTX, TARGETS
-from deltart.runtime.backends.cuda import CudaDriver
+from deltart.runtime.backends.cuda import CudaDriver, device_name
 from deltart.runtime.backends.tensorrt import TensorRtBackend
-from deltart.runtime.backends.tensorrt_builder import BuildOptions, build_engine
+from deltart.runtime.backends.tensorrt_builder import PRESENT_GPU, BuildOptions, build_engine
 from deltart.runtime.backends.tensorrt_library import installed, load_library
 from deltart.runtime.inputs import text_inputs
-from support.one_op import BF16, gpus, run_op
+from support.one_op import BF16, run_op
 
 pytestmark = pytest.mark.gpu
 NANO = Path(__file__).resolve().parents[3] / "tools" / "nano" / "checkpoint"
@@ -36,7 +36,7 @@ def cuda() -> CudaDriver:
 @pytest.fixture(scope="module")
 def library(cuda: CudaDriver, tensorrt_include: Path) -> Path:
     """With kernels for this GPU alone."""
-    here = gpus()[0].removeprefix("sm_")
+    here = device_name().split()[-1].removeprefix("sm_")
     return build_library(tensorrt_include, tuple(t for t in TARGETS if t.rstrip("a") == here) or (PTX,))
 
 
@@ -70,8 +70,7 @@ def test_either_runs_the_plans_of_the_other(
     """The trained nano: a prefill, then decode steps that become a CUDA graph; equal logits from both."""
     artifact, flavour = tmp_path / "artifact", installed()[0]
     export_checkpoint(NANO, artifact, for_tensorrt=True)
-    targets = gpus() if flavour == "rtx" else ()
-    options = BuildOptions(flavour, targets, 2, 256, 64, plugins=library if built_with_library else None)
+    options = BuildOptions(flavour, (PRESENT_GPU,), 2, 256, 64, plugins=library if built_with_library else None)
     build_engine(artifact, options)
     results = []
     for plugins in (library, None):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -10,15 +11,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from deltart.cli import main
 from deltart.errors import ArtifactError, BuildError, GenerationError, MissingDependencyError
 from deltart.manifest import load_manifest
 from deltart.plugins.registry import OPS
-from deltart.runtime.backends import tensorrt
+from deltart.runtime.backends import cuda, tensorrt, tensorrt_exposed
+from deltart.runtime.backends.exposed import ExposedBackend
 from deltart.runtime.backends.ort import OrtBackend
 from deltart.runtime.backends.tensorrt import TensorRtBackend
-from deltart.runtime.backends.tensorrt_plans import engine_folder, load_engine
+from deltart.runtime.backends.tensorrt_exposed import GRAPH, points
+from deltart.runtime.backends.tensorrt_plans import PlanEntry, engine_folder, load_engine
+from deltart.runtime.verify_runners import backend_points
 from support.cases import VOCAB
-from support.host_gpu import HostCuda, OrtExecutor, write_engine
+from support.host_gpu import HostCuda, OrtExecutor, write_engine, write_exposed
 
 SLOTS, CHUNK = 3, 16
 TOLERANCE = 1e-4  # relative RMS, float32 against float32
@@ -33,7 +38,9 @@ class Twin:
         self.executors: dict[str, OrtExecutor] = {}
 
         def load(path: Path, entry):
-            self.executors[entry.phase] = OrtExecutor(artifact, entry, manifest.graphs[entry.graph])
+            self.executors[entry.phase] = OrtExecutor(
+                artifact, entry, manifest.graphs.get(entry.graph, manifest.graphs["model"])
+            )
             return self.executors[entry.phase]
 
         self.gpu = TensorRtBackend(artifact, "rtx", cuda=self.cuda, load=load)
@@ -118,6 +125,77 @@ def test_mtp_graph(artifact: Path) -> None:
         hidden = rng.standard_normal((2, length, 320)).astype(np.float32)
         index = np.full((2, 1), length - 1)
         assert twin.call(ids(2, length, length), np.full(2, length), index, previous_hidden=hidden) <= TOLERANCE
+
+
+@pytest.mark.parametrize("prefill", [1, 17, 40])
+def test_exposed_plans_agree_with_ort_block_by_block(artifact: Path, tmp_path: Path, prefill: int) -> None:
+    folder = Path(shutil.copytree(artifact, tmp_path / "copy"))
+    names = points(write_exposed(folder, load_engine(folder, "rtx")))
+    twin = Twin(folder, 1)
+    cpu = ExposedBackend(folder)
+    assert names == cpu.points == ["embed.h", *(f"layers.{n}.h" for n in range(4))]
+    tokens = ids(1, 46, 8)[0]
+    found = backend_points(twin.gpu, names, prefill, GRAPH)(tokens)
+    expected = backend_points(cpu, names, prefill)(tokens)
+    assert [*found] == [*names, "hidden", "logits"] == [p for p in expected if not p.startswith("mtp.")]
+    for point in found:
+        array = expected[point]
+        assert found[point].shape == array.shape and found[point].dtype == np.float32
+        assert error(found[point], array) <= TOLERANCE, point
+    steps = 46 if prefill == 1 else 46 - prefill
+    assert twin.cuda.launched == steps - 1  # decode steps with five more outputs, captured at the second
+
+
+@pytest.mark.parametrize("prefill", [1, 20, 30])
+def test_the_mtp_head_follows_the_text_model(artifact: Path, prefill: int) -> None:
+    twin, tokens = Twin(artifact, 1), ids(1, 30, 4)[0]
+    found, expected = (backend_points(backend, [], prefill)(tokens) for backend in (twin.gpu, twin.cpu))
+    assert [*found] == ["hidden", "logits", "mtp.hidden", "mtp.logits"] and len(found["mtp.hidden"]) == 29
+    assert all(error(found[point], expected[point]) <= TOLERANCE for point in found)
+
+
+def test_verify_command_compares_the_engine(
+    artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`deltart verify` as it runs where a GPU is: all five runners, the engine's plans and its exposed ones."""
+    folder = Path(shutil.copytree(artifact, tmp_path / "copy"))
+    graphs, built = load_manifest(folder).graphs, []
+
+    def build_nothing(artifact: Path, flavour: str, cache: Path) -> None:
+        built.append(write_exposed(artifact, load_engine(artifact, flavour)))
+
+    def load(path: Path, entry: PlanEntry) -> OrtExecutor:
+        return OrtExecutor(folder, entry, graphs.get(entry.graph, graphs["model"]))
+
+    monkeypatch.setattr(cuda, "CudaDriver", HostCuda)
+    monkeypatch.setattr(tensorrt_exposed, "build_exposed", build_nothing)
+    monkeypatch.setattr(tensorrt, "_loader", lambda engine, plugins: load)
+    monkeypatch.setattr(tensorrt, "built_flavour", lambda artifact: "rtx")
+    assert main(["verify", str(folder), "--tokens", "30", "--json", "--html", str(tmp_path / "page.html")]) == 0
+    report = json.loads(capsys.readouterr().out)
+    runners = {
+        name: [d["point"] for d in report["differences"] if d["runner"] == name] for name in report["tolerances"]
+    }
+    assert not report["skipped"] and len(built) == 1 and report["reference"] == "transformers"
+    assert runners["engine"] == ["hidden", "logits", "mtp.hidden", "mtp.logits"]
+    assert runners["engine by block"] == ["embed.h", *(f"layers.{n}.h" for n in range(4)), "hidden", "logits"]
+
+
+def test_exposed_plans_share_the_weights(artifact: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(artifact, tmp_path / "copy"))
+    plain = Twin(folder, 1).cuda.copied
+    write_exposed(folder, load_engine(folder, "rtx"))
+    assert Twin(folder, 1).cuda.copied == plain
+
+
+def test_exposed_bfloat16_states(artifact: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(artifact, tmp_path / "copy"))
+    names = points(write_exposed(folder, write_engine(folder, 1, 64, CHUNK, exact=False), exact=False))
+    twin, tokens = Twin(folder, 1, capacity=64), ids(1, 20, 8)[0]
+    found = backend_points(twin.gpu, names, 17, GRAPH)(tokens)
+    expected = backend_points(ExposedBackend(folder), names, 17)(tokens)
+    assert max(error(found[point], expected[point]) for point in names) <= 3e-2
+    assert error(found["layers.3.h"], expected["layers.3.h"]) > 0
 
 
 def test_two_states_do_not_mix(artifact: Path) -> None:

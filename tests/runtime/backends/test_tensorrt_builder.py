@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import onnx
 import pytest
@@ -18,8 +19,18 @@ from deltart.manifest import load_manifest
 from deltart.plugins import trt_plugin
 from deltart.plugins.gated_delta_rule import plugin as gated_delta_rule
 from deltart.plugins.registry import FUSED_OPS, OPS
-from deltart.runtime.backends import tensorrt_library, tensorrt_plans
+from deltart.runtime.backends import (
+    tensorrt_builder,
+    tensorrt_compile,
+    tensorrt_exposed,
+    tensorrt_library,
+    tensorrt_plans,
+    tensorrt_precision,
+)
 from deltart.runtime.backends.tensorrt_builder import BuildOptions, build_engine
+from deltart.runtime.backends.tensorrt_caches import TimingCache
+from deltart.runtime.backends.tensorrt_compile import compile_plan
+from deltart.runtime.backends.tensorrt_exposed import build_exposed, points
 
 pytestmark = pytest.mark.skipif(
     "rtx" not in tensorrt_library.installed(), reason="tensorrt_rtx is not installed: no plan can be built here"
@@ -136,18 +147,98 @@ def test_an_error_inside_a_plugin_stops_the_build(artifact: Path, monkeypatch: p
     assert not list((artifact / "engine").rglob("*.*"))
 
 
-@pytest.mark.parametrize("moment", ["model.prefill: building", "model.prefill: Building"])
-def test_an_interrupted_build_leaves_no_engine(artifact: Path, moment: str) -> None:
-    def interrupt(line: str) -> None:
-        if line.startswith(moment):  # before TensorRT is called, and from inside it
+@pytest.mark.parametrize("inside", [False, True])
+def test_an_interrupted_build_leaves_no_engine(artifact: Path, inside: bool) -> None:
+    lines: list[str] = []
+
+    def report(line: str) -> None:
+        lines.append(line)
+        if not inside and line.startswith("model.prefill: building"):
+            raise KeyboardInterrupt
+
+    def progress(share: float) -> None:
+        if lines[-1].startswith("model.prefill"):  # TensorRT is the caller
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        build_engine(artifact, OPTIONS, report=interrupt)
+        build_engine(artifact, OPTIONS, report=report, progress=progress if inside else lambda share: None)
     with pytest.raises(ArtifactError, match="deltart build"):
         tensorrt_plans.load_engine(artifact, "rtx")
     left = sorted(p.name for p in (artifact / "engine").rglob("*.*"))
     assert left == ["model.decode.json", "model.decode.plan", "model.verify.json", "model.verify.plan"]
+
+
+def compile_one(artifact: Path, **more: Any) -> None:
+    """The smallest plan there is."""
+    content, profile = (artifact / "model.tensorrt.onnx").read_bytes(), tensorrt_plans.profile("decode", 1, 64, 64)
+    compile_plan(tensorrt_library.load_library("rtx"), content, ("sm_89",), profile, **more)
+
+
+def test_progress_grows_from_nothing_to_all(lowered: Path) -> None:
+    told: list[float] = []
+    compile_one(lowered, progress=told.append)
+    assert told[0] == 0.0 and told[-1] == 1.0 and told == sorted(told)
+    assert len({round(share, 2) for share in told}) > 10
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # TensorRT-RTX's timing caches work, and hold nothing
+def test_timings_are_kept_by_a_build_that_succeeds(
+    lowered: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "timings"
+    for _ in range(2):
+        compile_one(lowered, timings=TimingCache(path))
+        assert path.stat().st_size > 100
+    path.unlink()
+    broken = replace(gated_delta_rule.KERNEL, workspace_bytes=lambda call: 1 // 0)
+    monkeypatch.setattr(gated_delta_rule, "KERNEL", broken)
+    with pytest.raises(BuildError, match="ZeroDivisionError"):
+        compile_one(lowered, timings=TimingCache(path))
+    assert not path.exists()
+
+
+def test_exposed_plans_return_every_block(built: Path, artifact: Path, tmp_path: Path) -> None:
+    engine = build_engine(artifact, replace(OPTIONS, cache=built / "cache"))
+    exposed = build_exposed(artifact, "rtx", tmp_path / "cache")
+    assert tensorrt_plans.load_engine(artifact, "rtx") == exposed
+    assert {n: p for n, p in exposed.plans.items() if p.graph != "exposed"} == engine.plans
+    assert points(exposed) == ["embed.h", *(f"layers.{n}.h" for n in range(4))]
+    for phase in ("decode", "prefill"):
+        plan, plain = exposed.plans[f"exposed.{phase}"], engine.plans[f"model.{phase}"]
+        assert (plan.plugins, plan.profile, plan.gpus) == (plain.plugins, plain.profile, plain.gpus)
+        assert plan.by_role["weight"] == plain.by_role["weight"] and plan.by_role["state"] == plain.by_role["state"]
+        assert {b.dtype for b in plan.by_role["output"] if b.name != "logits"} == {"bfloat16"}
+        assert hashlib.sha256((artifact / "engine" / "rtx" / plan.file).read_bytes()).hexdigest() == plan.sha256
+    lines: list[str] = []
+    build_exposed(artifact, "rtx", tmp_path / "cache", lines.append)
+    assert len(lines) == 2 and all("up to date" in line for line in lines)
+
+
+def test_exposed_prefill_rounds_its_activations_as_the_engine_does(
+    built: Path, artifact: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = build_engine(artifact, replace(OPTIONS, cache=built / "cache"))
+    replace(engine, prefill_activations="fp8").save(artifact / "engine" / "rtx")
+    rounds: dict[str, set[int]] = {}
+
+    def note(job: tensorrt_builder.Job, *more: object) -> tensorrt_plans.PlanEntry:
+        nodes = onnx.load_model_from_string(job.content).graph.node
+        rounds[job.phase] = {a.i for node in nodes for a in node.attribute if a.name == tensorrt_precision.ATTRIBUTE}
+        return engine.plans["model.decode"]
+
+    monkeypatch.setattr(tensorrt_exposed, "obtain", note)
+    build_exposed(artifact, "rtx", None)
+    assert rounds == {"decode": {0}, "prefill": {1}}
+
+
+def test_exposed_plans_need_the_graph_that_was_built(built: Path, artifact: Path) -> None:
+    build_engine(artifact, replace(OPTIONS, cache=built / "cache"))
+    lowered = artifact / "model.tensorrt.onnx"
+    model = onnx.load(lowered)
+    model.producer_version = "another"
+    onnx.save(model, lowered)
+    with pytest.raises(ArtifactError, match="not the graph that the plans were built from"):
+        build_exposed(artifact, "rtx", None)
 
 
 @pytest.mark.parametrize(
@@ -155,6 +246,7 @@ def test_an_interrupted_build_leaves_no_engine(artifact: Path, moment: str) -> N
     [
         ({"gpus": ("sm_90",)}, "sm_89"),
         ({"gpus": ()}, "sm_89"),
+        ({"gpus": ("current", "sm_89")}, "alone"),
         ({"max_context": 4096}, "2048"),
         ({"slots": 0}, "0 slots"),
     ],
@@ -162,6 +254,24 @@ def test_an_interrupted_build_leaves_no_engine(artifact: Path, moment: str) -> N
 def test_options_that_fit_no_plan(artifact: Path, change: dict, said: str) -> None:
     with pytest.raises(BuildError, match=said):
         build_engine(artifact, replace(OPTIONS, **change))
+
+
+def test_the_present_gpu_is_a_target(artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under its own name in the record and the key, since "current" is another GPU elsewhere."""
+    told: list[tuple[str, ...]] = []
+
+    def compile_nothing(library: object, content: bytes, gpus: tuple[str, ...], *more: object) -> None:
+        told.append(gpus)
+        raise BuildError("that was all")
+
+    monkeypatch.setattr(tensorrt_builder, "device_name", lambda: "NVIDIA H100 sm_90")
+    monkeypatch.setattr(tensorrt_builder, "compile_plan", compile_nothing)
+    with pytest.raises(BuildError, match="that was all"):
+        build_engine(artifact, replace(OPTIONS, gpus=("current",)))
+    assert told == [("NVIDIA H100 sm_90",)]
+    trt = tensorrt_library.load_library("rtx").trt
+    assert tensorrt_compile._capability(trt, told[0][0]) == trt.ComputeCapability.CURRENT
+    assert tensorrt_compile._capability(trt, "sm_120") == trt.ComputeCapability.SM120
 
 
 def test_graph_and_manifest_must_agree(artifact: Path) -> None:

@@ -1,0 +1,1 @@
+"""Builds, verifies and times an artifact's engine on a GPU."""

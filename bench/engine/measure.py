@@ -1,0 +1,115 @@
+"""Timings of an engine through the runtime's own backend: decode and verify steps, prefill, generation."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+from bench.engine import traffic
+from bench.engine.device import Device
+from deltart.runtime.backends.base import DecodeRow
+from deltart.runtime.backends.tensorrt import TensorRtBackend
+from deltart.runtime.generate import Generator
+from deltart.runtime.inputs import text_inputs
+from deltart.runtime.sample import Sampler, SamplingParams
+from deltart.runtime.tokenizer import Tokenizer
+
+WARM_UP = 3  # calls: one plain, one captured, one replayed
+REPLAYS = 20  # of a captured graph, back to back
+
+Row = dict[str, Any]
+
+
+def decode(device: Device, backend: TensorRtBackend, context: int, steps: int, copy_gbs: float) -> Row:
+    """A greedy decode step of every slot, over `context` tokens that are there already, as generation takes it.
+
+    wall_ms: from token to token, as the host sees it. device_ms: the captured graph of engine and sampler alone,
+    replayed back to back. host_ms: the difference. The cache holds zeros: the time does not depend on values.
+    """
+    slots, vocabulary = backend.engine.slots, backend.manifest.vocab_size
+    state = backend.new_state("model", slots, context + WARM_UP + steps + REPLAYS + 1)
+    params = SamplingParams(temperature=0, ignore_eos=True)
+    rows = [DecodeRow(0, context, Sampler(params, [0], vocabulary)) for _ in range(slots)]
+    decoder = backend.decoder(state, rows, WARM_UP + steps)
+    for _ in range(WARM_UP):
+        decoder.step()
+    wall = sum(_seconds(decoder.step) for _ in range(steps)) / steps * 1e3
+    row: Row = {"context": context, "tokens": 1, "slots": slots, "wall_ms": wall, "tokens_per_s": slots / wall * 1e3}
+    return _replayed(device, backend, row, decoder._graph, copy_gbs)
+
+
+def verify(device: Device, backend: TensorRtBackend, context: int, tokens: int, steps: int, copy_gbs: float) -> Row:
+    """A call of `tokens` tokens in every slot and the logits of all, as speculation asks for; else as `decode`."""
+    slots = backend.engine.slots
+    state = backend.new_state("model", slots, context + tokens)
+    ids, past = np.zeros((slots, tokens), np.int64), np.full(slots, context, np.int32)
+    index = np.tile(np.arange(tokens), (slots, 1))
+
+    def call() -> None:
+        (logits,) = backend.run("model", state, text_inputs(ids, past, logit_index=index), ["logits"])
+        logits.argmax(-1)
+
+    for _ in range(WARM_UP):
+        call()
+    wall = median(_seconds(call) for _ in range(steps)) * 1e3
+    row: Row = {"context": context, "tokens": tokens, "slots": slots, "wall_ms": wall}
+    return _replayed(device, backend, row, [graph for graph in state.graphs.values() if graph is not None], copy_gbs)
+
+
+def _replayed(device: Device, backend: TensorRtBackend, row: Row, graphs: Sequence[Any], copy_gbs: float) -> Row:
+    """`row` with the times of its captured graph, and what they make of the bandwidth."""
+    if graphs:
+
+        def replay() -> None:
+            for _ in range(REPLAYS):
+                device.cuda.launch(graphs[0])
+
+        taken = device.milliseconds(replay) / REPLAYS
+        row |= {"device_ms": taken, "host_ms": row["wall_ms"] - taken}
+    return row | _against_bandwidth(device, backend, row, copy_gbs)
+
+
+def _against_bandwidth(device: Device, backend: TensorRtBackend, row: Row, copy_gbs: float) -> Row:
+    weights, plan = traffic.weight_bytes(backend.manifest), backend.engine.plans["model.decode"]
+    moved = weights + row["slots"] * traffic.state_bytes(backend.manifest, plan, row["context"])
+    found: Row = {"bytes": moved, "gbs": moved / row.get("device_ms", row["wall_ms"]) / 1e6}
+    if copy_gbs:
+        found["percent_of_copy"] = 100 * found["gbs"] / copy_gbs
+        found["ms_at_copy"] = moved / copy_gbs / 1e6
+    bound = traffic.published_bound(device.name, weights, row["context"])
+    if bound is not None and row["slots"] == row["tokens"] == 1:
+        found |= {"published_bound": bound, "percent_of_bound": 100 * row["tokens_per_s"] / bound}
+    return found
+
+
+def prefill(backend: TensorRtBackend, tokens: int, repeats: int = 3) -> Row:
+    """A prompt of `tokens` into an empty slot, up to its last token's logits."""
+    ids, past = np.zeros((1, tokens), np.int64), np.zeros(1, np.int32)
+
+    def call() -> None:
+        backend.run("model", backend.new_state("model", 1, tokens), text_inputs(ids, past), ["logits"])
+
+    call()
+    wall = median(_seconds(call) for _ in range(repeats))
+    return {"tokens": tokens, "wall_ms": wall * 1e3, "tokens_per_s": tokens / wall}
+
+
+def generation(backend: TensorRtBackend, tokenizer: Tokenizer, new_tokens: int) -> Row:
+    """Greedy text from a short prompt by the generator that serves users; the second of two runs."""
+    generator = Generator(backend, tokenizer)
+    params = SamplingParams(temperature=0, max_new_tokens=new_tokens, ignore_eos=True)
+    for _ in range(2):
+        result = generator.generate([0] * 16, params)
+        for _ in result:
+            pass
+    return {"new_tokens": result.timings.new_tokens, "tokens_per_s": result.timings.decode_rate}
+
+
+def _seconds(call: Callable[[], None]) -> float:
+    began = time.perf_counter()
+    call()
+    return time.perf_counter() - began

@@ -1,0 +1,49 @@
+"""What a step has to move through memory, and the rates that follow from it."""
+
+from __future__ import annotations
+
+import math
+
+from deltart.manifest import Manifest, StateEntry
+from deltart.runtime.backends.tensorrt_plans import ITEM_BYTES, PlanEntry
+
+EMBEDDING = "embed_tokens.weight"
+# Qwen3.6-27B-FP8, batch 1, no speculation: tokens/s that peak bandwidth allows, by device and tokens of context.
+BOUNDS = {
+    "H100": {0: 123.0, 32768: 114.0, 131072: 94.0, 262144: 75.0},
+    "H200": {0: 176.0, 32768: 163.0, 131072: 134.0, 262144: 108.0},
+}
+ANCHOR_WEIGHT_BYTES = 26.9e9
+
+
+def weight_bytes(manifest: Manifest) -> int:
+    """Bytes of weights that a decode step reads: all of the text graph but the embedding, of which it reads a row.
+
+    A tied embedding is the head as well, and counts.
+    """
+    names = manifest.graphs["model"].weights
+    tied = bool(manifest.spec["tie_word_embeddings"])
+    return sum(manifest.tensors[n].nbytes for n in names if tied or not n.endswith(EMBEDDING))
+
+
+def state_bytes(manifest: Manifest, plan: PlanEntry, context: int) -> int:
+    """Bytes of one slot's states that a decode step moves: recurrent ones in and out, `context` rows of the caches in.
+
+    Types are the plan's, which may be narrower than the portable graph's.
+    """
+    dtypes = {binding.name: binding.dtype for binding in plan.by_role["state"]}
+    return sum(_bytes(state, dtypes[state.name], context) for state in manifest.graphs["model"].states)
+
+
+def _bytes(state: StateEntry, dtype: str, context: int) -> int:
+    cache = "capacity" in state.axes
+    sizes = {"B": 1, "capacity": context}
+    count = math.prod(axis if isinstance(axis, int) else sizes[axis] for axis in state.axes)
+    return count * ITEM_BYTES[dtype] * (1 if cache else 2)
+
+
+def published_bound(device: str, weights: int, context: int) -> float | None:
+    """The bound of BOUNDS for this device, model and context; None where it has none."""
+    rows = next((rows for name, rows in BOUNDS.items() if name in device), {})
+    known = math.isclose(weights, ANCHOR_WEIGHT_BYTES, rel_tol=0.02)
+    return rows.get(context) if known else None

@@ -1,0 +1,76 @@
+"""Plans of the text model with every block's hidden state among the outputs, for comparing an engine layer by layer."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import replace
+from pathlib import Path
+
+import onnx
+
+from deltart.errors import ArtifactError
+from deltart.manifest import GraphEntry, TensorEntry, load_manifest
+from deltart.runtime.backends import tensorrt_plans as plans
+from deltart.runtime.backends.exposed import expose
+from deltart.runtime.backends.tensorrt_builder import TARGET, Job, obtain
+from deltart.runtime.backends.tensorrt_compile import Report
+from deltart.runtime.backends.tensorrt_library import load_library
+from deltart.runtime.backends.tensorrt_plans import EngineManifest, Flavour
+from deltart.runtime.backends.tensorrt_precision import with_activations
+
+GRAPH = "exposed"  # beside "model" and "mtp" in engine.json
+PHASES = ("decode", "prefill")
+
+
+def build_exposed(
+    artifact: Path, flavour: Flavour, cache: Path | None, report: Report = lambda line: None
+) -> EngineManifest:
+    """Add the plans of graph "exposed" to an artifact's engine.json, built as those of "model" were.
+
+    Nothing else changes: the weights are those that "model" reads, and no plan is loaded before it is called.
+
+    Raises:
+        ArtifactError: the artifact has no plans, or its graphs are not those that the plans were built from.
+        BuildError, MissingDependencyError: as build_engine.
+    """
+    engine, library = plans.load_engine(artifact, flavour), load_library(flavour)
+    content, entry = exposed_graph(artifact, engine)
+    gpus = tuple(engine.plans["model.decode"].gpus)
+    folder = plans.engine_folder(artifact, flavour)
+    built = dict(engine.plans)
+    for phase in PHASES:
+        if phase == "prefill":
+            content = with_activations(content, engine.prefill_activations)
+        profile = plans.profile(phase, engine.slots, engine.max_context, engine.chunk)
+        job = Job(library, GRAPH, entry, phase, gpus, profile, content)
+        built[job.name] = obtain(job, folder, cache, report, lambda share: None)
+    result = replace(engine, plans=built)
+    result.save(folder)
+    return result
+
+
+def exposed_graph(artifact: Path, engine: EngineManifest) -> tuple[bytes, GraphEntry]:
+    """(the lowered text graph with its blocks' states as outputs, what a manifest would say of it); see points."""
+    manifest = load_manifest(artifact)
+    entry = manifest.graphs["model"]
+    lowered = (artifact / entry.files[TARGET]).read_bytes()
+    if hashlib.sha256(lowered).hexdigest() != engine.plans["model.decode"].onnx_sha256:
+        raise ArtifactError(
+            f"{artifact / entry.files[TARGET]} is not the graph that the plans were built from",
+            "the same graph",
+            f"run 'deltart build {artifact}' again",
+        )
+    model = onnx.load_model_from_string(lowered)
+    names = expose(model)
+    expected = expose(onnx.load(artifact / entry.files["portable"], load_external_data=False))
+    if names != expected:
+        raise ArtifactError(f"the TensorRT graph has the blocks {names}", f"{expected}, as the portable graph")
+    axes = next(o for o in entry.outputs if o.name == "hidden").axes
+    outputs = [*entry.outputs, *(TensorEntry(name, "float32", axes) for name in names)]
+    return model.SerializeToString(deterministic=True), replace(entry, outputs=outputs)
+
+
+def points(engine: EngineManifest) -> list[str]:
+    """Names of the hidden states between blocks that graph "exposed" returns, in order."""
+    names = [b.name for b in engine.plans[f"{GRAPH}.decode"].by_role["output"]]
+    return [name for name in names if name not in ("hidden", "logits")]

@@ -1,0 +1,118 @@
+"""Runners of a verification over the backends, and the prompts they are asked."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from deltart.errors import GenerationError
+from deltart.runtime.backends.base import Backend
+from deltart.runtime.chat import ChatTemplate
+from deltart.runtime.generate import Generator
+from deltart.runtime.inputs import text_inputs
+from deltart.runtime.sample import SamplingParams
+from deltart.runtime.tokenizer import Tokenizer
+
+LOGIT_ROWS = 16  # of the tokens fed together; as many as an engine returns in one call
+
+
+def logit_index(prefill: int) -> np.ndarray:
+    """Which of `prefill` tokens fed together are compared by their logits, int64 [n]: spread evenly, the last too."""
+    return np.unique(np.linspace(0, prefill - 1, min(LOGIT_ROWS, prefill)).round().astype(np.int64))
+
+
+def logit_positions(tokens: int, prefill: int) -> np.ndarray:
+    """Which of `tokens` have logits in `backend_points`, int64 [n]."""
+    return np.concatenate([logit_index(prefill), np.arange(prefill, tokens)])
+
+
+def backend_points(
+    backend: Backend, points: Sequence[str], prefill: int, graph: str = "model"
+) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
+    """`Runner.points` that feeds `prefill` tokens in one call and the others one by one, as generation does.
+
+    Where graph "model" has an MTP head, the tokens go through it too, each with the hidden state before it:
+    "mtp.hidden" and "mtp.logits".
+
+    Args:
+        points: outputs of `graph` to collect, "hidden" and "logits" besides.
+    """
+
+    def run(ids: np.ndarray) -> dict[str, np.ndarray]:
+        found = _fed(backend, graph, ids, [*points, "hidden", "logits"], prefill)
+        if graph != "model" or "mtp" not in backend.manifest.graphs or len(ids) < 2:
+            return found
+        drafted = _fed(backend, "mtp", ids[1:], ["hidden", "logits"], prefill, found["hidden"][:-1])
+        return found | {f"mtp.{name}": array for name, array in drafted.items()}
+
+    return run
+
+
+def _fed(
+    backend: Backend,
+    graph: str,
+    ids: np.ndarray,
+    names: Sequence[str],
+    prefill: int,
+    previous_hidden: np.ndarray | None = None,
+) -> dict[str, np.ndarray]:
+    """Outputs `names` of one graph over all of `ids`."""
+    state, together = backend.new_state(graph, 1, len(ids)), min(prefill, len(ids))
+    parts: list[list[np.ndarray]] = []
+    for begin, end in [(0, together), *((i, i + 1) for i in range(together, len(ids)))]:
+        inputs = text_inputs(
+            ids[None, begin:end], np.array([begin], np.int32), logit_index=logit_index(end - begin)[None]
+        )
+        if previous_hidden is not None:
+            inputs["previous_hidden"] = previous_hidden[None, begin:end]
+        parts.append([array[0] for array in backend.run(graph, state, inputs, names)])
+    return {name: np.concatenate(arrays) for name, arrays in zip(names, zip(*parts, strict=True), strict=True)}
+
+
+def backend_reply(backend: Backend, tokenizer: Tokenizer, most: int) -> Callable[[Sequence[int]], list[int]]:
+    """`Runner.reply` of at most `most` tokens, by the generator that serves users; the end token is the last."""
+    generator, greedy = Generator(backend, tokenizer), SamplingParams(temperature=0, max_new_tokens=most)
+
+    def reply(prompt: Sequence[int]) -> list[int]:
+        generation = generator.generate(prompt, greedy)
+        for _ in generation:
+            pass
+        return generation.tokens
+
+    return reply
+
+
+def read_prompts(path: Path, artifact: Path, count: int) -> list[list[int]]:
+    """The first `count` prompts of a file, as token ids: a JSON object a line.
+
+    {"messages": [...], "tools": [...], "enable_thinking": bool} goes through the artifact's chat template (the latter
+    two may be absent), {"prompt": "..."} does not. Other fields are ignored.
+
+    Raises:
+        GenerationError: the file can't be read, or a line is none of these.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()[:count]
+    except OSError as error:
+        raise GenerationError(f"--prompts {path}: {error}") from None
+    tokenizer = Tokenizer.from_folder(artifact)
+    prompts = [
+        tokenizer.encode(_text(line, f"{path}, line {number}", artifact)) for number, line in enumerate(lines, 1)
+    ]
+    if not prompts or not all(prompts):
+        raise GenerationError(f"--prompts {path} has an empty prompt or none", "at least one token each")
+    return prompts
+
+
+def _text(line: str, place: str, artifact: Path) -> str:
+    try:
+        asked = json.loads(line)
+        if "messages" not in asked:
+            return str(asked["prompt"])
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise GenerationError(f"{place}: {error!r}", 'an object with "messages" or "prompt"') from None
+    options = {name: asked[name] for name in ("tools", "enable_thinking") if name in asked}
+    return ChatTemplate.from_folder(artifact).render(asked["messages"], **options)
