@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 NAME = "report.html"
 STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:76em;margin:2em auto;padding:0 1em;color:#222}
 table{border-collapse:collapse;margin:.6em 0;font-variant-numeric:tabular-nums}
-td,th{padding:.15em .8em;text-align:right;vertical-align:top} th{border-bottom:1px solid #888}
+td,th{padding:.15em .8em;text-align:right;vertical-align:top;white-space:nowrap} th{border-bottom:1px solid #888}
 td:first-child,th:first-child{text-align:left} tr:nth-child(even){background:#f4f4f4}
-td.text{text-align:left;font-family:ui-monospace,monospace;font-size:85%;word-break:break-word}
+.text{text-align:left;white-space:normal;word-break:break-word} td.text{font:85% ui-monospace,monospace}
 img{max-width:100%} summary{cursor:pointer;font-size:1.3em;margin:.8em 0} p{max-width:52em}"""
 SHOWN = 20  # rows of the ranking outside the fold
 
@@ -73,8 +73,9 @@ def _keep(report: Report) -> str:
         (label, _number(keep.kl), f"{keep.extra_bytes / 1e6:.1f} MB", _Text(_names(keep)))
         for label, keep in zip(labels, report.keep, strict=False)
     )
-    note = "<p>An estimate, most relief per byte first: the harm of different sites is taken to add up.</p>"
-    return note + _table(["budget", "KL left", "extra size", "deltart calibrate --keep"], rows)
+    note = "<p>An estimate, most relief per byte first: the harm of different sites is taken to add up. The MTP head "
+    note += "is left out, since only drafts depend on it.</p>"
+    return note + _table(["budget", "KL left", "extra size", _Text("deltart calibrate --keep")], rows)
 
 
 def _names(keep: Keep) -> str:
@@ -142,7 +143,7 @@ def _plots(report: Report) -> str:
             "matplotlib is not installed", "the plots of report.html need it", "pip install matplotlib"
         ) from None
     count = 3 if report.agreement else 1
-    figure = Figure(figsize=(12, 3.4 * count), layout="constrained")
+    figure = Figure(figsize=(10, 3 * count), layout="constrained")
     axes = figure.subplots(count, 1, squeeze=False)[:, 0]
     _by_kind(axes[0], report, lambda w: w.sqnr_db)
     axes[0].set(ylabel="SQNR of the weight, dB")
@@ -154,11 +155,11 @@ def _plots(report: Report) -> str:
         axes[2].set(ylabel="|h - h_ref|² / |h_ref|² after layer")
         axes[2].legend(fontsize=8)
     for axis in axes:
-        axis.tick_params(axis="x", labelsize=7, rotation=90 if len(report.layers) > 40 else 0)
+        axis.tick_params(axis="x", labelsize=8, rotation=90 if len(report.layers) > 40 else 0)
         axis.grid(alpha=0.3)
     axes[-1].set(xlabel="layer")
     image = io.BytesIO()
-    figure.savefig(image, format="png", dpi=110, metadata={"Software": None})
+    figure.savefig(image, format="png", dpi=130, metadata={"Software": None})
     return f'<p><img alt="by depth" src="data:image/png;base64,{base64.b64encode(image.getvalue()).decode()}"></p>'
 
 
@@ -193,11 +194,11 @@ def _fold(title: str, content: str) -> str:
 
 
 def _table(heads: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    head = "".join(f"<th>{html.escape(h)}</th>" for h in heads)
-    body = "".join("<tr>" + "".join(map(_cell, row)) + "</tr>" for row in rows)
+    head = "".join(_cell("th", h) for h in heads)
+    body = "".join("<tr>" + "".join(_cell("td", value) for value in row) + "</tr>" for row in rows)
     return f"<table><tr>{head}</tr>{body}</table>"
 
 
-def _cell(value: Any) -> str:
+def _cell(tag: str, value: Any) -> str:
     mark = " class=text" if isinstance(value, _Text) else ""
-    return f"<td{mark}>{html.escape(str(value))}</td>"
+    return f"<{tag}{mark}>{html.escape(str(value))}</{tag}>"

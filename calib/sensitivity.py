@@ -56,11 +56,12 @@ def keep_for(kl: float, budget: float, ranking: Sequence[Sensitivity]) -> Keep:
     """The sites to keep in BF16, most relief per byte first, until `budget` of the loss `kl` is left, in nats.
 
     Errors of different sites are taken as independent, so that their energies, and to first order their parts of
-    the KL divergence, add up.
+    the KL divergence, add up. The MTP head is left out: no token that the text model gives depends on it.
     """
-    left = total = sum(s.perturbation for s in ranking)
+    text = [s for s in ranking if not s.modules[0].startswith("mtp.")]
+    left = total = sum(s.perturbation for s in text)
     kept: list[Sensitivity] = []
-    for sensitivity in sorted(ranking, key=lambda s: -s.perturbation / s.extra_bytes):
+    for sensitivity in sorted(text, key=lambda s: -s.perturbation / s.extra_bytes):
         if left * kl <= budget * total:
             break
         kept.append(sensitivity)

@@ -110,8 +110,10 @@ def test_report_ranks_sites_and_names_files(calibrated: Made) -> None:
     assert len(report["ranking"]) == 4 * 4 + 4 and len(report["weights"]) == 32
     harm = [site["perturbation"] for site in report["ranking"]]
     assert harm == sorted(harm, reverse=True) and harm[-1] > 0
-    better = [w["output"]["chosen"] < 0.9 * w["output"]["absmax"] for w in report["weights"].values()]
-    assert all(better) and all(w["output"].keys() == {*METHODS, "chosen"} for w in report["weights"].values())
+    outputs = [w["output"] for w in report["weights"].values()]
+    assert all(own.keys() == {*METHODS, "chosen"} for own in outputs)
+    ratios = [own["chosen"] / own["absmax"] for own in outputs]
+    assert max(ratios) <= 1 and sum(ratios) / len(ratios) < 0.85
     assert list(report["agreement"]["hessian"]["drift"]) == [*(f"model.layers.{n}" for n in range(4)), "mtp.layers.0"]
     page = (calibrated("hessian") / "report.html").read_text()
     for words in ("data:image/png", "What to keep in BF16", report["files"]["model.safetensors"], "saturated"):
