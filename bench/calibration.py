@@ -70,6 +70,8 @@ def main() -> None:
         own = work / str(seed)
         own.mkdir()
         figures.append(quality("nano", NANO / "checkpoint", prompts(own, seed), own) | {"seed": seed})
+    for seed in arguments.seeds if arguments.what == "quality" else ():
+        own = work / str(seed)
         figures.append(quality("heavy-tailed", heavy_tailed(own, seed), random_text(own, seed), own) | {"seed": seed})
         write_json(arguments.json, figures)
     write_json(arguments.json, figures)

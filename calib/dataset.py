@@ -17,7 +17,7 @@ from deltart.runtime.tokenizer import Tokenizer
 DEFAULT = Path(__file__).with_name("default.jsonl")
 ROW_TOKENS = 512
 HELD_OUT = 5  # every fifth row
-VALIDATED, VALIDATION_TOKENS = 8, 1024  # every eighth of the others, up to so many tokens
+VALIDATED, VALIDATION_TOKENS = 8, 1024  # at most every eighth of the others, about so many tokens
 
 
 @dataclass(frozen=True)
@@ -72,20 +72,18 @@ def read_dataset(path: Path, checkpoint: Path, vocab_size: int) -> Dataset:
         )
     held_out = [row for number, row in enumerate(rows) if number % HELD_OUT == HELD_OUT - 1]
     others = [row for number, row in enumerate(rows) if number % HELD_OUT != HELD_OUT - 1]
-    validation = up_to(others[::VALIDATED], VALIDATION_TOKENS)
-    chosen = set(range(0, len(others), VALIDATED)[: len(validation)])
-    calibration = [row for number, row in enumerate(others) if number not in chosen]
-    return Dataset(calibration, validation, held_out, hashlib.sha256(raw).hexdigest())
+    stride = max(VALIDATED, _stride(others, VALIDATION_TOKENS))
+    calibration = [row for number, row in enumerate(others) if number % stride]
+    return Dataset(calibration, others[::stride], held_out, hashlib.sha256(raw).hexdigest())
 
 
-def up_to(rows: Sequence[list[int]], tokens: int) -> list[list[int]]:
-    """The first rows that make up `tokens`, at least one."""
-    chosen: list[list[int]] = []
-    for row in rows:
-        if chosen and sum(map(len, chosen)) + len(row) > tokens:
-            break
-        chosen.append(row)
-    return chosen
+def spread(rows: Sequence[list[int]], tokens: int) -> list[list[int]]:
+    """About `tokens` of the rows, evenly from first to last: texts are often sorted by kind."""
+    return list(rows[:: _stride(rows, tokens)])
+
+
+def _stride(rows: Sequence[list[int]], tokens: int) -> int:
+    return max(1, -(-sum(map(len, rows)) // tokens))
 
 
 class _Encoder:

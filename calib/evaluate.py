@@ -62,10 +62,16 @@ def evaluate(
     counts = _count(reference, [final[variant.name] for variant in everyone])
     tokens = counts[0].seen
     for agreement, count in zip(results.values(), counts[1:], strict=True):
-        agreement.kl = float((count.cross / counts[0].total - counts[0].log_total + count.log_total).mean())
+        agreement.kl = count.divergence_of(counts[0])
         agreement.top1 = float((count.arg == counts[0].arg).float().mean())
         agreement.perplexity = math.exp(float(count.loss[tokens].mean()))
     return math.exp(float(counts[0].loss[tokens].mean())), results
+
+
+def divergences(reference: Variant, expected: list[Values], others: Sequence[list[Values]]) -> list[float]:
+    """KL in nats of next-token distributions from the reference's, given the final normed states of each."""
+    first, *counts = _count(reference, [expected, *others])
+    return [count.divergence_of(first) for count in counts]
 
 
 def layers_of(spec: ModelSpec) -> list[str]:
@@ -113,6 +119,10 @@ class _Counter:
         """Sum of e^(p - peak) (p - q), where the reference's peak rises from `before` to `peak`."""
         here = ((reference - peak[:, None]).exp() * (reference - logits)).sum(1)
         self.cross = self.cross * (before - peak).exp() + here
+
+    def divergence_of(self, reference: _Counter) -> float:
+        """Mean of KL(reference || this) over tokens, in nats."""
+        return float((self.cross / reference.total - reference.log_total + self.log_total).mean())
 
     @property
     def log_total(self) -> Tensor:

@@ -83,7 +83,7 @@ def sweep(spec: ModelSpec, tensors: Checkpoint, batches: Sequence[Values], saved
         if block.name == "embed":
             batches = _embed(graph, block, tensors, batches)
         elif block.name == "head":
-            _normalise(spec, block, tensors, batches)
+            normalise(spec, tensors, batches)
         elif block.states:
             yield _step(block, spec, tensors, batches)  # no name here keeps its weights once the caller lets go
             if saved is not None:
@@ -142,7 +142,9 @@ def _shifted(values: Values) -> Values:
     }
 
 
-def _normalise(spec: ModelSpec, block: Block, tensors: Checkpoint, batches: Sequence[Values]) -> None:
+def normalise(spec: ModelSpec, tensors: Checkpoint, batches: Sequence[Values]) -> None:
+    """Give batches that left the last text layer the final normed state, `hidden`."""
+    block = graphs_of(spec, torch.float32, mtp=False)[0].blocks[-1]
     norm = RMSNorm(spec.hidden_size, spec.rms_norm_eps)
     weight = np.asarray(tensors.read(block.tensor_name("norm.weight"))).astype(np.float32)
     norm.weight = nn.Parameter(torch.from_numpy(weight), requires_grad=False)

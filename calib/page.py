@@ -83,10 +83,16 @@ def _names(keep: Keep) -> str:
 
 
 def _ranking(report: Report) -> str:
-    heads = ["quantized alone", "relative squared change of its layer's output", "share of all", "BF16 would add"]
-    total = sum(s.perturbation for s in report.ranking) or 1.0
+    heads = ["quantized alone", "KL, nats", "share", "relative squared change of its layer's output", "BF16 would add"]
+    total = sum(s.kl for s in report.ranking) or 1.0
     rows = [
-        (_site(s.modules), _number(s.perturbation), f"{s.perturbation / total:.1%}", f"{s.extra_bytes / 1e6:.2f} MB")
+        (
+            _site(s.modules),
+            _number(s.kl),
+            f"{s.kl / total:.1%}",
+            _number(s.perturbation),
+            f"{s.extra_bytes / 1e6:.2f} MB",
+        )
         for s in report.ranking
     ]
     rest = _fold(f"{len(rows) - SHOWN} more", _table(heads, rows[SHOWN:])) if len(rows) > SHOWN else ""

@@ -12,7 +12,7 @@ import torch
 
 import deltart
 from deltart.calib import layout, page, report, side_scales
-from deltart.calib.dataset import Dataset, read_dataset, up_to
+from deltart.calib.dataset import Dataset, read_dataset, spread
 from deltart.calib.errors import CalibrationError
 from deltart.calib.evaluate import evaluate, layers_of
 from deltart.calib.figures import WeightFigures, by_layer
@@ -33,6 +33,7 @@ from deltart.export.spec import ModelSpec, read_spec
 from deltart.export.weights import load_tensor
 
 EVALUATED_TOKENS, RANKED_TOKENS = 8192, 1024
+STREAMED_TOKENS = 16384  # of the ranking, over all sites
 
 
 @dataclass(frozen=True)
@@ -224,7 +225,9 @@ def _compare(job: _Job, dataset: Dataset, staging: Staging, result: Report, say:
 
     lower = lower_variants(original, job.selection, job.method, importance, lambda m: result.weights[m].picks)
     count = len(layers_of(job.spec))
-    rows, ranked = (up_to(dataset.held_out, tokens) for tokens in (EVALUATED_TOKENS, RANKED_TOKENS))
+    rows = spread(dataset.held_out, EVALUATED_TOKENS)
+    tokens = min(RANKED_TOKENS, STREAMED_TOKENS // len(job.selection.sites))
+    ranked = spread([row[:tokens] for row in dataset.held_out], tokens)
     comparing = Progress("2/3 comparing", count, say)
     result.perplexity, result.agreement = evaluate(original, [written, *lower], rows, comparing)
     ranking = Progress("3/3 ranking", count, say)

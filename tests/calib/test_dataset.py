@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from deltart.calib.dataset import DEFAULT, HELD_OUT, ROW_TOKENS, VALIDATED, VALIDATION_TOKENS, read_dataset
+from deltart.calib.dataset import DEFAULT, HELD_OUT, ROW_TOKENS, VALIDATED, VALIDATION_TOKENS, read_dataset, spread
 from deltart.calib.errors import CalibrationError
 from deltart.runtime.chat import ChatTemplate
 from deltart.runtime.tokenizer import Tokenizer
@@ -65,4 +65,11 @@ def test_refused_messages_name_the_line(nano: Path, tmp_path: Path) -> None:
 def test_the_default_set_is_usable(nano: Path) -> None:
     dataset = read_dataset(DEFAULT, nano, 2000)
     assert dataset.tokens["calibration"] > 5000 and len(dataset.held_out) >= 8
-    assert 0.5 * VALIDATION_TOKENS < dataset.tokens["validation"] <= VALIDATION_TOKENS
+    assert 0.5 * VALIDATION_TOKENS < dataset.tokens["validation"] < 1.5 * VALIDATION_TOKENS
+
+
+def test_parts_are_spread_over_sorted_text() -> None:
+    rows = [[kind] * 10 for kind in range(8) for _ in range(50)]
+    chosen = spread(rows, 400)
+    assert {row[0] for row in chosen} == set(range(8)) and 350 <= sum(map(len, chosen)) <= 400
+    assert spread(rows, 10**6) == rows
