@@ -67,7 +67,7 @@ class _System:
     def of(cls, moments: Tensor, tokens: int) -> _System:
         order = moments.diagonal().argsort(descending=True, stable=True)
         H = _damped(moments, tokens)[order[:, None], order]
-        flipped = H.double().flip(0, 1)
+        flipped = H.flip(0, 1).double()
         R = torch.linalg.cholesky(flipped, out=flipped).float().flip(0, 1)
         del flipped
         return cls(order, order.argsort(), H, R, torch.linalg.solve_triangular(R, torch.eye(len(R)), upper=True))

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from deltart.calib.forward import Step, Values, batches_of, real_tokens, sweep
 from deltart.calib.layout import block_key
+from deltart.calib.memory import release
 from deltart.calib.progress import Progress
 from deltart.calib.variants import Variant
 from deltart.export.models.registry import graphs_of
@@ -57,6 +58,7 @@ def evaluate(
             if key.startswith(reference.spec.text_prefix):
                 final[variant.name] = batches
         progress.advance(1, key)
+        release()
     for steps in sweeps:
         next(steps, None)  # a sweep puts `hidden` into the batches that left the last text layer as it goes on
     counts = _count(reference, [final[variant.name] for variant in everyone])

@@ -16,6 +16,7 @@ from deltart.calib.dataset import Dataset
 from deltart.calib.errors import CalibrationError
 from deltart.calib.forward import VALIDATION, Step, batches_of, real_tokens, store, sweep, validation_batches
 from deltart.calib.layout import Site
+from deltart.calib.memory import release
 from deltart.export.checkpoint import Checkpoint
 from deltart.export.spec import ModelSpec
 
@@ -111,6 +112,7 @@ class Statistics:
                 assert found is not None
                 store(path, _plain(found))
                 del found
+                release()
             yield key, _load(path)
             if self.transient:
                 path.unlink()

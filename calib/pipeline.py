@@ -18,6 +18,7 @@ from deltart.calib.evaluate import evaluate, layers_of
 from deltart.calib.figures import WeightFigures, by_layer
 from deltart.calib.forward import store
 from deltart.calib.layout import Selection, Site
+from deltart.calib.memory import release
 from deltart.calib.observe import BlockStatistics, Statistics
 from deltart.calib.progress import Progress, Say
 from deltart.calib.quantize import Method, quantize
@@ -165,6 +166,7 @@ def _quantize_site(job: _Job, staging: Staging, site: Site, found: BlockStatisti
     for module, quantized, figures in quantize(weights, job.method, inputs):
         staging.write(module, quantized, asdict(figures))
         advance(module)
+    release()
 
 
 def _statistics(job: _Job, staging: Staging, kept: Path | None) -> Iterator[tuple[str, BlockStatistics | None]]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from deltart.calib.evaluate import divergences, relative_change
 from deltart.calib.forward import Step, Values, batches_of, normalise, run_block, sweep
 from deltart.calib.layout import Site
+from deltart.calib.memory import release
 from deltart.calib.progress import Progress
 from deltart.calib.scales import Quantized
 from deltart.calib.variants import Variant, put
@@ -68,6 +69,7 @@ def sensitivities(
                 streams[site] = [values | {"h": h} for values, h in zip(inputs, outputs, strict=True)]
         progress.advance(1, step.key)
         del step
+        release()
     for stream in (final, *streams.values()):
         normalise(original.spec, original.tensors, stream)
     costs = dict(zip(streams, divergences(original, final, list(streams.values())), strict=True))
