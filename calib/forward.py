@@ -22,7 +22,7 @@ from deltart.export.models.registry import graphs_of
 from deltart.export.spec import ModelSpec
 from deltart.export.weights import build_module, load_parameters
 
-BATCH_TOKENS = 2048
+BATCH_TOKENS = 1024
 VALIDATION = "validation"  # a value that marks batches which nothing may be fitted to
 Values = dict[str, Tensor]  # a batch's tensors by the graph's value names
 
