@@ -14,7 +14,7 @@ from deltart.calib.scales import E4M3_MAX, Quantized, block_amax, blocks
 from deltart.plugins.fp8_block_linear.reference import BLOCK
 
 OUTLIER = 8.0  # peak over RMS that makes a block one with outliers; 4 is usual for 128 x 128 normal weights
-LARGEST, LEAST = 0x7E, 0x01  # E4M3 codes of 448 and of the smallest number, without the sign
+LARGEST = 0x7E  # the E4M3 code of 448
 
 
 @dataclass(frozen=True)
@@ -63,8 +63,8 @@ def measure(weight: Tensor, quantized: Quantized) -> WeightFigures:
     for rows, stripe in row_stripes(weight):
         part = quantized.rows(rows)
         magnitudes = part.weight.view(torch.uint8) & 0x7F
-        saturated += int((magnitudes == LARGEST).sum())
-        underflow += int(((magnitudes < LEAST) & (stripe != 0)).sum())
+        saturated += int(torch.count_nonzero(magnitudes == LARGEST))
+        underflow += int(torch.count_nonzero(stripe)) - int(torch.count_nonzero(magnitudes))  # zeros stay zeros
         stripe.div_(unit)
         amax, squares = block_amax(stripe), _block_squares(stripe)
         energy += float(squares.sum())
