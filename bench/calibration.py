@@ -1,8 +1,11 @@
-"""What calibration gains and costs: `python -m bench.calibration quality|cost [--work FOLDER]`.
+"""What calibration gains and costs: `python -m bench.calibration quality|cost|wide [--work FOLDER] [--json FILE]`.
 
 quality: every method on the nano checkpoint and on a mid-size random one with heavy-tailed weights: error of every
 linear's output on held-out inputs, and agreement of the whole model's next-token distributions on held-out text.
-cost: time and peak memory of absmax on a 1.7 GB checkpoint, against reading and writing the same bytes.
+Constants of the methods were tuned with seed 0; other seeds draw other prompts, weights and text.
+cost: time and peak memory of every method on a 1.7 GB checkpoint, comparison with the original included where there
+is text; for absmax against reading and writing the same bytes.
+wide: time and peak memory of hessian on one layer as wide as the 27B's, on as many tokens as the default text has.
 """
 
 from __future__ import annotations
@@ -17,24 +20,28 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import numpy as np
 
 from deltart.calib import layout
-from deltart.calib.dataset import Dataset, read_dataset
-from deltart.calib.evaluate import Variant, dequantized, evaluate
-from deltart.calib.figures import output_energy
+from deltart.calib.dataset import DEFAULT, Dataset, read_dataset
+from deltart.calib.evaluate import evaluate, layers_of
 from deltart.calib.forward import batches_of, sweep
 from deltart.calib.observe import observe
-from deltart.calib.pipeline import Method, calibrate
+from deltart.calib.pipeline import calibrate
+from deltart.calib.progress import Progress
+from deltart.calib.quantize import LADDER, Method
+from deltart.calib.scales import Quantized
+from deltart.calib.variants import Variant
 from deltart.export import synthetic
 from deltart.export.checkpoint import Checkpoint
 from deltart.export.presets import Config, causal_lm, text_config
 from deltart.export.spec import read_spec
-from deltart.export.weights import load_parameters
+from deltart.export.weights import load_parameters, load_tensor
+from tools.nano import heldout
 
-METHODS: tuple[Method, ...] = ("absmax", "mse", "hessian")
 NANO = Path(__file__).parent.parent / "tools" / "nano"
 MID: Config = dict(hidden=1024, ffn=2816, layers=8, heads=8, kv_heads=2, k_heads=4, v_heads=8, max_position=32768)
 BIG: Config = dict(hidden=2048, ffn=6144, layers=12, heads=8, kv_heads=2, k_heads=8, v_heads=16, max_position=32768)
@@ -44,28 +51,41 @@ DEGREES = 3  # of Student's t: finite variance, infinite kurtosis
 def main() -> None:
     """Run one of the two."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["quality", "cost", "absmax"])
+    parser.add_argument("what", choices=["quality", "cost", "wide", "run"])
     parser.add_argument("--work", type=Path, default=Path("artifacts/bench-calibration"))
+    parser.add_argument("--json", type=Path, help="also write the figures here")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of the prompts, weights and text of quality")
+    parser.add_argument("--method", choices=LADDER, help="of `run`, which the others start in a process of its own")
+    parser.add_argument("--checkpoint", type=Path, help="of `run`")
+    parser.add_argument("--data", type=Path, help="of `run`")
     arguments = parser.parse_args()
     work: Path = arguments.work
-    if arguments.what == "absmax":  # what `cost` measures, in a process of its own
-        start = time.monotonic()
-        calibrate(work / "big", work / "big-absmax", method="absmax")
-        evict(work / "big-absmax")
-        print(time.monotonic() - start, time.process_time(), peak_memory())
+    if arguments.what == "run":
+        run(arguments.checkpoint, work / "out", arguments.method, arguments.data)
         return
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
-    if arguments.what == "cost":
-        cost(work)
-    else:
-        quality("nano", NANO / "checkpoint", conversations(work), work)
-        quality("heavy-tailed", heavy_tailed(work), random_text(work), work)
+    figures: Any = {"cost": cost, "wide": wide}[arguments.what](work) if arguments.what != "quality" else []
+    for seed in arguments.seeds if arguments.what == "quality" else ():
+        own = work / str(seed)
+        own.mkdir()
+        figures.append(quality("nano", NANO / "checkpoint", prompts(own, seed), own) | {"seed": seed})
+    for seed in arguments.seeds if arguments.what == "quality" else ():
+        own = work / str(seed)
+        figures.append(quality("heavy-tailed", heavy_tailed(own, seed), random_text(own, seed), own) | {"seed": seed})
+        write_json(arguments.json, figures)
+    write_json(arguments.json, figures)
 
 
-def quality(name: str, checkpoint: Path, text: Path, work: Path) -> None:
-    """Calibrate by every method and print a table."""
-    outputs = {method: work / f"{name}-{method}" for method in METHODS}
+def write_json(path: Path | None, figures: Any) -> None:
+    """Where asked for, the figures as they are so far."""
+    if path is not None:
+        path.write_text(json.dumps(figures, indent=1) + "\n")
+
+
+def quality(name: str, checkpoint: Path, text: Path, work: Path) -> dict[str, Any]:
+    """Calibrate by every method; print a table and return its figures."""
+    outputs = {method: work / f"{name}-{method}" for method in LADDER}
     seconds = {}
     for method, output in outputs.items():
         start = time.monotonic()
@@ -75,17 +95,30 @@ def quality(name: str, checkpoint: Path, text: Path, work: Path) -> None:
     dataset = read_dataset(text, checkpoint, spec.vocab_size)
     quantized = {method: Checkpoint(output) for method, output in outputs.items()}
     variants = [Variant(m, read_spec(o), quantized[m]) for m, o in outputs.items()]
-    perplexity, agreement = evaluate(Variant("original", spec, tensors), variants, dataset.held_out)
+    progress = Progress("comparing", len(layers_of(spec)), lambda line: None)
+    perplexity, agreement = evaluate(Variant("original", spec, tensors), variants, dataset.held_out, progress)
     errors = list(output_errors(checkpoint, quantized, dataset))
-    print(f"\n{name}: {dataset.tokens[0]} tokens for calibration, {dataset.tokens[1]} held out, {len(errors)} linears")
-    print(f"perplexity of the original {perplexity:.5g}")
+    tokens = ", ".join(f"{count} {part}" for part, count in dataset.tokens.items())
+    print(f"\n{name}: tokens {tokens}; {len(errors)} linears; perplexity of the original {perplexity:.5g}")
     print("| method | output error / absmax: mean | worst | KL, nats | same top token | perplexity | s |")
     print("|---|---|---|---|---|---|---|")
-    for method in METHODS:
+    found: dict[str, Any] = {"name": name, "tokens": dataset.tokens, "perplexity": perplexity, "methods": {}}
+    for method in LADDER:
         ratios = [own[method] / own["absmax"] for own in errors]
         mean, a = math.exp(sum(map(math.log, ratios)) / len(ratios)), agreement[method]
         cells = [method, f"{mean:.3f}", f"{max(ratios):.3f}", f"{a.kl:.3e}", f"{a.top1:.2%}", f"{a.perplexity:.5g}"]
         print("|", " | ".join([*cells, f"{seconds[method]:.0f}"]), "|", flush=True)
+        found["methods"][method] = {
+            "mean": mean,
+            "worst": max(ratios),
+            "above_0.7": sum(ratio > 0.7 for ratio in ratios),
+            "linears": len(ratios),
+            "kl": a.kl,
+            "top1": a.top1,
+            "perplexity": a.perplexity,
+            "seconds": seconds[method],
+        }
+    return found
 
 
 def output_errors(
@@ -103,33 +136,41 @@ def output_errors(
                 linear = step.module.get_submodule(module.removeprefix(f"{step.key}."))
                 found = {}
                 for method, checkpoint_of in quantized.items():
-                    error = dequantized(checkpoint_of, module) - linear.weight.float()  # type: ignore[operator]
-                    found[method] = output_energy(error, statistics.inputs[site.modules[0]])
+                    parts = (load_tensor(checkpoint_of, f"{module}.{name}") for name in ("weight", "weight_scale_inv"))
+                    error = Quantized(*parts).dequantized() - linear.weight.float()  # type: ignore[operator]
+                    moments = statistics.inputs[site.modules[0]].moments
+                    columns = error.split([len(H) for H in moments], dim=1)
+                    found[method] = sum(float(((E @ H) * E).sum()) for E, H in zip(columns, moments, strict=True))
                 yield found
 
 
-def conversations(work: Path) -> Path:
-    """Nano's held-out questions, as prompts: what it was never trained on."""
+def prompts(work: Path, seed: int) -> Path:
+    """Held-out questions of nano, as prompts: what it was never trained on. Seed 0 has those that ship with it."""
     path = work / "nano.jsonl"
-    shutil.copyfile(NANO / "heldout.jsonl", path)
+    if seed == 0:
+        shutil.copyfile(heldout.PATH, path)
+        return path
+    heldout.write(path, seed)
+    known = set(heldout.PATH.read_text().splitlines())
+    path.write_text("".join(f"{line}\n" for line in path.read_text().splitlines() if line not in known))
     return path
 
 
-def random_text(work: Path) -> Path:
+def random_text(work: Path, seed: int) -> Path:
     """Token rows with Zipf's frequencies."""
-    rng, path = np.random.default_rng(0), work / "random.jsonl"
+    rng, path = np.random.default_rng(seed), work / "random.jsonl"
     rows = [(rng.zipf(1.2, 400) % 8192).tolist() for _ in range(30)]
     path.write_text("".join(json.dumps({"ids": row}) + "\n" for row in rows))
     return path
 
 
-def heavy_tailed(work: Path) -> Path:
+def heavy_tailed(work: Path, seed: int) -> Path:
     """A random checkpoint whose matrices are drawn from Student's t instead of a normal distribution."""
     folder = work / "heavy-tailed"
-    synthetic.write_checkpoint(causal_lm(text_config(**MID, vocab=8192)), folder)
+    synthetic.write_checkpoint(causal_lm(text_config(**MID, vocab=8192)), folder, seed=seed)
     for number, info in enumerate(Checkpoint(folder).values()):
         if len(info.shape) == 2:
-            rng = np.random.default_rng(number)
+            rng = np.random.default_rng([seed, number] if seed else number)
             values = rng.standard_t(DEGREES, info.shape) * (info.shape[1] * DEGREES / (DEGREES - 2)) ** -0.5
             with (folder / info.file).open("r+b") as file:
                 file.seek(info.offset)
@@ -137,23 +178,52 @@ def heavy_tailed(work: Path) -> Path:
     return folder
 
 
-def cost(work: Path) -> None:
-    """Print time and peak memory of absmax, and the time of reading and writing as many bytes, disk included."""
+def cost(work: Path) -> dict[str, Any]:
+    """Print and return time and peak memory of every method, and the time of reading and writing as many bytes."""
     synthetic.write_checkpoint(causal_lm(text_config(**BIG, vocab=32768)), work / "big")
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        shutil.copyfile(NANO / "checkpoint" / name, work / "big" / name)
     source = sum(file.size for file in Checkpoint(work / "big").files)
     copying = [read_and_write(work, int(source * 0.58)) for _ in range(3)]
-    evict(work / "big")
-    command = [sys.executable, "-m", "bench.calibration", "absmax", "--work", str(work)]
-    printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    took, busy, peak = map(float, printed.split())
-    written = sum(file.size for file in Checkpoint(work / "big-absmax").files)
-    print(f"{source / 1e9:.2f} GB in, {written / 1e9:.2f} GB out: absmax {took:.1f} s, peak RSS {peak / 1e9:.2f} GB")
-    print(f"CPU time of the process, imports included: {busy:.1f} s")
+    figures: dict[str, Any] = {"bytes": source, "cores": os.cpu_count(), "copying_seconds": copying}
+    for method in LADDER:
+        evict(work / "big")
+        figures[method] = own = measured(work, work / "big", method, None if method == "absmax" else DEFAULT)
+        pace = own["seconds"] / source * 1e9
+        print(f"{method}: {pace:.1f} s per GB; 27B (55.6 GB): {pace * 55.6 / 60:.0f} min", flush=True)
+    ratio = figures["absmax"]["seconds"] / sorted(copying)[1]
     print(
-        f"reading and writing as much: {', '.join(f'{c:.1f}' for c in copying)} s, "
-        f"so {took / sorted(copying)[1]:.1f}x the median"
+        f"reading and writing as much: {', '.join(f'{c:.1f}' for c in copying)} s; absmax takes {ratio:.1f}x the median"
     )
-    print(f"{took / source * 1e9:.1f} s per GB; 27B (55.6 GB): {took / source * 55.6e9 / 60:.1f} min")
+    return figures | {"absmax_over_copying": ratio}
+
+
+def wide(work: Path) -> dict[str, Any]:
+    """Print and return time and peak memory of hessian on one GDN layer of the 27B's size."""
+    sizes: Config = dict(hidden=5120, ffn=17408, layers=1, heads=24, kv_heads=4, k_heads=16, v_heads=48)
+    synthetic.write_checkpoint(causal_lm(text_config(**sizes, vocab=8192, mtp=False)), work / "wide")
+    rng, text = np.random.default_rng(0), work / "text.jsonl"
+    rows = [(rng.zipf(1.2, 140) % 8192).tolist() for _ in range(43)]
+    text.write_text("".join(json.dumps({"ids": row}) + "\n" for row in rows))
+    return measured(work, work / "wide", "hessian", text)
+
+
+def measured(work: Path, checkpoint: Path, method: Method, data: Path | None) -> dict[str, float]:
+    """Calibrate in a process of its own; print and return what it took."""
+    command = [sys.executable, "-m", "bench.calibration", "run", "--method", method, "--work", str(work)]
+    command += ["--checkpoint", str(checkpoint)] + (["--data", str(data)] if data else [])
+    took, busy, peak = map(float, subprocess.run(command, check=True, capture_output=True, text=True).stdout.split())
+    print(f"{method}: {took:.1f} s, {busy:.1f} s of CPU, peak RSS {peak / 1e9:.3f} GB", flush=True)
+    return {"seconds": took, "cpu_seconds": busy, "peak_bytes": peak}
+
+
+def run(checkpoint: Path, output: Path, method: Method, data: Path | None) -> None:
+    """Calibrate and print seconds, seconds of CPU and peak bytes."""
+    start = time.monotonic()
+    calibrate(checkpoint, output, method=method, data=data)
+    evict(output)
+    print(time.monotonic() - start, time.process_time(), peak_memory())
+    shutil.rmtree(output)
 
 
 def peak_memory() -> int:

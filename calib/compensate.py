@@ -7,42 +7,106 @@ independent; within a row each rounding error is spread over the columns that ar
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from deltart.calib.scales import E4M3_MAX, Quantized, search
+from deltart.calib.scales import E4M3_MAX, Quantized, decode, one_thread
 from deltart.plugins.fp8_block_linear.reference import BLOCK
 
 RIDGE = 0.003  # share of the mean second moment that is always added
 TOKEN_WORTH = 0.5  # neighbouring tokens are not independent samples: what one counts for in the shrinkage
 SWEEPS = 2
+ROWS = 1024  # of a weight at a time
 
 
 def compensate(
-    weight: Tensor, moments: Sequence[Tensor], tokens: int, scale_dtype: torch.dtype = torch.bfloat16
-) -> Quantized:
-    """Quantize weight [N, K] for the inputs whose second moments are `moments`.
+    weights: Sequence[Tensor], scales: Sequence[Tensor], moments: Sequence[Tensor], tokens: int
+) -> list[Quantized]:
+    """Round weights [N, K] that read the same inputs, for the least output error with the given scales.
 
     Args:
-        moments: X^T X of consecutive column ranges, float32 [w, w] each, the widths adding up to K.
+        scales: [N/128, K/128] of each weight, as stored.
+        moments: X^T X of consecutive column ranges of the inputs, float32 [w, w] each, the widths adding up to K.
         tokens: how many rows X had.
-
-    Raises:
-        ValueError: the weight holds inf or NaN.
     """
-    start = search(weight, torch.cat([H.diagonal() for H in moments]), scale_dtype)
-    column, parts = 0, []
+    values = [torch.empty(weight.shape, dtype=torch.float8_e4m3fn) for weight in weights]
+    begin = 0
     for H in moments:
-        columns = slice(column, column + len(H))
-        column = columns.stop
-        scale = start.scale[:, columns.start // BLOCK : columns.stop // BLOCK].float()
-        S = scale.repeat_interleave(BLOCK, 0).repeat_interleave(BLOCK, 1).T.contiguous()  # [w, N]
-        W = weight[:, columns].float().T.contiguous()  # [w, N]: a column of the weight is a contiguous row
-        Hd = _damped(H, tokens)
-        Q = _descend(W, _spread(W, S, Hd), S, Hd)
-        parts.append((Q / S).to(torch.float8_e4m3fn).T)
-    return Quantized(torch.cat(parts, dim=1).contiguous(), start.scale)
+        columns = slice(begin, begin + len(H))
+        begin = columns.stop
+        system = _System.of(H, tokens)
+        for weight, scale, target in zip(weights, scales, values, strict=True):
+            for first in range(0, len(weight), ROWS):
+                rows = slice(first, first + ROWS)
+                W = weight[rows, columns].float().T[system.order]  # [w, n]: a column of the weight is a contiguous row
+                S = _of_columns(scale, rows, columns)[system.order // BLOCK]
+                target[rows, columns] = _codes(system.solve(W, S), S)[system.place].T
+    return [Quantized(target, scale) for target, scale in zip(values, scales, strict=True)]
+
+
+def _of_columns(scale: Tensor, rows: slice, columns: slice) -> Tensor:
+    """Float32 scales [w/128, n] of each block of columns and each row."""
+    last = -(-rows.stop // BLOCK)
+    part = scale[rows.start // BLOCK : last, columns.start // BLOCK : columns.stop // BLOCK]
+    return part.float().repeat_interleave(BLOCK, 0).T
+
+
+@dataclass(frozen=True)
+class _System:
+    """Damped second moments H [w, w] of the columns in `order` (falling), with H = R R^T and R U = 1, both upper."""
+
+    order: Tensor
+    place: Tensor
+    H: Tensor
+    R: Tensor
+    U: Tensor
+
+    @classmethod
+    def of(cls, moments: Tensor, tokens: int) -> _System:
+        order = moments.diagonal().argsort(descending=True, stable=True)
+        H = _damped(moments, tokens)[order[:, None], order]
+        flipped = H.flip(0, 1).double()
+        R = torch.linalg.cholesky(flipped, out=flipped).float().flip(0, 1)
+        del flipped
+        return cls(order, order.argsort(), H, R, torch.linalg.solve_triangular(R, torch.eye(len(R)), upper=True))
+
+    def solve(self, W: Tensor, S: Tensor) -> Tensor:
+        """Rounded values Q [w, n] of W with the scales S."""
+        Q, E = self._spread(W, S)
+        for begin in range(0, len(E), BLOCK):  # E becomes the gradient H (Q - W) = -R E
+            E[begin : begin + BLOCK] = self.R[begin : begin + BLOCK, begin:] @ E[begin:]
+        return self._descend(Q, E.neg_(), S)
+
+    def _spread(self, W: Tensor, S: Tensor) -> tuple[Tensor, Tensor]:
+        """GPTQ; changes W. Returns Q and E [w, n] with Q - W = -U^T E."""
+        U, Q, E = self.U, torch.empty_like(W), torch.empty_like(W)
+        for begin in range(0, len(W), BLOCK):
+            end = min(begin + BLOCK, len(W))
+            with one_thread():
+                for i in range(begin, end):
+                    Q[i] = _round(W[i], S[i])
+                    E[i] = (W[i] - Q[i]) / U[i, i]
+                    W[i + 1 : end].addcmul_(U[i, i + 1 : end, None], E[i], value=-1)
+            W[end:].addmm_(U[begin:end, end:].T, E[begin:end], alpha=-1)
+        return Q, E
+
+    def _descend(self, Q: Tensor, G: Tensor, S: Tensor) -> Tensor:
+        """Re-round one column at a time to the least error given all others, SWEEPS times; G is half the gradient."""
+        H = self.H
+        for sweep in range(SWEEPS):
+            for begin in range(0, len(Q), BLOCK):
+                end = min(begin + BLOCK, len(Q))
+                before, here = Q[begin:end].clone(), G[begin:end].clone()
+                with one_thread():
+                    for i in range(begin, end):
+                        value = _round(Q[i] - here[i - begin] / H[i, i], S[i])
+                        here[i + 1 - begin :].addcmul_(H[i, i + 1 : end, None], value - Q[i])
+                        Q[i] = value
+                first = end if sweep == SWEEPS - 1 else 0  # nothing reads the gradient of what is done with
+                G[first:].addmm_(H[first:, begin:end], Q[begin:end] - before)
+        return Q
 
 
 def _damped(H: Tensor, tokens: int) -> Tensor:
@@ -55,48 +119,17 @@ def _damped(H: Tensor, tokens: int) -> Tensor:
     if not float(mean) > 0:
         return torch.eye(width)
     S = H / mean  # of trace `width`
-    squares = float(S.square().sum())
+    squares = float(torch.linalg.vector_norm(S)) ** 2
     share = ((1 - 2 / width) * squares + width**2) / ((tokens + 1 - 2 / width) * max(squares - width, 1e-6))
     share = min(1.0, share / TOKEN_WORTH)
-    return (1 - share) * S + (share + RIDGE) * torch.eye(width)
+    S *= 1 - share
+    S.diagonal().add_(share + RIDGE)
+    return S
 
 
-def _spread(W: Tensor, S: Tensor, H: Tensor) -> Tensor:
-    """GPTQ over W [K, N] in order of falling second moment: rounded values Q [K, N]."""
-    order = H.diagonal().argsort(descending=True, stable=True)
-    U = H[order][:, order].double()  # 8 bytes an element, so it is worked on in place
-    torch.linalg.cholesky(U, out=U)
-    torch.cholesky_inverse(U, out=U)
-    U = torch.linalg.cholesky(U, upper=True).float()
-    W, S, Q = W[order], S[order], torch.empty_like(W)
-    for begin in range(0, len(W), BLOCK):
-        end = min(begin + BLOCK, len(W))
-        errors = torch.empty(end - begin, W.shape[1])
-        for i in range(begin, end):
-            Q[i] = _round(W[i], S[i])
-            errors[i - begin] = (W[i] - Q[i]) / U[i, i]
-            W[i + 1 : end] -= U[i, i + 1 : end, None] * errors[i - begin]
-        W[end:] -= U[begin:end, end:].T @ errors
-    result = torch.empty_like(Q)
-    result[order] = Q
-    return result
-
-
-def _descend(W: Tensor, Q: Tensor, S: Tensor, H: Tensor) -> Tensor:
-    """Re-round one column of the weight at a time to the least error given all others, SWEEPS times."""
-    for _ in range(SWEEPS):
-        G = H @ (Q - W)  # [K, N], half the gradient
-        for begin in range(0, len(W), BLOCK):
-            end = min(begin + BLOCK, len(W))
-            before = Q[begin:end].clone()
-            here = G[begin:end].clone()
-            for i in range(begin, end):
-                value = _round(Q[i] - here[i - begin] / H[i, i], S[i])
-                here += H[begin:end, i, None] * (value - Q[i])
-                Q[i] = value
-            G += H[:, begin:end] @ (Q[begin:end] - before)
-    return Q
+def _codes(w: Tensor, s: Tensor) -> Tensor:
+    return (w / s).clamp_(-E4M3_MAX, E4M3_MAX).to(torch.float8_e4m3fn)
 
 
 def _round(w: Tensor, s: Tensor) -> Tensor:
-    return (w / s).clamp_(-E4M3_MAX, E4M3_MAX).to(torch.float8_e4m3fn).float().mul_(s)
+    return decode(_codes(w, s)).mul_(s)

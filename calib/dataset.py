@@ -1,10 +1,10 @@
-"""Calibration text: JSON lines in, token rows out, split into rows to calibrate on and rows held out."""
+"""Calibration text: JSON lines in, token rows out, split into rows to fit to, to choose by and to report on."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,20 +17,29 @@ from deltart.runtime.tokenizer import Tokenizer
 DEFAULT = Path(__file__).with_name("default.jsonl")
 ROW_TOKENS = 512
 HELD_OUT = 5  # every fifth row
+VALIDATED, VALIDATION_TOKENS = 8, 1024  # at most every eighth of the others, about so many tokens
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """Token rows of at most ROW_TOKENS tokens, and the SHA-256 of the file they come from."""
+    """Token rows of at most ROW_TOKENS tokens, and the SHA-256 of the file they come from.
+
+    Attributes:
+        calibration: what statistics are gathered of.
+        validation: what candidates are chosen by.
+        held_out: what neither has seen, for the report.
+    """
 
     calibration: list[list[int]]
+    validation: list[list[int]]
     held_out: list[list[int]]
     sha256: str
 
     @property
-    def tokens(self) -> tuple[int, int]:
-        """How many tokens are calibrated on and held out."""
-        return sum(map(len, self.calibration)), sum(map(len, self.held_out))
+    def tokens(self) -> dict[str, int]:
+        """How many tokens each part has."""
+        parts = {"calibration": self.calibration, "validation": self.validation, "held_out": self.held_out}
+        return {name: sum(map(len, rows)) for name, rows in parts.items()}
 
 
 def read_dataset(path: Path, checkpoint: Path, vocab_size: int) -> Dataset:
@@ -62,8 +71,19 @@ def read_dataset(path: Path, checkpoint: Path, vocab_size: int) -> Dataset:
             f"{path} gives {len(rows)} rows of text", f"at least {HELD_OUT}, so that one can be held out", "add text"
         )
     held_out = [row for number, row in enumerate(rows) if number % HELD_OUT == HELD_OUT - 1]
-    calibration = [row for number, row in enumerate(rows) if number % HELD_OUT != HELD_OUT - 1]
-    return Dataset(calibration, held_out, hashlib.sha256(raw).hexdigest())
+    others = [row for number, row in enumerate(rows) if number % HELD_OUT != HELD_OUT - 1]
+    stride = max(VALIDATED, _stride(others, VALIDATION_TOKENS))
+    calibration = [row for number, row in enumerate(others) if number % stride]
+    return Dataset(calibration, others[::stride], held_out, hashlib.sha256(raw).hexdigest())
+
+
+def spread(rows: Sequence[list[int]], tokens: int) -> list[list[int]]:
+    """About `tokens` of the rows, evenly from first to last: texts are often sorted by kind."""
+    return list(rows[:: _stride(rows, tokens)])
+
+
+def _stride(rows: Sequence[list[int]], tokens: int) -> int:
+    return max(1, -(-sum(map(len, rows)) // tokens))
 
 
 class _Encoder:

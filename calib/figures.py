@@ -1,20 +1,20 @@
-"""What quantizing one weight costs, in numbers for the report."""
+"""What quantizing weights costs, in numbers for the report: by weight and by layer."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from deltart.calib.observe import InputStatistics
-from deltart.calib.scales import E4M3_MAX, Quantized, absmax, block_amax, blocks, stripe_rows, stripes
+from deltart.calib.choose import row_stripes
+from deltart.calib.scales import E4M3_MAX, Quantized, block_amax, blocks
 from deltart.plugins.fp8_block_linear.reference import BLOCK
 
 OUTLIER = 8.0  # peak over RMS that makes a block one with outliers; 4 is usual for 128 x 128 normal weights
-ROUNDED_SCALE = 1 + 2.0**-8  # a scale rounded to BF16 falls short of absmax by less than this
+LARGEST = 0x7E  # the E4M3 code of 448
 
 
 @dataclass(frozen=True)
@@ -22,42 +22,82 @@ class WeightFigures:
     """Of one weight.
 
     Attributes:
-        sqnr_db: 10 log10 of weight energy over error energy; None where nothing was lost.
+        size: number of values.
+        energy: sum of w^2; `noise`: sum of the squared error.
+        sqnr_db: 10 log10 of energy over noise; None where nothing was lost.
         peak: largest |w| over the RMS of w.
         outliers: share of blocks whose largest |w| is beyond OUTLIER times the block's RMS.
-        saturated: share of blocks whose largest |w| is beyond 448 scales, and so was clipped.
-        output_error: energy of the output's error over the output's, on the calibration text; None without text.
-        absmax_output_error: the same for absmax scales.
+        saturated: share of values stored as +-448. With absmax scales that is each block's largest, 1 / 16384 or more.
+        underflow: share of values that are stored as zero and were not.
+        output: energy of the output's error over the output's on validation text, by candidate, and of what was
+            `chosen` among them; empty without text.
+        picks: see choose.Choice.
     """
 
+    size: int
+    energy: float
+    noise: float
     sqnr_db: float | None
     peak: float
     outliers: float
     saturated: float
-    output_error: float | None = None
-    absmax_output_error: float | None = None
+    underflow: float
+    output: dict[str, float] = field(default_factory=dict)
+    picks: dict[str, str] = field(default_factory=dict)
 
 
-def measure(weight: Tensor, quantized: Quantized, inputs: InputStatistics | None) -> WeightFigures:
-    """Figures of a weight [N, K] and what it became."""
+@dataclass(frozen=True)
+class LayerFigures:
+    """Of a layer's quantized weights together; fields as in WeightFigures."""
+
+    sqnr_db: float | None
+    outliers: float
+    saturated: float
+    underflow: float
+
+
+def measure(weight: Tensor, quantized: Quantized) -> WeightFigures:
+    """Figures of a weight [N, K] and what it became, without those of its output."""
     unit = float(quantized.scale.float().max()) * E4M3_MAX  # squares in this unit neither over- nor underflow
-    energy, noise, outliers, saturated, peak = 0.0, 0.0, 0, 0, 0.0
-    for stripe, part in _pairs(weight, quantized, unit):
+    energy, noise, outliers, saturated, underflow, peak = 0.0, 0.0, 0, 0, 0, 0.0
+    for rows, stripe in row_stripes(weight):
+        part = quantized.rows(rows)
+        magnitudes = part.weight.view(torch.uint8) & 0x7F
+        saturated += int(torch.count_nonzero(magnitudes == LARGEST))
+        underflow += int(torch.count_nonzero(stripe)) - int(torch.count_nonzero(magnitudes))  # zeros stay zeros
+        stripe.div_(unit)
         amax, squares = block_amax(stripe), _block_squares(stripe)
         energy += float(squares.sum())
         peak = max(peak, float(amax.max()))
         outliers += int((amax.square() * BLOCK**2 > OUTLIER**2 * squares).sum())
-        saturated += int((amax > part.scale * (E4M3_MAX * ROUNDED_SCALE)).sum())
-        noise += _squares(part.dequantized().sub_(stripe))
+        noise += _squares(Quantized(part.weight, part.scale.float() / unit).dequantized().sub_(stripe))
     rms = math.sqrt(energy / weight.numel())
     return WeightFigures(
-        sqnr_db=10 * math.log10(energy / noise) if noise else None,
+        size=weight.numel(),
+        energy=energy * unit**2,
+        noise=noise * unit**2,
+        sqnr_db=sqnr_db(energy, noise),
         peak=peak / rms if rms else 0.0,
         outliers=outliers / quantized.scale.numel(),
-        saturated=saturated / quantized.scale.numel(),
-        output_error=_output_error(weight, quantized, inputs, unit) if inputs else None,
-        absmax_output_error=_output_error(weight, absmax(weight), inputs, unit) if inputs else None,
+        saturated=saturated / weight.numel(),
+        underflow=underflow / weight.numel(),
     )
+
+
+def by_layer(weights: Mapping[str, WeightFigures], layers: Mapping[str, Sequence[str]]) -> dict[str, LayerFigures]:
+    """Figures of each layer; `layers` names the modules of each."""
+    found = {}
+    for key, modules in layers.items():
+        own = [weights[module] for module in modules]
+        size = sum(w.size for w in own)
+        shares = (sum(getattr(w, name) * w.size for w in own) / size for name in ("outliers", "saturated", "underflow"))
+        found[key] = LayerFigures(sqnr_db(sum(w.energy for w in own), sum(w.noise for w in own)), *shares)
+    return found
+
+
+def sqnr_db(energy: float, noise: float) -> float | None:
+    """Signal to quantization noise in decibels; None without noise."""
+    return 10 * math.log10(energy / noise) if noise and energy else None
 
 
 def _squares(x: Tensor) -> float:
@@ -67,26 +107,3 @@ def _squares(x: Tensor) -> float:
 def _block_squares(stripe: Tensor) -> Tensor:
     segments = torch.linalg.vector_norm(blocks(stripe), dim=-1)  # [n, 128, k]: fast because contiguous
     return segments.square_().sum(1)
-
-
-def _output_error(weight: Tensor, quantized: Quantized, inputs: InputStatistics, unit: float) -> float:
-    """tr(E H E^T) / tr(W H W^T), in stripes of rows."""
-    error = energy = 0.0
-    for stripe, part in _pairs(weight, quantized, unit):
-        error += output_energy(part.dequantized() - stripe, inputs)
-        energy += output_energy(stripe, inputs)
-    return error / energy if energy else 0.0
-
-
-def output_energy(rows: Tensor, inputs: InputStatistics) -> float:
-    """tr(R H R^T) of weight rows [n, K]: the summed squares of what they make of the inputs."""
-    parts = rows.split([len(H) for H in inputs.moments], dim=1)
-    return sum(float(((part @ H) * part).sum()) for part, H in zip(parts, inputs.moments, strict=True))
-
-
-def _pairs(weight: Tensor, quantized: Quantized, unit: float) -> Iterator[tuple[Tensor, Quantized]]:
-    """Stripes of the weight and of what it became, both in `unit`."""
-    rows = stripe_rows(weight)
-    parts = zip(quantized.weight.split(rows), quantized.scale.split(rows // BLOCK), strict=True)
-    for stripe, (values, scale) in zip(stripes(weight), parts, strict=True):
-        yield stripe.div_(unit), Quantized(values, scale.float() / unit)

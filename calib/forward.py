@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,7 +22,8 @@ from deltart.export.models.registry import graphs_of
 from deltart.export.spec import ModelSpec
 from deltart.export.weights import build_module, load_parameters
 
-BATCH_TOKENS = 2048
+BATCH_TOKENS = 1024
+VALIDATION = "validation"  # a value that marks batches which nothing may be fitted to
 Values = dict[str, Tensor]  # a batch's tensors by the graph's value names
 
 
@@ -33,6 +35,11 @@ def batches_of(rows: Sequence[Sequence[int]]) -> list[Values]:
             groups.append([])
         groups[-1].append(row)
     return [_batch(group) for group in groups]
+
+
+def validation_batches(rows: Sequence[Sequence[int]]) -> list[Values]:
+    """The same, marked as VALIDATION."""
+    return [values | {VALIDATION: torch.tensor(True)} for values in batches_of(rows)]
 
 
 def real_tokens(values: Values) -> Tensor:
@@ -76,17 +83,19 @@ def sweep(spec: ModelSpec, tensors: Checkpoint, batches: Sequence[Values], saved
         if block.name == "embed":
             batches = _embed(graph, block, tensors, batches)
         elif block.name == "head":
-            _normalise(spec, block, tensors, batches)
+            normalise(spec, tensors, batches)
+        elif block.states:
+            yield _step(block, spec, tensors, batches)  # no name here keeps its weights once the caller lets go
+            if saved is not None:
+                store(saved, {"step": number, "batches": list(batches)})
         else:
-            module = build_module(block, spec, tensors).eval()
-            load_parameters(module, block, tensors)
-            step = Step(block_key(block), block, module, list(batches))
-            if block.states:
-                yield step
-            else:
-                step.run()
-        if saved is not None and block.states:
-            _save(saved, number, batches)
+            _step(block, spec, tensors, batches).run()
+
+
+def _step(block: Block, spec: ModelSpec, tensors: Checkpoint, batches: Sequence[Values]) -> Step:
+    module = build_module(block, spec, tensors).eval()
+    load_parameters(module, block, tensors)
+    return Step(block_key(block), block, module, list(batches))
 
 
 @torch.no_grad()
@@ -123,7 +132,8 @@ def _embed(graph: ModelGraph, block: Block, tensors: Checkpoint, batches: Sequen
 
 def _shifted(values: Values) -> Values:
     ids = values["input_ids"][:, 1:]
-    return {
+    kept = {name: values[name] for name in (VALIDATION,) if name in values}
+    return kept | {
         "input_ids": ids,
         "position_ids": values["position_ids"][:, :, 1:] - 1,
         "past_len": values["past_len"],
@@ -132,7 +142,9 @@ def _shifted(values: Values) -> Values:
     }
 
 
-def _normalise(spec: ModelSpec, block: Block, tensors: Checkpoint, batches: Sequence[Values]) -> None:
+def normalise(spec: ModelSpec, tensors: Checkpoint, batches: Sequence[Values]) -> None:
+    """Give batches that left the last text layer the final normed state, `hidden`."""
+    block = graphs_of(spec, torch.float32, mtp=False)[0].blocks[-1]
     norm = RMSNorm(spec.hidden_size, spec.rms_norm_eps)
     weight = np.asarray(tensors.read(block.tensor_name("norm.weight"))).astype(np.float32)
     norm.weight = nn.Parameter(torch.from_numpy(weight), requires_grad=False)
@@ -145,9 +157,14 @@ def _empty(state: State, rows: int, length: int) -> Tensor:
     return torch.zeros([axis if isinstance(axis, int) else sizes[axis] for axis in state.axes])
 
 
-def _save(path: Path, step: int, batches: Sequence[Values]) -> None:
+def store(path: Path, value: Any) -> None:
+    """Write tensors to `path`, whole or not at all. Raises OSError when the disk refuses."""
     temporary = path.with_suffix(".new")
-    torch.save({"step": step, "batches": list(batches)}, temporary)
+    try:
+        torch.save(value, temporary)
+    except RuntimeError as error:  # how torch reports a full disk
+        temporary.unlink(missing_ok=True)
+        raise OSError(f"{path} can't be written: {str(error).splitlines()[0]}") from None
     os.replace(temporary, path)
 
 

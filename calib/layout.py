@@ -81,36 +81,40 @@ def candidates(spec: ModelSpec, tensors: Checkpoint) -> Iterator[Site]:
                     yield Site(block_key(block), tuple(names))
 
 
-def select(sites: Iterable[Site], tensors: Checkpoint, modules: Sequence[str] | None) -> Selection:
+def select(
+    sites: Iterable[Site], tensors: Checkpoint, modules: Sequence[str] | None, keep: Sequence[str] = ()
+) -> Selection:
     """The sites to quantize.
 
     Args:
         modules: parts of the names of what to quantize ("mlp", "layers.3", "q_proj"); all candidates when None.
+        keep: parts of the names of what stays as it is.
 
     Raises:
         ConfigError: a name matches nothing, splits a fused group, or nothing is left to quantize.
     """
     sites = list(sites)
-    _check_names(modules or (), sites)
-    reasons = {site: _why_kept(site, tensors, modules) for site in sites}
+    _check_names("--modules", modules or (), sites)
+    _check_names("--keep", keep, sites)
+    reasons = {site: _why_kept(site, tensors, modules, keep) for site in sites}
     chosen = tuple(site for site, reason in reasons.items() if reason is None)
     if not chosen:
-        raise ConfigError("no module is left to quantize", f"linears with sizes that {BLOCK} divides", "see --modules")
+        expected, todo = f"linears with sizes that {BLOCK} divides", "see --modules and --keep"
+        raise ConfigError("no module is left to quantize", expected, todo)
     return Selection(chosen, {m: reason for site, reason in reasons.items() if reason for m in site.modules})
 
 
-def _why_kept(site: Site, tensors: Checkpoint, modules: Sequence[str] | None) -> str | None:
+def _why_kept(site: Site, tensors: Checkpoint, modules: Sequence[str] | None, keep: Sequence[str]) -> str | None:
     """Why the site stays as it is; None when it is to be quantized."""
     wanted = [m for m in site.modules if modules is None or any(_names(name, m) for name in modules)]
     if not wanted:
         return "left out by --modules"
-    if len(wanted) < len(site.modules):
-        missing = ", ".join(m for m in site.modules if m not in wanted)
-        raise ConfigError(
-            f"--modules quantizes {', '.join(wanted)} without {missing}",
-            "all of them or none: runtimes fuse them into one matrix",
-            "add the missing ones, or leave the others out",
-        )
+    kept = [m for m in site.modules if any(_names(name, m) for name in keep)]
+    if len(kept) == len(site.modules):
+        return "left out by --keep"
+    _check_whole("--modules quantizes", wanted, site)
+    if kept:
+        _check_whole("--keep keeps", kept, site)
     for module in site.modules:
         shape = tensors[f"{module}.weight"].shape
         if any(size % BLOCK for size in shape):
@@ -118,28 +122,58 @@ def _why_kept(site: Site, tensors: Checkpoint, modules: Sequence[str] | None) ->
     return None
 
 
+def _check_whole(what: str, named: Sequence[str], site: Site) -> None:
+    missing = ", ".join(m for m in site.modules if m not in named)
+    if missing:
+        raise ConfigError(
+            f"{what} {', '.join(named)} without {missing}",
+            "all of them or none: runtimes fuse them into one matrix",
+            "add the missing ones, or leave the others out",
+        )
+
+
 def _names(path: str, module: str) -> bool:
     """Whether `path` is part of the module's name, on module boundaries."""
     return f".{path}." in f".{module}."
 
 
-def _check_names(modules: Sequence[str], sites: Sequence[Site]) -> None:
-    for name in modules:
+def _check_names(flag: str, names: Sequence[str], sites: Sequence[Site]) -> None:
+    for name in names:
         if not any(_names(name, module) for site in sites for module in site.modules):
             known = ", ".join(leaf for group in GROUPS for leaf in group)
-            raise ConfigError(f"--modules names '{name}', which matches no linear that can be quantized", known)
+            raise ConfigError(f"{flag} names '{name}', which matches no linear that can be quantized", known)
 
 
-def plan_files(tensors: Checkpoint, selection: Selection, scale_dtype: str) -> list[OutputFile]:
-    """The input's files again, each weight to quantize replaced by its E4M3 values and its scale."""
+def cache_modules(sites: Iterable[Site]) -> list[str]:
+    """The attention modules that have a KV cache."""
+    modules = (site.modules[0].rpartition(".")[0] for site in sites if site.modules[0].endswith(".self_attn.q_proj"))
+    return list(modules)
+
+
+def cache_scale_names(module: str) -> tuple[str, str]:
+    """Tensors that hold the KV-cache scales of an attention module, by the names that vLLM reads."""
+    return f"{module}.k_scale", f"{module}.v_scale"
+
+
+def plan_files(
+    tensors: Checkpoint, selection: Selection, scale_dtype: str, caches: Sequence[str] = ()
+) -> list[OutputFile]:
+    """The input's files again, each weight to quantize replaced by its E4M3 values and its scale.
+
+    Args:
+        caches: attention modules that get KV-cache scales, beside their k_norm.
+    """
     quantized = {f"{module}.weight" for module in selection.modules}
+    hosts = {f"{module}.k_norm.weight": cache_scale_names(module) for module in caches}
     files = []
     for source in tensors.files:
         infos = [info for info in tensors.values() if info.file == source.name]
-        if quantized.isdisjoint(info.name for info in infos):
+        if (quantized | hosts.keys()).isdisjoint(info.name for info in infos):
             files.append(OutputFile(source.name, b"", {}, source.size, linked=True))
         else:
             out = [new for info in infos for new in _stored(info, info.name in quantized, scale_dtype)]
+            scales = (name for info in infos for name in hosts.get(info.name, ()))
+            out += [TensorInfo(name, source.name, 0, 4, "F32", ()) for name in scales]
             files.append(_lay_out(source.name, out))
     return files
 

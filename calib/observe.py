@@ -3,31 +3,42 @@
 from __future__ import annotations
 
 import json
-import os
+import math
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from deltart.calib.dataset import Dataset
 from deltart.calib.errors import CalibrationError
-from deltart.calib.forward import Step, batches_of, real_tokens, sweep
+from deltart.calib.forward import VALIDATION, Step, batches_of, real_tokens, store, sweep, validation_batches
 from deltart.calib.layout import Site
+from deltart.calib.memory import release
 from deltart.export.checkpoint import Checkpoint
 from deltart.export.spec import ModelSpec
 
 # Widest column range whose second moments are kept together: bounds memory and work for wide inputs.
 MAX_WIDTH = 4096
+BAND = 1024  # moments are summed from the diagonal on, in bands of so many rows
 SOURCE, BATCHES = "source.json", "batches.pt"
 
 
 @dataclass
 class InputStatistics:
-    """Of one input [tokens, K]: X^T X by column range (float32), the largest |x|, and the number of tokens."""
+    """Of one input.
+
+    Attributes:
+        moments: X^T X of X [tokens, K] by column range, float32.
+        validation: inputs [tokens, K] that are not in `moments`, bfloat16.
+        amax: the largest |x| of both.
+        tokens: how many rows X has.
+    """
 
     moments: list[Tensor]
+    validation: Tensor
     amax: float
     tokens: int
 
@@ -35,6 +46,12 @@ class InputStatistics:
     def importance(self) -> Tensor:
         """The second moment of each input [K], times tokens."""
         return torch.cat([H.diagonal() for H in self.moments])
+
+    @property
+    def rms(self) -> float:
+        """Of x, over X."""
+        width = sum(len(H) for H in self.moments)
+        return math.sqrt(float(self.importance.double().sum()) / max(1, self.tokens * width))
 
 
 @dataclass
@@ -74,7 +91,7 @@ class Statistics:
         self,
         spec: ModelSpec,
         tensors: Checkpoint,
-        rows: Sequence[Sequence[int]],
+        dataset: Dataset,
         sites: Sequence[Site],
         wanted: set[str],
     ) -> Iterator[tuple[str, BlockStatistics]]:
@@ -82,7 +99,7 @@ class Statistics:
 
         Transient statistics are deleted once the caller asks for the next.
         """
-        batches = batches_of(rows)
+        batches = [*batches_of(dataset.calibration), *validation_batches(dataset.validation)]
         steps = sweep(spec, tensors, batches, self.folder / BATCHES)
         for key in dict.fromkeys(site.block for site in sites if site.block in wanted):
             path = self.folder / f"{key}.pt"
@@ -93,8 +110,9 @@ class Statistics:
                     steps = sweep(spec, tensors, batches, self.folder / BATCHES)
                     found = _reach(steps, sites, key)
                 assert found is not None
-                _save(path, found)
+                store(path, _plain(found))
                 del found
+                release()
             yield key, _load(path)
             if self.transient:
                 path.unlink()
@@ -107,6 +125,7 @@ def _reach(steps: Iterator[Step], sites: Sequence[Site], key: str) -> BlockStati
         if step.key == key:
             return observe(step, [site for site in sites if site.block == key])
         step.run()
+        del step  # or it stays in memory beside the next
     return None
 
 
@@ -125,6 +144,9 @@ def observe(step: Step, sites: Sequence[Site]) -> BlockStatistics:
     step.run()
     for handle in handles:
         handle.remove()
+    for own in result.inputs.values():
+        for H in own.moments:
+            _mirror(H)
     if peaks:
         k, v = torch.stack(peaks).amax(0).tolist()
         result.kv = KvStatistics(k, v)
@@ -133,18 +155,32 @@ def observe(step: Step, sites: Sequence[Site]) -> BlockStatistics:
 
 def _empty(width: int) -> InputStatistics:
     widths = [min(MAX_WIDTH, width - begin) for begin in range(0, width, MAX_WIDTH)]
-    return InputStatistics([torch.zeros(w, w) for w in widths], 0.0, 0)
+    return InputStatistics([torch.zeros(w, w) for w in widths], torch.empty(0, width, dtype=torch.bfloat16), 0.0, 0)
 
 
 def _input_hook(step: Step, statistics: InputStatistics) -> Any:
     def hook(module: Any, arguments: tuple[Tensor, ...]) -> None:
         x = arguments[0][real_tokens(step.current)]  # [tokens, K]
-        for H, part in zip(statistics.moments, x.split(MAX_WIDTH, dim=1), strict=True):
-            H.addmm_(part.T, part)
         statistics.amax = max(statistics.amax, float(x.abs().max()) if len(x) else 0.0)
+        if VALIDATION in step.current:
+            statistics.validation = torch.cat([statistics.validation, x.bfloat16()])
+            return
+        for H, part in zip(statistics.moments, x.split(MAX_WIDTH, dim=1), strict=True):
+            for rows in _bands(H):
+                H[rows, rows.start :].addmm_(part[:, rows].T, part[:, rows.start :])
         statistics.tokens += len(x)
 
     return hook
+
+
+def _bands(H: Tensor) -> Iterator[slice]:
+    return (slice(begin, begin + BAND) for begin in range(0, len(H), BAND))
+
+
+def _mirror(H: Tensor) -> None:
+    """Fill in what lies below the bands."""
+    for rows in _bands(H):
+        H[rows.stop :, rows] = H[rows, rows.stop :].T
 
 
 def _kv_hook(peaks: list[Tensor]) -> Any:
@@ -155,13 +191,13 @@ def _kv_hook(peaks: list[Tensor]) -> Any:
     return hook
 
 
-def _save(path: Path, statistics: BlockStatistics) -> None:
-    temporary = path.with_suffix(".new")
-    torch.save(asdict(statistics), temporary)
-    os.replace(temporary, path)
+def _plain(statistics: BlockStatistics) -> dict[str, Any]:
+    inputs = {name: vars(own) for name, own in statistics.inputs.items()}
+    return {"inputs": inputs, "kv": vars(statistics.kv) if statistics.kv else None}
 
 
 def _load(path: Path) -> BlockStatistics:
-    raw = torch.load(path, weights_only=True)
+    """The statistics, mapped: what is not touched takes no memory."""
+    raw = torch.load(path, weights_only=True, mmap=True)
     inputs = {name: InputStatistics(**fields) for name, fields in raw["inputs"].items()}
     return BlockStatistics(inputs, KvStatistics(**raw["kv"]) if raw["kv"] else None)

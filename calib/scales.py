@@ -33,6 +33,10 @@ class Quantized:
         """The float32 values [N, K] that every consumer sees."""
         return blocks(decode(self.weight)).mul_(self.scale.float()[:, None, :, None]).view(self.weight.shape)
 
+    def rows(self, rows: slice) -> Quantized:
+        """Whole blocks of rows."""
+        return Quantized(self.weight[rows], self.scale[rows.start // BLOCK : -(-rows.stop // BLOCK)])
+
 
 def blocks(weight: Tensor) -> Tensor:
     """[N, K] as [N/128, 128, K/128, 128], without a copy."""
@@ -96,12 +100,20 @@ def search(weight: Tensor, importance: Tensor | None, scale_dtype: torch.dtype =
     Raises:
         ValueError: the weight holds inf or NaN.
     """
-    values, scales = [], []
-    for stripe in stripes(weight):
-        scale = best_scale(stripe, importance, scale_dtype)
-        values.append(_round(blocks(stripe), scale.float()).view(stripe.shape))
-        scales.append(scale)
-    return Quantized(torch.cat(values), torch.cat(scales))
+    scale = search_scale(weight, importance, scale_dtype)
+    return Quantized(rounded(weight, scale), scale)
+
+
+def search_scale(weight: Tensor, importance: Tensor | None, scale_dtype: torch.dtype = torch.bfloat16) -> Tensor:
+    """The scales [N/128, K/128] that `search` finds."""
+    return torch.cat([best_scale(stripe, importance, scale_dtype) for stripe in stripes(weight)])
+
+
+def rounded(weight: Tensor, scale: Tensor) -> Tensor:
+    """E4M3 values [N, K] of a weight against given scales."""
+    height = stripe_rows(weight) // BLOCK
+    parts = zip(stripes(weight), scale.float().split(height), strict=True)
+    return torch.cat([_round(blocks(stripe), part).view(stripe.shape) for stripe, part in parts])
 
 
 def best_scale(stripe: Tensor, importance: Tensor | None, scale_dtype: torch.dtype) -> Tensor:

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from deltart.calib.errors import CalibrationError
@@ -24,11 +25,15 @@ MARGIN_BYTES = 64 << 20
 PIECE = 16 << 20
 
 
+class UnfinishedError(CalibrationError):
+    """The output's hidden folder holds work that this run can't go on with."""
+
+
 class Staging:
     """The hidden folder beside `output`. Finished weights are journaled with their hash.
 
     Args:
-        order: what is being made of what; work of another order is thrown away, work of the same one goes on.
+        order: what is being made of what; work of the same order goes on.
     """
 
     def __init__(self, output: Path, files: Sequence[OutputFile], order: Mapping[str, Any]) -> None:
@@ -40,7 +45,7 @@ class Staging:
         self.done: dict[str, dict[str, Any]] = {}
 
     def begin(self) -> None:
-        """Go on with the work that is there, or start afresh."""
+        """Go on with the work that is there, or start afresh. Raises CalibrationError for work of another order."""
         if not self._continues():
             self._start()
         entries = list(self._intact())
@@ -60,6 +65,13 @@ class Staging:
     def note(self, name: str, figures: dict[str, Any]) -> None:
         """Journal `figures` about something that has no tensors."""
         self._record(name, None, figures)
+
+    def write_scalar(self, name: str, value: float) -> None:
+        """Store a float32 number."""
+        info = self._places[name]
+        with (self.folder / info.file).open("r+b") as file:
+            file.seek(info.offset)
+            file.write(np.float32(value).tobytes())
 
     def copy_rest(self, tensors: Checkpoint) -> None:
         """Carry over every tensor that is not quantized; whole files by hard link where that is possible."""
@@ -91,9 +103,17 @@ class Staging:
 
     def _continues(self) -> bool:
         try:
-            return bool(json.loads((self.work / ORDER).read_text()) == json.loads(json.dumps(self._order)))
+            found = json.loads((self.work / ORDER).read_text())
         except (OSError, ValueError):
-            return False
+            return False  # it was killed before there was any work
+        other = [name for name, value in json.loads(json.dumps(self._order)).items() if found.get(name) != value]
+        if other:
+            raise UnfinishedError(
+                f"{self.folder} holds unfinished work on the same output with other {', '.join(other)}",
+                "the same checkpoint, text and arguments, to go on with it",
+                "delete that folder to start afresh, or choose another output",
+            )
+        return True
 
     def _start(self) -> None:
         self.discard()
@@ -130,7 +150,10 @@ class Staging:
 
 @contextmanager
 def staged(output: Path, files: Sequence[OutputFile], order: Mapping[str, Any]) -> Iterator[Staging]:
-    """A Staging that becomes `output` when the block succeeds. A kill leaves it to go on from, an error nothing.
+    """A Staging that becomes `output` when the block succeeds.
+
+    A kill or Ctrl-C leaves it to go on from, and so does a disk that refuses after some weights were done. Any
+    other error leaves nothing.
 
     Raises:
         CalibrationError: `output` is in use, not writable, or the disk has no room.
@@ -143,12 +166,17 @@ def staged(output: Path, files: Sequence[OutputFile], order: Mapping[str, Any]) 
         staging.begin()
         yield staging
         staging.commit()
-    except Exception as error:  # whatever went wrong, nothing half-written stays; a kill keeps the journal instead
+    except UnfinishedError:
+        raise
+    except OSError as error:
+        todo = "choose another output"
+        if staging.done:
+            todo = f"make room and run it again to go on, or delete {staging.folder}"
+        else:
+            staging.discard()
+        raise CalibrationError(f"cannot write {output} ({error})", "a writable place with room", todo) from error
+    except Exception:  # whatever went wrong, nothing half-written stays
         staging.discard()
-        if isinstance(error, OSError):
-            raise CalibrationError(
-                f"cannot write {output} ({error})", "a writable place with room", "choose another output"
-            ) from error
         raise
 
 

@@ -23,7 +23,7 @@ from deltart.export.checkpoint import Checkpoint
 from deltart.export.graph import I64, ModelGraph, State
 from deltart.export.lower import ort, portable, tensorrt
 from deltart.export.models.registry import graphs_of
-from deltart.export.spec import ModelSpec, read_spec
+from deltart.export.spec import FULL, ModelSpec, read_spec
 from deltart.export.weights import WEIGHTS_FOLDER, Ledger, build_module
 from deltart.plugins.spec import ACT, F32, I32
 
@@ -113,7 +113,15 @@ def _open_ledger(spec: ModelSpec, tensors: Checkpoint, mtp: bool) -> Ledger:
         ledger.defer("mtp.", "MTP head left out on request")
     if spec.tie_word_embeddings:
         ledger.defer("lm_head.", "tied to the embedding")
+    for layer in (f"{spec.text_prefix}layers.{n}" for n, kind in enumerate(spec.layer_types) if kind == FULL):
+        _defer_cache_scales(ledger, layer)
+    _defer_cache_scales(ledger, "mtp.layers.0")
     return ledger
+
+
+def _defer_cache_scales(ledger: Ledger, layer: str) -> None:
+    for name in (f"{layer}.self_attn.k_scale", f"{layer}.self_attn.v_scale"):
+        ledger.defer(name, "scale of an FP8 KV cache: the cache is not FP8 here")
 
 
 @contextmanager

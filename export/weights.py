@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+import numpy as np
 import onnx
 import torch
 from torch import nn
@@ -79,13 +80,18 @@ def build_module(block: Block, spec: ModelSpec, checkpoint: Checkpoint) -> nn.Mo
 
 
 def load_parameters(module: nn.Module, block: Block, checkpoint: Checkpoint) -> None:
-    """Replace the module's meta parameters by the checkpoint's values, mapped from its files."""
-    for name, parameter in list(module.named_parameters()):
-        array = checkpoint.read(block.tensor_name(name))
-        bits = torch.frombuffer(bytearray(array.tobytes()), dtype=torch.uint8)
+    """Replace the module's meta parameters by the checkpoint's values, read from its files."""
+    for name, _ in list(module.named_parameters()):
         owner = module.get_submodule(name.rpartition(".")[0])
-        value = bits.view(parameter.dtype).reshape(parameter.shape)
+        value = load_tensor(checkpoint, block.tensor_name(name))
         setattr(owner, name.rpartition(".")[2], nn.Parameter(value, requires_grad=False))
+
+
+def load_tensor(checkpoint: Checkpoint, name: str) -> torch.Tensor:
+    """One tensor in its stored dtype, read into memory once."""
+    info = checkpoint[name]
+    raw = np.fromfile(checkpoint.folder / info.file, np.uint8, info.nbytes, offset=info.offset)
+    return torch.from_numpy(raw).view(TORCH_DTYPES[info.dtype]).view(info.shape)
 
 
 def external_initializer(info: TensorInfo) -> onnx.TensorProto:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -24,34 +25,53 @@ def add_parser(commands: Any) -> None:
         "--data",
         metavar="FILE",
         help="calibration text, JSON lines of messages or text; 'default' for the set that ships with deltart, "
-        "which is what hessian, --kv-cache and --activations take when this is left out",
+        "which is what hessian, --kv-cache, --activations and --budget take when this is left out",
     )
-    parser.add_argument("--kv-cache", action="store_true", help="also write FP8 KV-cache scales")
+    parser.add_argument("--kv-cache", action="store_true", help="also write FP8 KV-cache scales, by vLLM's names")
     parser.add_argument("--activations", action="store_true", help="also write static activation scales")
     parser.add_argument("--modules", nargs="+", metavar="NAME", help="quantize only what these name, e.g. mlp layers.3")
+    parser.add_argument("--keep", nargs="+", metavar="NAME", default=[], help="leave what these name in BF16")
+    parser.add_argument(
+        "--budget",
+        type=float,
+        metavar="NATS",
+        help="also report what to keep in BF16 for this loss (KL)",
+    )
     parser.add_argument("--statistics", type=Path, metavar="FOLDER", help="keep statistics of inputs here for reuse")
     parser.set_defaults(run=run)
 
 
-def run(arguments: argparse.Namespace) -> None:
-    """Calibrate and print what came of it."""
-    from deltart.calib.dataset import DEFAULT
+def run(arguments: argparse.Namespace) -> int:
+    """Calibrate and print what came of it. Returns 130 when interrupted."""
+    from deltart.calib.page import NAME
     from deltart.calib.pipeline import calibrate
-    from deltart.calib.report import HTML_NAME
 
-    needed = arguments.method == "hessian" or arguments.kv_cache or arguments.activations
-    name = arguments.data or ("default" if needed else None)
-    result = calibrate(
-        arguments.checkpoint,
-        arguments.output,
-        method=arguments.method,
-        data=DEFAULT if name == "default" else Path(name) if name else None,
-        kv_cache=arguments.kv_cache,
-        activations=arguments.activations,
-        modules=arguments.modules,
-        statistics=arguments.statistics,
-        say=lambda line: print(line, flush=True),
-    )
+    try:
+        result = calibrate(
+            arguments.checkpoint,
+            arguments.output,
+            method=arguments.method,
+            data=_data(arguments),
+            kv_cache=arguments.kv_cache,
+            activations=arguments.activations,
+            modules=arguments.modules,
+            keep=arguments.keep,
+            budget=arguments.budget,
+            statistics=arguments.statistics,
+            say=lambda line: print(line, flush=True),
+        )
+    except KeyboardInterrupt:
+        print("deltart: interrupted; the same command goes on from here", file=sys.stderr)
+        return 130
     for variant, found in result.agreement.items():
         print(f"{variant}: KL {found.kl:.3g} nats, top-1 {found.top1:.2%}, perplexity {found.perplexity:.4g}")
-    print(f"{len(result.weights)} linears quantized; see {arguments.output / HTML_NAME}")
+    print(f"{len(result.weights)} linears quantized; see {arguments.output / NAME}")
+    return 0
+
+
+def _data(arguments: argparse.Namespace) -> Path | None:
+    from deltart.calib.dataset import DEFAULT
+
+    needed = arguments.method == "hessian" or arguments.kv_cache or arguments.activations
+    name = arguments.data or ("default" if needed or arguments.budget is not None else None)
+    return DEFAULT if name == "default" else Path(name) if name else None

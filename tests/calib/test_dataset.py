@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from deltart.calib.dataset import DEFAULT, HELD_OUT, ROW_TOKENS, read_dataset
+from deltart.calib.dataset import DEFAULT, HELD_OUT, ROW_TOKENS, VALIDATED, VALIDATION_TOKENS, read_dataset, spread
 from deltart.calib.errors import CalibrationError
 from deltart.runtime.chat import ChatTemplate
 from deltart.runtime.tokenizer import Tokenizer
@@ -30,7 +30,10 @@ def test_rows_are_cut_and_split(tmp_path: Path) -> None:
     dataset = read_dataset(path, tmp_path, 100_000)
     cut = [rows[0], *(rows[1][b : b + ROW_TOKENS] for b in (0, 512, 1024)), *rows[3:]]  # one token alone says nothing
     assert dataset.held_out == cut[HELD_OUT - 1 :: HELD_OUT]
-    assert sorted(dataset.calibration + dataset.held_out) == sorted(cut)
+    others = [row for row in cut if row not in dataset.held_out]
+    assert dataset.validation == others[::VALIDATED]
+    assert sorted(dataset.calibration + dataset.validation) == sorted(others)
+    assert dataset.tokens["validation"] == sum(map(len, dataset.validation))
     assert dataset.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
 
 
@@ -48,7 +51,7 @@ def test_messages_are_rendered_by_the_checkpoints_template(nano: Path, tmp_path:
         template.render([question], enable_thinking=False),
         "plain",
     ]
-    assert dataset.calibration == [tokenizer.encode(text) for text in expected]
+    assert [*dataset.validation, *dataset.calibration] == [tokenizer.encode(text) for text in expected]
 
 
 def test_refused_messages_name_the_line(nano: Path, tmp_path: Path) -> None:
@@ -61,4 +64,12 @@ def test_refused_messages_name_the_line(nano: Path, tmp_path: Path) -> None:
 
 def test_the_default_set_is_usable(nano: Path) -> None:
     dataset = read_dataset(DEFAULT, nano, 2000)
-    assert dataset.tokens[0] > 5000 and len(dataset.held_out) >= 8
+    assert dataset.tokens["calibration"] > 5000 and len(dataset.held_out) >= 8
+    assert 0.5 * VALIDATION_TOKENS < dataset.tokens["validation"] < 1.5 * VALIDATION_TOKENS
+
+
+def test_parts_are_spread_over_sorted_text() -> None:
+    rows = [[kind] * 10 for kind in range(8) for _ in range(50)]
+    chosen = spread(rows, 400)
+    assert {row[0] for row in chosen} == set(range(8)) and 350 <= sum(map(len, chosen)) <= 400
+    assert spread(rows, 10**6) == rows

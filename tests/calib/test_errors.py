@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from deltart.calib import staging
 from deltart.calib.errors import CalibrationError
@@ -79,6 +80,8 @@ def test_truncated(broken: Path, tmp_path: Path) -> None:
         ("\n\n", "gives 0 rows"),
         ('{"ids": [1, 2, 3]}\n', "gives 1 rows"),
         ("not JSON\n", "line 1 is not JSON"),
+        ("\x00\x01PAR1", "line 1 is not JSON"),
+        ("[1, 2]\n", "line 1 has no usable field"),
         ('{"ids": [1, 2]}\n{"note": 1}\n', "line 2 has no usable field"),
         ('{"ids": [1, 2.5]}\n', "line 1 has no usable field"),
         (f'{{"ids": [1, {VOCAB}]}}\n' * 9, f"token {VOCAB}"),
@@ -91,7 +94,7 @@ def test_unusable_text(tiny: Path, tmp_path: Path, lines: str, words: str) -> No
 
 def test_absent_text(tiny: Path, tmp_path: Path) -> None:
     refused(CalibrationError, "can't be read", tiny, tmp_path / "out", data=tmp_path / "none.jsonl")
-    for arguments in ({"method": "hessian"}, {"kv_cache": True}, {"activations": True}):
+    for arguments in ({"method": "hessian"}, {"kv_cache": True}, {"activations": True}, {"budget": 0.1}):
         refused(CalibrationError, "no calibration text", tiny, tmp_path / "out", **arguments)
 
 
@@ -111,7 +114,31 @@ def test_disk_full_half_way(tiny: Path, tmp_path: Path, monkeypatch: pytest.Monk
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(staging, "_copy_range", full)
+    with pytest.raises(CalibrationError, match=r"(?s)No space left.*run it again to go on"):
+        calibrate(tiny, tmp_path / "out", method="absmax")
+    assert not (tmp_path / "out").exists()
+    monkeypatch.undo()
+    lines: list[str] = []
+    calibrate(tiny, tmp_path / "out", method="absmax", say=lines.append)
+    assert "32 done before" in lines[0] and not list(tmp_path.glob(".*partial*"))
+
+
+def test_disk_full_from_the_start(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(staging.os, "truncate", full)
     refused(CalibrationError, "No space left", tiny, tmp_path / "out")
+
+
+def test_disk_full_in_torch(tiny: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch.save reports a full disk by RuntimeError."""
+
+    def full(*_: Any) -> None:
+        raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0\nmore")
+
+    monkeypatch.setattr(torch, "save", full)
+    refused(CalibrationError, "unexpected pos", tiny, tmp_path / "out", method="hessian", data=text)
 
 
 def test_output_in_use(tiny: Path, tmp_path: Path) -> None:
@@ -130,10 +157,17 @@ def test_output_in_use(tiny: Path, tmp_path: Path) -> None:
         (["lm_head"], "'lm_head', which matches no linear"),
         (["q_proj"], "without .*k_proj.*v_proj"),
         (["up_proj", "down_proj"], "without .*gate_proj"),
+        ([""], "'', which matches no linear"),
     ],
 )
 def test_impossible_modules(tiny: Path, tmp_path: Path, modules: list[str], words: str) -> None:
     refused(ConfigError, words, tiny, tmp_path / "out", modules=modules)
+
+
+def test_impossible_keep(tiny: Path, tmp_path: Path) -> None:
+    refused(ConfigError, "--keep names 'layers.9', which matches no linear", tiny, tmp_path / "out", keep=["layers.9"])
+    refused(ConfigError, "--keep keeps .*q_proj without .*k_proj", tiny, tmp_path / "out", keep=["q_proj"])
+    refused(ConfigError, "no module is left", tiny, tmp_path / "out", keep=["model", "mtp"])
 
 
 def test_statistics_of_another_text(tiny: Path, text: Path, tmp_path: Path) -> None:

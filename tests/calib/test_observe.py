@@ -20,6 +20,7 @@ from support.calibration import VOCAB, load
 @pytest.mark.parametrize("width", [4096, 128])
 def test_moments_equal_transformers(tiny: Path, width: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module_of_observe, "MAX_WIDTH", width)
+    monkeypatch.setattr(module_of_observe, "BAND", 48)
     rng = np.random.default_rng(3)
     rows = [rng.integers(0, VOCAB, int(size)).tolist() for size in (70, 3, 33, 64, 1)]
     model, seen = load(tiny), {}

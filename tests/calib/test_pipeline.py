@@ -22,13 +22,14 @@ from support.calibration import VOCAB, load, log_probabilities, write_tiny
 
 Made = Callable[[str], Path]
 METHODS = ("absmax", "mse", "hessian")
+CACHE_SCALES = {f"{layer}.self_attn.{kind}_scale" for layer in ("model.layers.3", "mtp.layers.0") for kind in "kv"}
 
 
 def dequantized(folder: Path) -> dict[str, np.ndarray]:
     """Every weight in float32, as MODEL says: values times their block's scale."""
     tensors, weights = Checkpoint(folder), {}
     for name in tensors:
-        if not name.endswith("_scale_inv"):
+        if not name.endswith("_scale_inv") and name not in CACHE_SCALES:
             weights[name] = np.asarray(tensors.read(name)).astype(np.float32)
         if f"{name}_scale_inv" in tensors:
             scale = np.asarray(tensors.read(f"{name}_scale_inv")).astype(np.float32)
@@ -71,7 +72,10 @@ def test_the_rest_is_carried_over_untouched(tiny: Path, calibrated: Made) -> Non
     before, out = Checkpoint(tiny), calibrated("hessian")
     after = Checkpoint(out)
     quantized = [name.removesuffix("_scale_inv") for name in after if name.endswith("_scale_inv")]
-    assert len(quantized) == 3 * 6 + 7 + 7 and before.keys() == after.keys() - {f"{n}_scale_inv" for n in quantized}
+    assert (
+        len(quantized) == 3 * 6 + 7 + 7
+        and before.keys() == after.keys() - {f"{n}_scale_inv" for n in quantized} - CACHE_SCALES
+    )
     for name in before:
         if name not in quantized:
             assert before[name].dtype == after[name].dtype and before.read(name).tobytes() == after.read(name).tobytes()
@@ -96,34 +100,75 @@ def test_hessian_beats_absmax_on_held_out_text(tiny: Path, text: Path, calibrate
         assert told["kl"] == pytest.approx(kl[method], rel=0.02, abs=1e-7)
         assert told["top1"] == pytest.approx(float((p.argmax(-1) == q.argmax(-1)).float().mean()), abs=0.01)
         assert told["perplexity"] == pytest.approx(math.exp(float(losses.mean())), rel=1e-4)
-    assert json.loads((calibrated("mse") / "report.json").read_text())["agreement"]["absmax"]["kl"] == pytest.approx(
-        kl["absmax"], rel=0.02
-    )
+    compared = json.loads((calibrated("hessian") / "report.json").read_text())["agreement"]
+    assert {name: own["kl"] for name, own in compared.items()} == pytest.approx(kl, rel=0.02)
     assert kl["hessian"] <= kl["absmax"] and kl["mse"] <= 1.1 * kl["absmax"]
 
 
 def test_report_ranks_sites_and_names_files(calibrated: Made) -> None:
     report = json.loads((calibrated("hessian") / "report.json").read_text())
     assert len(report["ranking"]) == 4 * 4 + 4 and len(report["weights"]) == 32
-    harm = [site["perturbation"] for site in report["ranking"]]
-    assert harm == sorted(harm, reverse=True) and harm[-1] > 0
-    better = [w["output_error"] < 0.9 * w["absmax_output_error"] for w in report["weights"].values()]
-    assert all(better)
+    harm = [site["kl"] for site in report["ranking"]]
+    assert harm == sorted(harm, reverse=True) and all(site["perturbation"] > 0 for site in report["ranking"])
+    assert [site["modules"][0].startswith("mtp.") for site in report["ranking"]] == [False] * 16 + [True] * 4
+    assert sum(harm) == pytest.approx(report["agreement"]["hessian"]["kl"], rel=0.4)  # as of independent errors
+    outputs = [w["output"] for w in report["weights"].values()]
+    assert all(own.keys() == {*METHODS, "chosen"} for own in outputs)
+    ratios = [own["chosen"] / own["absmax"] for own in outputs]
+    assert max(ratios) <= 1 and sum(ratios) / len(ratios) < 0.85
     assert list(report["agreement"]["hessian"]["drift"]) == [*(f"model.layers.{n}" for n in range(4)), "mtp.layers.0"]
     page = (calibrated("hessian") / "report.html").read_text()
-    assert "data:image/png" in page and "What to keep in BF16" in page and report["files"]["model.safetensors"] in page
+    for words in ("data:image/png", "What to keep in BF16", report["files"]["model.safetensors"], "saturated"):
+        assert words in page
+
+
+def test_figures_of_layers_and_weights(tiny: Path, calibrated: Made) -> None:
+    """SQNR, outliers, saturation and underflow of the report, from the files alone."""
+    out = calibrated("hessian")
+    report, before, after = json.loads((out / "report.json").read_text()), Checkpoint(tiny), dequantized(out)
+    energy, noise = 0.0, 0.0
+    for module, told in report["weights"].items():
+        if not module.startswith("model.layers.1."):
+            continue
+        w = np.asarray(before.read(f"{module}.weight")).astype(np.float64)
+        stored = np.abs(np.asarray(Checkpoint(out).read(f"{module}.weight")).astype(np.float32))
+        squares = (w**2).sum(), ((after[f"{module}.weight"] - w) ** 2).sum()
+        assert told["sqnr_db"] == pytest.approx(10 * math.log10(squares[0] / squares[1]), abs=1e-3)
+        assert told["saturated"] == pytest.approx((stored == 448).mean())
+        assert told["underflow"] == pytest.approx(((stored == 0) & (w != 0)).mean())
+        tiles = w.reshape(w.shape[0] // 128, 128, w.shape[1] // 128, 128)
+        peaks, rms = np.abs(tiles).max((1, 3)), (tiles**2).mean((1, 3)) ** 0.5
+        assert told["outliers"] == pytest.approx((peaks > 8 * rms).mean())
+        energy, noise = energy + squares[0], noise + squares[1]
+    assert report["layers"]["model.layers.1"]["sqnr_db"] == pytest.approx(10 * math.log10(energy / noise), abs=1e-3)
+
+
+def test_budget_says_what_to_keep_and_keep_keeps_it(tiny: Path, text: Path, calibrated: Made, tmp_path: Path) -> None:
+    loss = json.loads((calibrated("absmax") / "report.json").read_text())["agreement"]["absmax"]["kl"]
+    report = calibrate(tiny, tmp_path / "first", method="absmax", data=text, budget=0.4 * loss)
+    asked = report.keep[-1]
+    assert 0 < len(asked.modules) < len(report.weights) and asked.kl <= 0.4 * loss
+    kept = calibrate(tiny, tmp_path / "second", method="absmax", data=text, keep=asked.modules)
+    assert kept.kept.keys() == set(asked.modules) and kept.agreement["absmax"].kl == pytest.approx(asked.kl, rel=0.25)
+    stored = {name: info.dtype for name, info in Checkpoint(tmp_path / "second").items()}
+    assert all(stored[f"{module}.weight"] == "BF16" for module in asked.modules)
+    account(read_spec(tmp_path / "second"), Checkpoint(tmp_path / "second"))
 
 
 def test_kv_scales_cover_transformers_cache(tiny: Path, text: Path, calibrated: Made) -> None:
     scales = json.loads((calibrated("hessian") / "kv_cache_scales.json").read_text())
     assert scales.keys() == {"model.layers.3.self_attn", "mtp.layers.0.self_attn"}
     model, peaks = load(tiny), torch.zeros(2)
-    for row in read_dataset(text, tiny, VOCAB).calibration:
+    dataset = read_dataset(text, tiny, VOCAB)
+    for row in [*dataset.calibration, *dataset.validation]:
         with torch.no_grad():
             layer = model(torch.tensor([row]), use_cache=True).past_key_values.layers[3]
         peaks = torch.maximum(peaks, torch.stack([layer.keys.abs().max(), layer.values.abs().max()]))
     own = scales["model.layers.3.self_attn"]
     assert own["k"]["layer"] * 448 == pytest.approx(float(peaks[0]), rel=1e-4)
+    stored = Checkpoint(calibrated("hessian"))
+    for kind in "kv":
+        assert float(stored.read(f"model.layers.3.self_attn.{kind}_scale")) == np.float32(own[kind]["layer"])
     assert max(own["v"]["heads"]) == pytest.approx(float(peaks[1]) / 448, rel=1e-4) and len(own["v"]["heads"]) == 2
 
 

@@ -8,10 +8,12 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from deltart.calib.errors import CalibrationError
 from deltart.calib.pipeline import calibrate
 
 Made = Callable[[str], Path]
@@ -50,12 +52,12 @@ def test_killed_again_and_again(tiny: Path, text: Path, calibrated: Made, tmp_pa
     assert runs >= 2 and contents(output) == contents(calibrated("hessian"))
 
 
-@pytest.mark.parametrize("damage", ["journal cut short", "weights lost", "other method"])
+@pytest.mark.parametrize("damage", ["journal cut short", "weights lost", "importance lost"])
 def test_work_that_can_not_be_trusted_is_done_again(
     damage: str, tiny: Path, text: Path, calibrated: Made, tmp_path: Path
 ) -> None:
     output = tmp_path / "out"
-    assert not run_until(20, tiny, output, text, "absmax" if damage == "other method" else "hessian")
+    assert not run_until(20, tiny, output, text, "hessian")
     staging = tmp_path / ".out.partial"
     journal = staging / ".calibration" / "journal.jsonl"
     if damage == "journal cut short":
@@ -64,8 +66,34 @@ def test_work_that_can_not_be_trusted_is_done_again(
         raw = bytearray((staging / "model.safetensors").read_bytes())
         raw[len(raw) // 2 :] = bytes(len(raw) - len(raw) // 2)
         (staging / "model.safetensors").write_bytes(raw)
+    else:
+        (staging / ".calibration" / "model.layers.0.importance.pt").unlink()
     assert run_until(1000, tiny, output, text, "hessian")
     assert contents(output) == contents(calibrated("hessian")) and not staging.exists()
+
+
+@pytest.mark.parametrize(
+    ("other", "words"),
+    [
+        ({"method": "mse"}, "with other --method"),
+        ({"keep": ["layers.1.mlp"]}, "with other --modules or --keep"),
+        ({"kv_cache": False}, "with other --kv-cache"),
+        ({"data": "more.jsonl"}, "with other text"),
+    ],
+)
+def test_unfinished_work_of_other_arguments_is_not_thrown_away(
+    other: dict[str, Any], words: str, tiny: Path, text: Path, tmp_path: Path
+) -> None:
+    assert not run_until(6, tiny, tmp_path / "out", text, "hessian")
+    journal = tmp_path / ".out.partial" / ".calibration" / "journal.jsonl"
+    before = journal.read_bytes()
+    if "data" in other:
+        other = {"data": tmp_path / other["data"]}
+        other["data"].write_text(text.read_text() * 2)
+    arguments = {"method": "hessian", "data": text, "kv_cache": True} | other
+    with pytest.raises(CalibrationError, match=words):
+        calibrate(tiny, tmp_path / "out", **arguments)
+    assert before and journal.read_bytes() == before
 
 
 SCRIPT = """

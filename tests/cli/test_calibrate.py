@@ -19,6 +19,7 @@ from support.calibration import write_tiny
         (["--method", "absmax"], "absmax", None),
         (["--method", "absmax", "--kv-cache"], "absmax", DEFAULT),
         (["--method", "mse", "--data", "default"], "mse", DEFAULT),
+        (["--method", "absmax", "--budget", "0.1"], "absmax", DEFAULT),
         (["--data", "my.jsonl", "--modules", "mlp", "o_proj"], "hessian", Path("my.jsonl")),
     ],
 )
@@ -44,4 +45,19 @@ def test_prints_what_came_of_it(tmp_path: Path, capsys: pytest.CaptureFixture[st
     tiny = write_tiny(tmp_path / "checkpoint")
     assert main(["calibrate", str(tiny), "-o", str(tmp_path / "out"), "--method", "absmax"]) == 0
     printed = capsys.readouterr().out
-    assert "100%" in printed and "min left" in printed and "32 linears quantized" in printed
+    assert "1/1 quantizing 100%  0:00:00 left" in printed and "32 linears quantized" in printed
+
+
+def test_ctrl_c_says_that_the_work_goes_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny = write_tiny(tmp_path / "checkpoint")
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    command = ["calibrate", str(tiny), "-o", str(tmp_path / "out"), "--method", "absmax"]
+    monkeypatch.setattr(pipeline, "_write_side_files", interrupted)
+    assert main(command) == 130 and "the same command goes on from here" in capsys.readouterr().err
+    monkeypatch.undo()
+    assert main(command) == 0 and "32 done before" in capsys.readouterr().out

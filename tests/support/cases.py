@@ -50,11 +50,11 @@ Export = Callable[[str], Exported]
 
 
 def stored_weights(checkpoint: Path) -> dict[str, torch.Tensor]:
-    """Every weight in float32, FP8 blocks expanded here by plain repetition."""
+    """Every weight in float32, FP8 blocks expanded here by plain repetition; no scales."""
     tensors = Checkpoint(checkpoint)
     weights = {}
     for name in tensors:
-        if name.endswith("_scale_inv"):
+        if name.endswith(("_scale_inv", ".k_scale", ".v_scale")):
             continue
         value = torch.from_numpy(np.asarray(tensors.read(name)).astype(np.float32))
         scale_name = f"{name}_scale_inv"
