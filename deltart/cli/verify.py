@@ -158,7 +158,7 @@ class Makers:
 
     def _fp8_prefill(self) -> Runner:
         from deltart.export.lower.functions import parse_function
-        from deltart.export.lower.portable import fp8_block_linear
+        from deltart.export.lower.portable_linear import fp8_block_linear
         from deltart.runtime.backends.fp8_prefill import Fp8PrefillBackend
         from deltart.runtime.verify import Runner
         from deltart.runtime.verify_runners import backend_points

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from deltart.export.lower import portable
+from deltart.export.lower import portable, portable_linear
 
 
 def causal_conv1d(attributes: Mapping[str, Any]) -> str:
@@ -115,5 +115,5 @@ BODIES: portable.Lowering = {
     "GatedDeltaRule": gated_delta_rule,
     "GatedRMSNorm": gated_rms_norm,
     "GatedAttention": gated_attention,
-    "Fp8BlockLinear": portable.fp8_block_linear,
+    "Fp8BlockLinear": portable_linear.fp8_block_linear,
 }
