@@ -7,6 +7,7 @@ import argparse
 import os
 import shutil
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from deltart.errors import DeltaRTError, MissingDependencyError
@@ -26,6 +27,12 @@ def show(built: list[Built], targets: tuple[str, ...]) -> None:
     print("registers (+spilled bytes)".ljust(width), *(f"sm_{t:>4}" for t in targets))
     for kernel, by_target in cells.items():
         print(kernel.ljust(width), *(f"{by_target[t]:>7}" for t in targets))
+
+
+def compile_all(targets: tuple[str, ...], nvcc: Path | None) -> list[Built]:
+    """Every source, as many at a time as there are cores."""
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return list(pool.map(lambda source: compile_gpu(source, targets, nvcc=nvcc), sources()))
 
 
 def build_native(options: argparse.Namespace, targets: tuple[str, ...]) -> None:
@@ -57,7 +64,7 @@ def main(arguments: list[str]) -> int:
         if options.command == "native":
             build_native(options, targets)
             return 0
-        built = [compile_gpu(source, targets, nvcc=options.nvcc) for source in sources()]
+        built = compile_all(targets, options.nvcc)
     except DeltaRTError as error:
         print(error, file=sys.stderr)
         return 3 if isinstance(error, MissingDependencyError) else 2
