@@ -146,7 +146,7 @@ __device__ void draw(Row& row, u64* bins) {
 }  // namespace
 
 #define SAMPLER_KERNEL(name, body)                                                                                      \
-  extern "C" __global__ void __launch_bounds__(512) sampler_##name(                                                     \
+  extern "C" __global__ void __launch_bounds__(512, 1) sampler_##name(                                                     \
       const float* logits, const float* settings, const int* top_k, u64* seed_step, int* counts, const uint32_t* allowed, \
       float* scores, int* list, void* work, int* token, long long* input_ids, long long* position_ids, int* past_len,   \
       const int* n_tokens, int* history, int V, int limit, int ring) {                                                  \
