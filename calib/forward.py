@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from deltart.export.weights import build_module, load_parameters
 
 BATCH_TOKENS = 1024
 VALIDATION = "validation"  # a value that marks batches which nothing may be fitted to
+ALWAYS = {"input_ids", "position_ids", "past_len", "n_tokens"}  # values that are read beside the blocks
 Values = dict[str, Tensor]  # a batch's tensors by the graph's value names
 
 
@@ -57,12 +58,18 @@ class Step:
     batches: list[Values]
     current: Values = field(default_factory=dict)
 
-    def run(self) -> None:
-        """Take the batches through the layer. Raises CalibrationError when its output is not finite."""
+    def run(self, spent: Set[str] = frozenset()) -> None:
+        """Take the batches through the layer; they lose the values `spent` on the way.
+
+        Raises:
+            CalibrationError: an output is not finite.
+        """
         for values in self.batches:
             self.current = values
             results = run_block(self.block, self.module, values)
             values.update({name: results[name] for name in self.block.outputs})
+            for name in spent:
+                del values[name]
             if not all(bool(results[name].isfinite().all()) for name in self.block.outputs):
                 raise CalibrationError(
                     f"block '{self.key}' of the checkpoint gives inf or NaN on the calibration text",
@@ -89,7 +96,8 @@ def sweep(spec: ModelSpec, tensors: Checkpoint, batches: Sequence[Values], saved
             if saved is not None:
                 store(saved, {"step": number, "batches": list(batches)})
         else:
-            _step(block, spec, tensors, batches).run()
+            later = {name for _, other in blocks[number:] for name in other.inputs}
+            _step(block, spec, tensors, batches).run(spent=set(block.inputs) - later - ALWAYS)
 
 
 def _step(block: Block, spec: ModelSpec, tensors: Checkpoint, batches: Sequence[Values]) -> Step:
@@ -143,13 +151,13 @@ def _shifted(values: Values) -> Values:
 
 
 def normalise(spec: ModelSpec, tensors: Checkpoint, batches: Sequence[Values]) -> None:
-    """Give batches that left the last text layer the final normed state, `hidden`."""
+    """Replace `h` of batches that left the last text layer by the final normed state, `hidden`."""
     block = graphs_of(spec, torch.float32, mtp=False)[0].blocks[-1]
     norm = RMSNorm(spec.hidden_size, spec.rms_norm_eps)
     weight = np.asarray(tensors.read(block.tensor_name("norm.weight"))).astype(np.float32)
     norm.weight = nn.Parameter(torch.from_numpy(weight), requires_grad=False)
     for values in batches:
-        values["hidden"] = norm(values["h"])
+        values["hidden"] = norm(values.pop("h"))
 
 
 def _empty(state: State, rows: int, length: int) -> Tensor:

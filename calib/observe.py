@@ -99,15 +99,19 @@ class Statistics:
 
         Transient statistics are deleted once the caller asks for the next.
         """
-        batches = [*batches_of(dataset.calibration), *validation_batches(dataset.validation)]
-        steps = sweep(spec, tensors, batches, self.folder / BATCHES)
+
+        def start() -> Iterator[Step]:  # no name here keeps the batches beside the sweep
+            batches = [*batches_of(dataset.calibration), *validation_batches(dataset.validation)]
+            return sweep(spec, tensors, batches, self.folder / BATCHES)
+
+        steps = start()
         for key in dict.fromkeys(site.block for site in sites if site.block in wanted):
             path = self.folder / f"{key}.pt"
             if not path.exists():
                 found = _reach(steps, sites, key)
                 if found is None:  # the saved batches are past this layer: its weights were lost
                     (self.folder / BATCHES).unlink(missing_ok=True)
-                    steps = sweep(spec, tensors, batches, self.folder / BATCHES)
+                    steps = start()
                     found = _reach(steps, sites, key)
                 assert found is not None
                 store(path, _plain(found))

@@ -70,7 +70,7 @@ def sensitivities(
         progress.advance(1, step.key)
         del step
         release()
-    for stream in (final, *streams.values()):
+    for stream in streams.values():  # `final` was by the sweep
         normalise(original.spec, original.tensors, stream)
     costs = dict(zip(streams, divergences(original, final, list(streams.values())), strict=True))
     ranking = [
