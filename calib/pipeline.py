@@ -21,7 +21,7 @@ from deltart.calib.layout import Selection, Site
 from deltart.calib.memory import release
 from deltart.calib.observe import BlockStatistics, Statistics
 from deltart.calib.progress import Progress, Say
-from deltart.calib.quantize import Method, quantize
+from deltart.calib.quantize import Method, Result, quantize
 from deltart.calib.report import Report
 from deltart.calib.sensitivity import sensitivities
 from deltart.calib.staging import Staging, link_or_copy, sha256_of, staged
@@ -149,23 +149,26 @@ def _quantize_all(job: _Job, staging: Staging, statistics: Path | None, say: Say
     """Quantize layer by layer what the journal lacks; returns the notes of each layer by its name."""
     sizes = {m: job.tensors[f"{m}.weight"].nbytes for m in job.selection.modules if m not in staging.done}
     progress = Progress(f"1/{3 if job.dataset else 1} quantizing", sum(sizes.values()), say)
-    for key, found in _statistics(job, staging, statistics):
-        for site in (site for site in job.selection.sites if site.block == key):
-            _quantize_site(job, staging, site, found, lambda module: progress.advance(sizes[module], module))
-        if found:
-            store(_importance_file(staging, key), {name: own.importance for name, own in found.inputs.items()})
-            staging.note(key, side_scales.note(found))
-        del found  # or it stays in memory while the next layer runs
+    with staging.behind() as write:
+        for key, found in _statistics(job, staging, statistics):
+            for site in (site for site in job.selection.sites if site.block == key):
+                for module, quantized, figures in _quantized(job, staging, site, found):
+                    write(module, quantized, asdict(figures))
+                    progress.advance(sizes[module], module)
+            write.wait()
+            if found:
+                store(_importance_file(staging, key), {name: own.importance for name, own in found.inputs.items()})
+                staging.note(key, side_scales.note(found))
+            del found  # or it stays in memory while the next layer runs
     return {site.block: staging.done.get(site.block) for site in job.candidates}
 
 
-def _quantize_site(job: _Job, staging: Staging, site: Site, found: BlockStatistics | None, advance: Say) -> None:
+def _quantized(job: _Job, staging: Staging, site: Site, found: BlockStatistics | None) -> Iterator[Result]:
+    """What the journal lacks of the weights that read one input."""
     left = [module for module in site.modules if module not in staging.done]
     weights = {module: load_tensor(job.tensors, f"{module}.weight") for module in left}
-    inputs = found.inputs[site.modules[0]] if found else None
-    for module, quantized, figures in quantize(weights, job.method, inputs):
-        staging.write(module, quantized, asdict(figures))
-        advance(module)
+    yield from quantize(weights, job.method, found.inputs[site.modules[0]] if found else None)
+    del weights
     release()
 
 

@@ -6,7 +6,8 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,24 @@ PIECE = 16 << 20
 
 class UnfinishedError(CalibrationError):
     """The output's hidden folder holds work that this run can't go on with."""
+
+
+class Behind:
+    """Calls a function one call behind; a call raises what the one before it raised."""
+
+    def __init__(self, pool: ThreadPoolExecutor, function: Callable[..., None]) -> None:
+        self._pool, self._function = pool, function
+        self._last: Future[None] | None = None
+
+    def __call__(self, *arguments: Any) -> None:
+        self.wait()
+        self._last = self._pool.submit(self._function, *arguments)
+
+    def wait(self) -> None:
+        """Until every call is through."""
+        last, self._last = self._last, None
+        if last is not None:
+            last.result()
 
 
 class Staging:
@@ -61,6 +80,14 @@ class Staging:
                 file.seek(info.offset)
                 file.write(raw)
         self._record(module, hashlib.sha256(data[0] + data[1]).hexdigest(), figures)
+
+    @contextmanager
+    def behind(self) -> Iterator[Behind]:
+        """`write` on a thread of its own, so that a weight is stored while the next is quantized."""
+        with ThreadPoolExecutor(1) as pool:
+            behind = Behind(pool, self.write)
+            yield behind
+            behind.wait()
 
     def note(self, name: str, figures: dict[str, Any]) -> None:
         """Journal `figures` about something that has no tensors."""
