@@ -15,12 +15,12 @@ from deltart.export.lower.portable import Lowering
 from deltart.export.spec import ModelSpec
 from deltart.export.trace import FUNCTION_DOMAIN, OPSET, BlockKind, TracedBlock, trace_blocks
 from deltart.export.weights import build_module, external_initializer
-from deltart.plugins.registry import OPS
+from deltart.plugins.registry import MODEL_OPS
 from deltart.plugins.spec import ACT, DOMAIN, F32, FP8, I32, VERSION
 
 IR_VERSION = 11  # the newest that ONNX Runtime 1.23 and TensorRT 10 both read
 BASE_OPSETS = {"": OPSET, DOMAIN: VERSION, FUNCTION_DOMAIN: 1}
-FP8_OPERAND = {spec.name: i for spec in OPS for i, t in enumerate(spec.inputs) if t.dtype == FP8}
+FP8_OPERAND = {spec.name: i for spec in MODEL_OPS for i, t in enumerate(spec.inputs) if t.dtype == FP8}
 ONNX_ACT = {torch.float32: onnx.TensorProto.FLOAT, torch.bfloat16: onnx.TensorProto.BFLOAT16}
 ONNX_KINDS = {F32: onnx.TensorProto.FLOAT, I32: onnx.TensorProto.INT32, I64: onnx.TensorProto.INT64}
 

@@ -5,6 +5,7 @@ from deltart.plugins.fp8_block_linear.op import FP8_BLOCK_LINEAR
 from deltart.plugins.gated_attention.op import GATED_ATTENTION
 from deltart.plugins.gated_delta_rule.op import GATED_DELTA_RULE
 from deltart.plugins.gated_rms_norm.op import GATED_RMS_NORM
+from deltart.plugins.registry import MODEL_OPS
 from deltart.plugins.torch_op import torch_op, translation
 
 causal_conv1d = torch_op(CAUSAL_CONV1D)
@@ -13,6 +14,4 @@ gated_rms_norm = torch_op(GATED_RMS_NORM)
 gated_attention = torch_op(GATED_ATTENTION)
 fp8_block_linear = torch_op(FP8_BLOCK_LINEAR)
 
-TRANSLATIONS = dict(
-    translation(spec) for spec in (CAUSAL_CONV1D, GATED_DELTA_RULE, GATED_RMS_NORM, GATED_ATTENTION, FP8_BLOCK_LINEAR)
-)
+TRANSLATIONS = dict(translation(spec) for spec in MODEL_OPS)
