@@ -11,8 +11,8 @@ from typing import Any
 
 from deltart.calib.errors import CalibrationError
 from deltart.errors import GenerationError
-from deltart.runtime.chat import ChatTemplate
-from deltart.runtime.tokenizer import Tokenizer
+from deltart.runtime.text.chat import ChatTemplate
+from deltart.runtime.text.tokenizer import Tokenizer
 
 DEFAULT = Path(__file__).with_name("default.jsonl")
 ROW_TOKENS = 512

@@ -14,7 +14,7 @@ import numpy as np
 
 from deltart.errors import CheckpointError
 from deltart.export.config_fields import read_json
-from deltart.runtime.weights import NUMPY_DTYPES
+from deltart.runtime.backends.weights import NUMPY_DTYPES
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 MAX_HEADER_BYTES = 100_000_000  # the safetensors format's own limit

@@ -10,11 +10,11 @@ import numpy as np
 
 from deltart.errors import GenerationError
 from deltart.runtime.backends.base import Backend
-from deltart.runtime.chat import ChatTemplate
-from deltart.runtime.generate import Generator
-from deltart.runtime.inputs import text_inputs
-from deltart.runtime.sample import SamplingParams
-from deltart.runtime.tokenizer import Tokenizer
+from deltart.runtime.backends.inputs import text_inputs
+from deltart.runtime.engine import Generator
+from deltart.runtime.sampling.params import SamplingParams
+from deltart.runtime.text.chat import ChatTemplate
+from deltart.runtime.text.tokenizer import Tokenizer
 
 LOGIT_ROWS = 16  # of the tokens fed together; as many as an engine returns in one call
 

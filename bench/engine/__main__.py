@@ -18,8 +18,9 @@ from bench.engine import measure, traffic
 from bench.engine.device import Device, Gpu, HostGpu
 from deltart.errors import DeltaRTError
 from deltart.manifest import load_manifest
-from deltart.runtime.backends.tensorrt import TensorRtBackend, built_flavour
-from deltart.runtime.tokenizer import Tokenizer
+from deltart.runtime.backends.gpu.backend import TensorRtBackend
+from deltart.runtime.backends.tensorrt.load import built_flavour
+from deltart.runtime.text.tokenizer import Tokenizer
 
 NANO = Path("tools/nano/checkpoint")
 ROOM = measure.WARM_UP + measure.REPLAYS + 1  # tokens that a timed decode adds beside its steps

@@ -10,9 +10,9 @@ from typing import Any, Protocol
 
 from deltart.manifest import load_manifest
 from deltart.plugins.loader import check
-from deltart.runtime.backends.cuda import CudaDriver, device_name
-from deltart.runtime.backends.tensorrt import Load
-from deltart.runtime.backends.tensorrt_plans import PlanEntry
+from deltart.runtime.backends.gpu.cuda import CudaDriver, device_name
+from deltart.runtime.backends.gpu.engine_manifest import PlanEntry
+from deltart.runtime.backends.gpu.executor import Load
 
 COPY_BYTES = 1 << 30
 

@@ -12,11 +12,12 @@ import numpy as np
 from bench.engine import traffic
 from bench.engine.device import Device
 from deltart.runtime.backends.base import DecodeRow
-from deltart.runtime.backends.tensorrt import TensorRtBackend
-from deltart.runtime.generate import Generator
-from deltart.runtime.inputs import text_inputs
-from deltart.runtime.sample import Sampler, SamplingParams
-from deltart.runtime.tokenizer import Tokenizer
+from deltart.runtime.backends.gpu.backend import TensorRtBackend
+from deltart.runtime.backends.inputs import text_inputs
+from deltart.runtime.engine import Generator
+from deltart.runtime.sampling.params import SamplingParams
+from deltart.runtime.sampling.sampler import Sampler
+from deltart.runtime.text.tokenizer import Tokenizer
 
 WARM_UP = 3  # calls: one plain, one captured, one replayed
 REPLAYS = 20  # of a captured graph, back to back

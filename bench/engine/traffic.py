@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from deltart.manifest import Manifest, StateEntry
-from deltart.runtime.backends.tensorrt_plans import ITEM_BYTES, PlanEntry
+from deltart.runtime.backends.gpu.engine_manifest import ITEM_BYTES, PlanEntry
 
 EMBEDDING = "embed_tokens.weight"
 # Qwen3.6-27B-FP8, batch 1, no speculation: tokens/s that peak bandwidth allows, by device and tokens of context.

@@ -15,7 +15,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from deltart.runtime.backends.tensorrt_plans import EngineManifest
+    from deltart.runtime.backends.gpu.engine_manifest import EngineManifest
 
 CACHE = Path("~/.cache/deltart/plans")
 
@@ -56,7 +56,7 @@ def add_parser(commands: Any) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Lower where the artifact has no TensorRT graphs yet, then build, showing each step with its time."""
     from deltart.manifest import load_manifest
-    from deltart.runtime.backends.tensorrt_builder import DEFAULT_GPUS, TARGET, BuildOptions, build_engine
+    from deltart.runtime.backends.tensorrt.builder.build import DEFAULT_GPUS, TARGET, BuildOptions, build_engine
 
     began = time.perf_counter()
     with Steps(Console(stderr=True, highlight=False)) as steps:

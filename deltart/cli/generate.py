@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 from deltart.errors import GenerationError
 
 if TYPE_CHECKING:
-    from deltart.runtime.generate import Generation
-    from deltart.runtime.sample import SamplingParams
-    from deltart.runtime.tokenizer import Tokenizer
+    from deltart.runtime.engine import Generation
+    from deltart.runtime.sampling.params import SamplingParams
+    from deltart.runtime.text.tokenizer import Tokenizer
 
 # flag, type, help: the flags that override a field of SamplingParams.
 SAMPLING = (
@@ -69,8 +69,8 @@ def add_parser(commands: Any) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Generate and print."""
     from deltart.runtime.backends.choose import open_backend
-    from deltart.runtime.generate import Generator
-    from deltart.runtime.tokenizer import Tokenizer
+    from deltart.runtime.engine import Generator
+    from deltart.runtime.text.tokenizer import Tokenizer
 
     tokenizer = Tokenizer.from_folder(arguments.artifact)
     tools = _read_tools(arguments.tools)
@@ -96,7 +96,7 @@ def _prompt(arguments: argparse.Namespace, tools: list[dict[str, Any]]) -> str:
         if arguments.system or arguments.tools or arguments.no_thinking:
             raise GenerationError("--system, --tools or --no-thinking without --chat", todo="add --chat")
         return text
-    from deltart.runtime.chat import ChatTemplate
+    from deltart.runtime.text.chat import ChatTemplate
 
     messages = [{"role": "system", "content": arguments.system}] if arguments.system else []
     messages.append({"role": "user", "content": text})
@@ -117,7 +117,7 @@ def _read_tools(path: Path | None) -> list[dict[str, Any]]:
 
 
 def _params(arguments: argparse.Namespace, tokenizer: Tokenizer) -> SamplingParams:
-    from deltart.runtime.sample import SamplingParams
+    from deltart.runtime.sampling.params import SamplingParams
 
     given = {name: getattr(arguments, name) for name, _, _ in SAMPLING if getattr(arguments, name) is not None}
     given |= {"stop": tuple(arguments.stop or ()), "ignore_eos": arguments.ignore_eos}
@@ -125,7 +125,7 @@ def _params(arguments: argparse.Namespace, tokenizer: Tokenizer) -> SamplingPara
 
 
 def _as_json(generation: Generation, prompt: str, tools: list[dict[str, Any]], chat: bool) -> dict[str, Any]:
-    from deltart.runtime.reply import opens_thinking, parse_reply
+    from deltart.runtime.text.reply import opens_thinking, parse_reply
 
     timings = generation.timings
     result: dict[str, Any] = {

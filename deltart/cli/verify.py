@@ -18,8 +18,8 @@ from deltart.errors import GenerationError
 if TYPE_CHECKING:
     from deltart.manifest import Manifest
     from deltart.runtime.backends.base import Backend
-    from deltart.runtime.backends.tensorrt import TensorRtBackend
-    from deltart.runtime.tokenizer import Tokenizer
+    from deltart.runtime.backends.gpu.backend import TensorRtBackend
+    from deltart.runtime.text.tokenizer import Tokenizer
     from deltart.runtime.verify import Report, Runner
 
 # Relative RMS. transformers, "portable" and "ort" compute in float32, the engine in bfloat16.
@@ -98,7 +98,7 @@ def _prompts(arguments: argparse.Namespace) -> list[list[int]]:
 
 def _ids(arguments: argparse.Namespace, manifest: Manifest, prompts: list[list[int]]) -> np.ndarray:
     """The tokens that every runner is fed: the text's, the prompts' one after another, or random ones."""
-    from deltart.runtime.tokenizer import Tokenizer
+    from deltart.runtime.text.tokenizer import Tokenizer
 
     if arguments.prompt is not None:
         ids = np.array(Tokenizer.from_folder(arguments.artifact).encode(arguments.prompt), np.int64)
@@ -189,7 +189,7 @@ class Makers:
 
     @cached_property
     def _tokenizer(self) -> Tokenizer:
-        from deltart.runtime.tokenizer import Tokenizer
+        from deltart.runtime.text.tokenizer import Tokenizer
 
         return Tokenizer.from_folder(self._given.artifact)
 
@@ -200,10 +200,11 @@ class Makers:
 
 def _open_engine(artifact: Path) -> TensorRtBackend:
     """The artifact's engine, with plans that return every block's state; they are built where they are missing."""
-    from deltart.runtime.backends.cuda import CudaDriver
-    from deltart.runtime.backends.tensorrt import TensorRtBackend, built_flavour
+    from deltart.runtime.backends.gpu.backend import TensorRtBackend
+    from deltart.runtime.backends.gpu.cuda import CudaDriver
+    from deltart.runtime.backends.gpu.engine_manifest import load_engine
+    from deltart.runtime.backends.tensorrt.load import built_flavour
     from deltart.runtime.backends.tensorrt_exposed import build_exposed
-    from deltart.runtime.backends.tensorrt_plans import load_engine
 
     flavour = built_flavour(artifact)
     load_engine(artifact, flavour)

@@ -21,7 +21,7 @@ class Shape:
 
 @dataclass(frozen=True)
 class Settings:
-    """How one row is sampled; the fields of runtime/sample.py's SamplingParams, and the step of its sequence."""
+    """How one row is sampled: the fields of SamplingParams, and the step of its sequence."""
 
     temperature: float = 1.0
     top_k: int = 0

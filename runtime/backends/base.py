@@ -9,7 +9,7 @@ from typing import Protocol
 import numpy as np
 
 from deltart.manifest import Manifest
-from deltart.runtime.sample import Sampler
+from deltart.runtime.sampling.sampler import Sampler
 
 
 class SlotState(Protocol):

@@ -28,7 +28,7 @@ def open_backend(
             used are an error too, not a reason to run on the CPU.
     """
     if target == "tensorrt" or (target == "auto" and _has_plans(artifact) and _has_gpu()):
-        from deltart.runtime.backends.tensorrt import TensorRtBackend
+        from deltart.runtime.backends.gpu.backend import TensorRtBackend
 
         return TensorRtBackend(artifact, plugins=plugins)
     return OrtBackend(artifact, "portable" if target == "portable" else "ort", weights, threads)
@@ -40,7 +40,7 @@ def _has_plans(artifact: Path) -> bool:
 
 def _has_gpu() -> bool:
     try:
-        from deltart.runtime.backends.cuda import device_name
+        from deltart.runtime.backends.gpu.cuda import device_name
 
         return bool(device_name())
     except (DeltaRTError, ImportError):

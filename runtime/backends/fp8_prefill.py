@@ -12,8 +12,8 @@ from deltart.errors import ArtifactError
 from deltart.manifest import GraphEntry
 from deltart.runtime.backends.base import DecodeRow, SlotState
 from deltart.runtime.backends.exposed import ExposedBackend
+from deltart.runtime.backends.host_decode import HostDecoder
 from deltart.runtime.backends.ort import WeightMode
-from deltart.runtime.decode import HostDecoder
 
 
 class Fp8PrefillBackend:

@@ -13,8 +13,8 @@ import onnxruntime as ort
 from deltart.errors import ArtifactError
 from deltart.manifest import GraphEntry, Manifest, StateEntry, load_manifest
 from deltart.runtime.backends.base import DecodeRow, SlotState
-from deltart.runtime.decode import HostDecoder
-from deltart.runtime.weights import MappedWeights
+from deltart.runtime.backends.host_decode import HostDecoder
+from deltart.runtime.backends.weights import MappedWeights
 
 # How stored weights become float32. Both are exact; they trade memory for speed.
 #   folded: converted once at load (4 bytes a parameter in RAM)

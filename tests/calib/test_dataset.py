@@ -10,8 +10,8 @@ import pytest
 
 from deltart.calib.dataset import DEFAULT, HELD_OUT, ROW_TOKENS, VALIDATED, VALIDATION_TOKENS, read_dataset, spread
 from deltart.calib.errors import CalibrationError
-from deltart.runtime.chat import ChatTemplate
-from deltart.runtime.tokenizer import Tokenizer
+from deltart.runtime.text.chat import ChatTemplate
+from deltart.runtime.text.tokenizer import Tokenizer
 
 NANO = Path(__file__).resolve().parents[2] / "tools" / "nano" / "checkpoint"
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from deltart.cli import main
-from deltart.runtime.tokenizer import Tokenizer
+from deltart.runtime.text.tokenizer import Tokenizer
 
 NANO = Path(__file__).resolve().parents[2] / "tools" / "nano" / "checkpoint"
 

@@ -13,7 +13,8 @@ from deltart.plugins import sampler
 from deltart.plugins.cpu_shim.runner import FORWARD, REVERSE, CpuModule, compile_cpu
 from deltart.plugins.sampler import inputs, launch
 from deltart.plugins.sampler.inputs import Settings, Shape
-from deltart.runtime.sample import Sampler, SamplingParams
+from deltart.runtime.sampling.params import SamplingParams
+from deltart.runtime.sampling.sampler import Sampler
 
 FOLDER = Path(sampler.__file__).parent
 SHAPE = Shape(vocabulary=100, limit=90)

@@ -14,8 +14,8 @@ from polygraphy.comparator import Comparator, RunResults, SnrCompareFunc
 from deltart.cli import main
 from deltart.errors import GenerationError, MissingDependencyError
 from deltart.runtime.backends.exposed import ExposedBackend
-from deltart.runtime.chat import ChatTemplate
-from deltart.runtime.tokenizer import Tokenizer
+from deltart.runtime.text.chat import ChatTemplate
+from deltart.runtime.text.tokenizer import Tokenizer
 from deltart.runtime.verify import Report, Runner, collect, judge
 from deltart.runtime.verify_page import compared_points, page
 from deltart.runtime.verify_runners import backend_points, logit_positions, read_prompts
@@ -243,7 +243,7 @@ def test_replies_of_nano(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
 def test_a_corrupted_weight_fails_verification(
     exported: Export, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from deltart.runtime.weights import MappedWeights
+    from deltart.runtime.backends.weights import MappedWeights
 
     stored = MappedWeights.__getitem__
 

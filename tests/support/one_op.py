@@ -10,12 +10,12 @@ import numpy as np
 import onnx
 
 from deltart.plugins.spec import DOMAIN, OpSpec
-from deltart.runtime.backends.cuda import CudaDriver
-from deltart.runtime.backends.tensorrt_builder import PRESENT_GPU
-from deltart.runtime.backends.tensorrt_compile import compile_plan
-from deltart.runtime.backends.tensorrt_engine import TensorRtExecutor
-from deltart.runtime.backends.tensorrt_library import load_library
-from deltart.runtime.backends.tensorrt_plans import Binding, PlanEntry, Profile
+from deltart.runtime.backends.gpu.cuda import CudaDriver
+from deltart.runtime.backends.gpu.engine_manifest import Binding, PlanEntry, Profile
+from deltart.runtime.backends.tensorrt.builder.build import PRESENT_GPU
+from deltart.runtime.backends.tensorrt.builder.compile import compile_plan
+from deltart.runtime.backends.tensorrt.executor import TensorRtExecutor
+from deltart.runtime.backends.tensorrt.library import load_library
 
 BF16 = np.dtype(ml_dtypes.bfloat16)
 

@@ -26,8 +26,8 @@ from deltart.export.spec import read_spec
 from deltart.export.synthetic import write_checkpoint
 from deltart.manifest import load_manifest
 from deltart.plugins.tolerance import relative_rms
+from deltart.runtime.backends.inputs import text_inputs
 from deltart.runtime.backends.ort import OrtBackend
-from deltart.runtime.inputs import text_inputs
 from support.cases import VOCAB, Export
 from support.eager import eager_logits
 

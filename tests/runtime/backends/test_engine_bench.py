@@ -11,7 +11,7 @@ import pytest
 from bench.engine import __main__ as bench
 from bench.engine import measure, traffic
 from bench.engine.device import HostGpu
-from deltart.runtime.backends.tensorrt import TensorRtBackend
+from deltart.runtime.backends.gpu.backend import TensorRtBackend
 from support.host_gpu import write_engine
 
 

@@ -1,0 +1,218 @@
+"""What is known of a built plan, without TensorRT: profiles, bindings, key, and the folder that holds plans."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import deltart
+from deltart.errors import ArtifactError
+from deltart.manifest import GraphEntry
+from deltart.plugins import trt_plugin
+
+Flavour = Literal["rtx", "tensorrt"]
+Activations = Literal["bf16", "fp8"]  # of the block-FP8 linears in prefill
+FORMAT = 2
+FILE_NAME = "engine.json"
+PHASES = ("decode", "verify", "prefill")  # a plan each
+CAPTURED = ("decode", "verify")  # run as CUDA graphs
+ROLES = ("input", "output", "state", "state_output", "weight")
+VERIFY_TOKENS = 8  # at most: the drafts of one step and the token they follow
+PREFILL_ROWS = 16  # logit rows of one prefill call
+ELEMENT_TYPES = {1: "float32", 3: "int8", 6: "int32", 7: "int64", 10: "float16", 16: "bfloat16"}  # by ONNX number
+ITEM_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4, "int8": 1, "int32": 4, "int64": 8}
+
+Range = tuple[int, int, int]  # smallest, most likely, largest
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Sizes that one optimization profile of a plan serves, by dynamic axis."""
+
+    axes: Mapping[str, Range]
+
+    def fits(self, sizes: Mapping[str, int]) -> bool:
+        """Whether a call of these sizes can run under this profile."""
+        return all(self.axes[a][0] <= size <= self.axes[a][2] for a, size in sizes.items() if a in self.axes)
+
+
+@dataclass(frozen=True)
+class Binding:
+    """A tensor at a plan's border; `role` is one of ROLES. FP8 weights are int8."""
+
+    name: str
+    role: str
+    dtype: str
+    axes: list[str | int]
+
+    def shape(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
+        """Its shape in a call of these sizes."""
+        return tuple(axis if isinstance(axis, int) else sizes[axis] for axis in self.axes)
+
+    def nbytes(self, sizes: Mapping[str, int]) -> int:
+        """Its size in bytes in a call of these sizes."""
+        return math.prod(self.shape(sizes)) * ITEM_BYTES[self.dtype]
+
+
+@dataclass(frozen=True)
+class PlanEntry:
+    """One built plan: how to bind it and what it was made of."""
+
+    file: str
+    graph: str
+    phase: str
+    key: str
+    sha256: str
+    nbytes: int
+    flavour: str
+    library: str
+    gpus: list[str]
+    profile: Profile
+    bindings: list[Binding]
+    plugins: Mapping[str, int]
+    onnx_sha256: str
+    scratch_bytes: int
+    seconds: float
+
+    @cached_property
+    def by_role(self) -> dict[str, list[Binding]]:
+        """Bindings by role, in the plan's order."""
+        return {role: [b for b in self.bindings if b.role == role] for role in ROLES}
+
+
+@dataclass(frozen=True)
+class EngineManifest:
+    """The plans of one flavour of an artifact. Written last, so a folder with one is complete."""
+
+    flavour: Flavour
+    slots: int
+    max_context: int
+    chunk: int
+    prefill_activations: Activations
+    plans: Mapping[str, PlanEntry]
+    command: str
+    versions: Mapping[str, str] = field(default_factory=dict)
+    format: int = FORMAT
+
+    def save(self, folder: Path) -> None:
+        """Write `folder`/engine.json atomically."""
+        write_atomically(folder / FILE_NAME, (json.dumps(asdict(self), indent=1) + "\n").encode())
+
+
+def profile(phase: str, slots: int, max_context: int, chunk: int) -> Profile:
+    """Decode: all slots, a token each. Verify: all slots, up to VERIFY_TOKENS. Prefill: one slot, up to `chunk`."""
+    capacity = (1, max_context, max_context)
+    rows, one = (slots, slots, slots), (1, 1, 1)
+    if phase == "decode":
+        return Profile({"B": rows, "T": one, "L": one, "capacity": capacity})
+    if phase == "verify":
+        drafts = (1, VERIFY_TOKENS // 2, VERIFY_TOKENS)
+        return Profile({"B": rows, "T": drafts, "L": drafts, "capacity": capacity})
+    return Profile({"B": one, "T": (1, chunk, chunk), "L": (1, 1, min(PREFILL_ROWS, chunk)), "capacity": capacity})
+
+
+def read_binding(value: Any) -> Binding:
+    """The binding, still without a role, of an ONNX graph's input or output (a ValueInfoProto)."""
+    kind = value.type.tensor_type
+    axes = [d.dim_param or d.dim_value for d in kind.shape.dim]
+    return Binding(value.name, "", ELEMENT_TYPES[kind.elem_type], axes)
+
+
+def bindings(entry: GraphEntry, tensors: Iterable[Binding]) -> list[Binding]:
+    """`tensors` of a lowered graph with the roles that the manifest gives them.
+
+    Raises:
+        ArtifactError: they are not exactly the manifest's inputs, outputs, states and weights.
+    """
+    roles = {t.name: "input" for t in entry.inputs} | {t.name: "output" for t in entry.outputs}
+    roles |= {s.name: "state" for s in entry.states} | {s.output: "state_output" for s in entry.states}
+    roles |= dict.fromkeys(entry.weights, "weight")
+    found = list(tensors)
+    odd = {t.name for t in found} ^ set(roles)
+    if odd:
+        raise ArtifactError(
+            f"the TensorRT graph and the manifest disagree on {', '.join(sorted(odd)[:5])}",
+            "the same inputs, outputs, states and weights",
+            "export again with this version",
+        )
+    return [Binding(t.name, roles[t.name], t.dtype, t.axes) for t in found]
+
+
+def plan_key(onnx_sha256: str, flavour: str, library: str, gpus: Sequence[str], chosen: Profile, plugins: str) -> str:
+    """The name of a plan by what it depends on: graph, TensorRT, GPUs, profiles and `plugins`, the hash of the plugins'
+    code. Not the weights."""
+    parts = [onnx_sha256, flavour, library, list(gpus), asdict(chosen), deltart.__version__, plugins]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def plugin_code() -> str:
+    """Hash of the plugins' Python code: it decides the shapes and the workspace sizes that a plan holds."""
+    digest = hashlib.sha256()
+    folder = Path(trt_plugin.__file__).resolve().parent
+    for path in sorted([*folder.glob("*.py"), *folder.glob("*/*.py")]):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def engine_folder(artifact: Path, flavour: str) -> Path:
+    """Where an artifact keeps its plans of `flavour`."""
+    return artifact / "engine" / flavour
+
+
+def load_engine(artifact: Path, flavour: str) -> EngineManifest:
+    """Read an artifact's engine.json.
+
+    Raises:
+        ArtifactError: it is absent, malformed or of another version.
+    """
+    path = engine_folder(artifact, flavour) / FILE_NAME
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+        if raw["format"] != FORMAT:
+            raise ArtifactError(f"{path} has format {raw['format']}", f"format {FORMAT}", "run 'deltart build' again")
+        raw["plans"] = {name: plan_entry(plan) for name, plan in raw["plans"].items()}
+        return EngineManifest(**raw)
+    except FileNotFoundError:
+        raise ArtifactError(
+            f"{artifact} has no TensorRT plans of flavour '{flavour}'", str(path), f"run 'deltart build {artifact}'"
+        ) from None
+    except (KeyError, TypeError, json.JSONDecodeError) as error:
+        raise ArtifactError(f"{path} is damaged ({error})", todo="run 'deltart build' again") from None
+
+
+def plan_entry(raw: dict[str, Any]) -> PlanEntry:
+    """A PlanEntry from its JSON form."""
+    chosen = Profile({a: (r[0], r[1], r[2]) for a, r in raw["profile"]["axes"].items()})
+    return PlanEntry(**raw | {"profile": chosen, "bindings": [Binding(**b) for b in raw["bindings"]]})
+
+
+def write_atomically(path: Path, content: bytes | memoryview) -> None:
+    """`content` under its final name at once, or nothing."""
+    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    try:
+        partial.write_bytes(content)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """`target` becomes `source`'s content, as a second name where the file system can."""
+    partial = target.with_name(f".{target.name}.partial-{os.getpid()}")
+    partial.unlink(missing_ok=True)
+    try:
+        try:
+            os.link(source, partial)
+        except OSError:
+            shutil.copyfile(source, partial)
+        os.replace(partial, target)
+    finally:
+        partial.unlink(missing_ok=True)

@@ -1,0 +1,32 @@
+"""The precision of a plan's activations, as far as the lowered graph leaves it open."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import onnx
+
+from deltart.plugins.spec import DOMAIN
+from deltart.runtime.backends.gpu.engine_manifest import Activations
+
+ACTIVATIONS: tuple[Activations, ...] = ("bf16", "fp8")
+ATTRIBUTE = "quantize_activations"  # of the composite ops that can round their activations to E4M3
+
+
+def can_quantize(content: bytes) -> bool:
+    """Whether any op of the ONNX model `content` takes E4M3 activations."""
+    return any(True for _ in _attributes(onnx.load_model_from_string(content)))
+
+
+def with_activations(content: bytes, activations: Activations) -> bytes:
+    """The ONNX model `content`, the activations of its block-FP8 linears as they are ("bf16") or in E4M3 ("fp8")."""
+    model = onnx.load_model_from_string(content)
+    for attribute in _attributes(model):
+        attribute.i = int(activations == "fp8")
+    return model.SerializeToString(deterministic=True)
+
+
+def _attributes(model: onnx.ModelProto) -> Iterator[onnx.AttributeProto]:
+    for node in model.graph.node:
+        if node.domain == DOMAIN:
+            yield from (attribute for attribute in node.attribute if attribute.name == ATTRIBUTE)

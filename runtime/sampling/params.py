@@ -1,0 +1,127 @@
+"""What a request asks of the sampler: plain data, with the checkpoint's own defaults."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from deltart.errors import GenerationError
+
+# Fields of generation_config.json that change what transformers generates and that are not offered here,
+# with the values that switch them off.
+_UNSUPPORTED: dict[str, tuple[Any, ...]] = {
+    "num_beams": (1,),
+    "no_repeat_ngram_size": (0,),
+    "encoder_repetition_penalty": (1.0,),
+    "typical_p": (1.0,),
+    "top_h": (),
+    "epsilon_cutoff": (0.0,),
+    "eta_cutoff": (0.0,),
+    "min_new_tokens": (0,),
+    "min_length": (0,),
+    "guidance_scale": (1.0,),
+    "bad_words_ids": ([],),
+    "suppress_tokens": ([],),
+    "begin_suppress_tokens": ([],),
+    "sequence_bias": ({},),
+}
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """How tokens are chosen and when generation ends. The defaults sample from the plain distribution.
+
+    Attributes:
+        temperature: divides the logits; 0 means greedy, where ties go to the lowest id.
+        top_k: keep the k largest logits, ties with the k-th included; 0 keeps all.
+        top_p: keep the smallest set of tokens whose probability reaches top_p; 1 keeps all.
+        min_p: drop tokens less probable than min_p times the most probable one; 0 keeps all.
+        presence_penalty: subtracted once from the logit of every token generated so far.
+        frequency_penalty: subtracted from a token's logit once per time it was generated.
+        repetition_penalty: divides positive and multiplies negative logits of tokens seen in the prompt or
+            generated; 1 does nothing.
+        seed: makes the draws repeatable; None takes a fresh one.
+        max_new_tokens: generation ends after this many tokens.
+        stop: strings that end generation; they are not part of the text.
+        ignore_eos: go on after an end-of-sequence token.
+
+    Raises:
+        GenerationError: a value of the wrong type or out of range.
+    """
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    seed: int | None = None
+    max_new_tokens: int = 512
+    stop: tuple[str, ...] = ()
+    ignore_eos: bool = False
+
+    def __post_init__(self) -> None:
+        self._number("temperature", 0, math.inf)
+        self._integer("top_k", 0, None)
+        self._number("top_p", 0, 1, above=True)
+        self._number("min_p", 0, 1)
+        self._number("presence_penalty", -2, 2)
+        self._number("frequency_penalty", -2, 2)
+        self._number("repetition_penalty", 0, math.inf, above=True)
+        if self.seed is not None:
+            self._integer("seed", 0, 2**64 - 1)
+        self._integer("max_new_tokens", 1, None)
+        if not isinstance(self.stop, tuple) or not all(isinstance(s, str) and s for s in self.stop):
+            self._refuse("stop", "a tuple of non-empty strings")
+        if not isinstance(self.ignore_eos, bool):
+            self._refuse("ignore_eos", "true or false")
+
+    @classmethod
+    def from_generation_config(cls, config: Mapping[str, Any]) -> SamplingParams:
+        """The checkpoint's own sampling defaults, from its parsed generation_config.json.
+
+        `do_sample: false` means greedy; absent or null fields take the defaults of this class, and fields
+        that have nothing to do with sampling are passed over.
+
+        Raises:
+            GenerationError: a value is out of range, or the file asks for a method that is not offered.
+        """
+        for name, neutral in _UNSUPPORTED.items():
+            if config.get(name) is not None and config[name] not in neutral:
+                raise GenerationError(
+                    f"generation_config.json asks for {name} = {config[name]!r}, which is not offered",
+                    f"{name} absent or null",
+                    "remove the field, or pass sampling parameters explicitly",
+                )
+        known = {field.name for field in fields(cls)} - {"seed", "stop", "ignore_eos"}
+        given = {name: config[name] for name in known if config.get(name) is not None}
+        if config.get("do_sample") is False:
+            given["temperature"] = 0.0
+        return cls(**given)
+
+    @property
+    def greedy(self) -> bool:
+        return self.temperature == 0
+
+    def _number(self, name: str, low: float, high: float, *, above: bool = False) -> None:
+        value = getattr(self, name)
+        real = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+        if not real or not low <= value <= high or (above and value == low):
+            bounds = f"{'>' if above else '>='} {low}" + ("" if high == math.inf else f" and <= {high}")
+            self._refuse(name, f"a number {bounds}")
+
+    def _integer(self, name: str, low: int, high: int | None) -> None:
+        value = getattr(self, name)
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        if not whole or value < low or (high is not None and value > high):
+            self._refuse(name, f"an integer >= {low}" + ("" if high is None else f" and <= {high}"))
+
+    def _refuse(self, name: str, expected: str) -> None:
+        raise GenerationError(
+            f"sampling parameter {name} = {getattr(self, name)!r}",
+            expected,
+            f"change {name}, or leave it out",
+        )

@@ -1,0 +1,160 @@
+"""From one row of logits to one token: penalties, temperature, top-k, top-p, min-p and a seeded draw."""
+
+from __future__ import annotations
+
+import math
+import secrets
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from deltart.errors import GenerationError
+from deltart.runtime.sampling.params import SamplingParams
+
+Floats = npt.NDArray[np.float32]
+Ids = npt.NDArray[np.int64]
+
+
+class Sampler:
+    """Chooses the tokens of one sequence and remembers what it chose.
+
+    Order: repetition penalty, presence and frequency penalties, allowed mask, temperature, top_k, top_p,
+    min_p. It is the order of transformers' logits processors; presence and frequency, which transformers
+    lacks, follow the OpenAI definition and count generated tokens only. The draw at step n depends on
+    (seed, n) and the logits alone, so replaying or skipping steps does not change the others.
+
+    Args:
+        params: what to apply.
+        prompt_ids: tokens that the repetition penalty counts as seen.
+        vocab_limit: ids from here on are padding rows of the vocabulary and are never chosen.
+
+    Attributes:
+        params, vocab_limit: as given.
+        seed: the seed in use, drawn when params has none.
+        step: how many tokens were accepted.
+        counts: int32 [vocab_limit], how often each was.
+        seen: bool [vocab_limit], whether it was accepted or is in the prompt.
+
+    Raises:
+        GenerationError: a prompt id outside the vocabulary.
+    """
+
+    def __init__(self, params: SamplingParams, prompt_ids: Sequence[int], vocab_limit: int) -> None:
+        prompt = np.asarray(prompt_ids, dtype=np.int64)
+        if prompt.size and not 0 <= prompt.min() <= prompt.max() < vocab_limit:
+            raise GenerationError(
+                f"prompt token ids from {prompt.min()} to {prompt.max()}",
+                f"ids in 0..{vocab_limit - 1}",
+                "encode the prompt with the tokenizer of this checkpoint",
+            )
+        self.params = params
+        self.seed = secrets.randbits(64) if params.seed is None else params.seed
+        self.vocab_limit = vocab_limit
+        self.counts = np.zeros(vocab_limit, dtype=np.int32)
+        self.seen = np.zeros(vocab_limit, dtype=np.bool_)
+        self.seen[prompt] = True
+        self.step = 0
+
+    def sample(self, logits: Floats, allowed: npt.NDArray[np.int32] | None = None) -> int:
+        """The next token, which from now on counts as generated: `choose`, then `accept`."""
+        token = self.choose(logits, allowed)
+        self.accept(token)
+        return token
+
+    def choose(self, logits: Floats, allowed: npt.NDArray[np.int32] | None = None) -> int:
+        """The next token, without recording it; arguments and errors as for `distribution`."""
+        ids, probs = self.distribution(logits, allowed)
+        cdf = np.cumsum(probs)
+        return int(ids[np.searchsorted(cdf, self._uniform() * cdf[-1], side="right")])
+
+    def distribution(
+        self, logits: Floats, allowed: npt.NDArray[np.int32] | None = None
+    ) -> tuple[Ids, npt.NDArray[np.float64]]:
+        """The tokens that may come next and their probabilities, both [n]; greedy leaves one.
+
+        Args:
+            logits: f32 [V], V >= vocab_limit; left as it is.
+            allowed: int32 [ceil(V / 32)], bit i % 32 of word i // 32 set where token i may come next.
+
+        Raises:
+            GenerationError: logits of the wrong shape, not finite at their maximum, or no token allowed.
+        """
+        if logits.ndim != 1 or logits.shape[0] < self.vocab_limit:
+            raise GenerationError(
+                f"logits of shape {list(logits.shape)}",
+                f"one row of at least {self.vocab_limit} values",
+                "use the tokenizer and the model of one checkpoint",
+            )
+        scores = self._adjust(logits[: self.vocab_limit], allowed)
+        best = scores.argmax()  # NaN counts as the maximum
+        if not np.isfinite(scores[best]):
+            raise GenerationError(
+                f"the largest logit is {scores[best]} (token {best})",
+                "a finite maximum",
+                "check the model's output, or the grammar if one is in use",
+            )
+        if self.params.greedy:
+            return np.array([best]), np.ones(1)
+        ids, weights = self._candidates(scores, float(scores[best]))
+        return ids, weights / weights.sum()
+
+    def accept(self, token: int) -> None:
+        """Record `token` as generated: it enters the penalties and the next draw is that of the next step."""
+        self.counts[token] += 1
+        self.seen[token] = True
+        self.step += 1
+
+    def logprob(self, logits: Floats, token: int) -> float:
+        """Log-probability of `token` under the model itself, before penalties, temperature and cuts."""
+        row = logits[: self.vocab_limit]
+        top = row.max()
+        return float(row[token] - top) - math.log(float(np.exp(row - top).sum(dtype=np.float64)))
+
+    def _adjust(self, row: Floats, allowed: npt.NDArray[np.int32] | None) -> Floats:
+        params = self.params
+        counted = params.presence_penalty != 0 or params.frequency_penalty != 0
+        if params.repetition_penalty == 1 and not counted and allowed is None:
+            return row
+        scores = row.copy()
+        if params.repetition_penalty != 1:
+            seen = np.flatnonzero(self.seen)
+            old = scores[seen]
+            scores[seen] = np.where(old < 0, old * params.repetition_penalty, old / params.repetition_penalty)
+        if counted:
+            made = np.flatnonzero(self.counts > 0)
+            scores[made] -= params.presence_penalty + params.frequency_penalty * self.counts[made]
+        if allowed is not None:
+            bits = np.unpackbits(allowed.view(np.uint8), count=self.vocab_limit, bitorder="little")
+            scores[bits == 0] = -np.inf
+        return scores
+
+    def _candidates(self, scores: Floats, top: float) -> tuple[Ids, npt.NDArray[np.float64]]:
+        """Ids that survive the cuts and their weights, that of the largest score being 1."""
+        params = self.params
+        if 0 < params.top_k < scores.shape[0]:
+            ids = np.flatnonzero(scores >= np.partition(scores, -params.top_k)[-params.top_k])
+        else:
+            ids = np.arange(scores.shape[0])
+        weights = np.exp((scores[ids].astype(np.float64) - top) / params.temperature)
+        if params.top_p < 1:
+            kept = _nucleus(weights / weights.sum(), params.top_p)
+            ids, weights = ids[kept], weights[kept]
+        if params.min_p > 0:
+            kept = np.flatnonzero(weights >= params.min_p)
+            ids, weights = ids[kept], weights[kept]
+        return ids, weights
+
+    def _uniform(self) -> float:
+        bits = np.random.Philox(key=np.array([self.seed, 0], np.uint64), counter=[0, 0, 0, self.step])
+        return float(np.random.Generator(bits).random())
+
+
+def _nucleus(probs: npt.NDArray[np.float64], top_p: float) -> Ids:
+    """Positions of the most probable tokens, up to and with the one that makes their sum reach top_p."""
+    # Tokens under (1 - top_p) / n add up to less than 1 - top_p, so none of them is in the nucleus.
+    large = np.flatnonzero(probs >= (1 - top_p) / probs.shape[0])
+    order = large[np.argsort(-probs[large], kind="stable")]
+    before = np.cumsum(probs[order]) - probs[order]
+    kept: Ids = order[before < top_p]
+    return kept
