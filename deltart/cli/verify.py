@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,15 +15,7 @@ from deltart.errors import GenerationError
 
 if TYPE_CHECKING:
     from deltart.manifest import Manifest
-    from deltart.runtime.backends.base import Backend
-    from deltart.runtime.backends.gpu.backend import TensorRtBackend
-    from deltart.runtime.text.tokenizer import Tokenizer
-    from deltart.runtime.verify import Report, Runner
-
-# Relative RMS. transformers, "portable" and "ort" compute in float32, the engine in bfloat16.
-TOLERANCES = {"transformers": 1e-3, "portable": 1e-3, "ort": 1e-3, "engine": 2e-2, "engine by block": 2e-2}
-# Shown more than judged: nano's hidden states differ by up to 0.13 on random tokens, its logits by 0.013 on its texts.
-FP8_PREFILL = dict.fromkeys(("fp8 prefill", "engine", "engine by block"), 0.3)
+    from deltart.verify.compare import Report
 
 
 def add_parser(commands: Any) -> None:
@@ -62,8 +52,10 @@ def add_parser(commands: Any) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Compare, write report.html and report.json, print a table. Returns 1 when a tolerance is broken."""
     from deltart.manifest import load_manifest
-    from deltart.runtime.verify import collect, judge
-    from deltart.runtime.verify_page import page
+    from deltart.verify.artifact_runners import ArtifactRunners
+    from deltart.verify.compare import collect, judge
+    from deltart.verify.page import page
+    from deltart.verify.tolerances import tolerances
 
     console = Console(stderr=True, highlight=False)
     manifest = load_manifest(arguments.artifact)
@@ -73,9 +65,12 @@ def run(arguments: argparse.Namespace) -> int:
     if not 1 <= prefill <= len(ids):
         raise GenerationError(f"--prefill {prefill}", f"1 to {len(ids)}, the tokens to run")
     with console.status("verifying") as status:
-        found = collect(Makers(arguments, manifest, prefill).by_name(), ids, prompts, status.update)
-        tolerances = TOLERANCES | (FP8_PREFILL if arguments.prefill_activations == "fp8" else {})
-        report = judge(arguments.artifact, found, tolerances)
+        runners = ArtifactRunners(
+            arguments.artifact, manifest, prefill, arguments.weights, arguments.prefill_activations,
+            arguments.max_new_tokens if prompts else None, CACHE.expanduser(),
+        )  # fmt: skip
+        found = collect(runners.by_name(), ids, prompts, status.update)
+        report = judge(arguments.artifact, found, tolerances(arguments.prefill_activations))
     if arguments.save_outputs:
         found.save(arguments.save_outputs)
     target = arguments.html or arguments.artifact / "report.html"
@@ -91,7 +86,7 @@ def run(arguments: argparse.Namespace) -> int:
 def _prompts(arguments: argparse.Namespace) -> list[list[int]]:
     if arguments.prompts is None:
         return []
-    from deltart.runtime.verify_runners import read_prompts
+    from deltart.verify.runners import read_prompts
 
     return read_prompts(arguments.prompts, arguments.artifact, arguments.count)
 
@@ -114,107 +109,8 @@ def _ids(arguments: argparse.Namespace, manifest: Manifest, prompts: list[list[i
     return ids
 
 
-class Makers:
-    """Makes the runners of an artifact; imports wait until then."""
-
-    def __init__(self, arguments: argparse.Namespace, manifest: Manifest, prefill: int) -> None:
-        self._given, self._manifest, self._prefill = arguments, manifest, prefill
-
-    def by_name(self) -> dict[str, Callable[[], Runner]]:
-        """Every runner, the reference first."""
-        return {
-            "transformers": self._transformers,
-            "portable": lambda: self._cpu("portable"),
-            "ort": lambda: self._cpu("ort"),
-            **({"fp8 prefill": self._fp8_prefill} if self._given.prefill_activations == "fp8" else {}),
-            "engine": self._engine,
-            "engine by block": self._engine_by_block,
-        }
-
-    def _transformers(self) -> Runner:
-        from deltart.export.reference_model import ReferenceModel
-        from deltart.runtime.verify import Runner
-        from deltart.runtime.verify_runners import logit_positions
-
-        model, prefill = ReferenceModel(self._manifest), self._prefill
-
-        def points(ids: np.ndarray) -> dict[str, np.ndarray]:
-            found = model.points(ids)
-            return found | {"logits": found["logits"][logit_positions(len(ids), min(prefill, len(ids)))]}
-
-        if self._given.prompts is None:
-            return Runner(points)
-        stops, most = self._tokenizer.eos_ids, self._given.max_new_tokens
-        return Runner(points, lambda prompt: model.reply(prompt, stops, most))
-
-    def _cpu(self, target: str) -> Runner:
-        from deltart.runtime.backends.exposed import ExposedBackend
-        from deltart.runtime.verify import Runner
-        from deltart.runtime.verify_runners import backend_points
-
-        backend = ExposedBackend(self._given.artifact, target, self._given.weights)
-        reply = self._reply(backend) if target == "ort" else None
-        return Runner(backend_points(backend, backend.points, self._prefill), reply)
-
-    def _fp8_prefill(self) -> Runner:
-        from deltart.export.lower.functions import parse_function
-        from deltart.export.lower.portable_linear import fp8_block_linear
-        from deltart.runtime.backends.fp8_prefill import Fp8PrefillBackend
-        from deltart.runtime.verify import Runner
-        from deltart.runtime.verify_runners import backend_points
-
-        linear = parse_function(fp8_block_linear({"quantize_activations": 1}))
-        backend = Fp8PrefillBackend(self._given.artifact, linear, weights=self._given.weights)
-        return Runner(backend_points(backend, backend.points, self._prefill))
-
-    def _engine(self) -> Runner:
-        from deltart.runtime.verify import Runner
-        from deltart.runtime.verify_runners import backend_points
-
-        return Runner(backend_points(self._gpu, [], self._prefill), self._reply(self._gpu))
-
-    def _engine_by_block(self) -> Runner:
-        from deltart.runtime.backends.tensorrt_exposed import GRAPH, points
-        from deltart.runtime.verify import Runner
-        from deltart.runtime.verify_runners import backend_points
-
-        return Runner(backend_points(self._gpu, points(self._gpu.engine), self._prefill, GRAPH))
-
-    def _reply(self, backend: Backend) -> Callable[[Sequence[int]], list[int]] | None:
-        from deltart.runtime.verify_runners import backend_reply
-
-        if self._given.prompts is None:
-            return None
-        return backend_reply(backend, self._tokenizer, self._given.max_new_tokens)
-
-    @cached_property
-    def _tokenizer(self) -> Tokenizer:
-        from deltart.runtime.text.tokenizer import Tokenizer
-
-        return Tokenizer.from_folder(self._given.artifact)
-
-    @cached_property
-    def _gpu(self) -> TensorRtBackend:
-        return _open_engine(self._given.artifact)
-
-
-def _open_engine(artifact: Path) -> TensorRtBackend:
-    """The artifact's engine, with plans that return every block's state; they are built where they are missing."""
-    from deltart.runtime.backends.gpu.backend import TensorRtBackend
-    from deltart.runtime.backends.gpu.cuda import CudaDriver
-    from deltart.runtime.backends.gpu.engine_manifest import load_engine
-    from deltart.runtime.backends.tensorrt.load import built_flavour
-    from deltart.runtime.backends.tensorrt_exposed import build_exposed
-
-    flavour = built_flavour(artifact)
-    load_engine(artifact, flavour)
-    cuda = CudaDriver()
-    build_exposed(artifact, flavour, CACHE.expanduser())
-    return TensorRtBackend(artifact, flavour, cuda=cuda)
-
-
 def _print(report: Report, target: Path) -> None:
-    from deltart.runtime.verify_page import compared_points
+    from deltart.verify.page import compared_points
 
     runners = list(dict.fromkeys(d.runner for d in report.differences))
     table = Table("point", *runners, title=f"relative RMS against {report.reference}, {report.tokens} tokens")

@@ -18,11 +18,11 @@ import onnxruntime as ort
 from deltart.manifest import GraphEntry, load_manifest
 from deltart.plugins.cpu_shim.runner import compile_cpu
 from deltart.plugins.launch import Launch
-from deltart.runtime.backends.exposed import expose
 from deltart.runtime.backends.gpu import engine_manifest as plans
 from deltart.runtime.backends.gpu.calls import NUMPY
 from deltart.runtime.backends.gpu.engine_manifest import Binding, EngineManifest, PlanEntry
-from deltart.runtime.backends.tensorrt_exposed import GRAPH, PHASES, exposed_graph
+from deltart.verify.exposed import expose
+from deltart.verify.tensorrt_exposed import GRAPH, PHASES, exposed_graph
 
 
 class HostCuda:

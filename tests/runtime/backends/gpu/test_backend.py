@@ -15,14 +15,14 @@ from deltart.cli import main
 from deltart.errors import ArtifactError, BuildError, GenerationError, MissingDependencyError
 from deltart.manifest import load_manifest
 from deltart.plugins.registry import OPS
-from deltart.runtime.backends import tensorrt_exposed
-from deltart.runtime.backends.exposed import ExposedBackend
 from deltart.runtime.backends.gpu import backend, cuda
 from deltart.runtime.backends.gpu.backend import TensorRtBackend
 from deltart.runtime.backends.gpu.engine_manifest import PlanEntry, engine_folder, load_engine
 from deltart.runtime.backends.ort import OrtBackend
-from deltart.runtime.backends.tensorrt_exposed import GRAPH, points
-from deltart.runtime.verify_runners import backend_points
+from deltart.verify import tensorrt_exposed
+from deltart.verify.exposed import ExposedBackend
+from deltart.verify.runners import backend_points
+from deltart.verify.tensorrt_exposed import GRAPH, points
 from support.cases import VOCAB
 from support.host_gpu import HostCuda, OrtExecutor, write_engine, write_exposed
 

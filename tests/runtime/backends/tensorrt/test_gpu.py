@@ -17,8 +17,6 @@ from deltart.manifest import WeightEntry
 from deltart.plugins.causal_conv1d.op import CAUSAL_CONV1D
 from deltart.plugins.gated_delta_rule.op import GATED_DELTA_RULE
 from deltart.plugins.tolerance import TOLERANCE, relative_rms
-from deltart.runtime.backends import tensorrt_exposed as exposed
-from deltart.runtime.backends.exposed import ExposedBackend
 from deltart.runtime.backends.gpu.backend import TensorRtBackend
 from deltart.runtime.backends.gpu.cuda import CudaDriver
 from deltart.runtime.backends.gpu.weight_stream import layout, reads, stream_weights
@@ -27,10 +25,12 @@ from deltart.runtime.backends.ort import OrtBackend
 from deltart.runtime.backends.tensorrt.builder.build import PRESENT_GPU, BuildOptions, build_engine
 from deltart.runtime.backends.tensorrt.executor import TensorRtExecutor
 from deltart.runtime.backends.tensorrt.library import installed
-from deltart.runtime.backends.tensorrt_exposed import build_exposed
 from deltart.runtime.text.tokenizer import Tokenizer
-from deltart.runtime.verify import Runner, collect, judge
-from deltart.runtime.verify_runners import backend_points, backend_reply, read_prompts
+from deltart.verify import tensorrt_exposed as exposed
+from deltart.verify.compare import Runner, collect, judge
+from deltart.verify.exposed import ExposedBackend
+from deltart.verify.runners import backend_points, backend_reply, read_prompts
+from deltart.verify.tensorrt_exposed import build_exposed
 from support.one_op import run_op
 
 pytestmark = pytest.mark.gpu

@@ -19,7 +19,6 @@ from deltart.manifest import load_manifest
 from deltart.plugins import trt_plugin
 from deltart.plugins.gated_delta_rule import plugin as gated_delta_rule
 from deltart.plugins.registry import FUSED_OPS, OPS
-from deltart.runtime.backends import tensorrt_exposed
 from deltart.runtime.backends.gpu import engine_manifest as tensorrt_plans
 from deltart.runtime.backends.tensorrt import library as tensorrt_library
 from deltart.runtime.backends.tensorrt.builder import build as tensorrt_builder
@@ -28,7 +27,8 @@ from deltart.runtime.backends.tensorrt.builder import precision as tensorrt_prec
 from deltart.runtime.backends.tensorrt.builder.build import BuildOptions, build_engine
 from deltart.runtime.backends.tensorrt.builder.compile import compile_plan
 from deltart.runtime.backends.tensorrt.caches import TimingCache
-from deltart.runtime.backends.tensorrt_exposed import build_exposed, points
+from deltart.verify import tensorrt_exposed
+from deltart.verify.tensorrt_exposed import build_exposed, points
 
 pytestmark = pytest.mark.skipif(
     "rtx" not in tensorrt_library.installed(), reason="tensorrt_rtx is not installed: no plan can be built here"

@@ -11,9 +11,9 @@ import onnx
 from deltart.errors import ArtifactError
 from deltart.manifest import GraphEntry
 from deltart.runtime.backends.base import DecodeRow, SlotState
-from deltart.runtime.backends.exposed import ExposedBackend
 from deltart.runtime.backends.host_decode import HostDecoder
 from deltart.runtime.backends.ort import WeightMode
+from deltart.verify.exposed import ExposedBackend
 
 
 class Fp8PrefillBackend:

@@ -13,12 +13,12 @@ from polygraphy.comparator import Comparator, RunResults, SnrCompareFunc
 
 from deltart.cli import main
 from deltart.errors import GenerationError, MissingDependencyError
-from deltart.runtime.backends.exposed import ExposedBackend
 from deltart.runtime.text.chat import ChatTemplate
 from deltart.runtime.text.tokenizer import Tokenizer
-from deltart.runtime.verify import Report, Runner, collect, judge
-from deltart.runtime.verify_page import compared_points, page
-from deltart.runtime.verify_runners import backend_points, logit_positions, read_prompts
+from deltart.verify.compare import Report, Runner, collect, judge
+from deltart.verify.exposed import ExposedBackend
+from deltart.verify.page import compared_points, page
+from deltart.verify.runners import backend_points, logit_positions, read_prompts
 from support.cases import VOCAB, Export
 
 POINTS = ["embed.h", "layers.0.h", "layers.1.h", "hidden", "logits"]

@@ -10,13 +10,13 @@ import onnx
 
 from deltart.errors import ArtifactError
 from deltart.manifest import GraphEntry, TensorEntry, load_manifest
-from deltart.runtime.backends.exposed import expose
 from deltart.runtime.backends.gpu import engine_manifest as plans
 from deltart.runtime.backends.gpu.engine_manifest import EngineManifest, Flavour
 from deltart.runtime.backends.tensorrt.builder.build import TARGET, Job, obtain
 from deltart.runtime.backends.tensorrt.builder.compile import Report
 from deltart.runtime.backends.tensorrt.builder.precision import with_activations
 from deltart.runtime.backends.tensorrt.library import load_library
+from deltart.verify.exposed import expose
 
 GRAPH = "exposed"  # beside "model" and "mtp" in engine.json
 PHASES = ("decode", "prefill")

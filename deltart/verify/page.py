@@ -6,7 +6,7 @@ import html
 import math
 from collections.abc import Callable, Mapping, Sequence
 
-from deltart.runtime.verify import Difference, Report
+from deltart.verify.compare import Difference, Report
 
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 960, 340, 56, 16, 40, 30  # pixels: size and margins
 LABELS = 20  # at most, along the layers

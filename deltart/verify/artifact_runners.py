@@ -1,0 +1,115 @@
+"""Every runner that an artifact can be compared with: transformers, both ONNX Runtime targets, its engine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from deltart.manifest import Manifest
+from deltart.runtime.backends.base import Backend
+from deltart.runtime.backends.gpu.backend import TensorRtBackend
+from deltart.runtime.backends.gpu.engine_manifest import Activations, load_engine
+from deltart.runtime.backends.ort import WeightMode
+from deltart.runtime.text.tokenizer import Tokenizer
+from deltart.verify.compare import Runner
+from deltart.verify.runners import backend_points, backend_reply, logit_positions
+
+
+class ArtifactRunners:
+    """Makes the runners of an artifact, each when it is asked for.
+
+    Args:
+        artifact: folder written by `deltart export`.
+        manifest: its manifest.
+        prefill: tokens that go through in one call, the others one by one.
+        weights: see WeightMode.
+        activations: "fp8" adds a runner whose prefill rounds the activations of block-FP8 linears.
+        max_new_tokens: longest greedy reply; None where no replies are compared.
+        cache: folder of built plans, for the engine's plans that return every block's state.
+    """
+
+    def __init__(
+        self, artifact: Path, manifest: Manifest, prefill: int, weights: WeightMode, activations: Activations,
+        max_new_tokens: int | None, cache: Path,
+    ) -> None:  # fmt: skip
+        self._artifact, self._manifest, self._prefill, self._weights = artifact, manifest, prefill, weights
+        self._activations, self._max_new_tokens, self._cache = activations, max_new_tokens, cache
+
+    def by_name(self) -> dict[str, Callable[[], Runner]]:
+        """Every runner, the reference first."""
+        return {
+            "transformers": self._transformers,
+            "portable": lambda: self._cpu("portable"),
+            "ort": lambda: self._cpu("ort"),
+            **({"fp8 prefill": self._fp8_prefill} if self._activations == "fp8" else {}),
+            "engine": self._engine,
+            "engine by block": self._engine_by_block,
+        }
+
+    def _transformers(self) -> Runner:
+        from deltart.verify.reference import ReferenceModel
+
+        model, prefill = ReferenceModel(self._manifest), self._prefill
+
+        def points(ids: np.ndarray) -> dict[str, np.ndarray]:
+            found = model.points(ids)
+            return found | {"logits": found["logits"][logit_positions(len(ids), min(prefill, len(ids)))]}
+
+        longest = self._max_new_tokens
+        if longest is None:
+            return Runner(points)
+        stops = self._tokenizer.eos_ids
+        return Runner(points, lambda prompt: model.reply(prompt, stops, longest))
+
+    def _cpu(self, target: str) -> Runner:
+        from deltart.verify.exposed import ExposedBackend
+
+        backend = ExposedBackend(self._artifact, target, self._weights)
+        reply = self._reply(backend) if target == "ort" else None
+        return Runner(backend_points(backend, backend.points, self._prefill), reply)
+
+    def _fp8_prefill(self) -> Runner:
+        from deltart.export.lower.functions import parse_function
+        from deltart.export.lower.portable_linear import fp8_block_linear
+        from deltart.verify.fp8_prefill import Fp8PrefillBackend
+
+        linear = parse_function(fp8_block_linear({"quantize_activations": 1}))
+        backend = Fp8PrefillBackend(self._artifact, linear, weights=self._weights)
+        return Runner(backend_points(backend, backend.points, self._prefill))
+
+    def _engine(self) -> Runner:
+        return Runner(backend_points(self._gpu, [], self._prefill), self._reply(self._gpu))
+
+    def _engine_by_block(self) -> Runner:
+        from deltart.verify.tensorrt_exposed import GRAPH, points
+
+        return Runner(backend_points(self._gpu, points(self._gpu.engine), self._prefill, GRAPH))
+
+    def _reply(self, backend: Backend) -> Callable[[Sequence[int]], list[int]] | None:
+        if self._max_new_tokens is None:
+            return None
+        return backend_reply(backend, self._tokenizer, self._max_new_tokens)
+
+    @cached_property
+    def _tokenizer(self) -> Tokenizer:
+        return Tokenizer.from_folder(self._artifact)
+
+    @cached_property
+    def _gpu(self) -> TensorRtBackend:
+        return _open_engine(self._artifact, self._cache)
+
+
+def _open_engine(artifact: Path, cache: Path) -> TensorRtBackend:
+    """The artifact's engine, with plans that return every block's state; they are built where they are missing."""
+    from deltart.runtime.backends.gpu.cuda import CudaDriver
+    from deltart.runtime.backends.tensorrt.load import built_flavour
+    from deltart.verify.tensorrt_exposed import build_exposed
+
+    flavour = built_flavour(artifact)
+    load_engine(artifact, flavour)
+    cuda = CudaDriver()
+    build_exposed(artifact, flavour, cache)
+    return TensorRtBackend(artifact, flavour, cuda=cuda)
