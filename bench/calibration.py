@@ -35,10 +35,10 @@ from deltart.calib.progress import Progress
 from deltart.calib.quantize import LADDER, Method
 from deltart.calib.scales import Quantized
 from deltart.calib.variants import Variant
-from deltart.export import synthetic
 from deltart.export.checkpoint import Checkpoint
-from deltart.export.presets import Config, causal_lm, text_config
 from deltart.export.spec import read_spec
+from deltart.export.synthetic import write as synthetic
+from deltart.export.synthetic.presets import Config, causal_lm, text_config
 from deltart.export.weights import load_parameters, load_tensor
 from tools.nano import heldout
 

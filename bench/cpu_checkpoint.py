@@ -9,8 +9,8 @@ from pathlib import Path
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 
-from deltart.export.presets import conditional_generation, text_config
-from deltart.export.synthetic import write_checkpoint
+from deltart.export.synthetic.presets import conditional_generation, text_config
+from deltart.export.synthetic.write import write_checkpoint
 
 VOCAB = 4096
 

@@ -22,8 +22,8 @@ from deltart.export.assemble import Tracer, assemble, lower, state_output
 from deltart.export.checkpoint import Checkpoint
 from deltart.export.graph import I64, ModelGraph, State
 from deltart.export.lower import ort, portable, tensorrt
-from deltart.export.models.registry import graphs_of
-from deltart.export.spec import FULL, ModelSpec, read_spec
+from deltart.export.models.registry import deferred_of, graphs_of
+from deltart.export.spec import ModelSpec, read_spec
 from deltart.export.weights import WEIGHTS_FOLDER, Ledger, build_module
 from deltart.plugins.spec import ACT, F32, I32
 
@@ -107,21 +107,9 @@ def _open_ledger(spec: ModelSpec, tensors: Checkpoint, mtp: bool) -> Ledger:
     if spec.moe is not None:
         raise ExportError(f"{spec.architecture} has no graph yet", "a dense Qwen3.5/3.6", "export a dense one")
     ledger = Ledger(tensors)
-    if spec.vision is not None:
-        ledger.defer("model.visual.", "vision: no graph yet")
-    if not mtp:
-        ledger.defer("mtp.", "MTP head left out on request")
-    if spec.tie_word_embeddings:
-        ledger.defer("lm_head.", "tied to the embedding")
-    for layer in (f"{spec.text_prefix}layers.{n}" for n, kind in enumerate(spec.layer_types) if kind == FULL):
-        _defer_cache_scales(ledger, layer)
-    _defer_cache_scales(ledger, "mtp.layers.0")
+    for prefix, reason in deferred_of(spec, mtp):
+        ledger.defer(prefix, reason)
     return ledger
-
-
-def _defer_cache_scales(ledger: Ledger, layer: str) -> None:
-    for name in (f"{layer}.self_attn.k_scale", f"{layer}.self_attn.v_scale"):
-        ledger.defer(name, "scale of an FP8 KV cache: the cache is not FP8 here")
 
 
 @contextmanager

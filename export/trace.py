@@ -16,8 +16,8 @@ from onnxscript import ir
 from torch import nn
 
 from deltart.export import ops
+from deltart.export.garbage import no_garbage_collection
 from deltart.export.graph import I64, Block, Value
-from deltart.garbage import no_garbage_collection
 from deltart.plugins.spec import ACT, F32, I32
 
 OPSET = 24

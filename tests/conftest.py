@@ -8,8 +8,8 @@ import pytest
 
 from deltart.errors import MissingDependencyError
 from deltart.export.pipeline import export_checkpoint
-from deltart.export.presets import causal_lm, text_config
-from deltart.export.synthetic import write_checkpoint
+from deltart.export.synthetic.presets import causal_lm, text_config
+from deltart.export.synthetic.write import write_checkpoint
 from deltart.plugins.native.library import find_headers
 from support.cases import CASES, VOCAB, Export, Exported
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from deltart.garbage import no_garbage_collection
+from deltart.export.garbage import no_garbage_collection
 
 if TYPE_CHECKING:
     from deltart.manifest import Manifest

@@ -22,7 +22,7 @@ def add_parser(commands: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Write the checkpoint and say where."""
-    from deltart.export.synthetic import synthesize
+    from deltart.export.synthetic.write import synthesize
 
     synthesize(arguments.preset, arguments.output, seed=arguments.seed, sparse=arguments.sparse)
     print(f"{arguments.output}: {arguments.preset}, {'sparse' if arguments.sparse else f'seed {arguments.seed}'}")

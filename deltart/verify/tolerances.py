@@ -4,7 +4,8 @@ from __future__ import annotations
 
 # transformers, "portable" and "ort" compute in float32, the engine in bfloat16.
 TOLERANCES = {"transformers": 1e-3, "portable": 1e-3, "ort": 1e-3, "engine": 2e-2, "engine by block": 2e-2}
-# A bound for gross errors only: on random tokens nano's hidden states differ by up to 0.13, on its texts its logits by 0.013.
+# A bound for gross errors only: nano's hidden states differ by up to 0.13 on random tokens,
+# its logits by 0.013 on its own texts.
 FP8_PREFILL = dict.fromkeys(("fp8 prefill", "engine", "engine by block"), 0.3)
 
 

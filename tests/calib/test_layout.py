@@ -13,7 +13,7 @@ from deltart.calib.pipeline import calibrate
 from deltart.export.checkpoint import Checkpoint
 from deltart.export.formats import is_skipped
 from deltart.export.spec import read_spec
-from deltart.export.synthetic import synthesize
+from deltart.export.synthetic.write import synthesize
 
 LINEARS = {leaf for group in layout.GROUPS for leaf in group}
 LINEARS |= {"in_proj_a", "in_proj_b", "fc", "lm_head", "qkv", "proj"}
@@ -59,7 +59,7 @@ def test_transformers_rule_skips_what_stays(tiny: Path) -> None:
 
 
 def test_shards_keep_their_names_and_whole_ones_are_linked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from deltart.export import synthetic
+    from deltart.export.synthetic import write as synthetic
     from support.calibration import write_tiny
 
     monkeypatch.setattr(synthetic, "SHARD_BYTES", 150_000)

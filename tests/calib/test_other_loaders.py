@@ -21,7 +21,7 @@ from deltart.calib import layout
 from deltart.calib.pipeline import calibrate
 from deltart.export.checkpoint import Checkpoint
 from deltart.export.spec import read_spec
-from deltart.export.synthetic import synthesize
+from deltart.export.synthetic.write import synthesize
 from support.calibration import write_text, write_tiny
 
 FUSED = {

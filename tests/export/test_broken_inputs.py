@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 
 from deltart.errors import CheckpointError, ConfigError, DeltaRTError, ExportError
-from deltart.export import synthetic
 from deltart.export.checkpoint import SINGLE, Checkpoint
 from deltart.export.pipeline import export_checkpoint
-from deltart.export.presets import causal_lm, text_config
-from deltart.export.synthetic import write_checkpoint
+from deltart.export.synthetic import write as synthetic
+from deltart.export.synthetic.presets import causal_lm, text_config
+from deltart.export.synthetic.write import write_checkpoint
 from support.cases import VOCAB
 
 CONFIG = causal_lm(

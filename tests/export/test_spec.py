@@ -14,8 +14,8 @@ from transformers.models.qwen3_5.modeling_qwen3_5 import Qwen3_5TextRotaryEmbedd
 from deltart.errors import ConfigError
 from deltart.export.formats import is_skipped
 from deltart.export.layers import RotaryTable, attention_factor, inverse_frequencies, mrope_axes
-from deltart.export.presets import PRESETS, text_config
 from deltart.export.spec import ModelSpec, read_spec
+from deltart.export.synthetic.presets import PRESETS, text_config
 
 
 def spec_of(folder: Path, config: dict) -> ModelSpec:

@@ -13,7 +13,7 @@ from deltart.errors import CheckpointError
 from deltart.export.checkpoint import Checkpoint
 from deltart.export.pipeline import account
 from deltart.export.spec import read_spec
-from deltart.export.synthetic import synthesize
+from deltart.export.synthetic.write import synthesize
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,8 @@ import onnx
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from deltart.export.pipeline import export_checkpoint
-from deltart.export.presets import causal_lm, text_config
-from deltart.export.synthetic import write_checkpoint
+from deltart.export.synthetic.presets import causal_lm, text_config
+from deltart.export.synthetic.write import write_checkpoint
 from support.cases import CASES, VOCAB  # found through the line above
 
 sizes, storage = CASES["fp8"]

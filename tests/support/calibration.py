@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from transformers import Qwen3_5ForCausalLM
 
-from deltart.export.presets import causal_lm, text_config
-from deltart.export.synthetic import write_checkpoint
+from deltart.export.synthetic.presets import causal_lm, text_config
+from deltart.export.synthetic.write import write_checkpoint
 from support.cases import Exported
 from support.reference import transformers_model
 

@@ -21,9 +21,9 @@ from deltart.export.lower import portable
 from deltart.export.lower.functions import composite_functions
 from deltart.export.lower.tensorrt import lower, lower_artifact, lower_graphs
 from deltart.export.models.registry import graphs_of
-from deltart.export.presets import causal_lm, text_config
 from deltart.export.spec import read_spec
-from deltart.export.synthetic import write_checkpoint
+from deltart.export.synthetic.presets import causal_lm, text_config
+from deltart.export.synthetic.write import write_checkpoint
 from deltart.manifest import load_manifest
 from deltart.plugins.tolerance import relative_rms
 from deltart.runtime.backends.inputs import text_inputs

@@ -19,8 +19,8 @@ from deltart.errors import CheckpointError
 from deltart.export.checkpoint import DTYPES, INDEX, SINGLE
 from deltart.export.formats import Linears
 from deltart.export.models.registry import graphs_of
-from deltart.export.presets import PRESETS, Config
 from deltart.export.spec import ModelSpec, VisionSpec, read_spec
+from deltart.export.synthetic.presets import PRESETS, Config
 from deltart.plugins.fp8_block_linear.reference import BLOCK
 
 SHARD_BYTES = 5_000_000_000

@@ -11,10 +11,8 @@ from torch.nn import functional as F
 
 from deltart.export import ops
 from deltart.export.formats import Linears
-from deltart.export.graph import I64, Block, ModelGraph, State, Value, activation, values
-from deltart.export.layers import GatedRMSNorm, RMSNorm, RotaryTable, Weight
-from deltart.export.spec import FULL, LINEAR, ModelSpec
-from deltart.plugins.spec import ACT, F32, I32
+from deltart.export.layers import GatedRMSNorm, RMSNorm, Weight
+from deltart.export.spec import ModelSpec
 
 
 class GatedDeltaNet(nn.Module):
@@ -58,7 +56,8 @@ class GatedAttention(nn.Module):
     def forward(
         self,
         x: Tensor,
-        rotary: tuple[Tensor, Tensor],
+        cos: Tensor,
+        sin: Tensor,
         past_len: Tensor,
         n_tokens: Tensor,
         k_cache: Tensor,
@@ -67,8 +66,8 @@ class GatedAttention(nn.Module):
         q_gate = self.q_proj(x).unflatten(-1, (self.heads, 2 * self.head_dim))
         q, gate = q_gate[..., : self.head_dim], q_gate[..., self.head_dim :]  # [B, T, Hq, D] each
         k = self.k_proj(x).unflatten(-1, (self.kv_heads, self.head_dim))  # [B, T, Hkv, D]
-        q = self.rotate(self.q_norm(q), rotary, self.heads)
-        k = self.rotate(self.k_norm(k), rotary, self.kv_heads)
+        q = self.rotate(self.q_norm(q), (cos, sin), self.heads)
+        k = self.rotate(self.k_norm(k), (cos, sin), self.kv_heads)
         o, k_cache, v_cache = ops.gated_attention(
             q, k, self.v_proj(x), gate.flatten(-2), k_cache, v_cache, past_len, n_tokens,
             self.heads, self.kv_heads, self.head_dim,
@@ -96,39 +95,43 @@ class MLP(nn.Module):
         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
 
 
-class GatedDeltaNetLayer(nn.Module):
-    """h += GatedDeltaNet(norm(h)); h += MLP(norm(h))."""
+class DecoderLayer(nn.Module):
+    """h += mixer(norm(h)); h += mlp(norm(h)). The mixer is registered under the checkpoint's name for it.
+
+    forward: h [B, T, H], then what the mixer takes besides, states last -> h, next states.
+    """
+
+    def __init__(self, spec: ModelSpec, name: str, mixer: nn.Module, mlp: nn.Module) -> None:
+        super().__init__()
+        self._mixer = name
+        self.input_layernorm = RMSNorm(spec.hidden_size, spec.rms_norm_eps)
+        self.add_module(name, mixer)
+        self.post_attention_layernorm = RMSNorm(spec.hidden_size, spec.rms_norm_eps)
+        self.mlp = mlp
+
+    def forward(self, h: Tensor, *context: Tensor) -> tuple[Tensor, ...]:
+        mixed, *states = self.get_submodule(self._mixer)(self.input_layernorm(h), *context)
+        h = h + mixed
+        return h + self.mlp(self.post_attention_layernorm(h)), *states
+
+
+class GatedDeltaNetLayer(DecoderLayer):
+    """A layer of linear attention."""
 
     def __init__(self, spec: ModelSpec, linear: Linears) -> None:
-        super().__init__()
-        self.input_layernorm = RMSNorm(spec.hidden_size, spec.rms_norm_eps)
-        self.linear_attn = GatedDeltaNet(spec, linear.under("linear_attn"))
-        self.post_attention_layernorm = RMSNorm(spec.hidden_size, spec.rms_norm_eps)
-        self.mlp = MLP(spec, linear.under("mlp"))
-
-    def forward(self, h: Tensor, n_tokens: Tensor, conv: Tensor, S: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        mixed, conv, S = self.linear_attn(self.input_layernorm(h), n_tokens, conv, S)
-        h = h + mixed
-        return h + self.mlp(self.post_attention_layernorm(h)), conv, S
+        super().__init__(spec, "linear_attn", GatedDeltaNet(spec, linear.under("linear_attn")), mlp_of(spec, linear))
 
 
-class GatedAttentionLayer(nn.Module):
-    """h += GatedAttention(norm(h)); h += MLP(norm(h))."""
+class GatedAttentionLayer(DecoderLayer):
+    """A layer of full attention."""
 
     def __init__(self, spec: ModelSpec, linear: Linears) -> None:
-        super().__init__()
-        self.input_layernorm = RMSNorm(spec.hidden_size, spec.rms_norm_eps)
-        self.self_attn = GatedAttention(spec, linear.under("self_attn"))
-        self.post_attention_layernorm = RMSNorm(spec.hidden_size, spec.rms_norm_eps)
-        self.mlp = MLP(spec, linear.under("mlp"))
+        super().__init__(spec, "self_attn", GatedAttention(spec, linear.under("self_attn")), mlp_of(spec, linear))
 
-    def forward(
-        self, h: Tensor, cos: Tensor, sin: Tensor, past_len: Tensor, n_tokens: Tensor, k_cache: Tensor, v_cache: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        x = self.input_layernorm(h)
-        mixed, k_cache, v_cache = self.self_attn(x, (cos, sin), past_len, n_tokens, k_cache, v_cache)
-        h = h + mixed
-        return h + self.mlp(self.post_attention_layernorm(h)), k_cache, v_cache
+
+def mlp_of(spec: ModelSpec, linear: Linears) -> nn.Module:
+    """The feed-forward part of a layer."""
+    return MLP(spec, linear.under("mlp"))
 
 
 class Embedding(nn.Module):
@@ -168,73 +171,3 @@ class MtpFusion(nn.Module):
 
     def forward(self, embedding: Tensor, hidden: Tensor) -> Tensor:
         return self.fc(torch.cat([self.pre_fc_norm_embedding(embedding), self.pre_fc_norm_hidden(hidden)], dim=-1))
-
-
-def text_graph(spec: ModelSpec, dtype: torch.dtype) -> ModelGraph:
-    """The decoder: input_ids [B, T] in, logits at `logit_index` and the normed hidden states out."""
-    prefix = spec.text_prefix
-    layers = [_layer(spec, f"layers.{n}", prefix, kind) for n, kind in enumerate(spec.layer_types)]
-    blocks = (
-        Block("embed", lambda _: Embedding(spec, dtype), {"": prefix}, ("input_ids",), ("h",)),
-        _rotary(spec, dtype),
-        *layers,
-        _head(spec, prefix),
-    )
-    inputs = ("input_ids", "position_ids", "past_len", "n_tokens", "logit_index")
-    return ModelGraph("model", _values(spec), inputs, ("logits", "hidden"), blocks)
-
-
-def mtp_graph(spec: ModelSpec, dtype: torch.dtype) -> ModelGraph:
-    """The MTP head: drafts token i+2 from token i+1 (`input_ids`) and the hidden state at i (`previous_hidden`)."""
-    blocks = (
-        Block("embed", lambda _: Embedding(spec, dtype), {"": spec.text_prefix}, ("input_ids",), ("embedding",)),
-        Block("fusion", lambda linear: MtpFusion(spec, linear), {"": "mtp."}, ("embedding", "previous_hidden"), ("h",)),
-        _rotary(spec, dtype),
-        _layer(spec, "layers.0", "mtp.", FULL),
-        _head(spec, "mtp."),
-    )
-    inputs = ("input_ids", "previous_hidden", "position_ids", "past_len", "n_tokens", "logit_index")
-    return ModelGraph("mtp", _values(spec), inputs, ("logits", "hidden"), blocks)
-
-
-def _layer(spec: ModelSpec, name: str, prefix: str, kind: str) -> Block:
-    weights = {"": f"{prefix}{name}."}
-    if kind == LINEAR:
-        heads, key_dim, value_dim = spec.linear_num_value_heads, spec.linear_key_head_dim, spec.linear_value_head_dim
-        conv = State(f"{name}.conv", ACT, ("B", spec.linear_conv_kernel_dim - 1, spec.conv_dim))
-        S = State(f"{name}.S", F32, ("B", heads, key_dim, value_dim))
-        return Block(
-            name, lambda linear: GatedDeltaNetLayer(spec, linear), weights, ("h", "n_tokens"), ("h",), (conv, S)
-        )
-    cache = ("B", spec.num_key_value_heads, "capacity", spec.head_dim)
-    kv = (State(f"{name}.k", ACT, cache), State(f"{name}.v", ACT, cache))
-    inputs = ("h", "cos", "sin", "past_len", "n_tokens")
-    return Block(name, lambda linear: GatedAttentionLayer(spec, linear), weights, inputs, ("h",), kv)
-
-
-def _rotary(spec: ModelSpec, dtype: torch.dtype) -> Block:
-    return Block("rotary", lambda _: RotaryTable(spec.rope, dtype), {}, ("position_ids",), ("cos", "sin"))
-
-
-def _head(spec: ModelSpec, prefix: str) -> Block:
-    tied = f"{spec.text_prefix}embed_tokens." if spec.tie_word_embeddings else "lm_head."
-    prefixes = {"norm.": f"{prefix}norm.", "lm_head.": tied}
-    return Block("head", lambda linear: Head(spec, linear), prefixes, ("h", "logit_index"), ("logits", "hidden"))
-
-
-def _values(spec: ModelSpec) -> dict[str, Value]:
-    hidden, pairs = spec.hidden_size, spec.rope.rotary_dim // 2
-    return values(
-        Value("input_ids", I64, ("B", "T")),
-        Value("position_ids", I64, (3, "B", "T")),
-        Value("past_len", I32, ("B",)),
-        Value("n_tokens", I32, ("B",)),
-        Value("logit_index", I64, ("B", "L")),
-        activation("h", "B", "T", hidden),
-        activation("embedding", "B", "T", hidden),
-        activation("previous_hidden", "B", "T", hidden),
-        activation("hidden", "B", "T", hidden),
-        activation("cos", "B", "T", pairs),
-        activation("sin", "B", "T", pairs),
-        Value("logits", F32, ("B", "L", spec.vocab_size)),
-    )

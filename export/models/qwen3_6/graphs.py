@@ -1,0 +1,81 @@
+"""Qwen3.5/3.6 as graphs: which blocks there are, what they read, carry as state and write, and their tensors' names."""
+
+from __future__ import annotations
+
+import torch
+
+from deltart.export.graph import I64, Block, ModelGraph, State, Value, activation, values
+from deltart.export.layers import RotaryTable
+from deltart.export.models.qwen3_6.text import Embedding, GatedAttentionLayer, GatedDeltaNetLayer, Head, MtpFusion
+from deltart.export.spec import FULL, LINEAR, ModelSpec
+from deltart.plugins.spec import ACT, F32, I32
+
+
+def text_graph(spec: ModelSpec, dtype: torch.dtype) -> ModelGraph:
+    """The decoder: input_ids [B, T] in, logits at `logit_index` and the normed hidden states out."""
+    prefix = spec.text_prefix
+    layers = [_layer(spec, f"layers.{n}", prefix, kind) for n, kind in enumerate(spec.layer_types)]
+    blocks = (
+        Block("embed", lambda _: Embedding(spec, dtype), {"": prefix}, ("input_ids",), ("h",)),
+        _rotary(spec, dtype),
+        *layers,
+        _head(spec, prefix),
+    )
+    inputs = ("input_ids", "position_ids", "past_len", "n_tokens", "logit_index")
+    return ModelGraph("model", _values(spec), inputs, ("logits", "hidden"), blocks)
+
+
+def mtp_graph(spec: ModelSpec, dtype: torch.dtype) -> ModelGraph:
+    """The MTP head: drafts token i+2 from token i+1 (`input_ids`) and the hidden state at i (`previous_hidden`)."""
+    blocks = (
+        Block("embed", lambda _: Embedding(spec, dtype), {"": spec.text_prefix}, ("input_ids",), ("embedding",)),
+        Block("fusion", lambda linear: MtpFusion(spec, linear), {"": "mtp."}, ("embedding", "previous_hidden"), ("h",)),
+        _rotary(spec, dtype),
+        _layer(spec, "layers.0", "mtp.", FULL),
+        _head(spec, "mtp."),
+    )
+    inputs = ("input_ids", "previous_hidden", "position_ids", "past_len", "n_tokens", "logit_index")
+    return ModelGraph("mtp", _values(spec), inputs, ("logits", "hidden"), blocks)
+
+
+def _layer(spec: ModelSpec, name: str, prefix: str, kind: str) -> Block:
+    weights = {"": f"{prefix}{name}."}
+    if kind == LINEAR:
+        heads, key_dim, value_dim = spec.linear_num_value_heads, spec.linear_key_head_dim, spec.linear_value_head_dim
+        conv = State(f"{name}.conv", ACT, ("B", spec.linear_conv_kernel_dim - 1, spec.conv_dim))
+        S = State(f"{name}.S", F32, ("B", heads, key_dim, value_dim))
+        return Block(
+            name, lambda linear: GatedDeltaNetLayer(spec, linear), weights, ("h", "n_tokens"), ("h",), (conv, S)
+        )
+    cache = ("B", spec.num_key_value_heads, "capacity", spec.head_dim)
+    kv = (State(f"{name}.k", ACT, cache), State(f"{name}.v", ACT, cache))
+    inputs = ("h", "cos", "sin", "past_len", "n_tokens")
+    return Block(name, lambda linear: GatedAttentionLayer(spec, linear), weights, inputs, ("h",), kv)
+
+
+def _rotary(spec: ModelSpec, dtype: torch.dtype) -> Block:
+    return Block("rotary", lambda _: RotaryTable(spec.rope, dtype), {}, ("position_ids",), ("cos", "sin"))
+
+
+def _head(spec: ModelSpec, prefix: str) -> Block:
+    tied = f"{spec.text_prefix}embed_tokens." if spec.tie_word_embeddings else "lm_head."
+    prefixes = {"norm.": f"{prefix}norm.", "lm_head.": tied}
+    return Block("head", lambda linear: Head(spec, linear), prefixes, ("h", "logit_index"), ("logits", "hidden"))
+
+
+def _values(spec: ModelSpec) -> dict[str, Value]:
+    hidden, pairs = spec.hidden_size, spec.rope.rotary_dim // 2
+    return values(
+        Value("input_ids", I64, ("B", "T")),
+        Value("position_ids", I64, (3, "B", "T")),
+        Value("past_len", I32, ("B",)),
+        Value("n_tokens", I32, ("B",)),
+        Value("logit_index", I64, ("B", "L")),
+        activation("h", "B", "T", hidden),
+        activation("embedding", "B", "T", hidden),
+        activation("previous_hidden", "B", "T", hidden),
+        activation("hidden", "B", "T", hidden),
+        activation("cos", "B", "T", pairs),
+        activation("sin", "B", "T", pairs),
+        Value("logits", F32, ("B", "L", spec.vocab_size)),
+    )
