@@ -99,8 +99,8 @@ def select(
     reasons = {site: _why_kept(site, tensors, modules, keep) for site in sites}
     chosen = tuple(site for site, reason in reasons.items() if reason is None)
     if not chosen:
-        expected, todo = f"linears with sizes that {BLOCK} divides", "see --modules and --keep"
-        raise ConfigError("no module is left to quantize", expected, todo)
+        expected, hint = f"linears with sizes that {BLOCK} divides", "see --modules and --keep"
+        raise ConfigError("no module is left to quantize", expected, hint)
     return Selection(chosen, {m: reason for site, reason in reasons.items() if reason for m in site.modules})
 
 

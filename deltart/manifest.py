@@ -117,7 +117,7 @@ def load_manifest(folder: Path) -> Manifest:
             f"{folder} holds no {FILE_NAME}", "a folder written by 'deltart export'", "export a checkpoint there first"
         ) from None
     except (KeyError, TypeError, json.JSONDecodeError) as error:
-        raise ArtifactError(f"{path} is not a manifest of this version ({error})", todo="export again") from None
+        raise ArtifactError(f"{path} is not a manifest of this version ({error})", hint="export again") from None
 
 
 def _graph(raw: dict[str, Any]) -> GraphEntry:

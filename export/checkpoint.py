@@ -130,9 +130,9 @@ def _read_header(path: Path) -> tuple[dict[str, Any], int, str]:
     try:
         header = json.loads(raw)
     except (json.JSONDecodeError, UnicodeDecodeError):
-        raise CheckpointError(f"{path}: the safetensors header is not JSON", todo="download the file again") from None
+        raise CheckpointError(f"{path}: the safetensors header is not JSON", hint="download the file again") from None
     if not isinstance(header, dict):
-        raise CheckpointError(f"{path}: the safetensors header is not an object", todo="download the file again")
+        raise CheckpointError(f"{path}: the safetensors header is not an object", hint="download the file again")
     return header, 8 + length, hashlib.sha256(prefix + raw).hexdigest()
 
 
@@ -140,7 +140,7 @@ def _tensor_info(path: Path, name: str, entry: Any, start: int, size: int) -> Te
     try:
         dtype, shape, (begin, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
     except (KeyError, TypeError, ValueError):
-        raise CheckpointError(f"{path}: tensor '{name}' has a malformed header entry", todo="download again") from None
+        raise CheckpointError(f"{path}: tensor '{name}' has a malformed header entry", hint="download again") from None
     if start + end > size:
         raise CheckpointError(
             f"{path}: tensor '{name}' ends at byte {start + end}, the file at {size}",

@@ -193,7 +193,7 @@ def test_driver_errors_are_named(native: Host, driver: ctypes.CDLL, tmp_path: Pa
     given = one.given()
     with pytest.raises(BuildError, match=r"libcuda\.so\.none") as error:
         native.ask("run", b"libcuda.so.none", ctypes.byref(given), 1, None)
-    assert error.value.todo == "install NVIDIA's driver"
+    assert error.value.hint == "install NVIDIA's driver"
 
 
 def test_an_unknown_output_axis_is_refused() -> None:
@@ -206,7 +206,7 @@ def test_an_unknown_output_axis_is_refused() -> None:
 def test_missing_headers_and_compiler_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(MissingDependencyError, match=f"NvInfer.h is not in {tmp_path}") as error:
         library.find_headers([tmp_path])
-    assert "--include DIR" in error.value.todo
+    assert "--include DIR" in error.value.hint
     (tmp_path / "include").mkdir()
     (tmp_path / "include" / "NvInfer.h").touch()
     assert library.find_headers([tmp_path]) == tmp_path / "include"

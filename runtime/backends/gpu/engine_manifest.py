@@ -185,7 +185,7 @@ def load_engine(artifact: Path, flavour: str) -> EngineManifest:
             f"{artifact} has no TensorRT plans of flavour '{flavour}'", str(path), f"run 'deltart build {artifact}'"
         ) from None
     except (KeyError, TypeError, json.JSONDecodeError) as error:
-        raise ArtifactError(f"{path} is damaged ({error})", todo="run 'deltart build' again") from None
+        raise ArtifactError(f"{path} is damaged ({error})", hint="run 'deltart build' again") from None
 
 
 def plan_entry(raw: dict[str, Any]) -> PlanEntry:
