@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from deltart.calib.errors import CalibrationError
 from deltart.calib.layout import OutputFile
 from deltart.calib.scales import Quantized
+from deltart.errors import CalibrationError
 from deltart.export.checkpoint import Checkpoint
 
 JOURNAL, ORDER = "journal.jsonl", "order.json"

@@ -38,6 +38,10 @@ class ArtifactError(DeltaRTError):
     """An artifact folder that is absent, incomplete, of another version, or whose weights changed."""
 
 
+class CalibrationError(DeltaRTError):
+    """Calibration can't start or go on: unusable text, an output in use, too little disk, an impossible request."""
+
+
 class BuildError(DeltaRTError):
     """A kernel, plugin library or TensorRT engine could not be built."""
 

@@ -14,9 +14,8 @@ import pytest
 import torch
 
 from deltart.calib import staging
-from deltart.calib.errors import CalibrationError
 from deltart.calib.pipeline import calibrate
-from deltart.errors import CheckpointError, ConfigError, DeltaRTError
+from deltart.errors import CalibrationError, CheckpointError, ConfigError, DeltaRTError
 from deltart.export.checkpoint import Checkpoint
 from support.calibration import VOCAB
 
