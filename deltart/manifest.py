@@ -11,7 +11,7 @@ from typing import Any
 
 from deltart.errors import ArtifactError
 
-FORMAT = 1
+FORMAT = 2
 FILE_NAME = "manifest.json"
 
 
@@ -53,7 +53,7 @@ class StateEntry:
 
 @dataclass(frozen=True)
 class GraphEntry:
-    """One graph: its ONNX file per target ("portable", "ort"), border, states and the weights it reads."""
+    """One graph: its ONNX file per target ("portable", "ort", "tensorrt"), border, states and the weights it reads."""
 
     files: Mapping[str, str]
     inputs: list[TensorEntry]
@@ -92,7 +92,6 @@ class Manifest:
     checkpoint: str
     files: list[FileEntry]
     spec: Mapping[str, Any]
-    precision: Mapping[str, str]
     max_context: int
     vocab_size: int
     graphs: Mapping[str, GraphEntry]

@@ -110,6 +110,8 @@ GatedAttention <num_heads, num_kv_heads, head_dim>
     )
 
 
+# The kernels of these write a state over its input. The convolution's body reads its state twice, in no set order.
+IN_PLACE = frozenset({"GatedDeltaRule", "GatedAttention"})
 BODIES: portable.Lowering = {
     "CausalConv1d": causal_conv1d,
     "GatedDeltaRule": gated_delta_rule,
