@@ -7,6 +7,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from deltart.errors import GenerationError
+
 Schema = Mapping[str, Any]
 
 _WORDS = {"true": True, "false": False, "null": None, "none": None}
@@ -42,6 +44,13 @@ def coerce(text: str, name: str, parameters: Schema) -> Any:
     kind = _kind(value)
     matches = kind in types or (kind == "integer" and "number" in types)
     return value if matches and kind != "string" else text
+
+
+def is_text(name: str, parameters: Schema) -> bool:
+    """Whether `coerce` returns every text for argument `name` as it is."""
+    properties = parameters.get("properties")
+    schema = properties.get(name) if isinstance(properties, Mapping) else None
+    return _types(schema, parameters, frozenset()) <= {"string"}
 
 
 def _types(schema: Any, root: Schema, followed: frozenset[str]) -> set[str]:
@@ -90,3 +99,21 @@ def _finite(text: str) -> float:
 
 def _kind(value: Any) -> str:
     return _KINDS.get(type(value), "object")
+
+
+def tool_schema(tool: Any) -> tuple[str, Schema]:
+    """Name and parameters of a tool, given bare or as {type: function, function: ...}.
+
+    Raises:
+        GenerationError: it is neither.
+    """
+    function = tool.get("function", tool) if isinstance(tool, Mapping) else None
+    name = function.get("name") if isinstance(function, Mapping) else None
+    parameters = function.get("parameters") if isinstance(function, Mapping) else None
+    if not isinstance(name, str) or not name or not isinstance(parameters, Mapping | None):
+        raise GenerationError(
+            f"a tool that is not a function schema: {tool!r}",
+            "a mapping with a name and parameters that are a JSON schema",
+            "correct the tool",
+        )
+    return name, parameters or {}
