@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from deltart.export import ops  # noqa: F401  registers the ops that this module gives bodies to
-from deltart.plugins.fp8_block_linear.reference import BLOCK
+from deltart.plugins.fp8_linear.reference import BLOCK
 from deltart.plugins.gated_delta_rule.reference import EPSILON
 
 CHUNK = 64
@@ -45,7 +45,7 @@ def gated_rms_norm(x: Tensor, weight: Tensor, z: Tensor, epsilon: float) -> Tens
 
 
 def fp8_block_linear(x: Tensor, weight: Tensor, weight_scale_inv: Tensor, quantize_activations: int) -> Tensor:
-    """See plugins/fp8_block_linear; activations as they are."""
+    """See plugins/fp8_linear; activations as they are."""
     if quantize_activations:
         raise ValueError("calibration runs on activations as they are")
     scale = weight_scale_inv.to(x.dtype).repeat_interleave(BLOCK, 0).repeat_interleave(BLOCK, 1)

@@ -1,7 +1,7 @@
 """The composite ops as torch callables: a reference body when run, one node when traced."""
 
 from deltart.plugins.causal_conv1d.op import CAUSAL_CONV1D
-from deltart.plugins.fp8_block_linear.op import FP8_BLOCK_LINEAR
+from deltart.plugins.fp8_linear.op import FP8_BLOCK_LINEAR
 from deltart.plugins.gated_attention.op import GATED_ATTENTION
 from deltart.plugins.gated_delta_rule.op import GATED_DELTA_RULE
 from deltart.plugins.gated_rms_norm.op import GATED_RMS_NORM

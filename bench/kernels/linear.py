@@ -13,13 +13,13 @@ from bench.kernels import peers_linear as peers
 from bench.kernels.device import Buffers, Cuda
 from bench.kernels.sections import Arrays, Run, measure
 from bench.kernels.table import Row
-from deltart.plugins import fp8_block_linear
-from deltart.plugins.fp8_block_linear import inputs, launch, prefill
-from deltart.plugins.fp8_block_linear.reference import BLOCK, quantize, scaled
+from deltart.plugins import fp8_linear
+from deltart.plugins.fp8_linear import inputs, launch, prefill
+from deltart.plugins.fp8_linear.reference import BLOCK, quantize, scaled
 from deltart.plugins.launch import Launch
 from deltart.plugins.tolerance import TOLERANCE, relative_rms
 
-FOLDER = Path(fp8_block_linear.__file__).parent
+FOLDER = Path(fp8_linear.__file__).parent
 TILES = {"w8a16": prefill.W8A16, "w8a8": prefill.W8A8, "w8a8 wgmma": prefill.W8A8_WGMMA}
 PRODUCT = " product"  # after a kind's name: its activations were quantized beforehand, as the rivals' were
 MANY, SOME, FEW = 4096, 256, 64  # tokens: a long prompt, one that may split K, and where the tile kernels begin
@@ -36,7 +36,7 @@ class LinearCase:
     arrays: Arrays
 
     @property
-    def kernel(self) -> prefill.Kernel | None:
+    def kernel(self) -> prefill.TileKernel | None:
         return TILES.get(self.kind.removesuffix(PRODUCT))
 
     @property
@@ -49,7 +49,7 @@ class LinearCase:
 
     def plan(self, run: Run, buffers: Buffers) -> list[Launch]:
         if self.kernel is None:
-            one = launch.decode if self.kind == "decode" else launch.gate_up
+            one = launch.decode if self.kind == "decode" else launch.decode_gate_up
             return [one(self.shape, buffers.at)]
         whole = self.quantized and not self.kind.endswith(PRODUCT)
         plan = prefill.prefill_w8a8 if whole else prefill.prefill

@@ -10,15 +10,15 @@ import numpy as np
 from bench.kernels.device import Buffers
 from bench.kernels.sections import Arrays, Run, measure
 from bench.kernels.table import Row
-from deltart.plugins import fp8_block_linear
+from deltart.plugins import fp8_linear
 from deltart.plugins.dtypes import cast, poisoned
-from deltart.plugins.fp8_block_linear import inputs
-from deltart.plugins.fp8_block_linear.projections import Projection, few
-from deltart.plugins.fp8_block_linear.reference import BLOCK
+from deltart.plugins.fp8_linear import inputs
+from deltart.plugins.fp8_linear.projections import Projection, decode
+from deltart.plugins.fp8_linear.reference import BLOCK
 from deltart.plugins.launch import Launch
 from deltart.plugins.tolerance import TOLERANCE, relative_rms
 
-SOURCE = Path(str(fp8_block_linear.__file__)).parent / "projections.cu"
+SOURCE = Path(str(fp8_linear.__file__)).parent / "projections.cu"
 HIDDEN = 5120
 # Rows of the block-FP8 weights and of the bf16 ones of a 27B layer.
 LAYERS = {"attention": ((12288, 1024, 1024), ()), "delta_net": ((10240, 6144), (48, 48))}
@@ -61,7 +61,7 @@ def projections(run: Run) -> Iterator[Row]:
             row = Row("projections", f"{name} M={tokens}")
 
             def plan(b: Buffers, shape: inputs.Shape = shape, members: list[Projection] = members) -> list[Launch]:
-                return [few(shape, members, b.at)]
+                return [decode(shape, members, b.at)]
 
             buffers = run.device.place(arrays)
             run.device.module(SOURCE)(plan(buffers), 0)

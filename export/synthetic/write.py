@@ -20,7 +20,7 @@ from deltart.export.formats.fp8_block import is_quantized, quantization_config
 from deltart.export.models.registry import graphs_of
 from deltart.export.spec import ModelSpec, VisionSpec, read_spec
 from deltart.export.synthetic.presets import PRESETS, Config
-from deltart.plugins.fp8_block_linear.reference import BLOCK
+from deltart.plugins.fp8_linear.reference import BLOCK
 from deltart.safetensors import INDEX, FilePlan, TensorInfo, index_of, plan_file, shard_name, unplaced
 
 SHARD_BYTES = 5_000_000_000

@@ -86,8 +86,8 @@ def test_dry_run_exercises_everything(tmp_path: Path) -> None:
 CHECK = """
 import functools, ml_dtypes, numpy as np, torch
 from bench.kernels import triton_linear as kernels
-from deltart.plugins.fp8_block_linear import inputs
-from deltart.plugins.fp8_block_linear.reference import dequantize, quantize, scaled
+from deltart.plugins.fp8_linear import inputs
+from deltart.plugins.fp8_linear.reference import dequantize, quantize, scaled
 from deltart.plugins.tolerance import relative_rms
 
 def tensor(a):

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from gdr_on_shim import addresses
 
 from deltart.errors import BuildError
 from deltart.plugins.causal_conv1d import inputs, launch
 from deltart.plugins.causal_conv1d.inputs import Shape
 from deltart.plugins.cpu_shim.runner import CpuModule, compile_cpu
 from deltart.plugins.tolerance import TOLERANCE, relative_rms
+from support.gdr_on_shim import addresses
 
 FOLDER = Path(inputs.__file__).resolve().parent
 TYPES = pytest.mark.parametrize("dtype", ["f32", "bf16"])

@@ -10,7 +10,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from native_cases import CASES, case
 
 from deltart.dtypes import BY_SHORT
 from deltart.errors import BuildError, MissingDependencyError
@@ -23,6 +22,7 @@ from deltart.plugins.native.contract import contract_digest, contract_source
 from deltart.plugins.registry import OPS
 from deltart.plugins.spec import ACT, F32, I32, OpSpec, TensorSpec
 from support.native import TYPES, Case, Given, Host, host, launch_lines, recording_driver
+from support.native_cases import CASES, case
 
 STREAM = 0x55
 HEADS = {"num_k_heads": 1, "num_v_heads": 3, "head_k_dim": 128, "head_v_dim": 128}

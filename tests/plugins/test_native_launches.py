@@ -8,20 +8,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from native_cases import CASES
 
 from deltart.errors import BuildError
 from deltart.plugins.kernel_call import kernel_of
 from deltart.plugins.registry import OPS
 from support.native import Case, Host, host, planted, text_of
+from support.native_cases import CASES
 
 # One constant of each op's launch.hpp, and another value of it.
 PLANTED = {
-    "AttentionProjections": ("attention_projections/launch.hpp", ('"Nk"), "k_weight"', '"Nv"), "k_weight"')),
+    "AttentionProjections": ("fp8_linear/projections.hpp", ('"Nk"), "k_weight"', '"Nv"), "k_weight"')),
     "CausalConv1d": ("causal_conv1d/launch.hpp", ("RUN = 16", "RUN = 17")),
-    "DeltaNetProjections": ("fp8_block_linear/projections.hpp", ("MOST_PLAIN = 2", "MOST_PLAIN = 3")),
-    "Fp8BlockGateUp": ("fp8_block_gate_up/launch.hpp", ("SHARE = 8 * 256", "SHARE = 8 * 128")),
-    "Fp8BlockLinear": ("fp8_block_linear/launch.hpp", ("ENOUGH_WARPS = 2048", "ENOUGH_WARPS = 2047")),
+    "DeltaNetProjections": ("fp8_linear/projections.hpp", ("MAX_PLAIN = 2", "MAX_PLAIN = 3")),
+    "Fp8BlockGateUp": ("fp8_linear/gate_up.hpp", ("SHARE = 8 * 256", "SHARE = 8 * 128")),
+    "Fp8BlockLinear": ("fp8_linear/linear.hpp", ("ENOUGH_WARPS = 2048", "ENOUGH_WARPS = 2047")),
     "GatedAttention": ("gated_attention/launch.hpp", ("BLOCKS = 264", "BLOCKS = 263")),
     "GatedDeltaRule": (
         "gated_delta_rule/launch.hpp",
@@ -77,6 +77,6 @@ def test_launches_and_workspaces_are_pythons(native: Host, name: str) -> None:
 
 
 def test_one_other_constant_is_seen(tmp_path: Path) -> None:
-    changed = planted(tmp_path, dict(PLANTED.values()))
+    changed = planted(tmp_path, PLANTED.values())
     for name in PLANTED:
         assert next(differences(changed, name), None) is not None, name

@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
-from native_cases import CASES, case
 
 from deltart.errors import BuildError
 from deltart.plugins.gated_delta_rule.op import GATED_DELTA_RULE
@@ -21,6 +20,7 @@ from deltart.plugins.registry import OPS
 from deltart.plugins.spec import VERSION
 from deltart.plugins.trt_plugin import CONTRACT_FIELD, type_source
 from support.native import Case, launch_lines, plugin_library, probe, recording_driver
+from support.native_cases import CASES, case
 
 NUMBERS = {"f32": 0, "i8": 2, "i32": 3, "bf16": 7}  # nvinfer1::DataType
 INT32, FLOAT32 = 5, 1  # nvinfer1::PluginFieldType

@@ -6,7 +6,7 @@ import ctypes
 import re
 import shutil
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -169,13 +169,13 @@ def recording_driver(folder: Path) -> ctypes.CDLL:
     return ctypes.CDLL(str(path))
 
 
-def planted(folder: Path, changes: Mapping[str, tuple[str, str]]) -> Host:
-    """The host part with `changes` (file in plugins/ -> text, other text) made in a copy of its sources."""
+def planted(folder: Path, changes: Iterable[tuple[str, tuple[str, str]]]) -> Host:
+    """The host part with `changes` (file in plugins/, its text, other text) made in a copy of its sources."""
     for path in ROOT.glob("plugins/*/*.hpp"):
         copy = folder / path.relative_to(ROOT)
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(path, copy)
-    for name, (found, other) in changes.items():
+    for name, (found, other) in changes:
         text = (folder / "plugins" / name).read_text()
         assert text.count(found) == 1, f"{name}: {found}"
         (folder / "plugins" / name).write_text(text.replace(found, other))

@@ -139,7 +139,8 @@ def test_an_error_inside_a_plugin_stops_the_build(artifact: Path, monkeypatch: p
     def refuse(call: object) -> int:
         raise BuildError("no tiling for this shape")
 
-    monkeypatch.setattr(gated_delta_rule, "KERNEL", replace(gated_delta_rule.KERNEL, workspace_bytes=refuse))
+    broken = replace(gated_delta_rule.KERNELS["GatedDeltaRule"], workspace_bytes=refuse)
+    monkeypatch.setitem(gated_delta_rule.KERNELS, "GatedDeltaRule", broken)
     with pytest.raises(BuildError, match="no tiling"):
         build_engine(artifact, OPTIONS)
     assert not list((artifact / "engine").rglob("*.*"))
@@ -188,8 +189,8 @@ def test_timings_are_kept_by_a_build_that_succeeds(
         compile_one(lowered, timings=TimingCache(path))
         assert path.stat().st_size > 100
     path.unlink()
-    broken = replace(gated_delta_rule.KERNEL, workspace_bytes=lambda call: 1 // 0)
-    monkeypatch.setattr(gated_delta_rule, "KERNEL", broken)
+    broken = replace(gated_delta_rule.KERNELS["GatedDeltaRule"], workspace_bytes=lambda call: 1 // 0)
+    monkeypatch.setitem(gated_delta_rule.KERNELS, "GatedDeltaRule", broken)
     with pytest.raises(BuildError, match="ZeroDivisionError"):
         compile_one(lowered, timings=TimingCache(path))
     assert not path.exists()

@@ -10,12 +10,12 @@ constexpr int64_t SCALE_BLOCK = 128;
 constexpr int64_t TILE = 128;       // rows of the weight per tile
 constexpr int64_t PAIR = 2 * TILE;  // quantized activations are padded to whole pairs of tiles
 constexpr int64_t ENOUGH_BLOCKS = 132;
-constexpr int64_t MOST_ITEMS = 2 * ENOUGH_BLOCKS;  // tiles times splits, where K is split
-constexpr int64_t MOST_SPLITS = 16;
+constexpr int64_t MAX_ITEMS = 2 * ENOUGH_BLOCKS;  // tiles times splits, where K is split
+constexpr int64_t MAX_SPLITS = 16;
 constexpr int64_t SPLIT_COST = 8;  // in blocks of K
 constexpr int64_t HOPPER = 90;
 constexpr int64_t ALIGNMENT = 256;   // of the arrays in the workspace
-constexpr int64_t MOST_DECODE = 64;  // tokens; the tile kernels take more
+constexpr int64_t MAX_DECODE = 64;  // tokens; the tile kernels take more
 
 struct Shape {
   int64_t rows, n, k;
@@ -47,12 +47,12 @@ inline constexpr TileKernel W8A8_WGMMA = {"fp8_block_linear_prefill_w8a8_wgmma",
 // wgmma is in sm_90a alone.
 inline const TileKernel& w8a8_kernel(const Call& call) { return call.capability == HOPPER ? W8A8_WGMMA : W8A8; }
 
-// Whether the call takes a kernel for few tokens, which needs no workspace.
-inline bool is_few(const Call& call, const Shape& shape) {
-  return !is_quantized(call) && (shape.rows <= MOST_DECODE || shape.dtype == DType::f32);
+// Whether the call takes a decode kernel, which needs no workspace.
+inline bool is_decode(const Call& call, const Shape& shape) {
+  return !is_quantized(call) && (shape.rows <= MAX_DECODE || shape.dtype == DType::f32);
 }
 
-// The kernel for many tokens on this GPU.
+// The prefill kernel on this GPU.
 inline const TileKernel& tile_kernel(const Call& call) { return is_quantized(call) ? w8a8_kernel(call) : W8A16; }
 
 inline void check(const Shape& shape) {
@@ -70,8 +70,8 @@ inline int64_t splits(const Shape& shape, const TileKernel& kernel) {
     int64_t steps = ceil_div(parts * tiles, ENOUGH_BLOCKS) * ceil_div(shape.k, SCALE_BLOCK * parts);
     return steps + (parts > 1 ? SPLIT_COST : 0);
   };
-  for (int64_t parts = 2; parts <= MOST_SPLITS; ++parts)
-    if (parts * tiles <= MOST_ITEMS && (parts - 1) * ceil_div(blocks, parts) < blocks && cost(parts) < cost(best))
+  for (int64_t parts = 2; parts <= MAX_SPLITS; ++parts)
+    if (parts * tiles <= MAX_ITEMS && (parts - 1) * ceil_div(blocks, parts) < blocks && cost(parts) < cost(best))
       best = parts;
   return best;
 }
@@ -97,14 +97,14 @@ struct Scratch {
 inline Scratch scratch(const Call& call, const Shape& shape) {
   bool quantized = is_quantized(call);
   int64_t padded = ceil_div(shape.rows, PAIR) * PAIR, blocks = ceil_div(shape.k, SCALE_BLOCK);
-  int64_t most = 4 * std::min(MOST_SPLITS * shape.rows * shape.n, MOST_ITEMS * (quantized ? PAIR : TILE) * TILE);
+  int64_t partial = 4 * std::min(MAX_SPLITS * shape.rows * shape.n, MAX_ITEMS * (quantized ? PAIR : TILE) * TILE);
   Scratch made;
-  if (is_few(call, shape)) return made;
+  if (is_decode(call, shape)) return made;
   if (quantized) {
     made.add("codes", padded * blocks * SCALE_BLOCK);
     made.add("x_scale", 4 * padded * blocks);
   }
-  made.add("partial", most);
+  made.add("partial", partial);
   return made;
 }
 

@@ -1,11 +1,11 @@
-"""Launches of the gated pair of block-FP8 linears for many tokens; those for few are fp8_block_linear's `gate_up`."""
+"""Launches of the gated pair of linears in prefill; decode's is `launch.decode_gate_up`."""
 
 from __future__ import annotations
 
 import ctypes
 
-from deltart.plugins.fp8_block_linear import prefill as tiles
-from deltart.plugins.fp8_block_linear.inputs import Shape
+from deltart.plugins.fp8_linear import prefill as tiles
+from deltart.plugins.fp8_linear.inputs import Shape
 from deltart.plugins.launch import Launch, pointers
 
 SHARE = 8 * 256  # values of y per block of the last launch
@@ -17,9 +17,9 @@ def gate_bytes(shape: Shape) -> int:
 
 
 def prefill(
-    shape: Shape, kernel: tiles.Kernel, at: dict[str, int], multiprocessors: int = tiles.ENOUGH_BLOCKS
+    shape: Shape, kernel: tiles.TileKernel, at: dict[str, int], multiprocessors: int = tiles.ENOUGH_BLOCKS
 ) -> list[Launch]:
-    """Any number of bf16 tokens, meant for more than 64. `at`: as for `fp8_block_linear.prefill` of `kernel`, x, gate,
+    """Any number of bf16 tokens, meant for more than 64. `at`: as for `prefill.prefill` of `kernel`, x, gate,
     and up_weight up_weight_scale_inv."""
     up = {"weight": at["up_weight"], "weight_scale_inv": at["up_weight_scale_inv"]}
     first = tiles.prefill if kernel is tiles.W8A16 else tiles.prefill_w8a8  # the second takes the same codes

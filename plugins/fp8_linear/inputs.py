@@ -8,7 +8,7 @@ import ml_dtypes
 import numpy as np
 
 from deltart.plugins.dtypes import cast, poisoned
-from deltart.plugins.fp8_block_linear.reference import BLOCK
+from deltart.plugins.fp8_linear.reference import BLOCK
 
 # [N, K] of every block-FP8 weight of the 27B model.
 SHAPES_27B = {

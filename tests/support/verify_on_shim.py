@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
-from gdr_on_shim import addresses
 
 from deltart.plugins.cpu_shim.runner import CpuModule
 from deltart.plugins.gated_delta_rule import inputs, launch, reference
 from deltart.plugins.gated_delta_rule.inputs import Shape
 from deltart.plugins.tolerance import relative_rms
+from support.gdr_on_shim import addresses
 
 
 def call(

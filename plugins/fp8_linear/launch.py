@@ -1,19 +1,19 @@
-"""Launch geometry of the block-FP8 linear: which kernel serves a shape, and how few tokens share the GPU."""
+"""Launch geometry of the block-FP8 linear: which kernel serves a shape, and how decode fills the GPU."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from deltart.plugins.fp8_block_linear.inputs import Shape
-from deltart.plugins.fp8_block_linear.prefill import W8A16, check, prefill
-from deltart.plugins.fp8_block_linear.reference import BLOCK
+from deltart.plugins.fp8_linear.inputs import Shape
+from deltart.plugins.fp8_linear.prefill import W8A16, check, prefill
+from deltart.plugins.fp8_linear.reference import BLOCK
 from deltart.plugins.launch import Arguments, Launch, ints, pointers
 
 TILES = (1, 2, 4)  # tokens per block, in eights
 ROWS = 16  # of the weight, per warp
 TILE_STRIDE = 20
 ENOUGH_WARPS = 2048  # with 2 KiB on the way for each: covers the memory latency of any of the targets
-MOST_WARPS = 8
+MAX_WARPS = 8
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,8 @@ def split(shape: Shape, weights: int = 1) -> Split:
     tiles = next((t for t in TILES if shape.rows <= 8 * t), TILES[-1])
     row_groups = 1 if tiles <= 2 else 4
     warps = weights * -(-shape.n // ROWS) * -(-shape.rows // (8 * tiles))
-    parts, most = 1, min(MOST_WARPS // (row_groups * weights), -(-shape.k // BLOCK))
-    while 2 * parts <= most and warps * parts < ENOUGH_WARPS:
+    parts, limit = 1, min(MAX_WARPS // (row_groups * weights), -(-shape.k // BLOCK))
+    while 2 * parts <= limit and warps * parts < ENOUGH_WARPS:
         parts *= 2
     return Split(tiles, row_groups, parts, weights)
 
@@ -64,19 +64,19 @@ def decode(shape: Shape, at: dict[str, int], by: Split | None = None) -> Launch:
     return _decode("fp8_block_linear_decode", shape, weights, at, by or split(shape))
 
 
-def gate_up(shape: Shape, at: dict[str, int]) -> Launch:
+def decode_gate_up(shape: Shape, at: dict[str, int]) -> Launch:
     """y = silu(x W^T) * (x up^T), tokens as `decode`. `at`: as `decode`, and up_weight up_weight_scale_inv, which have
     the shapes and types of weight and weight_scale_inv."""
     weights = pointers(at, "weight", "weight_scale_inv", "up_weight", "up_weight_scale_inv")
     return _decode("fp8_block_linear_gate_up", shape, weights, at, split(shape, 2))
 
 
-MOST_DECODE = 64  # tokens from which the tile kernel, which reads each weight once per 128 of them, takes over
+MAX_DECODE = 64  # tokens from which the tile kernel, which reads each weight once per 128 of them, takes over
 
 
 def forward(shape: Shape, at: dict[str, int]) -> tuple[str, list[Launch]]:
     """The kernels for a shape, activations as they are, and the source that holds them. `at`: as `decode`, and the
     arrays of `prefill.workspace`."""
-    if shape.rows <= MOST_DECODE or shape.dtype == "f32":
+    if shape.rows <= MAX_DECODE or shape.dtype == "f32":
         return "decode.cu", [decode(shape, at)]
     return W8A16.source, prefill(shape, W8A16, at)

@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 
 from deltart.errors import BuildError
-from deltart.plugins import fp8_block_linear
+from deltart.plugins import fp8_linear
 from deltart.plugins.cpu_shim.runner import FORWARD, REVERSE, CpuModule, compile_cpu
-from deltart.plugins.fp8_block_linear import inputs, launch
-from deltart.plugins.fp8_block_linear.inputs import SHAPES_27B, Shape
-from deltart.plugins.fp8_block_linear.reference import fp8_block_linear as reference
+from deltart.plugins.fp8_linear import inputs, launch
+from deltart.plugins.fp8_linear.inputs import SHAPES_27B, Shape
+from deltart.plugins.fp8_linear.reference import fp8_block_linear as reference
 from deltart.plugins.tolerance import TOLERANCE, relative_rms
 
-FOLDER = Path(fp8_block_linear.__file__).parent
+FOLDER = Path(fp8_linear.__file__).parent
 
 
 def module(folder: Path = FOLDER) -> CpuModule:
@@ -59,7 +59,9 @@ def gates(kernels: CpuModule, shape: Shape) -> bool:
     given = inputs.make(shape, 0)
     up = {f"up_{name}": array for name, array in inputs.make(shape, 1).items() if name != "x"}
     found = inputs.outputs(shape)
-    kernels.run([launch.gate_up(shape, {name: array.ctypes.data for name, array in (given | up | found).items()})])
+    kernels.run(
+        [launch.decode_gate_up(shape, {name: array.ctypes.data for name, array in (given | up | found).items()})]
+    )
     x, *weights = (array.astype(np.float64) for array in (given | up).values())
     gate, value = (reference(x, *weights[i : i + 2])[0] for i in (0, 2))
     with np.errstate(over="ignore"):
@@ -107,8 +109,8 @@ def test_plans_fill_a_gpu_and_fit_a_block() -> None:
     for n, k in SHAPES_27B.values():
         for tokens in range(1, 65):
             by = launch.split(Shape(tokens=tokens, n=n, k=k))
-            assert 8 * by.tiles >= min(tokens, 32) and by.shared_bytes <= 99 << 10 and by.warps <= launch.MOST_WARPS
-            assert -(-n // launch.ROWS) * by.parts >= 1024 or by.warps == launch.MOST_WARPS
+            assert 8 * by.tiles >= min(tokens, 32) and by.shared_bytes <= 99 << 10 and by.warps <= launch.MAX_WARPS
+            assert -(-n // launch.ROWS) * by.parts >= 1024 or by.warps == launch.MAX_WARPS
 
 
 def test_refuses_rows_that_are_not_aligned() -> None:

@@ -10,7 +10,7 @@ constexpr int64_t TILES[] = {1, 2, 4};  // tokens per block, in eights
 constexpr int64_t ROWS = 16;            // of the weight, per warp
 constexpr int64_t TILE_STRIDE = 20;
 constexpr int64_t ENOUGH_WARPS = 2048;
-constexpr int64_t MOST_WARPS = 8;
+constexpr int64_t MAX_WARPS = 8;
 
 // How a block divides its work: tokens (in eights), 16-row groups of each weight, parts of K, and weights.
 struct Split {
@@ -26,12 +26,12 @@ inline Split split(const Shape& shape, int64_t weights) {
     if (shape.rows <= 8 * t) tiles = t;
   int64_t row_groups = tiles <= 2 ? 1 : 4;
   int64_t warps = weights * ceil_div(shape.n, ROWS) * ceil_div(shape.rows, 8 * tiles);
-  int64_t parts = 1, most = std::min(MOST_WARPS / (row_groups * weights), ceil_div(shape.k, SCALE_BLOCK));
-  while (2 * parts <= most && warps * parts < ENOUGH_WARPS) parts *= 2;
+  int64_t parts = 1, limit = std::min(MAX_WARPS / (row_groups * weights), ceil_div(shape.k, SCALE_BLOCK));
+  while (2 * parts <= limit && warps * parts < ENOUGH_WARPS) parts *= 2;
   return {tiles, row_groups, parts, weights};
 }
 
-// Few tokens: y of one weight, or of a gate and an up weight together.
+// Decode: y of one weight, or of a gate and an up weight together.
 inline Launch decode(const std::string& kernel, const Call& call, const Shape& shape, Names weights) {
   Split by = split(shape, static_cast<int64_t>(weights.size()) / 2);
   check(shape);
@@ -51,7 +51,7 @@ inline int64_t workspace_bytes(const Call& call) { return scratch(call, shape_of
 inline Launches launches(const Call& call) {
   Shape shape = shape_of(call);
   Names weight = {"weight", "weight_scale_inv"};
-  if (is_few(call, shape)) return {"decode.cu", {decode("fp8_block_linear_decode", call, shape, weight)}};
+  if (is_decode(call, shape)) return {"decode.cu", {decode("fp8_block_linear_decode", call, shape, weight)}};
   const TileKernel& kernel = tile_kernel(call);
   auto run = is_quantized(call) ? prefill_w8a8 : prefill;
   return {kernel.source, run(scratch(call, shape).added_to(call), shape, kernel, weight, "y")};

@@ -8,15 +8,15 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 import pytest
-from test_fp8_block_linear import FOLDER
+from test_fp8_linear import FOLDER
 
 from bench.kernels.device import Cuda
 from deltart.errors import BuildError
 from deltart.plugins.cpu_shim.runner import FORWARD, REVERSE, CpuModule, compile_cpu
-from deltart.plugins.fp8_block_linear import inputs, launch, prefill
-from deltart.plugins.fp8_block_linear.inputs import SHAPES_27B, Shape
-from deltart.plugins.fp8_block_linear.prefill import W8A8, W8A8_WGMMA, W8A16, Kernel
-from deltart.plugins.fp8_block_linear.reference import dequantize, quantize, scaled
+from deltart.plugins.fp8_linear import inputs, launch, prefill
+from deltart.plugins.fp8_linear.inputs import SHAPES_27B, Shape
+from deltart.plugins.fp8_linear.prefill import W8A8, W8A8_WGMMA, W8A16, TileKernel
+from deltart.plugins.fp8_linear.reference import dequantize, quantize, scaled
 from deltart.plugins.tolerance import TOLERANCE, relative_rms
 
 Arrays = dict[str, np.ndarray]
@@ -28,11 +28,11 @@ BEFORE_ROUNDING = 1e-6  # of f32 sums
 by_name = pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.name)
 
 
-def module(kernel: Kernel, folder: Path = FOLDER) -> CpuModule:
+def module(kernel: TileKernel, folder: Path = FOLDER) -> CpuModule:
     return compile_cpu(folder / kernel.source)
 
 
-def run(kernels: CpuModule, kernel: Kernel, shape: Shape, given: Arrays, order: int = FORWARD) -> Arrays:
+def run(kernels: CpuModule, kernel: TileKernel, shape: Shape, given: Arrays, order: int = FORWARD) -> Arrays:
     work = {name: np.full(size, 0xFF, np.uint8) for name, size in prefill.workspace(shape, kernel).items()}
     found = inputs.outputs(shape) | work
     at = {name: array.ctypes.data for name, array in (given | found).items()}
@@ -52,14 +52,14 @@ def untiled(shape: Shape, found: Arrays) -> tuple[np.ndarray, np.ndarray]:
     return codes[: shape.rows, : shape.k], scale[: shape.rows]
 
 
-def expected(kernel: Kernel, shape: Shape, given: Arrays) -> np.ndarray:
+def expected(kernel: TileKernel, shape: Shape, given: Arrays) -> np.ndarray:
     """Float64 y [M, N], of the reference's own quantization where the kernel quantizes."""
     x = given["x"].astype(np.float32).reshape(shape.rows, shape.k)
     x = x.astype(np.float64) if kernel is W8A16 else scaled(*quantize(x))
     return x @ dequantize(given["weight"].astype(np.float64), given["weight_scale_inv"].astype(np.float64)).T
 
 
-def errors(kernel: Kernel, shape: Shape, given: Arrays, found: Arrays) -> tuple[float, float, float]:
+def errors(kernel: TileKernel, shape: Shape, given: Arrays, found: Arrays) -> tuple[float, float, float]:
     """Relative RMS of y against float64, against float64 rounded to bf16, and of the f32 parts of a split K (or 0)."""
     if kernel is not W8A16:
         codes, scale = quantize(given["x"].astype(np.float32).reshape(shape.rows, shape.k))
@@ -73,7 +73,7 @@ def errors(kernel: Kernel, shape: Shape, given: Arrays, found: Arrays) -> tuple[
     return relative_rms(y, want), relative_rms(y, want.astype(np.float32).astype(ml_dtypes.bfloat16)), before
 
 
-def check(kernels: CpuModule, kernel: Kernel, shape: Shape, order: int = FORWARD) -> bool:
+def check(kernels: CpuModule, kernel: TileKernel, shape: Shape, order: int = FORWARD) -> bool:
     given = inputs.make(shape, 0)
     plain, rounded, before = errors(kernel, shape, given, run(kernels, kernel, shape, given, order))
     return plain <= TOLERANCE["bf16"] and rounded <= SAME_ROUNDING and before <= BEFORE_ROUNDING
@@ -82,14 +82,14 @@ def check(kernels: CpuModule, kernel: Kernel, shape: Shape, order: int = FORWARD
 @by_name
 @pytest.mark.parametrize("scale_dtype", ["f32", "bf16"])
 @pytest.mark.parametrize("tokens, n, k", SIZES)
-def test_against_float64(tokens: int, n: int, k: int, scale_dtype: str, kernel: Kernel) -> None:
+def test_against_float64(tokens: int, n: int, k: int, scale_dtype: str, kernel: TileKernel) -> None:
     for order in (FORWARD, REVERSE):
         assert check(module(kernel), kernel, Shape(tokens=tokens, n=n, k=k, scale_dtype=scale_dtype), order)
 
 
 @by_name
 @pytest.mark.parametrize("tokens, n, k", [(70, 130, 3200), (257, 129, 2064)])
-def test_split_of_k(tokens: int, n: int, k: int, kernel: Kernel) -> None:
+def test_split_of_k(tokens: int, n: int, k: int, kernel: TileKernel) -> None:
     shape = Shape(tokens=tokens, n=n, k=k)
     assert prefill.splits(shape, kernel) > 1
     for order in (FORWARD, REVERSE):
@@ -97,7 +97,7 @@ def test_split_of_k(tokens: int, n: int, k: int, kernel: Kernel) -> None:
 
 
 @pytest.mark.parametrize("kernel", [W8A8, W8A8_WGMMA], ids=lambda kernel: kernel.name)
-def test_w8a8_before_rounding(kernel: Kernel) -> None:
+def test_w8a8_before_rounding(kernel: TileKernel) -> None:
     """Integers that bf16 holds exactly: no rounding of y hides an error, so the result is exact."""
     shape = Shape(tokens=70, n=136, k=256, scale_dtype="f32")
     given = inputs.make(shape, 0)
@@ -143,7 +143,7 @@ def test_shared_memory_fits() -> None:
 
 
 @by_name
-def test_splits_are_whole_and_within_the_declared_bytes(kernel: Kernel) -> None:
+def test_splits_are_whole_and_within_the_declared_bytes(kernel: TileKernel) -> None:
     for n, k in {*SHAPES_27B.values(), (129, 272), (5120, 16)}:
         most = 0
         for tokens in (1, 64, 65, 127, 128, 129, 256, 300, 512, 1000, 4096):
@@ -156,7 +156,7 @@ def test_splits_are_whole_and_within_the_declared_bytes(kernel: Kernel) -> None:
 
 
 @by_name
-def test_repeats_to_the_bit(kernel: Kernel) -> None:
+def test_repeats_to_the_bit(kernel: TileKernel) -> None:
     for shape in (Shape(tokens=70, n=136, k=400), Shape(tokens=70, n=40, k=2064)):
         given = inputs.make(shape, 0)
         first, second = (run(module(kernel), kernel, shape, given, order)["y"] for order in (FORWARD, REVERSE))
@@ -166,7 +166,7 @@ def test_repeats_to_the_bit(kernel: Kernel) -> None:
 @pytest.mark.slow
 @by_name
 @pytest.mark.parametrize("n, k", sorted({(min(n, 300), k) for n, k in SHAPES_27B.values()} | {(300, 17296)}))
-def test_every_k_of_the_27b_model(n: int, k: int, kernel: Kernel) -> None:
+def test_every_k_of_the_27b_model(n: int, k: int, kernel: TileKernel) -> None:
     """Some rows of each weight, their number no multiple of 128; one K that is none either."""
     shape = Shape(tokens=130, n=n, k=k)
     given = inputs.make(shape, 1)
@@ -180,7 +180,7 @@ def test_every_k_of_the_27b_model(n: int, k: int, kernel: Kernel) -> None:
 @pytest.mark.slow
 @by_name
 @pytest.mark.parametrize("n, k", sorted({(n % 128 + 1, k) for n, k in SHAPES_27B.values()}))
-def test_unsplit_sums_of_every_k(n: int, k: int, kernel: Kernel) -> None:
+def test_unsplit_sums_of_every_k(n: int, k: int, kernel: TileKernel) -> None:
     """A weight so narrow as to be split, and the same call as one part: the order of the sums is all that differs."""
     shape = replace(Shape(tokens=70, n=n, k=k), scale_dtype="f32")
     given = inputs.make(shape, 2)
@@ -196,7 +196,7 @@ def test_unsplit_sums_of_every_k(n: int, k: int, kernel: Kernel) -> None:
 @pytest.mark.gpu
 @by_name
 @pytest.mark.parametrize("tokens, n, k", [*SIZES, (257, 129, 2064), (512, 1024, 5120)])
-def test_on_the_gpu(tokens: int, n: int, k: int, kernel: Kernel) -> None:
+def test_on_the_gpu(tokens: int, n: int, k: int, kernel: TileKernel) -> None:
     """The same arrays on this machine's GPU, twice; W8A8_WGMMA on compute capability 9.0 alone."""
     if not pytest.importorskip("torch").cuda.is_available():
         pytest.skip("no CUDA device")

@@ -2,11 +2,11 @@
 #pragma once
 #include <set>
 
-#include "launch.hpp"
+#include "linear.hpp"
 
 namespace deltart::fp8_block_linear {
 
-constexpr size_t MOST_FP8 = 3, MOST_PLAIN = 2;
+constexpr size_t MAX_FP8 = 3, MAX_PLAIN = 2;
 
 // One weight [n, K]: the names of itself, its y and its scales (block FP8; empty for a bf16 weight).
 struct Projection {
@@ -24,11 +24,11 @@ inline Members with_scales(const Members& members, bool scales) {
 }
 
 // Any number of tokens, meant for 1 to 64. `shape.n` is of no account.
-inline Launch few(const Call& call, Shape shape, const Members& members) {
+inline Launch decode_together(const Call& call, Shape shape, const Members& members) {
   Members fp8 = with_scales(members, true), plain = with_scales(members, false);
-  require(fp8.size() <= MOST_FP8 && plain.size() <= MOST_PLAIN,
+  require(fp8.size() <= MAX_FP8 && plain.size() <= MAX_PLAIN,
           std::to_string(fp8.size()) + " block-FP8 weights and " + std::to_string(plain.size()) + " others",
-          "up to " + std::to_string(MOST_FP8) + " and " + std::to_string(MOST_PLAIN));
+          "up to " + std::to_string(MAX_FP8) + " and " + std::to_string(MAX_PLAIN));
   int64_t sum = 0, least = members[0].n, blocks = 0;
   for (const Projection& member : members) sum += member.n, least = std::min(least, member.n);
   shape.n = sum;
@@ -36,8 +36,8 @@ inline Launch few(const Call& call, Shape shape, const Members& members) {
   shape.n = least;
   check(shape);
   for (const Projection& member : members) blocks += ceil_div(member.n, ROWS * by.row_groups);
-  fp8.resize(MOST_FP8, {0, "none", "none", "none"});
-  plain.resize(MOST_PLAIN, {0, "none", "none", ""});
+  fp8.resize(MAX_FP8, {0, "none", "none", "none"});
+  plain.resize(MAX_PLAIN, {0, "none", "none", ""});
   Arguments args;
   args.pointers(call, {"x"}).ints({shape.scale_dtype == DType::bf16});
   for (const Projection& member : fp8) args.optional(call, {member.weight, member.scale, member.y}).ints({member.n});
@@ -48,7 +48,7 @@ inline Launch few(const Call& call, Shape shape, const Members& members) {
 }
 
 // Any number of bf16 tokens: the tile kernel on each block-FP8 weight, and one launch for the others.
-inline std::vector<Launch> many(const Call& call, Shape shape, const Members& members, const TileKernel& kernel) {
+inline std::vector<Launch> prefill_together(const Call& call, Shape shape, const Members& members, const TileKernel& kernel) {
   std::vector<Launch> list;
   for (const Projection& member : with_scales(members, true)) {
     shape.n = member.n;
@@ -56,17 +56,17 @@ inline std::vector<Launch> many(const Call& call, Shape shape, const Members& me
     for (Launch& launch : run(call, shape, kernel, {member.weight, member.scale}, member.y)) list.push_back(launch);
   }
   Members plain = with_scales(members, false);
-  if (!plain.empty()) list.push_back(few(call, shape, plain));
+  if (!plain.empty()) list.push_back(decode_together(call, shape, plain));
   return list;
 }
 
 // Sizes and types of a call, n that of the widest block-FP8 weight.
 inline Shape widest(const Call& call, const Members& members) {
   std::set<std::string> kinds, others;
-  int64_t most = 0;
+  int64_t widest = 0;
   for (const Projection& member : with_scales(members, true)) {
     kinds.insert(name(call.dtype(member.scale)));
-    most = std::max(most, member.n);
+    widest = std::max(widest, member.n);
   }
   for (const Projection& member : with_scales(members, false)) others.insert(name(call.dtype(member.weight)));
   auto joined = [](const std::set<std::string>& names) {
@@ -77,19 +77,48 @@ inline Shape widest(const Call& call, const Members& members) {
   require(kinds.size() == 1, "scales stored as " + joined(kinds), "one type for all");
   require(others.empty() || others == std::set<std::string>{"bf16"}, "weights stored as " + joined(others), "bf16");
   DType scale_dtype = *kinds.begin() == "bf16" ? DType::bf16 : DType::f32;
-  return {call.size("B") * call.size("T"), most, call.size("K"), call.dtype("x"), scale_dtype};
+  return {call.size("B") * call.size("T"), widest, call.size("K"), call.dtype("x"), scale_dtype};
 }
 
 inline int64_t workspace_bytes(const Call& call, const Members& members) {
   return scratch(call, widest(call, members)).bytes;
 }
 
-// Few tokens take one launch.
+// Decode takes one launch.
 inline Launches launches(const Call& call, const Members& members) {
   Shape shape = widest(call, members);
-  if (is_few(call, shape)) return {"projections.cu", {few(call, shape, members)}};
+  if (is_decode(call, shape)) return {"projections.cu", {decode_together(call, shape, members)}};
   const TileKernel& kernel = tile_kernel(call);
-  return {kernel.source, many(scratch(call, shape).added_to(call), shape, members, kernel)};
+  return {kernel.source, prefill_together(scratch(call, shape).added_to(call), shape, members, kernel)};
 }
 
 }  // namespace deltart::fp8_block_linear
+
+namespace deltart::attention_projections {
+
+inline fp8_block_linear::Members members(const Call& call) {
+  return {{call.size("Nq"), "q_weight", "q", "q_scale_inv"},
+          {call.size("Nk"), "k_weight", "k", "k_scale_inv"},
+          {call.size("Nv"), "v_weight", "v", "v_scale_inv"}};
+}
+
+inline int64_t workspace_bytes(const Call& call) { return fp8_block_linear::workspace_bytes(call, members(call)); }
+
+inline Launches launches(const Call& call) { return fp8_block_linear::launches(call, members(call)); }
+
+}  // namespace deltart::attention_projections
+
+namespace deltart::delta_net_projections {
+
+inline fp8_block_linear::Members members(const Call& call) {
+  return {{call.size("Nqkv"), "qkv_weight", "qkv", "qkv_scale_inv"},
+          {call.size("Nz"), "z_weight", "z", "z_scale_inv"},
+          {call.size("Ha"), "a_weight", "a", ""},
+          {call.size("Hb"), "b_weight", "b", ""}};
+}
+
+inline int64_t workspace_bytes(const Call& call) { return fp8_block_linear::workspace_bytes(call, members(call)); }
+
+inline Launches launches(const Call& call) { return fp8_block_linear::launches(call, members(call)); }
+
+}  // namespace deltart::delta_net_projections

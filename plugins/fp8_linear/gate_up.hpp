@@ -1,6 +1,6 @@
-// launch.py and plugin.py of the gated pair of linears in C++; tests/plugins/test_native_launches.py holds them equal.
+// gate_up.py and plugin.py of the gated pair of linears in C++; tests/plugins/test_native_launches.py holds them equal.
 #pragma once
-#include "../fp8_block_linear/launch.hpp"
+#include "linear.hpp"
 
 namespace deltart::fp8_block_gate_up {
 
@@ -14,18 +14,18 @@ inline linear::Shape shape_of(const Call& call) {
   return linear::shape_of(call);
 }
 
-// What a linear takes, and the gate; nothing for few tokens.
+// What a linear takes, and the gate; nothing in decode.
 inline int64_t workspace_bytes(const Call& call) {
   linear::Shape shape = shape_of(call);
-  return linear::is_few(call, shape) ? 0 : linear::scratch(call, shape).bytes + 2 * shape.rows * shape.n;
+  return linear::is_decode(call, shape) ? 0 : linear::scratch(call, shape).bytes + 2 * shape.rows * shape.n;
 }
 
-// Few tokens take one launch, prompts the tile kernel twice and a product.
+// Decode takes one launch, a prompt the tile kernel twice and a product.
 inline Launches launches(const Call& call) {
   linear::Shape shape = shape_of(call);
   Names gate = {"weight", "weight_scale_inv"}, up = {"up_weight", "up_weight_scale_inv"};
   Names both = {"weight", "weight_scale_inv", "up_weight", "up_weight_scale_inv"};
-  if (linear::is_few(call, shape))
+  if (linear::is_decode(call, shape))
     return {"decode.cu", {linear::decode("fp8_block_linear_gate_up", call, shape, both)}};
   linear::Scratch scratch = linear::scratch(call, shape);
   Call with = scratch.added_to(call);
