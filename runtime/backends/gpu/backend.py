@@ -26,6 +26,7 @@ from deltart.runtime.backends.gpu.engine_manifest import (
 )
 from deltart.runtime.backends.gpu.executor import Executor, Load
 from deltart.runtime.backends.gpu.weight_stream import ALIGNMENT, align, layout, reads, stream_weights
+from deltart.runtime.backends.slots import Slots
 from deltart.runtime.backends.tensorrt.load import built_flavour, executors
 from deltart.runtime.backends.weights import MappedWeights
 
@@ -135,6 +136,15 @@ class TensorRtBackend:
         padded = calls.pad_rows(plans[phase], inputs, self.engine.slots)
         results = self._call(f"{graph}.{phase}", state, 0, padded, outputs)
         return [array[: state.slots].astype(np.float32) for array in results]
+
+    @property
+    def weight_bytes(self) -> int:
+        """See Backend: nothing of the host's memory."""
+        return 0
+
+    def open_slots(self, slots: int, max_context: int, vocab_limit: int) -> Slots:
+        """See Backend."""
+        raise GenerationError("serving requests side by side on a GPU engine", "target 'ort'", "use --target ort")
 
     def decoder(self, state: SlotState, rows: Sequence[DecodeRow], steps: int) -> DeviceDecoder:
         """See Backend."""
