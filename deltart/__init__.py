@@ -15,9 +15,16 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
-    "BuildOptions", "Chats", "Engine", "EngineOptions", "Request", "SamplingParams", "build_engine", "export_checkpoint",
+    "BuildOptions",
+    "Chats",
+    "Engine",
+    "EngineOptions",
+    "Request",
+    "SamplingParams",
+    "build_engine",
+    "export_checkpoint",
     "load",
-]  # fmt: skip
+]
 
 # Imported when they are asked for: a runtime does without torch, an export without ONNX Runtime.
 _HOMES = {

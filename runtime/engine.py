@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import threading
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
+
+import numpy as np
 
 from deltart.errors import ClosedError, DeltaRTError, GenerationError, QueueFullError
 from deltart.runtime.backends.base import ServingBackend
@@ -23,6 +28,7 @@ from deltart.runtime.schedule.draft_policy import DraftPolicy
 from deltart.runtime.schedule.positions import Marks
 from deltart.runtime.schedule.prefix_cache import PrefixCache
 from deltart.runtime.schedule.scheduler import Scheduler
+from deltart.runtime.schedule.snapshot_files import read_prefix, write_prefix
 from deltart.runtime.sequence import Delta, Request, Usage
 from deltart.runtime.sequence import Sequence as Reply
 from deltart.runtime.text.chat import ChatTemplate
@@ -171,6 +177,43 @@ class Engine:
         """A request for one reply to `prompt`; the checkpoint's own parameters when `params` is None."""
         ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
         return Request(tuple(ids), self.defaults if params is None else params)
+
+    def save_prefix(self, ids: Sequence[int], path: Path) -> int:
+        """Write the state of the longest kept prefix of `ids` to `path`, for `load_prefix`.
+
+        Returns:
+            tokens of that prefix; 0 where none is kept, and nothing is written.
+
+        Raises:
+            OSError: there is no room or no permission.
+        """
+        snapshot, _ = self._cache.find([*ids, -1], "") if self._cache else (None, "")
+        if snapshot is None:
+            return 0
+        write_prefix(path, np.asarray(ids[: snapshot.past], np.int64), snapshot, self._model)
+        return snapshot.past
+
+    def load_prefix(self, path: Path) -> int:
+        """Keep the state that `save_prefix` wrote; the number of its tokens.
+
+        Raises:
+            ArtifactError: the file is damaged, or is of another model.
+        """
+        ids, snapshot = read_prefix(path, self._model)
+        if self._cache is not None:
+            self._cache.insert(ids.tolist(), snapshot, "", "file")
+        return snapshot.past
+
+    @cached_property
+    def _model(self) -> str:
+        """Names weights, graphs and precision: what a state depends on."""
+        parts = [
+            [[file.name, file.size, file.header_sha256] for file in self.manifest.files],
+            {name: [asdict(state) for state in graph.states] for name, graph in self.manifest.graphs.items()},
+            dict(self.manifest.precision),
+            self.manifest.spec,
+        ]
+        return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
 
     def close(self, drain_seconds: float = 0.0) -> None:
         """Take no more requests, let those that run go on for `drain_seconds`, cancel the rest, and free everything."""
