@@ -165,6 +165,7 @@ class TensorRtBackend:
         outputs: Sequence[str],
         sizes: Mapping[str, int],
     ) -> list[np.ndarray]:
+        calls.check_prefill(inputs)
         name = f"{graph}.prefill"
         entry = self._entry(graph, "prefill")
         by_name = {b.name: b for b in entry.by_role["output"]}
