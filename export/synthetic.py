@@ -21,10 +21,12 @@ from deltart.export.formats import Linears
 from deltart.export.models.registry import graphs_of
 from deltart.export.presets import PRESETS, Config
 from deltart.export.spec import ModelSpec, VisionSpec, read_spec
+from deltart.folders import Marker, staged
 from deltart.plugins.fp8_block_linear.reference import BLOCK
 
 SHARD_BYTES = 5_000_000_000
 E4M3_MAX = 448.0
+CHECKPOINT = Marker("a checkpoint", "config.json", lambda folder: None)  # none is ever replaced
 INITIALIZER_RANGE = 0.02  # of embedding and head, as the family is initialised; other matrices preserve variance
 
 
@@ -50,7 +52,8 @@ def synthesize(preset: str, output: Path, *, seed: int = 0, sparse: bool = False
         sparse: leave the data as holes (zeros that take no disk); names, dtypes, shapes and sizes stay true.
 
     Raises:
-        CheckpointError: the preset is unknown, or `output` exists and is not empty.
+        CheckpointError: the preset is unknown.
+        OutputError: `output` exists and is not empty, or can't be written; nothing is left under its name.
     """
     if preset not in PRESETS:
         raise CheckpointError(f"no preset '{preset}'", f"one of {', '.join(PRESETS)}")
@@ -62,20 +65,17 @@ def write_checkpoint(
     seed: int = 0, sparse: bool = False,
 ) -> None:  # fmt: skip
     """Write a checkpoint of `config`; `quantized` adds the vendor's FP8 block-128 format and its skip list."""
-    if output.exists() and any(output.iterdir()):
-        raise CheckpointError(f"{output} is not empty", "a new folder", "choose another")
-    output.mkdir(parents=True, exist_ok=True)
-    if quantized:
-        config = config | {"quantization_config": _quantization_config(config, output)}
-    (output / "config.json").write_text(json.dumps(config, indent=1) + "\n")
-    spec = read_spec(output)
-    plans = sorted(tensor_plans(spec, dtype, scale_dtype), key=lambda plan: plan.name)
-    shards = list(_shards(plans))
-    for number, shard in enumerate(shards, 1):
-        name = SINGLE if len(shards) == 1 else f"model-{number:05}-of-{len(shards):05}.safetensors"
-        _write_shard(output / name, shard, seed, sparse)
-    if len(shards) > 1:
-        _write_index(output, shards)
+    with staged(output, CHECKPOINT) as folder:
+        if quantized:
+            config = config | {"quantization_config": _quantization_config(config, folder)}
+        (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n")
+        plans = sorted(tensor_plans(read_spec(folder), dtype, scale_dtype), key=lambda plan: plan.name)
+        shards = list(_shards(plans))
+        for number, shard in enumerate(shards, 1):
+            name = SINGLE if len(shards) == 1 else f"model-{number:05}-of-{len(shards):05}.safetensors"
+            _write_shard(folder / name, shard, seed, sparse)
+        if len(shards) > 1:
+            _write_index(folder, shards)
 
 
 def tensor_plans(spec: ModelSpec, dtype: str = "BF16", scale_dtype: str = "BF16") -> Iterator[Plan]:
