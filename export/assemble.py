@@ -9,8 +9,7 @@ from torch import nn
 
 from deltart.export.bound import BoundModel
 from deltart.export.graph import Block, ModelGraph, Value
-from deltart.export.lower.functions import composite_functions
-from deltart.export.lower.portable import Lowering
+from deltart.export.lower.functions import Lowering, composite_functions
 from deltart.export.states import state_output
 from deltart.export.trace import FUNCTION_DOMAIN, OPSET, BlockKind, TracedBlock, trace_blocks
 from deltart.export.weights import external_initializer

@@ -5,8 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 from deltart import manifest
@@ -19,6 +18,7 @@ from deltart.export.ledger import ledger_of
 from deltart.export.spec import ModelSpec, read_spec
 from deltart.export.targets import EXPORTED, PORTABLE, write_graphs
 from deltart.export.weights import WEIGHTS_FOLDER
+from deltart.folders import staged
 
 TEXT_FILES = ("tokenizer.json", "tokenizer_config.json", "generation_config.json", "chat_template.jinja", "config.json")
 
@@ -41,12 +41,13 @@ def export_checkpoint(
         max_context: longest sequence the runtime may serve, in tokens; the model's own limit when None.
         yarn: static YaRN factor, or None for the checkpoint's own RoPE.
         mtp: whether to export the MTP head where the checkpoint has one.
-        overwrite: replace an artifact that is already there.
+        overwrite: replace an artifact that is already there, with nothing in it that deltart did not write.
         log: called with a line for every step.
 
     Raises:
         ConfigError, CheckpointError: the input is broken or unsupported; nothing is written.
-        ExportError: the output can't be written; nothing is left under its name.
+        ExportError: the options can't be served.
+        OutputError: the output can't be written or must not be replaced; it is as it was.
     """
     spec = read_spec(checkpoint)
     if yarn is not None:
@@ -56,7 +57,7 @@ def export_checkpoint(
     log(f"{spec.architecture}: {len(spec.layer_types)} layers, {len(tensors)} tensors in {len(tensors.files)} files")
     model = bind(spec, tensors, mtp=mtp)
     ledger = ledger_of(model)
-    with _staged(output, overwrite) as staging:
+    with staged(output, manifest.ARTIFACT, overwrite=overwrite, sources=[checkpoint]) as staging:
         graphs = write_graphs(model, EXPORTED, staging, log)
         _link_weights(tensors, staging, log)
         log("checking the ONNX graphs")
@@ -77,31 +78,6 @@ def _context(spec: ModelSpec, requested: int | None) -> int:
     return requested
 
 
-@contextmanager
-def _staged(output: Path, overwrite: bool) -> Iterator[Path]:
-    """A folder beside `output` that becomes `output` when the block succeeds, and vanishes when it fails."""
-    if output.exists() and not output.is_dir():
-        raise ExportError(f"{output} is a file", "a folder, or a path that does not exist", "choose another output")
-    if output.exists() and any(output.iterdir()) and not (overwrite and (output / manifest.FILE_NAME).exists()):
-        raise ExportError(
-            f"{output} is already in use", "an empty or new folder", "choose another, or --overwrite an artifact"
-        )
-    staging = output.parent / f".{output.name}.partial-{os.getpid()}"
-    try:
-        staging.mkdir(parents=True)
-    except OSError as error:
-        raise ExportError(f"cannot write {output} ({error.strerror})", "a writable place", "choose another") from None
-    try:
-        yield staging
-        if output.exists():
-            shutil.rmtree(output)
-        staging.rename(output)
-    except OSError as error:
-        raise ExportError(f"cannot write {output} ({error})", "a writable place with room", "choose another") from error
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
-
-
 def _link_weights(tensors: Checkpoint, staging: Path, log: Log) -> None:
     """Hard-link the vendor's files into the artifact, so that any runtime finds them; no byte is copied."""
     folder = staging / WEIGHTS_FOLDER
@@ -116,14 +92,11 @@ def _link_weights(tensors: Checkpoint, staging: Path, log: Log) -> None:
 
 
 def _bring_text_files(checkpoint: Path, staging: Path) -> list[str]:
-    """Link (or, across devices, copy) the tokenizer's and template's files."""
+    """Copy the tokenizer's and template's files: small ones, which people edit."""
     brought = []
     for name in TEXT_FILES:
         source = (checkpoint / name).resolve()
         if source.exists():
-            try:
-                os.link(source, staging / name)
-            except OSError:
-                shutil.copyfile(source, staging / name)
+            shutil.copyfile(source, staging / name)
             brought.append(name)
     return brought

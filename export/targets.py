@@ -13,9 +13,10 @@ from deltart.errors import ArtifactError
 from deltart.export.assemble import Tracer, assemble, lower
 from deltart.export.bound import BoundGraph, BoundModel, bind
 from deltart.export.checkpoint import Checkpoint
-from deltart.export.lower import ort, portable, tensorrt
+from deltart.export.lower import functions, tensorrt
 from deltart.export.spec import ModelSpec, read_spec
 from deltart.export.states import writers
+from deltart.files import write_atomically
 from deltart.manifest import Manifest, load_manifest
 from deltart.plugins.registry import MODEL_OPS
 
@@ -44,8 +45,8 @@ PORTABLE = "portable"
 TARGETS: Mapping[str, Target] = {
     target.name: target
     for target in (
-        Target(PORTABLE, torch.float32, lambda model: lower(model, portable.BODIES)),
-        Target("ort", torch.float32, lambda model: lower(model, ort.BODIES), ort.IN_PLACE),
+        Target(PORTABLE, torch.float32, lambda model: lower(model, functions.PORTABLE)),
+        Target("ort", torch.float32, lambda model: lower(model, functions.ORT), functions.ORT_IN_PLACE),
         Target(tensorrt.TARGET, torch.bfloat16, tensorrt.lower, frozenset(spec.name for spec in MODEL_OPS)),
     )
 }
@@ -75,7 +76,7 @@ def write_graphs(
         assembled, weights = assemble(graph, tracer)
         for target in targets:
             content = target.lower(assembled).SerializeToString(deterministic=True)
-            (folder / target.file(graph.name)).write_bytes(content)
+            write_atomically(folder / target.file(graph.name), content)
         files = {target.name: target.file(graph.name) for target in targets}
         written.append(Written(bound, files, weights, _in_place(bound, tracer)))
     return written

@@ -27,7 +27,9 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--max-context", type=int, metavar="N", help="longest sequence to serve (default: the model's)")
     parser.add_argument("--yarn", type=float, metavar="FACTOR", help="stretch the context by static YaRN")
     parser.add_argument("--no-mtp", action="store_true", help="leave the MTP head out")
-    parser.add_argument("--overwrite", action="store_true", help="replace an artifact that is already there")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace an artifact that is already there; never anything else"
+    )
     parser.add_argument("--json", action="store_true", help="print a summary as JSON")
     parser.set_defaults(run=run)
 

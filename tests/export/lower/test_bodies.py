@@ -8,19 +8,17 @@ import onnx
 import onnxruntime as ort
 import pytest
 
-from deltart.export.lower import ort as ort_lowering
-from deltart.export.lower import portable
-from deltart.export.lower.functions import composite_functions
+from deltart.export.lower.functions import ORT, PORTABLE, Lowering, composite_functions
 from deltart.plugins.registry import OPS
 from deltart.plugins.spec import DOMAIN, OpSpec
 
-LOWERINGS = {"portable": portable.BODIES, "ort": ort_lowering.BODIES}
+LOWERINGS = {"portable": PORTABLE, "ort": ORT}
 GDN_SIZES = {"num_k_heads": 2, "num_v_heads": 6, "head_k_dim": 128, "head_v_dim": 128}
 ATTENTION_SIZES = {"num_heads": 6, "num_kv_heads": 2, "head_dim": 64}
 BY_NAME = {spec.name: spec for spec in OPS}
 
 
-def run_body(spec: OpSpec, bodies: portable.Lowering, arrays: list[np.ndarray], attributes: dict) -> list[np.ndarray]:
+def run_body(spec: OpSpec, bodies: Lowering, arrays: list[np.ndarray], attributes: dict) -> list[np.ndarray]:
     results = [f"{t.name}_out" for t in spec.outputs]
     node = onnx.helper.make_node(spec.name, [t.name for t in spec.inputs], results, domain=DOMAIN, **attributes)
     inputs = [
@@ -52,7 +50,7 @@ def to_ortvalue(array: np.ndarray) -> ort.OrtValue:
 
 
 def check(
-    spec: OpSpec, bodies: portable.Lowering, arrays: list[np.ndarray], attributes: dict, *defined: np.ndarray | None
+    spec: OpSpec, bodies: Lowering, arrays: list[np.ndarray], attributes: dict, *defined: np.ndarray | None
 ) -> None:
     """Compare each output where `defined` says it is (padding tokens and unused cache rows are not)."""
     wide = [a.astype(np.float64) if a.dtype.kind not in "iu" else a for a in arrays]
@@ -67,14 +65,16 @@ def check(
 
 
 def ragged(rng: np.random.Generator, batch: int, length: int) -> tuple[np.ndarray, np.ndarray]:
+    """n_tokens [B], the first row full, and which tokens are real [B, T]."""
     n_tokens = rng.integers(0, length + 1, batch).astype(np.int32)
     n_tokens[0] = length
     return n_tokens, np.arange(length) < n_tokens[:, None]
 
 
 @pytest.mark.parametrize("target", LOWERINGS)
+@pytest.mark.parametrize("drafts", ["none", "some", "all"])
 @pytest.mark.parametrize("length", [1, 2, 5, 63, 65])
-def test_gated_delta_rule(target: str, length: int) -> None:
+def test_gated_delta_rule(target: str, drafts: str, length: int) -> None:
     rng = np.random.default_rng(length)
     batch, heads = 3, GDN_SIZES["num_v_heads"]
     n_tokens, real = ragged(rng, batch, length)
@@ -85,17 +85,19 @@ def test_gated_delta_rule(target: str, length: int) -> None:
     A_log = rng.uniform(-1, 2, heads).astype(ml_dtypes.bfloat16)
     dt_bias = rng.standard_normal(heads).astype(np.float32)
     S = rng.standard_normal((batch, heads, 128, 128)).astype(np.float32)
-    check(BY_NAME["GatedDeltaRule"], LOWERINGS[target], [qkv, a, b, A_log, dt_bias, S, n_tokens], GDN_SIZES, real)
+    n_commit = {"none": n_tokens, "some": rng.integers(0, n_tokens + 1).astype(np.int32), "all": 0 * n_tokens}[drafts]
+    arrays = [qkv, a, b, A_log, dt_bias, S, n_tokens, n_commit]
+    check(BY_NAME["GatedDeltaRule"], LOWERINGS[target], arrays, GDN_SIZES, real)
 
 
 @pytest.mark.parametrize("target", LOWERINGS)
 @pytest.mark.parametrize("length", [1, 2, 3, 7])
 def test_causal_conv1d(target: str, length: int) -> None:
     rng = np.random.default_rng(length)
-    n_tokens, real = ragged(rng, 4, length)
+    n_commit = rng.integers(0, length + 1, 4).astype(np.int32)
     x, state = (rng.standard_normal((4, t, 40)).astype(np.float32) for t in (length, 3))
     weight = rng.standard_normal((40, 1, 4)).astype(ml_dtypes.bfloat16)
-    check(BY_NAME["CausalConv1d"], LOWERINGS[target], [x, weight, state, n_tokens], {}, real)
+    check(BY_NAME["CausalConv1d"], LOWERINGS[target], [x, weight, state, n_commit], {})
 
 
 @pytest.mark.parametrize("target", LOWERINGS)
@@ -132,7 +134,7 @@ def test_fp8_block_linear(n: int, k: int, scale_dtype: type, quantize: int) -> N
     x[1, 0] *= 1e-4
     weight = rng.standard_normal((n, k)).astype(ml_dtypes.float8_e4m3fn)
     scale = rng.uniform(0.5, 2, (-(-n // 128), -(-k // 128))).astype(scale_dtype)
-    check(BY_NAME["Fp8BlockLinear"], portable.BODIES, [x, weight, scale], {"quantize_activations": quantize})
+    check(BY_NAME["Fp8BlockLinear"], PORTABLE, [x, weight, scale], {"quantize_activations": quantize})
 
 
 @pytest.mark.parametrize("quantize", [0, 1])
@@ -144,7 +146,7 @@ def test_fp8_block_gate_up(quantize: int) -> None:
         for _ in range(2)
     ]
     arrays = [a for weight, scale in pairs for a in (weight, scale.astype(ml_dtypes.bfloat16))]
-    check(BY_NAME["Fp8BlockGateUp"], portable.BODIES, [x, *arrays], {"quantize_activations": quantize})
+    check(BY_NAME["Fp8BlockGateUp"], PORTABLE, [x, *arrays], {"quantize_activations": quantize})
 
 
 def stored(rng: np.random.Generator, n: int, k: int) -> list[np.ndarray]:
@@ -160,15 +162,15 @@ def test_projections(quantize: int) -> None:
     plain = [rng.standard_normal((5, 200)).astype(ml_dtypes.bfloat16) for _ in range(2)]
     attributes = {"quantize_activations": quantize}
     attention = [x, *(a for pair in fp8 for a in pair)]
-    check(BY_NAME["AttentionProjections"], portable.BODIES, attention, attributes)
+    check(BY_NAME["AttentionProjections"], PORTABLE, attention, attributes)
     delta_net = [x, *fp8[0], *fp8[1], *plain]
-    check(BY_NAME["DeltaNetProjections"], portable.BODIES, delta_net, attributes)
+    check(BY_NAME["DeltaNetProjections"], PORTABLE, delta_net, attributes)
 
 
 def test_lm_head() -> None:
     rng = np.random.default_rng(0)
     x = rng.standard_normal((2, 3, 64)).astype(np.float32)
-    check(BY_NAME["LmHead"], portable.BODIES, [x, rng.standard_normal((90, 64)).astype(ml_dtypes.bfloat16)], {})
+    check(BY_NAME["LmHead"], PORTABLE, [x, rng.standard_normal((90, 64)).astype(ml_dtypes.bfloat16)], {})
 
 
 @pytest.mark.parametrize("pairs", [8, 32])
@@ -178,4 +180,4 @@ def test_qk_norm_rope(pairs: int) -> None:
     weights = [rng.standard_normal(64).astype(ml_dtypes.bfloat16) for _ in range(2)]
     tables = [rng.standard_normal((2, 3, pairs)).astype(np.float32) for _ in range(2)]
     sizes = ATTENTION_SIZES | {"epsilon": 1e-3}
-    check(BY_NAME["QkNormRope"], portable.BODIES, [q_gate, k, *weights, *tables], sizes)
+    check(BY_NAME["QkNormRope"], PORTABLE, [q_gate, k, *weights, *tables], sizes)

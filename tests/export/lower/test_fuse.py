@@ -13,8 +13,7 @@ import torch
 from deltart.export.assemble import Tracer, assemble
 from deltart.export.bound import bind
 from deltart.export.checkpoint import Checkpoint
-from deltart.export.lower import portable
-from deltart.export.lower.functions import composite_functions
+from deltart.export.lower.functions import PORTABLE, composite_functions
 from deltart.export.lower.fuse import fuse
 from deltart.export.lower.tensorrt import lower
 from deltart.export.spec import read_spec
@@ -149,13 +148,14 @@ def test_fused_graph_computes_the_unfused_one(exported: Export, monkeypatch: pyt
 def run(model: onnx.ModelProto, tensors: Checkpoint) -> list[np.ndarray]:
     """Every output for seeded inputs; FP8 weights come as values, which is what the int8 bits stand for."""
     rng = np.random.default_rng(0)
-    model.functions.extend(composite_functions(model.graph.node, portable.BODIES))
+    model.functions.extend(composite_functions(model.graph.node, PORTABLE))
     sizes = {"B": 2, "T": 5, "L": 2, "capacity": 16}
     values = {
         "input_ids": rng.integers(0, 320, (2, 5)),
         "position_ids": np.tile(np.arange(5) + 3, (3, 2, 1)),
         "past_len": np.array([3, 0], np.int32),
         "n_tokens": np.array([5, 4], np.int32),
+        "n_commit": np.array([2, 4], np.int32),
         "logit_index": np.array([[4, 0], [3, 1]]),
     }
     for tensor in model.graph.input:

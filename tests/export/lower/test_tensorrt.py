@@ -18,8 +18,7 @@ from deltart.errors import ArtifactError
 from deltart.export.assemble import Tracer, assemble
 from deltart.export.bound import bind
 from deltart.export.checkpoint import Checkpoint
-from deltart.export.lower import portable
-from deltart.export.lower.functions import composite_functions
+from deltart.export.lower.functions import PORTABLE, composite_functions
 from deltart.export.lower.tensorrt import lower
 from deltart.export.spec import read_spec
 from deltart.export.synthetic.presets import causal_lm, text_config
@@ -97,7 +96,7 @@ def test_lowered_graph_computes_the_model(exported: Export) -> None:
     bound = bind(spec, tensors, mtp=False)
     graph = bound.graphs[0].graph
     model = lower(assemble(graph, Tracer(bound))[0])
-    model.functions.extend(composite_functions(model.graph.node, portable.BODIES))
+    model.functions.extend(composite_functions(model.graph.node, PORTABLE))
     session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
 
     backend = OrtBackend(made.artifact, "portable")

@@ -1,9 +1,15 @@
-"""Portable bodies of the linears: block-FP8 weights alone, in pairs and in groups, and the head."""
+"""Bodies of the block-FP8 linears."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from deltart.plugins.bodies import Bodies
+from deltart.plugins.fp8_linear.reference import BLOCK
 
 
 def dequantized(weight: str, scale: str, W_t: str) -> str:
@@ -31,7 +37,7 @@ def dequantized(weight: str, scale: str, W_t: str) -> str:
 """
 
 
-def fp8_block_linear(attributes: Mapping[str, Any]) -> str:
+def linear(attributes: Mapping[str, Any]) -> str:
     """Dequantizes the weight by its block scales, then multiplies; a runtime may fold the constant part."""
     return f"""
 Fp8BlockLinear <quantize_activations> (x, weight, weight_scale_inv) => (y) {{
@@ -42,7 +48,7 @@ Fp8BlockLinear <quantize_activations> (x, weight, weight_scale_inv) => (y) {{
 """
 
 
-def fp8_block_gate_up(attributes: Mapping[str, Any]) -> str:
+def gate_up(attributes: Mapping[str, Any]) -> str:
     """Two linears, the first through SiLU."""
     return f"""
 Fp8BlockGateUp <quantize_activations> (x, weight, weight_scale_inv, up_weight, up_weight_scale_inv) => (y) {{
@@ -98,17 +104,6 @@ def _activations(attributes: Mapping[str, Any]) -> str:
     return QUANTIZED_ACTIVATIONS if attributes["quantize_activations"] else "  x_used = Identity (x)"
 
 
-def lm_head(attributes: Mapping[str, Any]) -> str:
-    """One product."""
-    return """
-LmHead (x, weight) => (logits) {
-  W = Cast <to = 1> (weight)
-  W_t = Transpose <perm = [1, 0]> (W)
-  logits = MatMul (x, W_t)
-}
-"""
-
-
 # x as E4M3 with scale amax / 448 per token and 128 of K, back in float.
 QUANTIZED_ACTIVATIONS = """
   last = Constant <value_ints: ints = [-1]> ()
@@ -138,3 +133,19 @@ QUANTIZED_ACTIVATIONS = """
   x_rounded_flat = Reshape (x_rounded_blocks, flat_shape)
   two = Constant <value_ints: ints = [2]> ()
   x_used = Slice (x_rounded_flat, first, x_width, two)"""
+
+
+def fast(x: Tensor, weight: Tensor, weight_scale_inv: Tensor, quantize_activations: int) -> Tensor:
+    """The weight widened first; activations as they are."""
+    if quantize_activations:
+        raise ValueError("calibration runs on activations as they are")
+    scale = weight_scale_inv.to(x.dtype).repeat_interleave(BLOCK, 0).repeat_interleave(BLOCK, 1)
+    return F.linear(x, weight.to(x.dtype) * scale[: weight.shape[0], : weight.shape[1]])
+
+
+BODIES = {
+    "Fp8BlockLinear": Bodies(linear, torch=fast),
+    "Fp8BlockGateUp": Bodies(gate_up),
+    "AttentionProjections": Bodies(attention_projections),
+    "DeltaNetProjections": Bodies(delta_net_projections),
+}
