@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 
 from deltart.errors import BuildError
+from deltart.plugins.cases import OpCall, calls_of
 from deltart.plugins.kernel_call import kernel_of
 from deltart.plugins.registry import OPS
-from support.native import Case, Host, host, planted, text_of
-from support.native_cases import CASES
+from support.native import Host, given_of, host, planted, text_of
 
+BY_NAME = {spec.name: spec for spec in OPS}
 # One constant of each op's launch.hpp, and another value of it.
 PLANTED = {
     "AttentionProjections": ("fp8_linear/projections.hpp", ('"Nk"), "k_weight"', '"Nv"), "k_weight"')),
@@ -46,19 +47,19 @@ def outcome(answer: Callable[..., str], *arguments: Any) -> str:
         return f"refused: {error.found} / {error.expected} / {error.hint}"
 
 
-def launches(case: Case) -> str:
+def launches(case: OpCall) -> str:
     source, made = kernel_of(case.spec).launches(case.call())
     return text_of(source, made)
 
 
-def workspace(case: Case) -> str:
+def workspace(case: OpCall) -> str:
     return str(kernel_of(case.spec).workspace_bytes(case.call()))
 
 
-def differences(native: Host, name: str) -> Iterator[tuple[Case, str, str]]:
+def differences(native: Host, name: str) -> Iterator[tuple[OpCall, str, str]]:
     """The cases of an op whose launches or workspace differ, with what Python and C++ say."""
-    for case in CASES[name]():
-        given = ctypes.byref(case.given())
+    for case in calls_of(BY_NAME[name]):
+        given = ctypes.byref(given_of(case))
         for function in (launches, workspace):
             python, cpp = outcome(function, case), outcome(native.ask, function.__name__, given)
             if python != cpp:
@@ -68,10 +69,10 @@ def differences(native: Host, name: str) -> Iterator[tuple[Case, str, str]]:
 def test_every_op_is_in_the_library_and_in_the_cases(native: Host) -> None:
     names = [spec.name for spec in OPS]
     assert native.ask("ops").split() == names
-    assert set(CASES) == set(PLANTED) == set(names)
+    assert set(PLANTED) == set(names)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", BY_NAME)
 def test_launches_and_workspaces_are_pythons(native: Host, name: str) -> None:
     assert next(differences(native, name), None) is None
 

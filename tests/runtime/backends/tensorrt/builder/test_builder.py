@@ -17,6 +17,7 @@ import pytest
 from deltart.errors import ArtifactError, BuildError
 from deltart.manifest import load_manifest
 from deltart.plugins import trt_plugin
+from deltart.plugins.code_hash import plugin_code
 from deltart.plugins.gated_delta_rule import plugin as gated_delta_rule
 from deltart.plugins.registry import FUSED_OPS, OPS
 from deltart.runtime.backends.gpu import engine_manifest as tensorrt_plans
@@ -114,9 +115,7 @@ def test_options_change_the_key(built: Path, change: dict) -> None:
         tensorrt_plans.profile(p, options.slots, options.max_context or 0, options.chunk) for p in ("decode", "prefill")
     ]
     keys = {
-        tensorrt_plans.plan_key(
-            plan.onnx_sha256, "rtx", plan.library, options.gpus, profile, tensorrt_plans.plugin_code()
-        )
+        tensorrt_plans.plan_key(plan.onnx_sha256, "rtx", plan.library, options.gpus, profile, plugin_code())
         for profile in profiles
     }
     assert not keys >= {engine.plans["model.decode"].key, plan.key}

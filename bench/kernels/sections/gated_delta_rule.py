@@ -1,83 +1,31 @@
-"""What is measured: each section checks its cases against float64 on fresh inputs, then times them and the peers."""
+"""The sections of the gated delta rule: decode, speculation and prefill."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
-from functools import partial
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from bench.kernels import peers
-from bench.kernels.device import Buffers, Cuda, Device
+from bench.kernels.device import Buffers, Cuda
+from bench.kernels.run import Plan, Run, measure
 from bench.kernels.table import Row
-from deltart.plugins import causal_conv1d, gated_delta_rule
-from deltart.plugins.causal_conv1d import inputs as conv_inputs
-from deltart.plugins.causal_conv1d import launch as conv_launch
+from deltart.plugins import gated_delta_rule
+from deltart.plugins.cases import Arrays
 from deltart.plugins.gated_delta_rule import inputs, launch
 from deltart.plugins.gated_delta_rule.inputs import Shape
 from deltart.plugins.launch import Launch
 from deltart.plugins.tolerance import TOLERANCE, relative_rms
 
 GDR = Path(gated_delta_rule.__file__).parent
-CONV = Path(causal_conv1d.__file__).parent
-MANY = 64  # tokens of all slots from which one key head's outputs are compared: the reference is slow
-
-BF16_CEILING, FP8_CEILING = "bf16 8192^3", "fp8 8192^3"  # cases of the ceilings
-
-Arrays = dict[str, np.ndarray]
-Plan = Callable[[Buffers], list[Launch]]
+COMPARED_BY_HEAD = 64  # tokens of all slots from which one key head's outputs are compared: the reference is slow
 
 
-@dataclass
-class Run:
-    """What every section gets: the device, the seed of this run's inputs, small sizes, no timing, and the ceilings
-    (GB/s of a copy, TFLOP/s of a matrix product in bf16 and in FP8) and the rows so far once they are measured."""
-
-    device: Device
-    seed: int
-    small: bool = False
-    timed: bool = True
-    copy_gbs: float = 0.0
-    matmul_tflops: float = 0.0
-    fp8_tflops: float = 0.0
-    rows: list[Row] = field(default_factory=list)
-
-    def shape(self, **sizes: int) -> Shape:
-        """A 27B shape, or a narrow one of the same head size."""
-        return Shape(**sizes, **({"key_heads": 1, "value_heads": 3} if self.small else {}))
-
-
-def measure(
-    run: Run,
-    row: Row,
-    source: Path,
-    arrays: Arrays,
-    plan: Plan,
-    call_bytes: int,
-    flops: int,
-    rivals: dict[str, peers.Peer],
-) -> Row:
-    """Fills the timing columns of `row`: our launches and the rivals', over rotated copies of the same buffers."""
-    if not run.timed:
-        return row
-    kernels = run.device.module(source)
-    sets = [run.device.place(arrays) for _ in range(run.device.copies(call_bytes))]
-    timing = run.device.time([partial(kernels, plan(one)) for one in sets])
-    row.us, row.spread_us = timing.us, timing.spread
-    row.gbs, row.tflops = call_bytes / timing.us / 1e3, flops / timing.us / 1e6 or None
-    if run.copy_gbs:
-        row.copy_percent = 100 * row.gbs / run.copy_gbs
-    if run.matmul_tflops and row.tflops:
-        row.matmul_percent = 100 * row.tflops / run.matmul_tflops
-    for name, rival in rivals.items():
-        try:
-            row.peers[name] = run.device.time([lambda stream, r=rival, one=one: r(one) for one in sets]).us
-        except Exception as error:  # a rival may fail in any way; our own row still counts
-            row.notes.append(f"{name} could not be timed: {type(error).__name__}: {error}")
-    return row
+def shape_of(run: Run, **sizes: int) -> Shape:
+    """A 27B shape, or a narrow one of the same head size."""
+    return Shape(**sizes, **({"key_heads": 1, "value_heads": 3} if run.small else {}))
 
 
 def one_group(given: Arrays, shape: Shape, group: int) -> tuple[Arrays, Shape, slice]:
@@ -112,7 +60,7 @@ class Expected:
 def expect(run: Run, shape: Shape, given: Arrays) -> Expected:
     """The reference's answer for all heads, or for one key head's where that would take minutes."""
     part, part_shape, heads = given, shape, slice(None)
-    if shape.slots * shape.tokens >= MANY:
+    if shape.slots * shape.tokens >= COMPARED_BY_HEAD:
         part, part_shape, heads = one_group(given, shape, run.seed % shape.key_heads)
     o, state = inputs.expected(part_shape, part)
     return Expected(o, state, heads, np.arange(shape.tokens)[None] < given["n_tokens"][:, None])
@@ -163,7 +111,7 @@ def decode_tilings(run: Run, shape: Shape) -> list[launch.Tiling]:
 def decode(run: Run) -> Iterator[Row]:
     """One token per slot."""
     for slots in (1, 2) if run.small else (1, 4, 16, 64):
-        shape = run.shape(slots=slots)
+        shape = shape_of(run, slots=slots)
         given = inputs.make(shape, run.seed)
         arrays, expected = given | inputs.outputs(shape), expect(run, shape, given)
         rivals = {"torch": peers.torch_recurrent(shape)} if isinstance(run.device, Cuda) else {}
@@ -185,7 +133,7 @@ def speculate(run: Run) -> Iterator[Row]:
     """Several tokens per slot, of which a random part is committed; T = 1 for the ratio."""
     for slots in (2,) if run.small else (1, 64):
         for tokens in (1, 2, 4, 8):
-            shape, rng = run.shape(slots=slots, tokens=tokens), np.random.default_rng(run.seed)
+            shape, rng = shape_of(run, slots=slots, tokens=tokens), np.random.default_rng(run.seed)
             given = inputs.make(shape, run.seed, n_commit=rng.integers(0, tokens + 1, slots))
             row, arrays = Row("speculate", f"B={slots} T={tokens}"), given | inputs.outputs(shape)
 
@@ -210,7 +158,7 @@ def prefill(run: Run) -> Iterator[Row]:
     """Long prompts, or small ragged ones, cut up in several ways: chunk x warps / segment, `*` the default."""
     cases = [(1, 150), (3, 70)] if run.small else [(1, 512), (1, 2048), (4, 2048), (1, 8192), (1, 32768)]
     for slots, tokens in cases:
-        shape = run.shape(slots=slots, tokens=tokens)
+        shape = shape_of(run, slots=slots, tokens=tokens)
         ragged = inputs.ragged(np.random.default_rng(run.seed), slots, tokens) if slots == 3 else None
         given = inputs.make(shape, run.seed, 0.99, ragged)
         expected = expect(run, shape, given)
@@ -244,66 +192,3 @@ def prefill(run: Run) -> Iterator[Row]:
                 prefill_flops(shape),
                 rivals,
             )
-
-
-def conv(run: Run) -> Iterator[Row]:
-    """Causal conv1d, decode and prefill."""
-    cases = [(2, 1), (2, 65)] if run.small else [(1, 1), (64, 1), (64, 4), (1, 2048), (1, 8192)]
-    for slots, tokens in cases:
-        shape = conv_inputs.Shape(slots, tokens, 256 if run.small else 10240)
-        row, given = Row("conv", f"B={slots} T={tokens}"), conv_inputs.make(shape, run.seed)
-        arrays = given | conv_inputs.outputs(shape)
-
-        def plan(b: Buffers, shape: conv_inputs.Shape = shape) -> list[Launch]:
-            return [conv_launch.forward(shape, b.at)]
-
-        buffers = run.device.place(arrays)
-        run.device.module(CONV / "kernel.cu")(plan(buffers), 0)
-        run.device.synchronize()
-        y, state = conv_inputs.expected(given)
-        row.error = relative_rms(buffers.read("y"), y)
-        row.state_error = relative_rms(buffers.read("state"), state)
-        row.passed = row.error <= TOLERANCE[shape.dtype] and row.state_error == 0
-        rivals = {"torch": peers.torch_conv} if isinstance(run.device, Cuda) else {}
-        if isinstance(run.device, Cuda) and peers.available():
-            rivals["fla"] = peers.fla_conv
-        moved = 2 * given["x"].nbytes + 2 * given["state"].nbytes + given["weight"].nbytes
-        yield measure(run, row, CONV / "kernel.cu", arrays, plan, moved, 0, rivals)
-
-
-def ceilings(run: Run) -> Iterator[Row]:
-    """A device-to-device copy, a bf16 matrix product and an FP8 one: what the percentages refer to."""
-    if not isinstance(run.device, Cuda):
-        return
-    torch = run.device.torch
-    source = torch.randn(1 << 28, device="cuda")
-    target = torch.empty_like(source)
-    copy = run.device.time([lambda stream: target.copy_(source)])
-    yield Row("ceilings", "copy 1 GiB", us=copy.us, spread_us=copy.spread, gbs=2 * source.nbytes / copy.us / 1e3)
-    a, b = (torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16) for _ in range(2))
-    product = run.device.time([lambda stream: torch.mm(a, b)])
-    yield Row("ceilings", BF16_CEILING, us=product.us, spread_us=product.spread, tflops=2 * 8192**3 / product.us / 1e6)
-    if run.device.capability >= 89:
-        yield fp8_ceiling(run.device)
-
-
-def fp8_ceiling(device: Cuda) -> Row:
-    """cuBLASLt's E4M3 product with one scale per matrix, fast accumulation and no promotion: the most that it does."""
-    torch = device.torch
-    a, b = (torch.randn(8192, 8192, device="cuda").to(torch.float8_e4m3fn) for _ in range(2))
-    one = torch.ones((), device="cuda")
-
-    def multiply(stream: int) -> Any:
-        return torch._scaled_mm(a, b.t(), scale_a=one, scale_b=one, out_dtype=torch.bfloat16, use_fast_accum=True)
-
-    product = device.time([multiply])
-    return Row("ceilings", FP8_CEILING, us=product.us, spread_us=product.spread, tflops=2 * 8192**3 / product.us / 1e6)
-
-
-SECTIONS: dict[str, Callable[[Run], Iterator[Row]]] = {
-    "ceilings": ceilings,
-    "decode": decode,
-    "speculate": speculate,
-    "prefill": prefill,
-    "conv": conv,
-}

@@ -1,8 +1,8 @@
-"""The section of the block-FP8 linear: every 27B weight, few tokens and many, activations quantized or not."""
+"""The section of the block-FP8 linear: every 27B weight, decode and prefill, activations quantized or not."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,9 +11,10 @@ import numpy as np
 
 from bench.kernels import peers_linear as peers
 from bench.kernels.device import Buffers, Cuda
-from bench.kernels.sections import Arrays, Run, measure
+from bench.kernels.run import Run, measure, once
 from bench.kernels.table import Row
 from deltart.plugins import fp8_linear
+from deltart.plugins.cases import Arrays
 from deltart.plugins.fp8_linear import inputs, launch, prefill
 from deltart.plugins.fp8_linear.reference import BLOCK, quantize, scaled
 from deltart.plugins.launch import Launch
@@ -22,7 +23,11 @@ from deltart.plugins.tolerance import TOLERANCE, relative_rms
 FOLDER = Path(fp8_linear.__file__).parent
 TILES = {"w8a16": prefill.W8A16, "w8a8": prefill.W8A8, "w8a8 wgmma": prefill.W8A8_WGMMA}
 PRODUCT = " product"  # after a kind's name: its activations were quantized beforehand, as the rivals' were
-MANY, SOME, FEW = 4096, 256, 64  # tokens: a long prompt, one that may split K, and where the tile kernels begin
+PROMPT, SHORT_PROMPT, DECODE = (
+    4096,
+    256,
+    64,
+)  # tokens: a long prompt, one that may split K, and where the tile kernels begin
 SAMPLED_ROWS = 256  # of a weight, compared with float64
 SAME_ROUNDING = 1e-3  # against float64 rounded to bf16
 
@@ -78,14 +83,6 @@ class LinearCase:
         return 2 * self.shape.rows * self.shape.n * self.shape.k * (2 if self.kind == "gate_up" else 1)
 
 
-def once(run: Run, source: Path, arrays: Arrays, plan: Callable[[Buffers], list[Launch]]) -> Buffers:
-    """Runs the launches once on fresh copies of the arrays."""
-    buffers = run.device.place(arrays)
-    run.device.module(source)(plan(buffers), 0)
-    run.device.synchronize()
-    return buffers
-
-
 def check(run: Run, row: Row, case: LinearCase, rivals: dict[str, peers.Peer]) -> None:
     """Compares some rows of the weight with float64, a second call with the first, to the bit, and notes the rivals'
     errors against the same reference."""
@@ -121,20 +118,20 @@ def rivals(run: Run, case: LinearCase) -> dict[str, peers.Peer]:
 
 def kinds(run: Run, n: int) -> Iterator[tuple[int, str]]:
     """(tokens, kind): 1, 8 and 64 tokens; a prompt that splits K where the weight is narrow; a long prompt."""
-    yield from ((1, "decode"), (8, "decode"), (FEW, "decode"), (FEW, "w8a16"))
+    yield from ((1, "decode"), (8, "decode"), (DECODE, "decode"), (DECODE, "w8a16"))
     if run.small or n == inputs.SHAPES_27B["gate_proj"][0]:
         yield from ((1, "gate_up"), (8, "gate_up"))
     quantized = ["w8a8", "w8a8 wgmma"] if run.device.capability == prefill.HOPPER else ["w8a8"]
     best = quantized[-1]
     if run.small or n <= inputs.SHAPES_27B["down_proj"][0]:
-        yield from ((SOME, kind) for kind in ("w8a16", best))
-    yield from ((MANY, kind) for kind in ("w8a16", *quantized, best + PRODUCT))
+        yield from ((SHORT_PROMPT, kind) for kind in ("w8a16", best))
+    yield from ((PROMPT, kind) for kind in ("w8a16", *quantized, best + PRODUCT))
 
 
 def cases(run: Run, n: int, k: int) -> Iterator[LinearCase]:
     """Every kind on one weight, the first tokens of one input."""
-    sizes = {MANY: 300, SOME: 70} if run.small else {}
-    whole = inputs.make(inputs.Shape(tokens=sizes.get(MANY, MANY), n=n, k=k), run.seed)
+    sizes = {PROMPT: 300, SHORT_PROMPT: 70} if run.small else {}
+    whole = inputs.make(inputs.Shape(tokens=sizes.get(PROMPT, PROMPT), n=n, k=k), run.seed)
     other = inputs.make(inputs.Shape(n=n, k=k), run.seed + 1)
     for tokens, kind in kinds(run, n):
         tokens = sizes.get(tokens, tokens)

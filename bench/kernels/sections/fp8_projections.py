@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
 from bench.kernels.device import Buffers
-from bench.kernels.sections import Arrays, Run, measure
+from bench.kernels.run import Run, measure
 from bench.kernels.table import Row
 from deltart.plugins import fp8_linear
+from deltart.plugins.cases import Arrays
 from deltart.plugins.dtypes import cast, poisoned
 from deltart.plugins.fp8_linear import inputs
 from deltart.plugins.fp8_linear.projections import Projection, decode
@@ -73,6 +74,3 @@ def projections(run: Run) -> Iterator[Row]:
             )
             row.passed = row.error <= TOLERANCE["bf16"]
             yield measure(run, row, SOURCE, arrays, plan, sum(a.nbytes for a in arrays.values()), 0, {})
-
-
-SECTIONS: dict[str, Callable[[Run], Iterator[Row]]] = {"projections": projections}
