@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from deltart.runtime.engine import Engine, EngineOptions
     from deltart.runtime.sampling.params import SamplingParams
     from deltart.runtime.sequence import Request
+    from deltart.runtime.structure.structure import Structure
 
 __version__ = "0.1.0"
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "EngineOptions",
     "Request",
     "SamplingParams",
+    "Structure",
     "build_engine",
     "export_checkpoint",
     "load",
@@ -36,6 +38,7 @@ _HOMES = {
     "EngineOptions": "deltart.runtime.engine",
     "SamplingParams": "deltart.runtime.sampling.params",
     "Request": "deltart.runtime.sequence",
+    "Structure": "deltart.runtime.structure.structure",
 }
 
 
