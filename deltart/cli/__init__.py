@@ -8,10 +8,10 @@ import sys
 from collections.abc import Sequence
 
 import deltart
-from deltart.cli import build, calibrate, doctor, export, generate, inspect, synthesize, verify
+from deltart.cli import build, calibrate, doctor, export, generate, inspect, serve, synthesize, verify
 from deltart.errors import DeltaRTError
 
-COMMANDS = (inspect, calibrate, export, build, verify, generate, synthesize, doctor)
+COMMANDS = (inspect, calibrate, export, build, verify, generate, serve, synthesize, doctor)
 
 
 def parser() -> argparse.ArgumentParser:

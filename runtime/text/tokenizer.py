@@ -97,6 +97,17 @@ class Tokenizer:
         """
         return self._core.decode(list(ids), skip_special_tokens=skip_special)
 
+    def token_bytes(self, token: int) -> bytes:
+        """The bytes that `token` stands for; of special ones their text.
+
+        Raises:
+            GenerationError: an id that is not in the vocabulary.
+        """
+        piece = self._core.id_to_token(token)
+        if piece is None:
+            raise GenerationError(f"token id {token}", "an id of the vocabulary", "use the checkpoint's own ids")
+        return _bytes_of(piece)
+
     def stream(self, skip_special: bool = True) -> Detokenizer:
         """A fresh incremental decoder, whose pieces add up to what `decode` gives."""
         return Detokenizer(self._core, self._special if skip_special else frozenset())
