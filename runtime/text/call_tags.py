@@ -73,9 +73,9 @@ class Lexer:
 def _possible_tag(text: str) -> int:
     """Length of the end of `text` that more text may turn into a tag."""
     last = text.rfind("<")
-    if last >= 0 and _NAME_TO_COME.match(text, last):
-        return len(text) - last
-    return held_back(text[-len(max(_FIXED, key=len)) :], _FIXED + _NAMED)
+    if last < 0:
+        return 0
+    return len(text) - last if _NAME_TO_COME.match(text, last) else held_back(text[last:], _FIXED + _NAMED)
 
 
 def _tokens(text: str) -> list[Token]:
