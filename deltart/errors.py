@@ -50,5 +50,13 @@ class GenerationError(DeltaRTError):
     """A prompt or sampling request that can't be served."""
 
 
+class QueueFullError(GenerationError):
+    """Too many requests wait already; the same request may be served later."""
+
+
+class ClosedError(GenerationError):
+    """The engine takes no more requests."""
+
+
 class MissingDependencyError(DeltaRTError):
     """An optional package or tool that the requested action needs is not installed."""

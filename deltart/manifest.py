@@ -11,7 +11,7 @@ from typing import Any
 
 from deltart.errors import ArtifactError
 
-FORMAT = 1
+FORMAT = 2
 FILE_NAME = "manifest.json"
 
 

@@ -21,12 +21,12 @@ from deltart.plugins import trt_plugin
 
 Flavour = Literal["rtx", "tensorrt"]
 Activations = Literal["bf16", "fp8"]  # of the block-FP8 linears in prefill
-FORMAT = 2
+FORMAT = 3
 FILE_NAME = "engine.json"
-PHASES = ("decode", "verify", "prefill")  # a plan each
-CAPTURED = ("decode", "verify")  # run as CUDA graphs
+PHASES = ("decode", "speculate", "prefill")  # a plan each
+CAPTURED = ("decode", "speculate")  # run as CUDA graphs
 ROLES = ("input", "output", "state", "state_output", "weight")
-VERIFY_TOKENS = 8  # at most: the drafts of one step and the token they follow
+SPECULATE_TOKENS = 8  # at most: the drafts of one step and the tokens they follow
 PREFILL_ROWS = 16  # logit rows of one prefill call
 
 Range = tuple[int, int, int]  # smallest, most likely, largest
@@ -107,13 +107,16 @@ class EngineManifest:
 
 
 def profile(phase: str, slots: int, max_context: int, chunk: int) -> Profile:
-    """Decode: all slots, a token each. Verify: all slots, up to VERIFY_TOKENS. Prefill: one slot, up to `chunk`."""
+    """The sizes that a phase's plan serves.
+
+    Decode: all slots, a token each. Speculate: all slots, up to SPECULATE_TOKENS. Prefill: one slot, up to `chunk`.
+    """
     capacity = (1, max_context, max_context)
     rows, one = (slots, slots, slots), (1, 1, 1)
     if phase == "decode":
         return Profile({"B": rows, "T": one, "L": one, "capacity": capacity})
-    if phase == "verify":
-        drafts = (1, VERIFY_TOKENS // 2, VERIFY_TOKENS)
+    if phase == "speculate":
+        drafts = (1, SPECULATE_TOKENS // 2, SPECULATE_TOKENS)
         return Profile({"B": rows, "T": drafts, "L": drafts, "capacity": capacity})
     return Profile({"B": one, "T": (1, chunk, chunk), "L": (1, 1, min(PREFILL_ROWS, chunk)), "capacity": capacity})
 
