@@ -34,6 +34,10 @@ class ExportError(DeltaRTError):
     """Export could not produce a complete, checked artifact."""
 
 
+class OutputError(ExportError):
+    """A folder that can't be written, or that must not be replaced; it is as it was."""
+
+
 class ArtifactError(DeltaRTError):
     """An artifact folder that is absent, incomplete, of another version, or whose weights changed."""
 

@@ -43,8 +43,10 @@ def run(arguments: argparse.Namespace) -> None:
     from deltart.runtime.conversation import Chats
 
     with open_engine(arguments) as engine:
-        options = {"enable_thinking": False} if arguments.no_thinking else {}
-        session = ChatSession(Chats(engine), arguments.system, preserve_thinking=arguments.preserve_thinking, **options)
+        options: dict[str, Any] = {"preserve_thinking": arguments.preserve_thinking}
+        if arguments.no_thinking:
+            options["enable_thinking"] = False
+        session = ChatSession(Chats(engine), arguments.system, **options)
         Terminal(session, params(arguments, engine.defaults)).talk()
 
 

@@ -113,7 +113,7 @@ def _too_large(size: str, limits: Limits) -> RequestError:
 def _deeper(value: Any, depth: int) -> bool:
     level = [value]
     while level:
-        if depth < 0:
+        if depth <= 0:
             return True
         depth -= 1
         level = [

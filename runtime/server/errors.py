@@ -47,7 +47,6 @@ class RequestError(DeltaRTError):
         retry_after: float | None = None,
     ) -> None:
         super().__init__(found, expected, hint)
-        self.hint = hint
         self.param, self.status, self.code, self.retry_after = param, status, code, retry_after
 
     @property

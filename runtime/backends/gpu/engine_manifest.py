@@ -5,8 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
-import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -16,6 +14,7 @@ from typing import Any, Literal
 import deltart
 from deltart.dtypes import BY_NAME, BY_ONNX
 from deltart.errors import ArtifactError
+from deltart.files import write_atomically
 from deltart.manifest import GraphEntry, shape_of
 from deltart.plugins import trt_plugin
 
@@ -194,27 +193,3 @@ def plan_entry(raw: dict[str, Any]) -> PlanEntry:
     """A PlanEntry from its JSON form."""
     chosen = Profile({a: (r[0], r[1], r[2]) for a, r in raw["profile"]["axes"].items()})
     return PlanEntry(**raw | {"profile": chosen, "bindings": [Binding(**b) for b in raw["bindings"]]})
-
-
-def write_atomically(path: Path, content: bytes | memoryview) -> None:
-    """`content` under its final name at once, or nothing."""
-    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
-    try:
-        partial.write_bytes(content)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def link_or_copy(source: Path, target: Path) -> None:
-    """`target` becomes `source`'s content, as a second name where the file system can."""
-    partial = target.with_name(f".{target.name}.partial-{os.getpid()}")
-    partial.unlink(missing_ok=True)
-    try:
-        try:
-            os.link(source, partial)
-        except OSError:
-            shutil.copyfile(source, partial)
-        os.replace(partial, target)
-    finally:
-        partial.unlink(missing_ok=True)
