@@ -18,6 +18,7 @@ from deltart.runtime.server.errors import RequestError
 from deltart.runtime.server.settings import Settings
 
 _MEDIA = ("image", "image_url", "input_image", "video", "video_url", "input_video", "input_audio", "file", "input_file")
+_NAT64 = ipaddress.IPv6Network("64:ff9b::/96")  # IPv4 addresses behind a translator
 _PIECE = 1 << 16  # bytes a read
 
 
@@ -88,8 +89,12 @@ def public_address(host: str, port: int, param: str) -> str:
 
 def _is_public(text: str) -> bool:
     address = ipaddress.ip_address(text.partition("%")[0])
-    mapped = getattr(address, "ipv4_mapped", None) or getattr(address, "sixtofour", None)
-    return address.is_global and not address.is_multicast and (mapped is None or mapped.is_global)
+    if isinstance(address, ipaddress.IPv6Address):
+        nat64 = ipaddress.IPv4Address(int(address) & 0xFFFFFFFF) if address in _NAT64 else None
+        inner = address.ipv4_mapped or address.sixtofour or nat64
+        if inner is not None and not inner.is_global:
+            return False
+    return address.is_global and not address.is_multicast
 
 
 def _fetch(parts: SplitResult, settings: Settings, param: str) -> bytes:

@@ -131,8 +131,8 @@ class ReplyReader:
         events = self._parser.push(text)
         parts = [part for event in events if (part := self._part(event)) is not None]
         for event in self._parser.finish() if last else ():
-            if isinstance(event, CallDropped):
-                break  # a call cut short stays unfinished: its markup is no content
+            if _begins_call(event):
+                break  # the markup of a call cut short is no content
             part = self._part(event)
             parts += [] if part is None else [part]
         return parts
@@ -152,6 +152,12 @@ class ReplyReader:
             return CallArguments(self._begun - 1, event.text)
         self._complete += isinstance(event, ToolCall)
         return None
+
+
+def _begins_call(event: Event) -> bool:
+    """Whether what is left at the end of a reply is a call that is not whole; it may have been given as started."""
+    markup = isinstance(event, ContentDelta) and event.text.lstrip().startswith(("<tool_call>", "<function="))
+    return markup or isinstance(event, CallDropped)
 
 
 def call_id() -> str:
