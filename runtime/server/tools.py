@@ -36,7 +36,7 @@ def function_tools(tools: Sequence[Mapping[str, Any]], limits: Limits) -> tuple[
 def check_function(function: Mapping[str, Any], param: str) -> None:
     """Refuses a function whose name or parameters are malformed."""
     name, parameters = function.get("name"), function.get("parameters")
-    if not isinstance(name, str) or not _is_name(name):
+    if not isinstance(name, str) or not is_name(name):
         expected = f"1 to {_NAME_LENGTH} characters without blanks at the ends, controls, < or >"
         raise RequestError(f"a function named {name!r}"[:200], expected, "rename it", param=f"{param}.name")
     if parameters is not None and not isinstance(parameters, Mapping):
@@ -82,5 +82,6 @@ def _offered(choice: ToolChoice, tools: Sequence[Tool]) -> ToolChoice:
     return choice
 
 
-def _is_name(name: str) -> bool:
+def is_name(name: str) -> bool:
+    """Whether a function's name can't break out of the prompt's markup."""
     return 0 < len(name) <= _NAME_LENGTH and name.isprintable() and name == name.strip() and not set(name) & set("<>")

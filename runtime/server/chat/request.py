@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 
 from deltart.runtime.server.ask import Ask, OutputFormat
+from deltart.runtime.server.chat.form import check_messages
 from deltart.runtime.server.errors import RequestError
 from deltart.runtime.server.sampling import SamplingFields, output_of, sampling_of
 from deltart.runtime.server.settings import Limits
@@ -49,8 +50,7 @@ class ChatRequest(SamplingFields, kw_only=True):
         Raises:
             RequestError: 400 that names the field at fault.
         """
-        if not self.messages:
-            raise RequestError("no messages", "at least one", "send the conversation", param="messages")
+        check_messages(self.messages)
         tools = function_tools(self.tools or [], limits)
         newer = self.max_completion_tokens is not None
         return Ask(
