@@ -30,7 +30,7 @@ _SPLITS = {"Qwen3_5Tokenizer": _QWEN3_5, "Qwen2Tokenizer": _QWEN2}
 _ALWAYS_QWEN3_5 = ("qwen3_5", "qwen3_5_moe", "qwen3_5_moe_text")
 _FAMILY = (*_ALWAYS_QWEN3_5, "qwen3_5_text")
 _ENDOFTEXT = {name: "<|endoftext|>" for name in ("unk_token", "eos_token", "pad_token")}  # of both classes
-_TODO = "copy tokenizer.json and tokenizer_config.json from the vendor's checkpoint"
+_HINT = "copy tokenizer.json and tokenizer_config.json from the vendor's checkpoint"
 
 Json = dict[str, Any]
 Special = Mapping[str, str | AddedToken]
@@ -68,7 +68,7 @@ def load_vocabulary(folder: Path) -> Tokenizer:
     """
     path = folder / "tokenizer.json"
     if not path.is_file():
-        raise ArtifactError(f"{path} is missing", "the tokenizer beside the model", _TODO)
+        raise ArtifactError(f"{path} is missing", "the tokenizer beside the model", _HINT)
     config = read_json(folder / "tokenizer_config.json")
     model_type = read_json(folder / "config.json").get("model_type")
     try:
@@ -76,7 +76,7 @@ def load_vocabulary(folder: Path) -> Tokenizer:
     except ArtifactError:
         raise
     except Exception as error:  # the library raises bare Exception
-        raise ArtifactError(f"{path} can't be read: {error}", "a tokenizers file", _TODO) from error
+        raise ArtifactError(f"{path} can't be read: {error}", "a tokenizers file", _HINT) from error
 
 
 def _tokenizer_class(named: Any, model_type: Any) -> str | None:
@@ -96,7 +96,7 @@ def _load(path: Path, config: Json, own_class: str | None) -> Tokenizer:
     core.no_truncation()
     core.no_padding()
     if not isinstance(core.decoder, decoders.ByteLevel):
-        raise ArtifactError(f"{path} has decoder {core.decoder!r}", "a ByteLevel decoder", _TODO)
+        raise ArtifactError(f"{path} has decoder {core.decoder!r}", "a ByteLevel decoder", _HINT)
     core.encode_special_tokens = config.get("split_special_tokens") is True
     special = _special_tokens(path.parent, config, defaults=_ENDOFTEXT if own_class else {})
     tokens = _old_listing(path.parent, written, special) if listed is None else _listing(listed)
@@ -109,7 +109,7 @@ def _load(path: Path, config: Json, own_class: str | None) -> Tokenizer:
 def _rebuilt(written: Json, config: Json, own_class: str) -> Tokenizer:
     model = written.get("model")
     if not isinstance(model, dict) or model.get("type", "BPE") != "BPE":
-        raise ArtifactError("tokenizer.json holds no BPE model", "a byte-level BPE", _TODO)
+        raise ArtifactError("tokenizer.json holds no BPE model", "a byte-level BPE", _HINT)
     pairs = (merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"])
     merges = [(left, right) for left, right in pairs]
     core = Tokenizer(models.BPE(vocab=model["vocab"], merges=merges, fuse_unk=False, byte_fallback=False))

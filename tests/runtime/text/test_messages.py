@@ -137,7 +137,7 @@ def test_what_is_no_message_is_refused(messages: Any) -> None:
     with pytest.raises(GenerationError) as caught:
         normalized(messages)
     assert caught.value.expected
-    assert caught.value.todo
+    assert caught.value.hint
 
 
 @pytest.mark.parametrize("path", CLIENTS or [None], ids=lambda path: path and path.stem)
