@@ -71,6 +71,18 @@ class ChatTemplate:
         special_tokens = {name: text for name, text in texts.items() if text is not None}
         return cls(sources, special_tokens, _takes_media(folder))
 
+    @classmethod
+    def found_in(cls, folder: str | Path) -> ChatTemplate | None:
+        """As `from_folder`; None where the folder has no template.
+
+        Raises:
+            ArtifactError: the template does not compile.
+        """
+        folder = Path(folder)
+        if (folder / "chat_template.jinja").exists() or "chat_template" in read_json(folder / "tokenizer_config.json"):
+            return cls.from_folder(folder)
+        return None
+
     def render(
         self,
         messages: Sequence[Message],
