@@ -124,3 +124,26 @@ def test_verify_shows_the_cost_of_fp8_activations(
     assert not any(d["runner"] == "fp8 prefill" for d in plain["differences"])
     costs = [d["relative_rms"] for d in asked["differences"] if d["runner"] == "fp8 prefill" and d["point"] == "logits"]
     assert len(costs) == 1 and 1e-4 < costs[0] < 0.3
+
+
+def test_a_chat_reply_is_shown_in_its_parts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["export", str(NANO), "-o", str(tmp_path / "artifact")]) == 0
+    question = ["generate", str(tmp_path / "artifact"), 'Type "abc" backwards', "--chat", "--temperature", "0"]
+    capsys.readouterr()
+    reply = run_json(capsys, *question, "--json")["reply"]
+    assert main(question) == 0
+    shown = capsys.readouterr()
+    assert shown.out == f"{reply['content']}\n", "a pipe gets the answer alone"
+    assert shown.err.startswith(f"{reply['reasoning']}\n")
+    assert "think>" not in shown.out + shown.err
+
+
+@pytest.mark.parametrize("tools", ["[3]", "[{}]", '[{"name": 3}]', '{"name": "f"}', '"f"', "[[]]", "nope"])
+def test_tools_that_are_none_are_refused(
+    tiny: Path, tmp_path: Path, tools: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "tools.json").write_text(tools)
+    command = ["generate", str(tiny / "artifact"), "a", "--chat", "--tools", str(tmp_path / "tools.json")]
+    assert main(command) == 2
+    captured = capsys.readouterr()
+    assert "tool" in captured.err and captured.out == ""
