@@ -17,6 +17,7 @@ from deltart.runtime.server.media import refuse_media
 from deltart.runtime.server.sampling import params_from
 from deltart.runtime.server.settings import Settings
 from deltart.runtime.server.structures import structure_of
+from deltart.runtime.text.messages import normalized
 
 _TEMPLATE_OPTIONS = ("enable_thinking", "preserve_thinking")
 _TOOL_CALL = "<tool_call>"
@@ -80,9 +81,9 @@ def conversation(ask: Ask, chats: Chats | None, settings: Settings) -> Prompt:
     if chats is None:
         raise RequestError("a chat", "/v1/completions", "this artifact has no chat template", param="messages")
     refuse_media(ask.messages)
-    options = _template_options({**settings.template_defaults, **ask.template})
+    options, variables = _template_options({**settings.template_defaults, **ask.template})
     try:
-        return chats.prompt(ask.messages, ask.tools or None, **options)
+        return chats.prompt(normalized(ask.messages), ask.tools or None, variables=variables, **options)
     except GenerationError as error:
         raise RequestError(error.found, error.expected, "change the messages", param="messages") from error
 
@@ -105,13 +106,14 @@ def plain_ids(prompt: str | Sequence[int], engine: Engine) -> tuple[int, ...]:
     return ids
 
 
-def _template_options(asked: Mapping[str, Any]) -> dict[str, bool]:
+def _template_options(asked: Mapping[str, Any]) -> tuple[dict[str, bool], dict[str, Any]]:
+    """The options that every template of the family has, and the variables that only some read."""
     options = {name: asked[name] for name in _TEMPLATE_OPTIONS if asked.get(name) is not None}
     for name, value in options.items():
         if not isinstance(value, bool):
             param = f"chat_template_kwargs.{name}"
             raise RequestError(f"{name} = {value!r}"[:200], "true or false", "", param=param)
-    return options
+    return options, {name: value for name, value in asked.items() if name not in _TEMPLATE_OPTIONS}
 
 
 def _limit(ask: Ask, ids: Sequence[int], engine: Engine, settings: Settings) -> int:
