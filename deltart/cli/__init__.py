@@ -9,11 +9,11 @@ import sys
 from collections.abc import Sequence
 
 import deltart
-from deltart.cli import build, calibrate, doctor, export, generate, inspect, synthesize, verify
+from deltart.cli import build, calibrate, doctor, export, generate, inspect, serve, synthesize, verify
 from deltart.cli.signals import Terminated, raise_on_termination
 from deltart.errors import DeltaRTError
 
-COMMANDS = (inspect, calibrate, export, build, verify, generate, synthesize, doctor)
+COMMANDS = (inspect, calibrate, export, build, verify, generate, serve, synthesize, doctor)
 
 
 def parser() -> argparse.ArgumentParser:

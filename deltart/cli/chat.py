@@ -43,7 +43,9 @@ def run(arguments: argparse.Namespace) -> None:
     from deltart.runtime.conversation import Chats
 
     with open_engine(arguments) as engine:
-        options: dict[str, Any] = {"preserve_thinking": arguments.preserve_thinking}
+        options: dict[str, Any] = {}
+        if arguments.preserve_thinking:
+            options["preserve_thinking"] = True
         if arguments.no_thinking:
             options["enable_thinking"] = False
         session = ChatSession(Chats(engine), arguments.system, **options)

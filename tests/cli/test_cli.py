@@ -151,3 +151,26 @@ def test_verify_replaces_nothing_of_ones_own(
     assert main(["verify", str(tiny / "artifact"), "--tokens", "4", *arguments]) == 2
     assert f"{mine} exists" in capsys.readouterr().err
     assert [p.name for p in tmp_path.iterdir()] == [mine] and "precious" in (tmp_path / mine).read_text()
+
+
+def test_a_chat_reply_is_shown_in_its_parts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["export", str(NANO), "-o", str(tmp_path / "artifact")]) == 0
+    question = ["generate", str(tmp_path / "artifact"), 'Type "abc" backwards', "--chat", "--temperature", "0"]
+    capsys.readouterr()
+    reply = run_json(capsys, *question, "--json")["reply"]
+    assert main(question) == 0
+    shown = capsys.readouterr()
+    assert shown.out == f"{reply['content']}\n", "a pipe gets the answer alone"
+    assert shown.err.startswith(f"{reply['reasoning']}\n")
+    assert "think>" not in shown.out + shown.err
+
+
+@pytest.mark.parametrize("tools", ["[3]", "[{}]", '[{"name": 3}]', '{"name": "f"}', '"f"', "[[]]", "nope"])
+def test_tools_that_are_none_are_refused(
+    tiny: Path, tmp_path: Path, tools: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "tools.json").write_text(tools)
+    command = ["generate", str(tiny / "artifact"), "a", "--chat", "--tools", str(tmp_path / "tools.json")]
+    assert main(command) == 2
+    captured = capsys.readouterr()
+    assert "tool" in captured.err and captured.out == ""
