@@ -28,7 +28,8 @@ ONNX_KINDS = {F32: onnx.TensorProto.FLOAT, I32: onnx.TensorProto.INT32, I64: onn
 class Tracer:
     """Traced functions of every block of some graphs.
 
-    Two blocks of one class whose parameters agree in shape and dtype are one kind and share a function.
+    Two blocks of one class whose parameters agree in shape and dtype, and whose constants are equal, are one kind and
+    share a function.
 
     Raises:
         CheckpointError: a block's tensors do not fit its module.
@@ -139,7 +140,7 @@ def _model(
             graph.name,
             [info(graph.values[i], i) for i in graph.inputs] + [info(s, s.name) for s in states],
             [info(graph.values[o], o) for o in graph.outputs] + [info(s, state_output(s)) for s in states],
-            [external_initializer(tracer.checkpoint[w]) for w in weights],
+            [external_initializer(tracer.checkpoint.at(w)) for w in weights],
         ),
         functions=functions,
         opset_imports=[onnx.helper.make_opsetid(d, v) for d, v in BASE_OPSETS.items()],
@@ -152,5 +153,7 @@ def _result_name(block: Block, output: str, graph: ModelGraph) -> str:
     return output if output in graph.outputs else f"{block.name}.{output}"
 
 
-def _signature(module: nn.Module) -> list[tuple[str, str, tuple[int, ...]]]:
-    return [(name, str(p.dtype), tuple(p.shape)) for name, p in module.named_parameters()]
+def _signature(module: nn.Module) -> list[tuple[Hashable, ...]]:
+    parameters: list[tuple[Hashable, ...]]
+    parameters = [(name, str(p.dtype), tuple(p.shape)) for name, p in module.named_parameters()]
+    return parameters + [(name, b.numpy().tobytes()) for name, b in module.named_buffers()]

@@ -14,6 +14,7 @@ import numpy as np
 
 from deltart.errors import CheckpointError
 from deltart.export.config_fields import read_json
+from deltart.export.regions import expert_regions
 from deltart.runtime.backends.weights import NUMPY_DTYPES
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
@@ -24,7 +25,10 @@ DTYPES: Mapping[str, np.dtype[Any]] = NUMPY_DTYPES
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """Where one tensor lies: `nbytes` bytes at `offset` of `file` (absolute in the file, in bytes)."""
+    """Where one tensor lies: `nbytes` bytes at `offset` of `file` (absolute in the file, in bytes).
+
+    A region that covers several is described likewise; `members` are their names, in order.
+    """
 
     name: str
     file: str
@@ -32,6 +36,7 @@ class TensorInfo:
     nbytes: int
     dtype: str
     shape: tuple[int, ...]
+    members: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -44,7 +49,7 @@ class WeightFile:
 
 
 class Checkpoint(Mapping[str, TensorInfo]):
-    """The tensors of a checkpoint folder, single-file or sharded with an index.
+    """The tensors of a checkpoint folder, single-file or sharded with an index; `regions` are runs of them by name.
 
     Raises:
         CheckpointError: a file is missing, truncated or malformed, or index and shards disagree.
@@ -63,6 +68,7 @@ class Checkpoint(Mapping[str, TensorInfo]):
             raise CheckpointError(
                 f"{folder} holds no weights", f"{SINGLE} or {INDEX}", "point at a Hugging Face checkpoint folder"
             )
+        self.regions = {region.name: region for region in expert_regions(self._tensors.values())}
 
     def __getitem__(self, name: str) -> TensorInfo:
         return self._tensors[name]
@@ -72,6 +78,10 @@ class Checkpoint(Mapping[str, TensorInfo]):
 
     def __len__(self) -> int:
         return len(self._tensors)
+
+    def at(self, name: str) -> TensorInfo:
+        """The tensor or the region `name`; raises KeyError where there is neither."""
+        return self._tensors[name] if name in self._tensors else self.regions[name]
 
     def read(self, name: str) -> np.ndarray:
         """The tensor as a read-only memory map; nothing is read until it is touched."""
