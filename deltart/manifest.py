@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,11 @@ FORMAT = 1
 FILE_NAME = "manifest.json"
 
 
+def shape_of(axes: Iterable[str | int], sizes: Mapping[str, int]) -> tuple[int, ...]:
+    """The shape of a tensor with these axes, named ones of the given sizes."""
+    return tuple(axis if isinstance(axis, int) else sizes[axis] for axis in axes)
+
+
 @dataclass(frozen=True)
 class TensorEntry:
     """A graph input or output. Named axes are dynamic: B slots, T tokens, L logit rows, capacity cache rows."""
@@ -22,6 +27,10 @@ class TensorEntry:
     name: str
     dtype: str
     axes: list[str | int]
+
+    def shape(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
+        """Its shape in a call of these sizes."""
+        return shape_of(self.axes, sizes)
 
 
 @dataclass(frozen=True)
@@ -36,6 +45,10 @@ class StateEntry:
     dtype: str
     axes: list[str | int]
     in_place: list[str]
+
+    def shape(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
+        """Its shape for `sizes` of B (slots) and capacity (cache rows)."""
+        return shape_of(self.axes, sizes)
 
 
 @dataclass(frozen=True)
@@ -121,7 +134,7 @@ def load_manifest(folder: Path) -> Manifest:
             f"{folder} holds no {FILE_NAME}", "a folder written by 'deltart export'", "export a checkpoint there first"
         ) from None
     except (KeyError, TypeError, json.JSONDecodeError) as error:
-        raise ArtifactError(f"{path} is not a manifest of this version ({error})", todo="export again") from None
+        raise ArtifactError(f"{path} is not a manifest of this version ({error})", hint="export again") from None
 
 
 def _graph(raw: dict[str, Any]) -> GraphEntry:

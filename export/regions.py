@@ -10,24 +10,30 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import replace
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
 
-if TYPE_CHECKING:
-    from deltart.export.checkpoint import TensorInfo
+from deltart.safetensors import TensorInfo
 
 PARTS = ("down_proj", "gate_proj", "up_proj")  # of an expert, as they lie
 KINDS = ("weight", "weight_scale_inv")
 NAME = re.compile(rf"(.+\.experts)\.(\d+)\.({'|'.join(PARTS)})\.({'|'.join(KINDS)})")
 
-Expert = dict[str, "TensorInfo"]  # by name from the expert on: "down_proj.weight"
+Expert = dict[str, TensorInfo]  # by name from the expert on: "down_proj.weight"
 
 
-def expert_regions(tensors: Iterable[TensorInfo]) -> Iterator[TensorInfo]:
-    """Runs of whole experts, as many as there are gaps: `<experts>.runs.<n>.weight` and `.weight_scale_inv`.
+@dataclass(frozen=True)
+class Region(TensorInfo):
+    """Tensors that lie one after the other, seen as one of [slots, 3, elements of one matrix].
 
-    Each has shape [slots, 3, elements of one matrix] and, as `members`, the tensors it covers in their order.
+    `members` are their names in order, `experts` the expert in each slot.
     """
+
+    members: tuple[str, ...]
+    experts: tuple[int, ...]
+
+
+def expert_regions(tensors: Iterable[TensorInfo]) -> Iterator[Region]:
+    """Runs of whole experts, as many as there are gaps: `<experts>.runs.<n>.weight` and `.weight_scale_inv`."""
     layers: dict[str, dict[int, Expert]] = {}
     for tensor in tensors:
         found = NAME.fullmatch(tensor.name)
@@ -37,25 +43,27 @@ def expert_regions(tensors: Iterable[TensorInfo]) -> Iterator[TensorInfo]:
     for experts, members in layers.items():
         for number, run in enumerate(_runs(members)):
             for kind in KINDS:
-                yield _region(f"{experts}.runs.{number}.{kind}", [t for expert in run for t in _in_order(expert, kind)])
+                yield _region(f"{experts}.runs.{number}.{kind}", run, members, kind)
 
 
-def slots(region: TensorInfo) -> tuple[int, ...]:
-    """The expert in each slot of a region."""
-    numbers = (NAME.fullmatch(name) for name in region.members[:: len(PARTS)])
-    return tuple(int(found[2]) for found in numbers if found)
-
-
-def _runs(experts: Mapping[int, Expert]) -> list[list[Expert]]:
+def _runs(experts: Mapping[int, Expert]) -> list[list[int]]:
     """Whole experts in the order of the file, cut where one does not begin where the other ends."""
-    runs: list[list[Expert]] = []
-    whole = [expert for expert in experts.values() if all(_in_one_piece(_in_order(expert, kind)) for kind in KINDS)]
-    for expert in sorted(whole, key=lambda e: (e["down_proj.weight"].file, e["down_proj.weight"].offset)):
-        if runs and all(_adjacent(_in_order(runs[-1][-1], kind)[-1], _in_order(expert, kind)[0]) for kind in KINDS):
-            runs[-1].append(expert)
+    runs: list[list[int]] = []
+    whole = [n for n, expert in experts.items() if all(_in_one_piece(_in_order(expert, kind)) for kind in KINDS)]
+    for number in sorted(whole, key=lambda n: _place(experts[n]["down_proj.weight"])):
+        if runs and _follows(experts[runs[-1][-1]], experts[number]):
+            runs[-1].append(number)
         else:
-            runs.append([expert])
+            runs.append([number])
     return runs
+
+
+def _place(tensor: TensorInfo) -> tuple[str, int]:
+    return tensor.file, tensor.offset
+
+
+def _follows(first: Expert, second: Expert) -> bool:
+    return all(_adjacent(_in_order(first, kind)[-1], _in_order(second, kind)[0]) for kind in KINDS)
 
 
 def _in_order(expert: Expert, kind: str) -> list[TensorInfo]:
@@ -71,8 +79,9 @@ def _adjacent(first: TensorInfo, second: TensorInfo) -> bool:
     return same and first.offset + first.nbytes == second.offset
 
 
-def _region(name: str, tensors: list[TensorInfo]) -> TensorInfo:
-    first = tensors[0]
-    shape = (len(tensors) // len(PARTS), len(PARTS), math.prod(first.shape))
+def _region(name: str, run: list[int], experts: Mapping[int, Expert], kind: str) -> Region:
+    tensors = [tensor for number in run for tensor in _in_order(experts[number], kind)]
+    first, shape = tensors[0], (len(run), len(PARTS), math.prod(tensors[0].shape))
+    names = tuple(tensor.name for tensor in tensors)
     nbytes = len(tensors) * first.nbytes
-    return replace(first, name=name, nbytes=nbytes, shape=shape, members=tuple(t.name for t in tensors))
+    return Region(name, first.file, first.offset, nbytes, first.dtype, shape, names, tuple(run))

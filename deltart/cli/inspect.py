@@ -54,8 +54,7 @@ def _entries(ledger: Ledger) -> dict[str, dict[str, Any]]:
             return {"fate": "bound", "graphs": ledger.bound[name]}
         return {"fate": "deferred", "reason": ledger.deferred[name]}
 
-    tensors = {name: asdict(info) for name, info in ledger.checkpoint.items()}
-    return {name: {k: v for k, v in info.items() if k != "members"} | fate(name) for name, info in tensors.items()}
+    return {name: asdict(info) | fate(name) for name, info in ledger.checkpoint.items()}
 
 
 def _model_table(spec: ModelSpec, checkpoint: Checkpoint) -> Table:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from deltart.errors import CheckpointError
 from deltart.export import ops
 from deltart.export.checkpoint import Checkpoint
-from deltart.export.regions import KINDS, PARTS, slots
+from deltart.export.regions import KINDS, PARTS
 from deltart.export.spec import MoeSpec
 from deltart.plugins.fp8_block_linear.reference import BLOCK
 
@@ -95,7 +95,7 @@ def stored_runs(checkpoint: Checkpoint, experts: str, moe: MoeSpec, hidden: int)
     """
     runs = []
     while region := checkpoint.regions.get(f"{experts}.runs.{len(runs)}.weight"):
-        runs.append(slots(region))
+        runs.append(region.experts)
     every = list(range(moe.num_experts))
     found = sorted(number for run in runs for number in run)
     if found != every:
