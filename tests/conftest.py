@@ -11,7 +11,7 @@ from deltart.export.pipeline import export_checkpoint
 from deltart.export.synthetic.presets import causal_lm, text_config
 from deltart.export.synthetic.write import write_checkpoint
 from deltart.plugins.native.library import find_headers
-from support.cases import CASES, VOCAB, Export, Exported
+from support.cases import CASES, SPARSE_CASES, VOCAB, Export, Exported
 
 REAL_FILES = Path(__file__).resolve().parents[2] / "shared" / "qwen3_6"
 
@@ -48,7 +48,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Export:
 
     def make(case: str) -> Exported:
         if case not in made:
-            sizes, storage = CASES[case]
+            sizes, storage = (CASES | SPARSE_CASES)[case]
             folder = tmp_path_factory.mktemp(case)
             config = causal_lm(text_config(**sizes, vocab=VOCAB, max_position=2048))
             write_checkpoint(config, folder / "checkpoint", **{"dtype": "F32", **storage})
