@@ -104,7 +104,7 @@ def plan_file(name: str, tensors: Iterable[TensorInfo], metadata: Mapping[str, s
 
 
 def written_order(tensors: Iterable[TensorInfo]) -> list[TensorInfo]:
-    """`tensors` as the format's own library orders them: by type, wide elements first so that all are aligned; by name."""
+    """As the library orders them: by type, wide elements first so that all are aligned, then by name."""
     return sorted(tensors, key=lambda info: (WIDEST_FIRST.index(info.dtype), info.name))
 
 

@@ -11,6 +11,7 @@ import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 
 from deltart.safetensors import TensorInfo
 
@@ -71,7 +72,7 @@ def _in_order(expert: Expert, kind: str) -> list[TensorInfo]:
 
 
 def _in_one_piece(tensors: list[TensorInfo]) -> bool:
-    return len(tensors) == len(PARTS) and all(_adjacent(a, b) for a, b in zip(tensors, tensors[1:], strict=False))
+    return len(tensors) == len(PARTS) and all(_adjacent(a, b) for a, b in pairwise(tensors))
 
 
 def _adjacent(first: TensorInfo, second: TensorInfo) -> bool:

@@ -93,7 +93,7 @@ def stored_runs(checkpoint: Checkpoint, experts: str, moe: MoeSpec, hidden: int)
     Raises:
         CheckpointError: an expert is missing, in pieces, misshapen or not in the config, or there are too many runs.
     """
-    runs = []
+    runs: list[tuple[int, ...]] = []
     while region := checkpoint.regions.get(f"{experts}.runs.{len(runs)}.weight"):
         runs.append(region.experts)
     every = list(range(moe.num_experts))

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from deltart.plugins.moe_experts.reference import BLOCK
+from deltart.plugins.fp8_block_linear.reference import BLOCK
 
 
 def moe_experts(attributes: Mapping[str, Any]) -> str:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from e2e.test_parity import TOLERANCE, call, random_ids
 
 from deltart.runtime.backends.ort import OrtBackend
-from e2e.test_parity import TOLERANCE, call, random_ids
 from support.cases import SPARSE_CASES, Export
 from support.reference import MtpReference, transformers_model
 
