@@ -11,13 +11,13 @@ import pytest
 from deltart.export.lower import ort as ort_lowering
 from deltart.export.lower import portable
 from deltart.export.lower.functions import composite_functions
-from deltart.plugins.registry import OPS
+from deltart.plugins.registry import FUSED_OPS, MODEL_OPS
 from deltart.plugins.spec import DOMAIN, OpSpec
 
 LOWERINGS = {"portable": portable.BODIES, "ort": ort_lowering.BODIES}
 GDN_SIZES = {"num_k_heads": 2, "num_v_heads": 6, "head_k_dim": 128, "head_v_dim": 128}
 ATTENTION_SIZES = {"num_heads": 6, "num_kv_heads": 2, "head_dim": 64}
-BY_NAME = {spec.name: spec for spec in OPS}
+BY_NAME = {spec.name: spec for spec in (*MODEL_OPS, *FUSED_OPS)}
 
 
 def run_body(spec: OpSpec, bodies: portable.Lowering, arrays: list[np.ndarray], attributes: dict) -> list[np.ndarray]:
