@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import glob
 import json
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from deltart.errors import ArtifactError
+from deltart.files import write_atomically
+from deltart.folders import Marker
 
-FORMAT = 1
+FORMAT = 2
 FILE_NAME = "manifest.json"
+# What later commands add: build, verify, and the runtime's caches of compiled kernels.
+ADDED = ("report.html", "report.json", *(f"engine/*/*.{suffix}" for suffix in ("plan", "json", "cache", "kernels")))
 
 
 def shape_of(axes: Iterable[str | int], sizes: Mapping[str, int]) -> tuple[int, ...]:
@@ -107,9 +111,7 @@ class Manifest:
 
     def save(self, folder: Path) -> None:
         """Write `folder`/manifest.json atomically."""
-        temporary = folder / f".{FILE_NAME}.partial"
-        temporary.write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")
-        os.replace(temporary, folder / FILE_NAME)
+        write_atomically(folder / FILE_NAME, (json.dumps(asdict(self), indent=1) + "\n").encode())
 
 
 def load_manifest(folder: Path) -> Manifest:
@@ -137,6 +139,24 @@ def load_manifest(folder: Path) -> Manifest:
         raise ArtifactError(f"{path} is not a manifest of this version ({error})", hint="export again") from None
 
 
+def written_files(folder: Path) -> list[str] | None:
+    """Patterns of every path that deltart writes into the artifact `folder`; None where `folder` is no artifact.
+
+    It is one when its manifest names deltart's version, a format and what an export holds; which version and which
+    format do not matter, and nor does whether the artifact still works.
+    """
+    try:
+        raw = json.loads((folder / FILE_NAME).read_text(encoding="utf-8"))
+        if not isinstance(raw["format"], int) or "deltart" not in raw["versions"] or not raw["tensors"].keys():
+            return None
+        graphs = [glob.escape(name) for name in raw["graphs"]]
+        named = [*raw["text_files"], *(f"weights/{file['name']}" for file in raw["files"])]
+        named += [file for graph in raw["graphs"].values() for file in graph["files"].values()]
+        return [FILE_NAME, *ADDED, *map(glob.escape, named), *(f"{graph}.*.onnx" for graph in graphs)]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return None
+
+
 def _graph(raw: dict[str, Any]) -> GraphEntry:
     return GraphEntry(
         files=raw["files"],
@@ -145,3 +165,6 @@ def _graph(raw: dict[str, Any]) -> GraphEntry:
         states=[StateEntry(**s) for s in raw["states"]],
         weights=raw["weights"],
     )
+
+
+ARTIFACT = Marker("an artifact", FILE_NAME, written_files)

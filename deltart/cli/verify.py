@@ -11,7 +11,8 @@ from rich.console import Console
 from rich.table import Table
 
 from deltart.cli.build import CACHE
-from deltart.errors import GenerationError
+from deltart.errors import GenerationError, OutputError
+from deltart.files import write_atomically
 
 if TYPE_CHECKING:
     from deltart.manifest import Manifest
@@ -71,13 +72,16 @@ def run(arguments: argparse.Namespace) -> int:
         )  # fmt: skip
         found = collect(runners.by_name(), ids, prompts, status.update)
         report = judge(arguments.artifact, found, tolerances(arguments.prefill_activations))
-    if arguments.save_outputs:
-        found.save(arguments.save_outputs)
     target = arguments.html or arguments.artifact / "report.html"
-    target.write_text(page(report), encoding="utf-8")
-    report.save(target.with_suffix(".json"))
+    try:
+        if arguments.save_outputs:
+            found.save(arguments.save_outputs)
+        write_atomically(target, page(report).encode())
+        report.save(target.with_suffix(".json"))
+    except OSError as error:
+        raise OutputError(f"cannot write the report ({error})", "a writable place", "name one with --html") from error
     if arguments.json:
-        print(target.with_suffix(".json").read_text(), end="")
+        print(report.text(), end="")
     else:
         _print(report, target)
     return 0 if report.passed else 1
