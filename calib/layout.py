@@ -13,7 +13,7 @@ from deltart.dtypes import E4M3, F32
 from deltart.export.checkpoint import Checkpoint
 from deltart.export.formats.fp8_block import quantization_config
 from deltart.plugins.fp8_block_linear.reference import BLOCK
-from deltart.safetensors import INDEX, TensorInfo, index_of, plan_file, unplaced
+from deltart.safetensors import INDEX, TensorInfo, index_of, plan_file, unplaced, written_order
 
 
 @dataclass(frozen=True)
@@ -84,9 +84,7 @@ def _stored(info: TensorInfo, quantized: bool, scale_dtype: str) -> list[TensorI
 
 
 def _lay_out(name: str, infos: list[TensorInfo]) -> OutputFile:
-    """Wide elements first, so that every tensor is aligned to its element."""
-    ordered = sorted(infos, key=lambda i: (i.dtype == E4M3.stored, i.dtype != F32.stored, i.name))
-    plan = plan_file(name, ordered, {"format": "pt"})
+    plan = plan_file(name, written_order(infos), {"format": "pt"})
     return OutputFile(name, plan.header, plan.tensors, plan.size, linked=False)
 
 
