@@ -17,6 +17,7 @@ from deltart.export.graph import Block
 from deltart.export.models.registry import graphs_of
 from deltart.export.spec import ModelSpec
 from deltart.export.weights import build_module
+from deltart.json_files import read_json
 from deltart.plugins.fp8_block_linear.reference import BLOCK
 
 # The linears that the vendor quantizes. Those of one group read the same input, and runtimes fuse them into one
@@ -189,7 +190,7 @@ def weight_map(files: Sequence[OutputFile], tensors: Checkpoint) -> dict[str, An
 
 def output_config(tensors: Checkpoint, selection: Selection) -> dict[str, Any]:
     """The input's config.json with the vendor's quantization_config, every module that stays in its skip list."""
-    config: dict[str, Any] = json.loads((tensors.folder / "config.json").read_text(encoding="utf-8"))
+    config: dict[str, Any] = read_json(tensors.folder / "config.json")
     quantized = set(selection.modules)
     kept = {name.removesuffix(".weight").removesuffix(".bias") for name in tensors} - quantized
     # Runtimes that fuse in_proj_a and in_proj_b look the fused name up, and the tower's name stands for all in it.

@@ -28,10 +28,10 @@ from deltart.calib.staging import Staging, link_or_copy, sha256_of, staged
 from deltart.calib.variants import Variant, lower_variants
 from deltart.errors import CheckpointError
 from deltart.export.checkpoint import INDEX, Checkpoint
-from deltart.export.config_fields import read_json
 from deltart.export.pipeline import account
 from deltart.export.spec import ModelSpec, read_spec
 from deltart.export.weights import load_tensor
+from deltart.json_files import read_json
 
 EVALUATED_TOKENS, RANKED_TOKENS = 8192, 1024
 STREAMED_TOKENS = 16384  # of the ranking, over all sites

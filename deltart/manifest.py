@@ -10,9 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from deltart.errors import ArtifactError
+from deltart.json_files import read_json, shown, typed
+from deltart.text_files import check_folder
 
 FORMAT = 1
 FILE_NAME = "manifest.json"
+ARTIFACT, AGAIN = "a folder written by 'deltart export'", "export again"
 
 
 @dataclass(frozen=True)
@@ -102,29 +105,16 @@ def load_manifest(folder: Path) -> Manifest:
         ArtifactError: it is absent, malformed or of another format version.
     """
     path = folder / FILE_NAME
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-        if raw["format"] != FORMAT:
-            raise ArtifactError(
-                f"{path} has format {raw['format']}", f"format {FORMAT}", "export again with this version"
-            )
-        raw["files"] = [FileEntry(**f) for f in raw["files"]]
-        raw["tensors"] = {name: WeightEntry(**t) for name, t in raw["tensors"].items()}
-        raw["graphs"] = {name: _graph(g) for name, g in raw["graphs"].items()}
-        return Manifest(**raw)
-    except FileNotFoundError:
-        raise ArtifactError(
-            f"{folder} holds no {FILE_NAME}", "a folder written by 'deltart export'", "export a checkpoint there first"
-        ) from None
-    except (KeyError, TypeError, json.JSONDecodeError) as error:
-        raise ArtifactError(f"{path} is not a manifest of this version ({error})", todo="export again") from None
-
-
-def _graph(raw: dict[str, Any]) -> GraphEntry:
-    return GraphEntry(
-        files=raw["files"],
-        inputs=[TensorEntry(**t) for t in raw["inputs"]],
-        outputs=[TensorEntry(**t) for t in raw["outputs"]],
-        states=[StateEntry(**s) for s in raw["states"]],
-        weights=raw["weights"],
-    )
+    check_folder(folder, ArtifactError, ARTIFACT)
+    if not os.path.lexists(path):
+        raise ArtifactError(f"{folder} holds no {FILE_NAME}", ARTIFACT, "export a checkpoint there first")
+    raw = read_json(path, ArtifactError, AGAIN)
+    if raw.get("format") != FORMAT:
+        found = f"{path} has format {shown(raw.get('format'))}"
+        raise ArtifactError(found, f"format {FORMAT}", f"{AGAIN} with this version")
+    for part, kind in (("tensors", WeightEntry), ("graphs", GraphEntry)):
+        entries = raw.get(part)
+        if isinstance(entries, dict):
+            where = f"{path}: {part}"
+            raw[part] = {n: typed(e, kind, f"{where} {shown(n)}", ArtifactError, AGAIN) for n, e in entries.items()}
+    return typed(raw, Manifest, str(path), ArtifactError, AGAIN)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from deltart.errors import CheckpointError
-from deltart.export.config_fields import read_json
+from deltart.json_files import kind_of, parse_json, read_json
 from deltart.runtime.backends.weights import NUMPY_DTYPES
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
@@ -80,7 +79,7 @@ class Checkpoint(Mapping[str, TensorInfo]):
         return np.memmap(path, DTYPES[info.dtype], mode="r", offset=info.offset, shape=info.shape)
 
     def _read_sharded(self, index: Path) -> None:
-        weight_map = read_json(index).get("weight_map")
+        weight_map = read_json(index, CheckpointError).get("weight_map")
         if not isinstance(weight_map, dict) or not all(isinstance(v, str) for v in weight_map.values()):
             raise CheckpointError(f"{index} has no usable 'weight_map'", "a map of tensor name to shard file")
         for shard in sorted(set(weight_map.values())):
@@ -127,12 +126,9 @@ def _read_header(path: Path) -> tuple[dict[str, Any], int, str]:
                 "download the file again",
             )
         raw = file.read(length)
-    try:
-        header = json.loads(raw)
-    except (json.JSONDecodeError, UnicodeDecodeError):
-        raise CheckpointError(f"{path}: the safetensors header is not JSON", todo="download the file again") from None
+    header = parse_json(raw, f"{path}: the safetensors header", CheckpointError, "download the file again")
     if not isinstance(header, dict):
-        raise CheckpointError(f"{path}: the safetensors header is not an object", todo="download the file again")
+        raise CheckpointError(f"{path}: the safetensors header is {kind_of(header)}", "an object", "download it again")
     return header, 8 + length, hashlib.sha256(prefix + raw).hexdigest()
 
 

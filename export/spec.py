@@ -6,7 +6,8 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from deltart.errors import ConfigError
-from deltart.export.config_fields import Fields, read_json
+from deltart.export.config_fields import Fields
+from deltart.json_files import read_json
 
 LINEAR, FULL = "linear_attention", "full_attention"
 DENSE_ARCHITECTURES = ("Qwen3_5ForConditionalGeneration", "Qwen3_5ForCausalLM")

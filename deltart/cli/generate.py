@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deltart.errors import GenerationError
+from deltart.json_files import parse_json, shown
+from deltart.text_files import read_bytes
 
 if TYPE_CHECKING:
     from deltart.runtime.engine import Generation
@@ -107,12 +109,9 @@ def _prompt(arguments: argparse.Namespace, tools: list[dict[str, Any]]) -> str:
 def _read_tools(path: Path | None) -> list[dict[str, Any]]:
     if path is None:
         return []
-    try:
-        tools = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError) as error:
-        raise GenerationError(f"--tools {path}: {error}", "a JSON list of tool schemas") from None
-    if not isinstance(tools, list):
-        raise GenerationError(f"--tools {path} holds a {type(tools).__name__}", "a JSON list of tool schemas")
+    tools = parse_json(read_bytes(path, GenerationError), f"--tools {path}", GenerationError)
+    if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
+        raise GenerationError(f"--tools {path} holds {shown(tools)}", "a JSON list of tool schemas")
     return tools
 
 

@@ -16,6 +16,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from deltart.errors import ArtifactError, GenerationError
 from deltart.runtime.text.tokenizer import read_json, token_text
+from deltart.text_files import read_text
 
 Message = Mapping[str, Any]
 Tool = Mapping[str, Any]
@@ -108,10 +109,7 @@ class ChatTemplate:
 
 
 def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:
-        raise ArtifactError(f"{path} can't be read: {error}", "UTF-8 text", "copy it from the vendor") from error
+    return read_text(path, ArtifactError)
 
 
 class _Generation(jinja2.ext.Extension):

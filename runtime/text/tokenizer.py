@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import codecs
-import json
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import tokenizers
 
+from deltart import json_files
 from deltart.errors import ArtifactError, ConfigError, GenerationError
 
 
@@ -19,15 +20,7 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         ConfigError: not JSON, or not a mapping.
     """
-    if not path.exists():
-        return {}
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path} can't be read: {error}", "a JSON file", "copy the vendor's") from error
-    if not isinstance(value, dict):
-        raise ConfigError(f"{path} holds a {type(value).__name__}", "a JSON mapping", "copy the vendor's")
-    return value
+    return json_files.read_json(path, hint="copy the vendor's") if os.path.lexists(path) else {}
 
 
 class Tokenizer:

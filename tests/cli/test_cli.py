@@ -80,7 +80,7 @@ def test_stream_goes_to_stdout_and_rates_to_stderr(tiny: Path, capsys: pytest.Ca
         (["generate", "{artifact}", "a", "--chat"], "chat template"),
         (["generate", "{artifact}", "a", "--system", "x"], "without --chat"),
         (["generate", "{artifact}", "a", "--temperature", "-1"], "temperature"),
-        (["generate", "{artifact}", "a", "--chat", "--tools", "/nowhere.json"], "--tools"),
+        (["generate", "{artifact}", "a", "--chat", "--tools", "/nowhere.json"], "nowhere.json does not exist"),
         (["export", "{checkpoint}", "-o", "{artifact}"], "already in use"),
         (["synth", "huge", "-o", "{checkpoint}"], "no preset"),
     ],

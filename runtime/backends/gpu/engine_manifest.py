@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 import deltart
 from deltart.errors import ArtifactError
+from deltart.json_files import read_json, shown, typed
 from deltart.manifest import GraphEntry
 from deltart.plugins import trt_plugin
 
@@ -22,6 +23,7 @@ Flavour = Literal["rtx", "tensorrt"]
 Activations = Literal["bf16", "fp8"]  # of the block-FP8 linears in prefill
 FORMAT = 2
 FILE_NAME = "engine.json"
+AGAIN = "run 'deltart build' again"
 PHASES = ("decode", "verify", "prefill")  # a plan each
 CAPTURED = ("decode", "verify")  # run as CUDA graphs
 ROLES = ("input", "output", "state", "state_output", "weight")
@@ -174,24 +176,19 @@ def load_engine(artifact: Path, flavour: str) -> EngineManifest:
         ArtifactError: it is absent, malformed or of another version.
     """
     path = engine_folder(artifact, flavour) / FILE_NAME
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-        if raw["format"] != FORMAT:
-            raise ArtifactError(f"{path} has format {raw['format']}", f"format {FORMAT}", "run 'deltart build' again")
-        raw["plans"] = {name: plan_entry(plan) for name, plan in raw["plans"].items()}
-        return EngineManifest(**raw)
-    except FileNotFoundError:
+    if not os.path.lexists(path):
         raise ArtifactError(
             f"{artifact} has no TensorRT plans of flavour '{flavour}'", str(path), f"run 'deltart build {artifact}'"
-        ) from None
-    except (KeyError, TypeError, json.JSONDecodeError) as error:
-        raise ArtifactError(f"{path} is damaged ({error})", todo="run 'deltart build' again") from None
+        )
+    raw = read_json(path, ArtifactError, AGAIN)
+    if raw.get("format") != FORMAT:
+        raise ArtifactError(f"{path} has format {shown(raw.get('format'))}", f"format {FORMAT}", AGAIN)
+    return typed(raw, EngineManifest, str(path), ArtifactError, AGAIN)
 
 
-def plan_entry(raw: dict[str, Any]) -> PlanEntry:
-    """A PlanEntry from its JSON form."""
-    chosen = Profile({a: (r[0], r[1], r[2]) for a, r in raw["profile"]["axes"].items()})
-    return PlanEntry(**raw | {"profile": chosen, "bindings": [Binding(**b) for b in raw["bindings"]]})
+def read_plan_entry(path: Path) -> PlanEntry:
+    """The PlanEntry in a file beside a plan. Raises ArtifactError where there is none."""
+    return typed(read_json(path, ArtifactError), PlanEntry, str(path), ArtifactError, AGAIN)
 
 
 def write_atomically(path: Path, content: bytes | memoryview) -> None:

@@ -224,8 +224,8 @@ def _record(plan: Path, entry: PlanEntry) -> None:
 
 def _recorded(plan: Path, key: str) -> PlanEntry | None:
     """The entry beside a finished plan of this key; None where there is none or the file is not that plan."""
-    with suppress(OSError, KeyError, TypeError, json.JSONDecodeError):
-        entry = plans.plan_entry(json.loads(plan.with_suffix(".json").read_text(encoding="utf-8")))
+    with suppress(OSError, ArtifactError):
+        entry = plans.read_plan_entry(plan.with_suffix(".json"))
         if entry.key == key and hashlib.sha256(plan.read_bytes()).hexdigest() == entry.sha256:
             return entry
     return None
