@@ -111,7 +111,8 @@ class Generator:
     def _tokens(self, ids: list[int], params: SamplingParams, generation: Generation) -> Iterator[int]:
         """Sampled tokens up to an end-of-sequence token (which is recorded, not yielded) or the length limit."""
         budget = min(params.max_new_tokens, self.backend.manifest.max_context - len(ids))
-        sampler = Sampler(params, ids, self.vocab_limit)
+        sampler = Sampler(params, ids, self.vocab_limit, self.tokenizer.eos_ids)
+        ends = params.end_ids(self.tokenizer.eos_ids)
         state = self.backend.new_state("model", 1, len(ids) + budget)
         timings, clock = generation.timings, time.perf_counter
         began = clock()
@@ -123,7 +124,7 @@ class Generator:
         for made in range(1, budget + 1):
             generation.tokens.append(token)
             timings.new_tokens, timings.decode_seconds = made, clock() - began
-            if token in self.tokenizer.eos_ids and not params.ignore_eos:
+            if token in ends:
                 generation.finish_reason = "stop"
                 return
             yield token

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from deltart.errors import GenerationError
@@ -46,6 +46,10 @@ class SamplingParams:
         max_new_tokens: generation ends after this many tokens.
         stop: strings that end generation; they are not part of the text.
         ignore_eos: go on after an end-of-sequence token.
+        logit_bias: token id to what is added to its logit, from -100 to 100 as OpenAI defines it. It comes first
+            of all, so the other rules see biased logits; ids outside the vocabulary are refused by the sampler.
+        min_tokens: no token that ends the reply is drawn before this many others were.
+        stop_token_ids: tokens that end generation as an end-of-sequence token does; they are not part of the text.
 
     Raises:
         GenerationError: a value of the wrong type or out of range.
@@ -62,6 +66,9 @@ class SamplingParams:
     max_new_tokens: int = 512
     stop: tuple[str, ...] = ()
     ignore_eos: bool = False
+    logit_bias: Mapping[int, float] = field(default_factory=dict, hash=False)
+    min_tokens: int = 0
+    stop_token_ids: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         self._number("temperature", 0, math.inf)
@@ -78,6 +85,12 @@ class SamplingParams:
             self._refuse("stop", "a tuple of non-empty strings")
         if not isinstance(self.ignore_eos, bool):
             self._refuse("ignore_eos", "true or false")
+        if not isinstance(self.logit_bias, Mapping) or not all(map(_is_bias, self.logit_bias.items())):
+            self._refuse("logit_bias", "a mapping of token ids to numbers from -100 to 100")
+        object.__setattr__(self, "logit_bias", dict(self.logit_bias))  # the caller may go on changing its own
+        self._integer("min_tokens", 0, self.max_new_tokens)
+        if not isinstance(self.stop_token_ids, tuple) or not all(map(_is_token, self.stop_token_ids)):
+            self._refuse("stop_token_ids", "a tuple of token ids")
 
     @classmethod
     def from_generation_config(cls, config: Mapping[str, Any]) -> SamplingParams:
@@ -106,6 +119,10 @@ class SamplingParams:
     def greedy(self) -> bool:
         return self.temperature == 0
 
+    def end_ids(self, eos_ids: Collection[int]) -> frozenset[int]:
+        """The tokens that end a reply, given the model's end-of-sequence tokens."""
+        return frozenset(self.stop_token_ids) | (frozenset() if self.ignore_eos else frozenset(eos_ids))
+
     def _number(self, name: str, low: float, high: float, *, above: bool = False) -> None:
         value = getattr(self, name)
         real = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
@@ -125,3 +142,13 @@ class SamplingParams:
             expected,
             f"change {name}, or leave it out",
         )
+
+
+def _is_token(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _is_bias(entry: tuple[Any, Any]) -> bool:
+    token, bias = entry
+    real = isinstance(bias, (int, float)) and not isinstance(bias, bool)
+    return _is_token(token) and real and -100 <= bias <= 100
