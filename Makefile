@@ -63,5 +63,5 @@ bench: $(READY)
 	$(BIN)/python bench/cpu_generation.py --json bench/results/cpu_generation.json
 
 clean:
-	rm -rf $(VENV) plugins/build .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache
 	find artifacts -mindepth 1 ! -name README.md -delete

@@ -42,6 +42,10 @@ class BuildError(DeltaRTError):
     """A kernel, plugin library or TensorRT engine could not be built."""
 
 
+class CacheError(DeltaRTError):
+    """The folder of compiled kernels and plans can't be used, or is not safe to load from."""
+
+
 class GenerationError(DeltaRTError):
     """A prompt or sampling request that can't be served."""
 

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 
 import deltart
-from deltart.cli import build, calibrate, doctor, export, generate, inspect, synthesize, verify
+from deltart.cli import build, cache_option, calibrate, doctor, export, generate, inspect, synthesize, verify
 from deltart.errors import DeltaRTError
 
 COMMANDS = (inspect, calibrate, export, build, verify, generate, synthesize, doctor)
@@ -27,6 +27,7 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command. Returns 0, or 2 after printing a deliberate error, or 130 when interrupted."""
     parsed = parser().parse_args(arguments)
+    cache_option.apply(parsed)
     try:
         return int(parsed.run(parsed) or 0)
     except DeltaRTError as error:

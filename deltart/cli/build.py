@@ -14,10 +14,11 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from deltart import caches
+from deltart.cli import cache_option
+
 if TYPE_CHECKING:
     from deltart.runtime.backends.gpu.engine_manifest import EngineManifest
-
-CACHE = Path("~/.cache/deltart/plans")
 
 
 def add_parser(commands: Any) -> None:
@@ -47,7 +48,7 @@ def add_parser(commands: Any) -> None:
         help="fp8: prefill rounds the activations of block-FP8 linears to E4M3 per token and 128 values; decode and "
         "verify never do (default bf16: exact)",
     )
-    parser.add_argument("--cache", type=Path, default=CACHE, metavar="DIR", help=f"shared plans (default {CACHE})")
+    cache_option.add(parser)
     parser.add_argument("--plugins", type=Path, metavar="FILE", help="C++ plugin library (default: Python classes)")
     parser.add_argument("--json", action="store_true", help="print the plans as JSON")
     parser.set_defaults(run=run)
@@ -71,7 +72,7 @@ def run(arguments: argparse.Namespace) -> None:
             max_context=arguments.max_context,
             chunk=arguments.chunk,
             prefill_activations=arguments.prefill_activations,
-            cache=arguments.cache.expanduser(),
+            cache=caches.folder(caches.PLANS),
             plugins=arguments.plugins,
         )
         command = shlex.join(["deltart", *sys.argv[1:]])

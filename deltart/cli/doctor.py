@@ -17,7 +17,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from deltart.errors import MissingDependencyError
+from deltart import caches
+from deltart.cli import cache_option
+from deltart.errors import CacheError, MissingDependencyError
 from deltart.plugins.native.library import find_headers
 from deltart.plugins.toolchain import find_nvcc
 
@@ -51,6 +53,7 @@ def add_parser(commands: Any) -> None:
         "doctor", help="check what is installed and say what is missing", description=__doc__
     )
     parser.add_argument("--json", action="store_true", help="print findings as JSON")
+    cache_option.add(parser)
     parser.set_defaults(run=run)
 
 
@@ -70,7 +73,16 @@ def run(arguments: argparse.Namespace) -> None:
 
 def examine() -> list[Finding]:
     """Everything worth knowing about this machine, cheapest first."""
-    return [_python(), _memory(), *(_package(*row) for row in PACKAGES), _nvcc(), _headers(), _driver(), _gpu()]
+    return [
+        _python(),
+        _memory(),
+        *(_package(*row) for row in PACKAGES),
+        _cache(),
+        _nvcc(),
+        _headers(),
+        _driver(),
+        _gpu(),
+    ]
 
 
 def _python() -> Finding:
@@ -88,6 +100,14 @@ def _package(distribution: str, purpose: str, extra: str) -> Finding:
     except PackageNotFoundError:
         wanted = f"deltart[{extra}]" if extra else "deltart"
         return Finding(distribution, False, "not installed", purpose, f"pip install '{wanted}'")
+
+
+def _cache() -> Finding:
+    purpose = "keep compiled kernels and plans"
+    try:
+        return Finding("cache", True, str(caches.folder(caches.KERNELS).parent), purpose)
+    except CacheError as error:
+        return Finding("cache", False, error.found, purpose, f"--cache DIR or {caches.VARIABLE}")
 
 
 def _nvcc() -> Finding:

@@ -9,6 +9,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from deltart.cli import cache_option
 from deltart.errors import GenerationError
 from deltart.json_files import parse_json, shown
 from deltart.text_files import read_bytes
@@ -64,6 +65,7 @@ def add_parser(commands: Any) -> None:
     )
     run_group.add_argument("--threads", type=int, default=0, help="CPU threads; 0 lets ONNX Runtime choose")
     run_group.add_argument("--plugins", type=Path, metavar="FILE", help="TensorRT: C++ plugin library")
+    cache_option.add(parser)
     run_group.add_argument("--json", action="store_true", help="print one JSON object at the end instead of streaming")
     parser.set_defaults(run=run)
 

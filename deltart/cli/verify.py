@@ -10,7 +10,8 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from deltart.cli.build import CACHE
+from deltart import caches
+from deltart.cli import cache_option
 from deltart.errors import GenerationError
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--html", type=Path, metavar="FILE", help="default: ARTIFACT/report.html")
     parser.add_argument("--save-outputs", type=Path, metavar="FILE", help="every runner's outputs, for polygraphy")
     parser.add_argument("--json", action="store_true", help="print the report as JSON instead of a table")
+    cache_option.add(parser)
     parser.set_defaults(run=run)
 
 
@@ -67,7 +69,7 @@ def run(arguments: argparse.Namespace) -> int:
     with console.status("verifying") as status:
         runners = ArtifactRunners(
             arguments.artifact, manifest, prefill, arguments.weights, arguments.prefill_activations,
-            arguments.max_new_tokens if prompts else None, CACHE.expanduser(),
+            arguments.max_new_tokens if prompts else None, caches.folder(caches.PLANS),
         )  # fmt: skip
         found = collect(runners.by_name(), ids, prompts, status.update)
         report = judge(arguments.artifact, found, tolerances(arguments.prefill_activations))
