@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,13 +51,14 @@ class Checkpoint(Mapping[str, TensorInfo]):
     """
 
     def __init__(self, folder: Path) -> None:
+        check_folder(folder, CheckpointError, "a Hugging Face checkpoint folder")
         self.folder = folder
         self.files: list[WeightFile] = []
         self._tensors: dict[str, TensorInfo] = {}
         index = folder / INDEX
-        if index.exists():
+        if os.path.lexists(index):
             self._read_sharded(index)
-        elif (folder / SINGLE).exists():
+        elif os.path.lexists(folder / SINGLE):
             self._add(folder / SINGLE)
         else:
             raise CheckpointError(

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from typing import Any
+
+from deltart.cli.bounds import real
 
 
 def add_parser(commands: Any) -> None:
@@ -33,40 +34,35 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--keep", nargs="+", metavar="NAME", default=[], help="leave what these name in BF16")
     parser.add_argument(
         "--budget",
-        type=float,
+        type=real(0, 1e6),
         metavar="NATS",
         help="also report what to keep in BF16 for this loss (KL)",
     )
     parser.add_argument("--statistics", type=Path, metavar="FOLDER", help="keep statistics of inputs here for reuse")
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, extra="calib", interrupted="the same command goes on from here")
 
 
-def run(arguments: argparse.Namespace) -> int:
-    """Calibrate and print what came of it. Returns 130 when interrupted."""
+def run(arguments: argparse.Namespace) -> None:
+    """Calibrate and print what came of it."""
     from deltart.calib.page import NAME
     from deltart.calib.pipeline import calibrate
 
-    try:
-        result = calibrate(
-            arguments.checkpoint,
-            arguments.output,
-            method=arguments.method,
-            data=_data(arguments),
-            kv_cache=arguments.kv_cache,
-            activations=arguments.activations,
-            modules=arguments.modules,
-            keep=arguments.keep,
-            budget=arguments.budget,
-            statistics=arguments.statistics,
-            say=lambda line: print(line, flush=True),
-        )
-    except KeyboardInterrupt:
-        print("deltart: interrupted; the same command goes on from here", file=sys.stderr)
-        return 130
+    result = calibrate(
+        arguments.checkpoint,
+        arguments.output,
+        method=arguments.method,
+        data=_data(arguments),
+        kv_cache=arguments.kv_cache,
+        activations=arguments.activations,
+        modules=arguments.modules,
+        keep=arguments.keep,
+        budget=arguments.budget,
+        statistics=arguments.statistics,
+        say=lambda line: print(line, flush=True),
+    )
     for variant, found in result.agreement.items():
         print(f"{variant}: KL {found.kl:.3g} nats, top-1 {found.top1:.2%}, perplexity {found.perplexity:.4g}")
     print(f"{len(result.weights)} linears quantized; see {arguments.output / NAME}")
-    return 0
 
 
 def _data(arguments: argparse.Namespace) -> Path | None:

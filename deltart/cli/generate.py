@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deltart.cli import cache_option
+from deltart.cli.bounds import whole
+from deltart.cli.streams import print_json, read_stdin, shown_to_people
 from deltart.errors import GenerationError
 from deltart.json_files import parse_json, shown
 from deltart.text_files import read_bytes
@@ -63,11 +64,11 @@ def add_parser(commands: Any) -> None:
         default="folded",
         help="folded: converted to f32 at load, fast; mapped: converted at use, little memory. Both are exact",
     )
-    run_group.add_argument("--threads", type=int, default=0, help="CPU threads; 0 lets ONNX Runtime choose")
+    run_group.add_argument("--threads", type=whole(0, 1024), default=0, help="CPU threads; 0 lets ONNX Runtime choose")
     run_group.add_argument("--plugins", type=Path, metavar="FILE", help="TensorRT: C++ plugin library")
     cache_option.add(parser)
     run_group.add_argument("--json", action="store_true", help="print one JSON object at the end instead of streaming")
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, extra="cpu")
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -86,16 +87,16 @@ def run(arguments: argparse.Namespace) -> None:
     generation = Generator(backend, tokenizer).generate(prompt, params)
     for piece in generation:
         if not arguments.json:
-            print(piece, end="", flush=True)
+            print(shown_to_people(piece), end="", flush=True)
     if arguments.json:
-        print(json.dumps(_as_json(generation, prompt, tools, chat=arguments.chat), ensure_ascii=False))
+        print_json(_as_json(generation, prompt, tools, chat=arguments.chat))
     else:
         print()
         print(_rates(generation), file=sys.stderr)
 
 
 def _prompt(arguments: argparse.Namespace, tools: list[dict[str, Any]]) -> str:
-    text = sys.stdin.read() if arguments.prompt == "-" else str(arguments.prompt)
+    text = read_stdin() if arguments.prompt == "-" else str(arguments.prompt)
     if not arguments.chat:
         if arguments.system or arguments.tools or arguments.no_thinking:
             raise GenerationError("--system, --tools or --no-thinking without --chat", todo="add --chat")

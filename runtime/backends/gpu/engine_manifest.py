@@ -28,6 +28,7 @@ PHASES = ("decode", "verify", "prefill")  # a plan each
 CAPTURED = ("decode", "verify")  # run as CUDA graphs
 ROLES = ("input", "output", "state", "state_output", "weight")
 VERIFY_TOKENS = 8  # at most: the drafts of one step and the token they follow
+MAX_SLOTS, MAX_CHUNK = 1024, 32768  # far beyond what a GPU has room for; TensorRT dies of absurd ones
 PREFILL_ROWS = 16  # logit rows of one prefill call
 ELEMENT_TYPES = {1: "float32", 3: "int8", 6: "int32", 7: "int64", 10: "float16", 16: "bfloat16"}  # by ONNX number
 ITEM_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4, "int8": 1, "int32": 4, "int64": 8}

@@ -148,8 +148,9 @@ def _context(options: BuildOptions, manifest: Manifest) -> int:
     context = manifest.max_context if options.max_context is None else options.max_context
     if not 1 <= context <= manifest.max_context:
         raise BuildError(f"--max-context {context}", f"1 to {manifest.max_context}, the artifact's limit")
-    if options.slots < 1 or options.chunk < 1:
-        raise BuildError(f"{options.slots} slots and chunks of {options.chunk}", "at least one of each")
+    for name, value, most in (("slots", options.slots, plans.MAX_SLOTS), ("chunk", options.chunk, plans.MAX_CHUNK)):
+        if not 1 <= value <= most:
+            raise BuildError(f"--{name} {value}", f"1 to {most}")
     return context
 
 
