@@ -25,7 +25,6 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from deltart.calib import layout
 from deltart.calib.dataset import DEFAULT, Dataset, read_dataset
 from deltart.calib.evaluate import evaluate, layers_of
 from deltart.calib.forward import batches_of, sweep
@@ -34,6 +33,7 @@ from deltart.calib.pipeline import calibrate
 from deltart.calib.progress import Progress
 from deltart.calib.quantize import LADDER, Method
 from deltart.calib.scales import Quantized
+from deltart.calib.selection import candidates
 from deltart.calib.variants import Variant
 from deltart.export.checkpoint import Checkpoint
 from deltart.export.spec import read_spec
@@ -126,7 +126,7 @@ def output_errors(
 ) -> Iterator[dict[str, float]]:
     """For every linear, the squared error of its output on the original's held-out inputs, by method."""
     spec, tensors = read_spec(checkpoint), Checkpoint(checkpoint)
-    sites = list(layout.candidates(spec, tensors))
+    sites = list(candidates(spec, tensors))
     for step in sweep(spec, tensors, batches_of(dataset.held_out)):
         own = [site for site in sites if site.block == step.key]
         statistics = observe(step, own)

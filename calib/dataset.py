@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from deltart.calib.errors import CalibrationError
-from deltart.errors import GenerationError
+from deltart.errors import CalibrationError, GenerationError
 from deltart.json_files import parse_json
 from deltart.runtime.text.chat import ChatTemplate
 from deltart.runtime.text.tokenizer import Tokenizer

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from deltart.calib.dataset import Dataset
-from deltart.calib.errors import CalibrationError
 from deltart.calib.forward import VALIDATION, Step, batches_of, real_tokens, store, sweep, validation_batches
-from deltart.calib.layout import Site
 from deltart.calib.memory import release
+from deltart.calib.selection import Site
+from deltart.errors import CalibrationError
 from deltart.export.checkpoint import Checkpoint
 from deltart.export.spec import ModelSpec
 

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from deltart.calib.errors import CalibrationError
 from deltart.calib.layout import OutputFile
 from deltart.calib.scales import Quantized
+from deltart.errors import CalibrationError
 from deltart.export.checkpoint import Checkpoint
 
 JOURNAL, ORDER = "journal.jsonl", "order.json"
@@ -196,12 +196,12 @@ def staged(output: Path, files: Sequence[OutputFile], order: Mapping[str, Any]) 
     except UnfinishedError:
         raise
     except OSError as error:
-        todo = "choose another output"
+        hint = "choose another output"
         if staging.done:
-            todo = f"make room and run it again to go on, or delete {staging.folder}"
+            hint = f"make room and run it again to go on, or delete {staging.folder}"
         else:
             staging.discard()
-        raise CalibrationError(f"cannot write {output} ({error})", "a writable place with room", todo) from error
+        raise CalibrationError(f"cannot write {output} ({error})", "a writable place with room", hint) from error
     except Exception:  # whatever went wrong, nothing half-written stays
         staging.discard()
         raise

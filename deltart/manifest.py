@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,11 @@ FILE_NAME = "manifest.json"
 ARTIFACT, AGAIN = "a folder written by 'deltart export'", "export again"
 
 
+def shape_of(axes: Iterable[str | int], sizes: Mapping[str, int]) -> tuple[int, ...]:
+    """The shape of a tensor with these axes, named ones of the given sizes."""
+    return tuple(axis if isinstance(axis, int) else sizes[axis] for axis in axes)
+
+
 @dataclass(frozen=True)
 class TensorEntry:
     """A graph input or output. Named axes are dynamic: B slots, T tokens, L logit rows, capacity cache rows."""
@@ -25,6 +30,10 @@ class TensorEntry:
     name: str
     dtype: str
     axes: list[str | int]
+
+    def shape(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
+        """Its shape in a call of these sizes."""
+        return shape_of(self.axes, sizes)
 
 
 @dataclass(frozen=True)
@@ -39,6 +48,10 @@ class StateEntry:
     dtype: str
     axes: list[str | int]
     in_place: list[str]
+
+    def shape(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
+        """Its shape for `sizes` of B (slots) and capacity (cache rows)."""
+        return shape_of(self.axes, sizes)
 
 
 @dataclass(frozen=True)

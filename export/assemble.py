@@ -9,20 +9,18 @@ import torch
 from torch import nn
 
 from deltart.export.checkpoint import Checkpoint
-from deltart.export.graph import I64, Block, ModelGraph, State, Value
+from deltart.export.graph import Block, ModelGraph, State, Value
 from deltart.export.lower.functions import composite_functions
 from deltart.export.lower.portable import Lowering
 from deltart.export.spec import ModelSpec
 from deltart.export.trace import FUNCTION_DOMAIN, OPSET, BlockKind, TracedBlock, trace_blocks
 from deltart.export.weights import build_module, external_initializer
 from deltart.plugins.registry import MODEL_OPS
-from deltart.plugins.spec import ACT, DOMAIN, F32, FP8, I32, VERSION
+from deltart.plugins.spec import DOMAIN, FP8, VERSION
 
 IR_VERSION = 11  # the newest that ONNX Runtime 1.23 and TensorRT 10 both read
 BASE_OPSETS = {"": OPSET, DOMAIN: VERSION, FUNCTION_DOMAIN: 1}
 FP8_OPERAND = {spec.name: i for spec in MODEL_OPS for i, t in enumerate(spec.inputs) if t.dtype == FP8}
-ONNX_ACT = {torch.float32: onnx.TensorProto.FLOAT, torch.bfloat16: onnx.TensorProto.BFLOAT16}
-ONNX_KINDS = {F32: onnx.TensorProto.FLOAT, I32: onnx.TensorProto.INT32, I64: onnx.TensorProto.INT64}
 
 
 class Tracer:
@@ -128,9 +126,8 @@ def _model(
     functions: list[onnx.FunctionProto],
     weights: list[str],
 ) -> onnx.ModelProto:
-    def info(value: Value | State, name: str) -> onnx.ValueInfoProto:
-        kind = ONNX_ACT[tracer.dtype] if value.dtype == ACT else ONNX_KINDS[value.dtype]
-        return onnx.helper.make_tensor_value_info(name, kind, list(value.axes))
+    def info(value: Value, name: str) -> onnx.ValueInfoProto:
+        return onnx.helper.make_tensor_value_info(name, value.element_type(tracer.dtype).onnx, list(value.axes))
 
     states = graph.states
     return onnx.helper.make_model(

@@ -20,17 +20,15 @@ from deltart import manifest
 from deltart.errors import ExportError
 from deltart.export.assemble import Tracer, assemble, lower, state_output
 from deltart.export.checkpoint import Checkpoint
-from deltart.export.graph import I64, ModelGraph, State
+from deltart.export.graph import ModelGraph, State
 from deltart.export.lower import ort, portable, tensorrt
 from deltart.export.models.registry import deferred_of, graphs_of
 from deltart.export.spec import ModelSpec, read_spec
 from deltart.export.weights import WEIGHTS_FOLDER, Ledger, build_module
-from deltart.plugins.spec import ACT, F32, I32
 
 # Lowered from the float32 trace of every export. TensorRT's own, in bfloat16, is traced when asked for.
 TARGETS = {"portable": portable.BODIES, "ort": ort.BODIES}
 TEXT_FILES = ("tokenizer.json", "tokenizer_config.json", "generation_config.json", "chat_template.jinja", "config.json")
-DTYPE_NAMES = {ACT: "float32", F32: "float32", I32: "int32", I64: "int64"}
 # On ONNX Runtime a convolution state may be read after its successor is written; portable bodies promise no order.
 IN_PLACE = {"S": ["ort", "tensorrt"], "k": ["ort", "tensorrt"], "v": ["ort", "tensorrt"], "conv": ["tensorrt"]}
 
@@ -158,13 +156,12 @@ def _write_graphs(
 def _graph_entry(graph: ModelGraph, files: dict[str, str], weights: list[str]) -> manifest.GraphEntry:
     def tensor(name: str) -> manifest.TensorEntry:
         value = graph.values[name]
-        return manifest.TensorEntry(name, DTYPE_NAMES[value.dtype], list(value.axes))
+        return manifest.TensorEntry(name, value.element_type(torch.float32).name, list(value.axes))
 
     def carried(state: State) -> manifest.StateEntry:
         in_place = IN_PLACE[state.name.rsplit(".")[-1]]
-        return manifest.StateEntry(
-            state.name, state_output(state), DTYPE_NAMES[state.dtype], list(state.axes), in_place
-        )
+        dtype = state.element_type(torch.float32).name
+        return manifest.StateEntry(state.name, state_output(state), dtype, list(state.axes), in_place)
 
     states = [carried(state) for state in graph.states]
     inputs, outputs = [tensor(i) for i in graph.inputs], [tensor(o) for o in graph.outputs]

@@ -114,7 +114,7 @@ class ModelSpec:
         if factor <= 1:
             raise ConfigError(f"YaRN factor {factor}", "a number above 1", "leave --yarn out for the native context")
         if self.rope.yarn is not None:
-            raise ConfigError("--yarn given, but config.json already scales RoPE by YaRN", todo="leave --yarn out")
+            raise ConfigError("--yarn given, but config.json already scales RoPE by YaRN", hint="leave --yarn out")
         yarn = YarnSpec(factor, self.max_position_embeddings)
         stretched = int(self.max_position_embeddings * factor)
         return replace(self, rope=replace(self.rope, yarn=yarn), max_position_embeddings=stretched)

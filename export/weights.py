@@ -10,25 +10,15 @@ import onnx
 import torch
 from torch import nn
 
+from deltart.dtypes import BF16, BY_STORED, E4M3, F16, F32, DType
 from deltart.errors import CheckpointError
-from deltart.export.checkpoint import Checkpoint, TensorInfo
+from deltart.export.checkpoint import Checkpoint
 from deltart.export.formats import Linears, is_skipped
 from deltart.export.graph import Block
 from deltart.export.spec import Fp8Spec, ModelSpec
+from deltart.safetensors import TensorInfo
 
-TORCH_DTYPES = {
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "F8_E4M3": torch.float8_e4m3fn,
-}
-ONNX_DTYPES = {
-    "F32": onnx.TensorProto.FLOAT,
-    "F16": onnx.TensorProto.FLOAT16,
-    "BF16": onnx.TensorProto.BFLOAT16,
-    "F8_E4M3": onnx.TensorProto.FLOAT8E4M3FN,
-}
-PLAIN = ("BF16", "F16", "F32")
+PLAIN = tuple(dtype.stored for dtype in (BF16, F16, F32))
 WEIGHTS_FOLDER = "weights"
 
 
@@ -62,6 +52,12 @@ class Ledger:
             )
 
 
+def torch_dtype(dtype: DType) -> torch.dtype:
+    """torch's object of an element type."""
+    found: torch.dtype = getattr(torch, dtype.name)
+    return found
+
+
 def build_module(block: Block, spec: ModelSpec, checkpoint: Checkpoint) -> nn.Module:
     """The block's module on the meta device, each parameter with the shape and dtype that the checkpoint stores.
 
@@ -74,7 +70,7 @@ def build_module(block: Block, spec: ModelSpec, checkpoint: Checkpoint) -> nn.Mo
     for name, parameter in list(module.named_parameters()):
         info = _expect(checkpoint, block.tensor_name(name), parameter, spec.fp8)
         owner = module.get_submodule(name.rpartition(".")[0])
-        stored = torch.empty(info.shape, dtype=TORCH_DTYPES[info.dtype], device="meta")
+        stored = torch.empty(info.shape, dtype=torch_dtype(BY_STORED[info.dtype]), device="meta")
         setattr(owner, name.rpartition(".")[2], nn.Parameter(stored, requires_grad=False))
     return module
 
@@ -91,12 +87,12 @@ def load_tensor(checkpoint: Checkpoint, name: str) -> torch.Tensor:
     """One tensor in its stored dtype, read into memory once."""
     info = checkpoint[name]
     raw = np.fromfile(checkpoint.folder / info.file, np.uint8, info.nbytes, offset=info.offset)
-    return torch.from_numpy(raw).view(TORCH_DTYPES[info.dtype]).view(info.shape)
+    return torch.from_numpy(raw).view(torch_dtype(BY_STORED[info.dtype])).view(info.shape)
 
 
 def external_initializer(info: TensorInfo) -> onnx.TensorProto:
     """An ONNX initializer that refers to the tensor's bytes in the vendor's own file."""
-    tensor = onnx.TensorProto(name=info.name, data_type=ONNX_DTYPES[info.dtype], dims=info.shape)
+    tensor = onnx.TensorProto(name=info.name, data_type=BY_STORED[info.dtype].onnx, dims=info.shape)
     tensor.data_location = onnx.TensorProto.EXTERNAL
     place = {"location": f"{WEIGHTS_FOLDER}/{info.file}", "offset": info.offset, "length": info.nbytes}
     for key, value in place.items():
@@ -109,10 +105,10 @@ def _expect(checkpoint: Checkpoint, name: str, parameter: nn.Parameter, fp8: Fp8
     if info is None:
         raise CheckpointError(f"tensor '{name}' is missing", f"{list(parameter.shape)}", "the checkpoint is incomplete")
     quantized = parameter.dtype == torch.float8_e4m3fn
-    if info.dtype not in (("F8_E4M3",) if quantized else PLAIN):
+    if info.dtype not in ((E4M3.stored,) if quantized else PLAIN):
         raise CheckpointError(
             f"tensor '{name}' is stored as {info.dtype}",
-            "F8_E4M3" if quantized else " or ".join(PLAIN),
+            E4M3.stored if quantized else " or ".join(PLAIN),
             _dtype_advice(name, quantized, fp8),
         )
     if tuple(parameter.shape) != info.shape:

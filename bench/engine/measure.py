@@ -76,7 +76,7 @@ def _replayed(device: Device, backend: TensorRtBackend, row: Row, graphs: Sequen
 
 def _against_bandwidth(device: Device, backend: TensorRtBackend, row: Row, copy_gbs: float) -> Row:
     weights, plan = traffic.weight_bytes(backend.manifest), backend.engine.plans["model.decode"]
-    moved = weights + row["slots"] * traffic.state_bytes(backend.manifest, plan, row["context"])
+    moved = weights + row["slots"] * traffic.state_bytes(plan, row["context"])
     found: Row = {"bytes": moved, "gbs": moved / row.get("device_ms", row["wall_ms"]) / 1e6}
     if copy_gbs:
         found["percent_of_copy"] = 100 * found["gbs"] / copy_gbs

@@ -99,7 +99,7 @@ def _prompt(arguments: argparse.Namespace, tools: list[dict[str, Any]]) -> str:
     text = read_stdin() if arguments.prompt == "-" else str(arguments.prompt)
     if not arguments.chat:
         if arguments.system or arguments.tools or arguments.no_thinking:
-            raise GenerationError("--system, --tools or --no-thinking without --chat", todo="add --chat")
+            raise GenerationError("--system, --tools or --no-thinking without --chat", hint="add --chat")
         return text
     from deltart.runtime.text.chat import ChatTemplate
 

@@ -45,9 +45,9 @@ def guarded(command: Callable[[], int]) -> int:
     except OSError as error:
         streams.flush()
         found = f"{_where(error)}{error.strerror or error}"
-        return say(f"error: {found}\n  to do:    check the path, its permissions, the disk")
+        return say(f"error: {DeltaRTError(found, '', 'check the path, its permissions and the disk')}")
     except MemoryError:
-        return say("error: there is not enough memory for this\n  to do:    close other programs, or ask for less")
+        return say(f"error: {DeltaRTError('this needs more memory than there is', '', 'ask for less at once')}")
     except Exception as error:
         return say(_fault(error), FAULT)
 
@@ -69,8 +69,8 @@ def _fault(error: Exception) -> str:
     report = "report it with what you ran, and"
     return (
         f"internal error: {type(error).__name__}: {message}\n"
-        f"  found at: {frame.filename}, line {frame.lineno}; this is a fault of deltart, not of your input\n"
-        f"  to do:    {report} {_log(error)}"
+        f"  at {frame.filename}, line {frame.lineno}; this is a fault of deltart, not of your input\n"
+        f"  hint: {report} {_log(error)}"
     )
 
 

@@ -57,7 +57,7 @@ def lower_artifact(artifact: Path, report: Callable[[str], None] = lambda step: 
     folder = Path(manifest.checkpoint)
     tensors = Checkpoint(folder)
     if {f.name: f.header_sha256 for f in tensors.files} != {f.name: f.header_sha256 for f in manifest.files}:
-        raise ArtifactError(f"{folder} is no longer the checkpoint that was exported", todo="export it again")
+        raise ArtifactError(f"{folder} is no longer the checkpoint that was exported", hint="export it again")
     spec = _exported_spec(folder, manifest)
     report("tracing each kind of block in bfloat16")
     files = write_graphs(spec, tensors, artifact, "mtp" in manifest.graphs)

@@ -142,15 +142,15 @@ def _bytes_of(piece: str) -> bytes:
 
 
 def _load(path: Path) -> tokenizers.Tokenizer:
-    todo = "copy tokenizer.json from the vendor's checkpoint"
+    hint = "copy tokenizer.json from the vendor's checkpoint"
     if not path.is_file():
-        raise ArtifactError(f"{path} is missing", "the tokenizer beside the model", todo)
+        raise ArtifactError(f"{path} is missing", "the tokenizer beside the model", hint)
     try:
         core = tokenizers.Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises bare Exception
-        raise ArtifactError(f"{path} can't be read: {error}", "a tokenizers file", todo) from error
+        raise ArtifactError(f"{path} can't be read: {error}", "a tokenizers file", hint) from error
     if not isinstance(core.decoder, tokenizers.decoders.ByteLevel):
-        raise ArtifactError(f"{path} has decoder {core.decoder!r}", "a ByteLevel decoder", todo)
+        raise ArtifactError(f"{path} has decoder {core.decoder!r}", "a ByteLevel decoder", hint)
     return core
 
 

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from deltart.calib.errors import CalibrationError
 from deltart.calib.pipeline import calibrate
+from deltart.errors import CalibrationError
 
 Made = Callable[[str], Path]
 

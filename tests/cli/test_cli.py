@@ -73,7 +73,7 @@ def test_stream_goes_to_stdout_and_rates_to_stderr(tiny: Path, capsys: pytest.Ca
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["inspect", "/nowhere"], "config.json does not exist"),
+        (["inspect", "/nowhere"], "/nowhere does not exist"),
         (["generate", "/nowhere", "hello"], "tokenizer.json"),
         (["generate", "{artifact}", ""], "the prompt is empty"),
         (["generate", "{artifact}", "7" * 64], "the prompt has 64 tokens"),

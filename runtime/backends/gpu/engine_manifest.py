@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import deltart
+from deltart.dtypes import BY_NAME, BY_ONNX
 from deltart.errors import ArtifactError
 from deltart.json_files import read_json, shown, typed
-from deltart.manifest import GraphEntry
+from deltart.manifest import GraphEntry, shape_of
 from deltart.plugins import trt_plugin
 
 Flavour = Literal["rtx", "tensorrt"]
@@ -30,8 +31,6 @@ ROLES = ("input", "output", "state", "state_output", "weight")
 VERIFY_TOKENS = 8  # at most: the drafts of one step and the token they follow
 MAX_SLOTS, MAX_CHUNK = 1024, 32768  # far beyond what a GPU has room for; TensorRT dies of absurd ones
 PREFILL_ROWS = 16  # logit rows of one prefill call
-ELEMENT_TYPES = {1: "float32", 3: "int8", 6: "int32", 7: "int64", 10: "float16", 16: "bfloat16"}  # by ONNX number
-ITEM_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4, "int8": 1, "int32": 4, "int64": 8}
 
 Range = tuple[int, int, int]  # smallest, most likely, largest
 
@@ -58,11 +57,11 @@ class Binding:
 
     def shape(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
         """Its shape in a call of these sizes."""
-        return tuple(axis if isinstance(axis, int) else sizes[axis] for axis in self.axes)
+        return shape_of(self.axes, sizes)
 
     def nbytes(self, sizes: Mapping[str, int]) -> int:
         """Its size in bytes in a call of these sizes."""
-        return math.prod(self.shape(sizes)) * ITEM_BYTES[self.dtype]
+        return math.prod(self.shape(sizes)) * BY_NAME[self.dtype].itemsize
 
 
 @dataclass(frozen=True)
@@ -126,7 +125,7 @@ def read_binding(value: Any) -> Binding:
     """The binding, still without a role, of an ONNX graph's input or output (a ValueInfoProto)."""
     kind = value.type.tensor_type
     axes = [d.dim_param or d.dim_value for d in kind.shape.dim]
-    return Binding(value.name, "", ELEMENT_TYPES[kind.elem_type], axes)
+    return Binding(value.name, "", BY_ONNX[kind.elem_type].name, axes)
 
 
 def bindings(entry: GraphEntry, tensors: Iterable[Binding]) -> list[Binding]:

@@ -349,7 +349,7 @@ def test_named_ids_outside_the_vocabulary_are_refused(given: dict[str, Any]) -> 
 def test_parameters_out_of_range_are_refused_by_name(name: str, value: Any) -> None:
     with pytest.raises(GenerationError, match=name) as caught:
         SamplingParams(**{name: value})
-    assert all((caught.value.expected, caught.value.todo))
+    assert all((caught.value.expected, caught.value.hint))
 
 
 def test_generation_config_of_the_vendor() -> None:

@@ -140,7 +140,7 @@ def test_messages_are_left_as_they_are(qwen: ChatTemplate) -> None:
 def test_refused_messages_say_why(qwen: ChatTemplate, messages: list[Any], match: str) -> None:
     with pytest.raises(GenerationError, match=match) as caught:
         qwen.render(messages)
-    assert all((caught.value.expected, caught.value.todo))
+    assert all((caught.value.expected, caught.value.hint))
 
 
 SMALL_CASES: list[tuple[list[dict[str, Any]], dict[str, Any]]] = [
