@@ -6,7 +6,7 @@
 # make test        the fast tests; make test ARGS="-m slow" the others
 # make check       lint, format, types, import rules
 # make bench       side by side with peers (installs them)
-# make clean       caches, environment and artifacts
+# make clean       what make and deltart made: caches, environment, artifacts; names what it does not know and leaves
 
 PYTHON ?= python3
 VENV := .venv
@@ -63,5 +63,4 @@ bench: $(READY)
 	$(BIN)/python bench/cpu_generation.py --json bench/results/cpu_generation.json
 
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache
-	find artifacts -mindepth 1 ! -name README.md -delete
+	@$(PYTHON) -B -m tools.clean

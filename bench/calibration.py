@@ -43,6 +43,7 @@ from deltart.export.weights import load_parameters, load_tensor
 from tools.nano import heldout
 
 NANO = Path(__file__).parent.parent / "tools" / "nano"
+TAG = "deltart-bench"  # tells the folder of an earlier run; `make clean` knows it
 MID: Config = dict(hidden=1024, ffn=2816, layers=8, heads=8, kv_heads=2, k_heads=4, v_heads=8, max_position=32768)
 BIG: Config = dict(hidden=2048, ffn=6144, layers=12, heads=8, kv_heads=2, k_heads=8, v_heads=16, max_position=32768)
 DEGREES = 3  # of Student's t: finite variance, infinite kurtosis
@@ -63,8 +64,11 @@ def main() -> None:
     if arguments.what == "run":
         run(arguments.checkpoint, work / "out", arguments.method, arguments.data)
         return
+    if work.exists() and any(work.iterdir()) and not (work / TAG).is_file():
+        parser.error(f"--work {work} holds something else than an earlier run's files")
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
+    (work / TAG).touch()
     figures: Any = {"cost": cost, "wide": wide}[arguments.what](work) if arguments.what != "quality" else []
     for seed in arguments.seeds if arguments.what == "quality" else ():
         own = work / str(seed)

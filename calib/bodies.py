@@ -29,12 +29,12 @@ class FastBodies(TorchDispatchMode):
         return BODIES.get(func, func)(*args, **(kwargs or {}))
 
 
-def causal_conv1d(x: Tensor, weight: Tensor, state: Tensor, n_tokens: Tensor) -> tuple[Tensor, Tensor]:
+def causal_conv1d(x: Tensor, weight: Tensor, state: Tensor, n_commit: Tensor) -> tuple[Tensor, Tensor]:
     """See plugins/causal_conv1d."""
     width = weight.shape[-1]
     padded = torch.cat([state, x], dim=1)  # [B, W-1+T, C]
     y = F.conv1d(padded.mT, weight.to(x.dtype), groups=weight.shape[0]).mT
-    kept = (n_tokens[:, None] + torch.arange(width - 1)).long()  # [B, W-1]
+    kept = (n_commit[:, None] + torch.arange(width - 1)).long()  # [B, W-1]
     return F.silu(y).contiguous(), padded.gather(1, kept[..., None].expand(-1, -1, x.shape[-1]))
 
 
@@ -75,9 +75,11 @@ def _written(rows: Tensor, cache: Tensor, real: Tensor) -> Tensor:
 
 def gated_delta_rule(
     qkv: Tensor, a: Tensor, b: Tensor, A_log: Tensor, dt_bias: Tensor, S: Tensor, n_tokens: Tensor,
-    num_k_heads: int, num_v_heads: int, head_k_dim: int, head_v_dim: int,
+    n_commit: Tensor, num_k_heads: int, num_v_heads: int, head_k_dim: int, head_v_dim: int,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """See plugins/gated_delta_rule; the chunked form, its triangular system solved by substitution."""
+    """See plugins/gated_delta_rule; the chunked form, its triangular system solved by substitution. No drafts."""
+    if bool((n_commit != n_tokens).any()):
+        raise ValueError("calibration text has no drafts: n_commit is n_tokens")
     real = torch.arange(qkv.shape[1]) < n_tokens[:, None]  # [B, T]
     q, k, v = (qkv * real[..., None]).split([num_k_heads * head_k_dim] * 2 + [num_v_heads * head_v_dim], dim=-1)
     group = num_v_heads // num_k_heads

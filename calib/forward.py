@@ -118,12 +118,13 @@ def run_block(block: Block, module: nn.Module, values: Values) -> Values:
 
 
 def _batch(rows: Sequence[Sequence[int]]) -> Values:
-    length = max(len(row) for row in rows)
+    length, counts = max(len(row) for row in rows), torch.tensor([len(row) for row in rows], dtype=torch.int32)
     return {
         "input_ids": torch.tensor([[*row, *[0] * (length - len(row))] for row in rows]),
         "position_ids": torch.arange(length).expand(3, len(rows), length),
         "past_len": torch.zeros(len(rows), dtype=torch.int32),
-        "n_tokens": torch.tensor([len(row) for row in rows], dtype=torch.int32),
+        "n_tokens": counts,
+        "n_commit": counts,
     }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,18 +24,20 @@ from deltart.calib.quantize import Method, Result, quantize
 from deltart.calib.report import Report
 from deltart.calib.selection import Selection, Site, cache_modules, candidates, select
 from deltart.calib.sensitivity import sensitivities
-from deltart.calib.staging import Staging, link_or_copy, sha256_of, staged
+from deltart.calib.staging import Staging, sha256_of, staged
 from deltart.calib.variants import Variant, lower_variants
 from deltart.errors import CalibrationError, CheckpointError
 from deltart.export.checkpoint import Checkpoint
 from deltart.export.pipeline import account
 from deltart.export.spec import ModelSpec, read_spec
 from deltart.export.weights import load_tensor
+from deltart.files import link_or_copy
 from deltart.json_files import read_json
 from deltart.safetensors import INDEX
 
 EVALUATED_TOKENS, RANKED_TOKENS = 8192, 1024
 STREAMED_TOKENS = 16384  # of the ranking, over all sites
+EDITED_BYTES = 64 << 20  # people edit smaller files in place: those are copied, not linked
 
 
 @dataclass(frozen=True)
@@ -85,6 +88,7 @@ def calibrate(
     Raises:
         ConfigError, CheckpointError: the input is broken, unsupported or already quantized.
         CalibrationError: the text is unusable or missing, or the output can't be written.
+        OutputError: the output is in use.
     """
     if data is None and (method == "hessian" or kv_cache or activations or budget is not None):
         raise CalibrationError("no calibration text given", "--data FILE or --data default", "absmax and mse need none")
@@ -188,7 +192,8 @@ def _statistics(job: _Job, staging: Staging, kept: Path | None) -> Iterator[tupl
 
 def _write_side_files(job: _Job, staging: Staging) -> None:
     for path in layout.side_files(job.tensors.folder, job.tensors):
-        link_or_copy(path, staging.folder / path.name)
+        carry = link_or_copy if path.stat().st_size > EDITED_BYTES else shutil.copyfile
+        carry(path, staging.folder / path.name)
     _write_json(staging.folder / "config.json", layout.output_config(job.tensors, job.selection))
     if layout.has_index(job.tensors):
         _write_json(staging.folder / INDEX, layout.weight_map(staging.files, job.tensors))

@@ -34,6 +34,10 @@ class ExportError(DeltaRTError):
     """Export could not produce a complete, checked artifact."""
 
 
+class OutputError(ExportError):
+    """A folder that can't be written, or that must not be replaced; it is as it was."""
+
+
 class ArtifactError(DeltaRTError):
     """An artifact folder that is absent, incomplete, of another version, or whose weights changed."""
 
@@ -52,6 +56,14 @@ class CacheError(DeltaRTError):
 
 class GenerationError(DeltaRTError):
     """A prompt or sampling request that can't be served."""
+
+
+class QueueFullError(GenerationError):
+    """Too many requests wait already; the same request may be served later."""
+
+
+class ClosedError(GenerationError):
+    """The engine takes no more requests."""
 
 
 class MissingDependencyError(DeltaRTError):

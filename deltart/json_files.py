@@ -1,4 +1,4 @@
-"""Strict reading of JSON into typed values.
+"""Strict reading of JSON.
 
 RFC 8259 leaves open what repeated names, huge numbers and deep nesting mean, and Python's reader takes NaN besides.
 Here each is an error that says where it is, so that a file has one meaning and no later step can stumble over it.
@@ -11,25 +11,16 @@ import math
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, TypeVar
-
-import msgspec
+from typing import Any, NoReturn
 
 from deltart.errors import ConfigError, DeltaRTError
 from deltart.text_files import decode, read_bytes
 
-V = TypeVar("V")
 MAX_DEPTH = 64  # nested objects and lists
 MAX_DIGITS = 300  # of an integer: any such is a finite float
 SHOWN = 80  # characters of a value in a message
 SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
-
-# Types of dataclass fields that `typed` checks beyond what Python's own say.
-Count = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
-Positive = Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)]
-Name = Annotated[str, msgspec.Meta(min_length=1)]
 
 
 class _RefusedError(ValueError):
@@ -79,28 +70,6 @@ def parse_json(raw: bytes | str, where: str, error: type[DeltaRTError] = ConfigE
     except UnicodeEncodeError:
         found = "a string has half of a surrogate pair"
     raise error(f"{where} is not valid JSON: {found}", "JSON by RFC 8259", hint)
-
-
-def typed(
-    value: Any, kind: type[V], where: str, error: type[DeltaRTError] = ConfigError, hint: str = "correct it"
-) -> V:
-    """A parsed `value` as `kind`, a dataclass or any type that msgspec knows; nothing is coerced but int to float.
-
-    Raises:
-        DeltaRTError: of class `error`; a field is missing, of another type or out of its range, or `kind` is a
-            dataclass that has no field of a name in `value`.
-    """
-    if is_dataclass(kind) and isinstance(value, dict):
-        unknown = value.keys() - {field.name for field in fields(kind)}
-        if unknown:
-            raise error(f"{where} has an unknown field {shown(min(unknown))}", "the fields of this version", hint)
-    try:
-        return msgspec.convert(value, kind, strict=True)
-    except msgspec.ValidationError as problem:
-        fault, _, place = str(problem).partition(" - at ")
-        field = place.strip("`").removeprefix("$").removeprefix(".")
-        found = f"{where} is malformed{f' at {field}' if field else ''}"
-        raise error(f"{found}: {fault[:1].lower()}{fault[1:]}", "", hint) from None
 
 
 def shown(value: Any) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 from collections.abc import Iterable, Mapping
@@ -9,13 +10,17 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from deltart.errors import ArtifactError
-from deltart.json_files import read_json, shown, typed
+from deltart.errors import ArtifactError, ConfigError
+from deltart.files import write_atomically
+from deltart.folders import Marker
+from deltart.json_files import read_json, shown
 from deltart.text_files import check_folder
 
-FORMAT = 1
+FORMAT = 3
 FILE_NAME = "manifest.json"
-ARTIFACT, AGAIN = "a folder written by 'deltart export'", "export again"
+WRITTEN_BY, AGAIN = "a folder written by 'deltart export'", "export again"
+# What later commands add: build, verify, and the runtime's caches of compiled kernels.
+ADDED = ("report.html", "report.json", *(f"engine/*/*.{suffix}" for suffix in ("plan", "json", "cache", "kernels")))
 
 
 def shape_of(axes: Iterable[str | int], sizes: Mapping[str, int]) -> tuple[int, ...]:
@@ -106,9 +111,7 @@ class Manifest:
 
     def save(self, folder: Path) -> None:
         """Write `folder`/manifest.json atomically."""
-        temporary = folder / f".{FILE_NAME}.partial"
-        temporary.write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")
-        os.replace(temporary, folder / FILE_NAME)
+        write_atomically(folder / FILE_NAME, (json.dumps(asdict(self), indent=1) + "\n").encode())
 
 
 def load_manifest(folder: Path) -> Manifest:
@@ -118,9 +121,11 @@ def load_manifest(folder: Path) -> Manifest:
         ArtifactError: it is absent, malformed or of another format version.
     """
     path = folder / FILE_NAME
-    check_folder(folder, ArtifactError, ARTIFACT)
+    check_folder(folder, ArtifactError, WRITTEN_BY)
     if not os.path.lexists(path):
-        raise ArtifactError(f"{folder} holds no {FILE_NAME}", ARTIFACT, "export a checkpoint there first")
+        raise ArtifactError(f"{folder} holds no {FILE_NAME}", WRITTEN_BY, "export a checkpoint there first")
+    from deltart.typed import typed  # `make clean` needs ARTIFACT alone, before anything is installed
+
     raw = read_json(path, ArtifactError, AGAIN)
     if raw.get("format") != FORMAT:
         found = f"{path} has format {shown(raw.get('format'))}"
@@ -131,3 +136,24 @@ def load_manifest(folder: Path) -> Manifest:
             where = f"{path}: {part}"
             raw[part] = {n: typed(e, kind, f"{where} {shown(n)}", ArtifactError, AGAIN) for n, e in entries.items()}
     return typed(raw, Manifest, str(path), ArtifactError, AGAIN)
+
+
+def written_files(folder: Path) -> list[str] | None:
+    """Patterns of every path that deltart writes into the artifact `folder`; None where `folder` is no artifact.
+
+    It is one when its manifest names deltart's version, a format and what an export holds; which version and which
+    format do not matter, and nor does whether the artifact still works.
+    """
+    try:
+        raw = read_json(folder / FILE_NAME)
+        if not isinstance(raw["format"], int) or "deltart" not in raw["versions"] or not raw["tensors"].keys():
+            return None
+        graphs = [glob.escape(name) for name in raw["graphs"]]
+        named = [*raw["text_files"], *(f"weights/{file['name']}" for file in raw["files"])]
+        named += [file for graph in raw["graphs"].values() for file in graph["files"].values()]
+        return [FILE_NAME, *ADDED, *map(glob.escape, named), *(f"{graph}.*.onnx" for graph in graphs)]
+    except (ConfigError, KeyError, TypeError, AttributeError):
+        return None
+
+
+ARTIFACT = Marker("an artifact", FILE_NAME, written_files)

@@ -18,8 +18,9 @@ import numpy as np
 
 from deltart.dtypes import BY_STORED
 from deltart.errors import CheckpointError
-from deltart.json_files import Count, kind_of, parse_json, shown, typed
+from deltart.json_files import kind_of, parse_json, shown
 from deltart.text_files import open_regular
+from deltart.typed import Count, typed
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 METADATA = "__metadata__"  # the one key of a header that is no tensor

@@ -5,8 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -25,6 +24,7 @@ from deltart.export.lower import ort, portable, tensorrt
 from deltart.export.models.registry import deferred_of, graphs_of
 from deltart.export.spec import ModelSpec, read_spec
 from deltart.export.weights import WEIGHTS_FOLDER, Ledger, build_module
+from deltart.folders import staged
 
 # Lowered from the float32 trace of every export. TensorRT's own, in bfloat16, is traced when asked for.
 TARGETS = {"portable": portable.BODIES, "ort": ort.BODIES}
@@ -53,12 +53,13 @@ def export_checkpoint(
         yarn: static YaRN factor, or None for the checkpoint's own RoPE.
         mtp: whether to export the MTP head where the checkpoint has one.
         for_tensorrt: whether to write the TensorRT graphs too; `deltart build` adds them otherwise.
-        overwrite: replace an artifact that is already there.
+        overwrite: replace an artifact that is already there, with nothing in it that deltart did not write.
         report: called with a line for every step.
 
     Raises:
         ConfigError, CheckpointError: the input is broken or unsupported; nothing is written.
-        ExportError: the output can't be written; nothing is left under its name.
+        ExportError: the options can't be served.
+        OutputError: the output can't be written or must not be replaced; it is as it was.
     """
     spec = read_spec(checkpoint)
     if yarn is not None:
@@ -67,7 +68,7 @@ def export_checkpoint(
     tensors = Checkpoint(checkpoint)
     report(f"{spec.architecture}: {len(spec.layer_types)} layers, {len(tensors)} tensors in {len(tensors.files)} files")
     ledger = account(spec, tensors, mtp)
-    with _staged(output, overwrite) as staging:
+    with staged(output, manifest.ARTIFACT, overwrite=overwrite, sources=[checkpoint]) as staging:
         entries = _write_graphs(spec, tensors, staging, mtp, report)
         _link_weights(tensors, staging, report)
         _check(staging, entries, report)
@@ -108,31 +109,6 @@ def _open_ledger(spec: ModelSpec, tensors: Checkpoint, mtp: bool) -> Ledger:
     for prefix, reason in deferred_of(spec, mtp):
         ledger.defer(prefix, reason)
     return ledger
-
-
-@contextmanager
-def _staged(output: Path, overwrite: bool) -> Iterator[Path]:
-    """A folder beside `output` that becomes `output` when the block succeeds, and vanishes when it fails."""
-    if output.exists() and not output.is_dir():
-        raise ExportError(f"{output} is a file", "a folder, or a path that does not exist", "choose another output")
-    if output.exists() and any(output.iterdir()) and not (overwrite and (output / manifest.FILE_NAME).exists()):
-        raise ExportError(
-            f"{output} is already in use", "an empty or new folder", "choose another, or --overwrite an artifact"
-        )
-    staging = output.parent / f".{output.name}.partial-{os.getpid()}"
-    try:
-        staging.mkdir(parents=True)
-    except OSError as error:
-        raise ExportError(f"cannot write {output} ({error.strerror})", "a writable place", "choose another") from None
-    try:
-        yield staging
-        if output.exists():
-            shutil.rmtree(output)
-        staging.rename(output)
-    except OSError as error:
-        raise ExportError(f"cannot write {output} ({error})", "a writable place with room", "choose another") from error
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
 
 
 def _write_graphs(
@@ -196,15 +172,12 @@ def _check(staging: Path, entries: dict[str, manifest.GraphEntry], report: Repor
 
 
 def _bring_text_files(checkpoint: Path, staging: Path) -> list[str]:
-    """Link (or, across devices, copy) the tokenizer's and template's files."""
+    """Copy the tokenizer's and template's files: small ones, which people edit."""
     brought = []
     for name in TEXT_FILES:
         source = (checkpoint / name).resolve()
         if source.exists():
-            try:
-                os.link(source, staging / name)
-            except OSError:
-                shutil.copyfile(source, staging / name)
+            shutil.copyfile(source, staging / name)
             brought.append(name)
     return brought
 

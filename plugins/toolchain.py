@@ -12,9 +12,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from deltart.errors import BuildError, MissingDependencyError
-from deltart.json_files import parse_json, typed
+from deltart.json_files import parse_json
 from deltart.plugins import cache
 from deltart.text_files import read_bytes
+from deltart.typed import typed
 
 TARGETS = ("80", "86", "89", "90a", "100a", "120a")
 PTX = "80"  # compiled at load time by the driver of a GPU that none of TARGETS fits

@@ -18,6 +18,7 @@ from support.cases import CASES, VOCAB, Export, Exported
 settings.register_profile("deltart", deadline=None, derandomize=True)
 settings.load_profile("deltart")
 
+NANO = Path(__file__).resolve().parents[1] / "tools" / "nano" / "checkpoint"
 REAL_FILES = Path(__file__).resolve().parents[2] / "shared" / "qwen3_6"
 
 
@@ -44,6 +45,14 @@ def real_files() -> Path:
     if not REAL_FILES.is_dir():
         pytest.skip(f"the real model's files are not at {REAL_FILES}")
     return REAL_FILES
+
+
+@pytest.fixture(scope="session")
+def nano_artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The built-in checkpoint, exported."""
+    folder = tmp_path_factory.mktemp("nano") / "artifact"
+    export_checkpoint(NANO, folder)
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deltart.errors import ArtifactError, ConfigError, DeltaRTError
-from deltart.json_files import MAX_DEPTH, Count, parse_json, read_json, shown, typed
+from deltart.json_files import MAX_DEPTH, parse_json, read_json, shown
+from deltart.typed import Count, typed
 
 VALUES = st.recursive(
     st.none()

@@ -1,4 +1,4 @@
-"""Files that the safetensors library reads, and files that it wrote; broken ones are in export/test_broken_inputs.py."""
+"""Files that the safetensors library reads, and files that it wrote; export/test_broken_inputs.py has broken ones."""
 
 from __future__ import annotations
 

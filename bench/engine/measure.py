@@ -14,7 +14,7 @@ from bench.engine.device import Device
 from deltart.runtime.backends.base import DecodeRow
 from deltart.runtime.backends.gpu.backend import TensorRtBackend
 from deltart.runtime.backends.inputs import text_inputs
-from deltart.runtime.engine import Generator
+from deltart.runtime.generate import Generator
 from deltart.runtime.sampling.params import SamplingParams
 from deltart.runtime.sampling.sampler import Sampler
 from deltart.runtime.text.tokenizer import Tokenizer

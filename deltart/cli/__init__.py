@@ -7,6 +7,7 @@ import gc
 from collections.abc import Sequence
 
 from deltart.cli import guard, streams
+from deltart.cli.signals import raise_on_termination
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -29,6 +30,7 @@ def parser() -> argparse.ArgumentParser:
 
 def entry() -> int:
     """`main` for a process of its own: what is left is not collected at exit, which after a trace takes a second."""
+    raise_on_termination()
     streams.prepare()
     code = main()
     gc.freeze()

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import signal
 from collections.abc import Sequence
 
 import deltart
 from deltart.cli import build, cache_option, calibrate, doctor, export, extras, generate, inspect, synthesize, verify
 from deltart.cli.guard import say
+from deltart.cli.signals import ending
 
 COMMANDS = (inspect, calibrate, export, build, verify, generate, synthesize, doctor)
 
@@ -37,5 +37,6 @@ def run(arguments: Sequence[str] | None) -> int:
         return int(parsed.run(parsed) or 0)
     except ImportError as error:
         raise extras.missing(error, parsed.command, parsed.extra) from error
-    except KeyboardInterrupt:
-        return say(f"interrupted; {parsed.interrupted}", 128 + signal.SIGINT)
+    except KeyboardInterrupt as stop:
+        how, code = ending(stop)
+        return say(f"{how}; {parsed.interrupted}", code)

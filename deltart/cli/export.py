@@ -32,7 +32,9 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--tensorrt", action="store_true", help="write the TensorRT graphs too (deltart build adds them)"
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace an artifact that is already there")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace an artifact that is already there; never anything else"
+    )
     parser.add_argument("--json", action="store_true", help="print a summary as JSON")
     parser.set_defaults(run=run, extra="export")
 

@@ -16,7 +16,7 @@ from deltart.json_files import parse_json, shown
 from deltart.text_files import read_bytes
 
 if TYPE_CHECKING:
-    from deltart.runtime.engine import Generation
+    from deltart.runtime.generate import Generation
     from deltart.runtime.sampling.params import SamplingParams
     from deltart.runtime.text.tokenizer import Tokenizer
 
@@ -74,7 +74,7 @@ def add_parser(commands: Any) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Generate and print."""
     from deltart.runtime.backends.choose import open_backend
-    from deltart.runtime.engine import Generator
+    from deltart.runtime.generate import Generator
     from deltart.runtime.text.tokenizer import Tokenizer
 
     tokenizer = Tokenizer.from_folder(arguments.artifact)

@@ -22,6 +22,7 @@ from pathlib import Path
 
 import deltart
 from deltart.cli import streams
+from deltart.cli.signals import ending
 from deltart.errors import DeltaRTError
 
 ERROR, FAULT = 2, 70
@@ -37,8 +38,8 @@ def guarded(command: Callable[[], int]) -> int:
             sys.stdout.flush()
     except DeltaRTError as error:
         return say(f"error: {error}")
-    except KeyboardInterrupt:
-        return say("interrupted", 128 + signal.SIGINT)
+    except KeyboardInterrupt as stop:
+        return say(*ending(stop))
     except BrokenPipeError:
         streams.abandon()
         return 128 + signal.SIGPIPE

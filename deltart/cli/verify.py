@@ -12,7 +12,8 @@ from deltart import caches
 from deltart.cli import cache_option
 from deltart.cli.bounds import positive, whole
 from deltart.cli.screen import console, line, table
-from deltart.errors import GenerationError
+from deltart.errors import GenerationError, OutputError
+from deltart.files import write_atomically
 
 if TYPE_CHECKING:
     from deltart.manifest import Manifest
@@ -73,13 +74,16 @@ def run(arguments: argparse.Namespace) -> int:
         )  # fmt: skip
         found = collect(runners.by_name(), ids, prompts, lambda step: status.update(line(step)))
         report = judge(arguments.artifact, found, tolerances(arguments.prefill_activations))
-    if arguments.save_outputs:
-        found.save(arguments.save_outputs)
     target = arguments.html or arguments.artifact / "report.html"
-    target.write_text(page(report), encoding="utf-8")
-    report.save(target.with_suffix(".json"))
+    try:
+        if arguments.save_outputs:
+            found.save(arguments.save_outputs)
+        write_atomically(target, page(report).encode())
+        report.save(target.with_suffix(".json"))
+    except OSError as error:
+        raise OutputError(f"cannot write the report ({error})", "a writable place", "name one with --html") from error
     if arguments.json:
-        print(target.with_suffix(".json").read_text(), end="")
+        print(report.text(), end="")
     else:
         _print(report, target)
     return 0 if report.passed else 1

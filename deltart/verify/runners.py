@@ -11,8 +11,8 @@ import numpy as np
 from deltart.errors import GenerationError
 from deltart.json_files import parse_json, shown
 from deltart.runtime.backends.base import Backend
-from deltart.runtime.backends.inputs import text_inputs
-from deltart.runtime.engine import Generator
+from deltart.runtime.backends.inputs import mtp_inputs, text_inputs
+from deltart.runtime.generate import Generator
 from deltart.runtime.sampling.params import SamplingParams
 from deltart.runtime.text.chat import ChatTemplate
 from deltart.runtime.text.tokenizer import Tokenizer
@@ -65,11 +65,11 @@ def _fed(
     state, together = backend.new_state(graph, 1, len(ids)), min(prefill, len(ids))
     parts: list[list[np.ndarray]] = []
     for begin, end in [(0, together), *((i, i + 1) for i in range(together, len(ids)))]:
-        inputs = text_inputs(
-            ids[None, begin:end], np.array([begin], np.int32), logit_index=logit_index(end - begin)[None]
-        )
-        if previous_hidden is not None:
-            inputs["previous_hidden"] = previous_hidden[None, begin:end]
+        part, past, index = ids[None, begin:end], np.array([begin], np.int32), logit_index(end - begin)[None]
+        if previous_hidden is None:
+            inputs = text_inputs(part, past, logit_index=index)
+        else:
+            inputs = mtp_inputs(part, previous_hidden[None, begin:end], past, logit_index=index)
         parts.append([array[0] for array in backend.run(graph, state, inputs, names)])
     return {name: np.concatenate(arrays) for name, arrays in zip(names, zip(*parts, strict=True), strict=True)}
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from deltart.export.lower import portable_linear as linear
 
-# Token t of row b is real where t < n_tokens[b]: [B, T].
+# Token t of row b is real where t < n_tokens[b], committed where t < n_commit[b]: [B, T].
 REAL = """
   length = Shape <start = 1, end = 2> ({x})
   scalar = Constant <value_ints: ints = [0]> ()
@@ -26,7 +26,7 @@ def causal_conv1d(attributes: Mapping[str, Any]) -> str:
     """Windows of W raw inputs, gathered and weighted."""
     return (
         """
-CausalConv1d (x, weight, state, n_tokens) => (y, state_out) {
+CausalConv1d (x, weight, state, n_commit) => (y, state_out) {
   padded = Concat <axis = 1> (state, x)
   taps_first = Constant <value_ints: ints = [0]> ()
   length = Shape <start = 1, end = 2> (x)
@@ -55,7 +55,7 @@ CausalConv1d (x, weight, state, n_tokens) => (y, state_out) {
     )
 
 
-# The W-1 raw inputs before token n_tokens[b]: rows n .. n+W-2 of the padded input.
+# The W-1 raw inputs before token n = n_commit[b]: rows n .. n+W-2 of the padded input.
 CONV_STATE = """
   kept_length = Shape <start = 1, end = 2> (state)
   kept_axis = Constant <value_ints: ints = [0]> ()
@@ -63,7 +63,7 @@ CONV_STATE = """
   kept_from = Constant <value_int: int = 0> ()
   kept_step = Constant <value_int: int = 1> ()
   kept = Range (kept_from, kept_0d, kept_step)
-  counts_64 = Cast <to = 7> (n_tokens)
+  counts_64 = Cast <to = 7> (n_commit)
   kept_last = Constant <value_ints: ints = [-1]> ()
   counts_2d = Unsqueeze (counts_64, kept_last)
   kept_rows = Add (counts_2d, kept)
@@ -74,13 +74,13 @@ CONV_STATE = """
 
 
 def gated_delta_rule(attributes: Mapping[str, Any]) -> str:
-    """The token recurrence as a Scan over T."""
+    """The token recurrence as a Scan over T; beside the running state it carries the one that drafts don't touch."""
     k_heads, v_heads = attributes["num_k_heads"], attributes["num_v_heads"]
     k_dim, v_dim = attributes["head_k_dim"], attributes["head_v_dim"]
     return (
         """
 GatedDeltaRule <num_k_heads, num_v_heads, head_k_dim, head_v_dim>
-  (qkv, a, b, A_log, dt_bias, S, n_tokens) => (o, S_out) {"""
+  (qkv, a, b, A_log, dt_bias, S, n_tokens, n_commit) => (o, S_out) {"""
         + REAL.format(x="qkv")
         + f"""
   real_3d = Unsqueeze (real, last_axis)
@@ -119,8 +119,10 @@ GatedDeltaRule <num_k_heads, num_v_heads, head_k_dim, head_v_dim>
   k_tiled = Tile (k_unit, group)
   k = Reshape (k_tiled, head_shape)
   v = Reshape (v_flat, v_shape)
-  S_out, o_4d = Scan <num_scan_inputs = 5, scan_input_axes = [1, 1, 1, 1, 1], scan_output_axes = [1],
-    body = token (S_t, q_t, k_t, v_t, g_t, beta_t) => (S_next, o_t) {{
+  commits = Unsqueeze (n_commit, last_axis)
+  committed = Less (steps, commits)
+  S_last, S_out, o_4d = Scan <num_scan_inputs = 6, scan_input_axes = [1, 1, 1, 1, 1, 1], scan_output_axes = [1],
+    body = token (S_t, S_kept, q_t, k_t, v_t, g_t, beta_t, committed_t) => (S_next, S_kept_next, o_t) {{
       matrix_axes = Constant <value_ints: ints = [-2, -1]> ()
       row_axis = Constant <value_ints: ints = [-2]> ()
       column_axis = Constant <value_ints: ints = [-1]> ()
@@ -137,10 +139,13 @@ GatedDeltaRule <num_k_heads, num_v_heads, head_k_dim, head_v_dim>
       d_row = Unsqueeze (d, row_axis)
       update = Mul (k_column, d_row)
       S_next = Add (decayed, update)
+      state_axes = Constant <value_ints: ints = [1, 2, 3]> ()
+      advances = Unsqueeze (committed_t, state_axes)
+      S_kept_next = Where (advances, S_next, S_kept)
       q_row = Unsqueeze (q_t, row_axis)
       o_row = MatMul (q_row, S_next)
       o_t = Squeeze (o_row, row_axis)
-    }}> (S, q, k, v, g, beta)
+    }}> (S, S, q, k, v, g, beta, committed)
   flat = Constant <value_ints: ints = [0, 0, {v_heads * v_dim}]> ()
   o = Reshape (o_4d, flat)
 }}

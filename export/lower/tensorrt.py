@@ -20,6 +20,7 @@ from deltart.export.lower.fuse import LINEAR_EQUATION, fuse
 from deltart.export.models.registry import graphs_of
 from deltart.export.spec import ModelSpec, read_spec
 from deltart.export.trace import FUNCTION_DOMAIN
+from deltart.files import write_atomically
 from deltart.manifest import Manifest, load_manifest
 
 TARGET = "tensorrt"
@@ -41,7 +42,7 @@ def write_graphs(spec: ModelSpec, checkpoint: Checkpoint, folder: Path, mtp: boo
     files = {}
     for name, model in lower_graphs(spec, checkpoint, mtp):
         files[name] = f"{name}.{TARGET}.onnx"
-        (folder / files[name]).write_bytes(model.SerializeToString(deterministic=True))
+        write_atomically(folder / files[name], model.SerializeToString(deterministic=True))
     return files
 
 

@@ -20,10 +20,12 @@ from deltart.export.formats.fp8_block import is_quantized, quantization_config
 from deltart.export.models.registry import graphs_of
 from deltart.export.spec import ModelSpec, VisionSpec, read_spec
 from deltart.export.synthetic.presets import PRESETS, Config
+from deltart.folders import Marker, staged
 from deltart.plugins.fp8_block_linear.reference import BLOCK
 from deltart.safetensors import INDEX, FilePlan, TensorInfo, index_of, plan_file, shard_name, unplaced
 
 SHARD_BYTES = 5_000_000_000
+CHECKPOINT = Marker("a checkpoint", "config.json", lambda folder: None)  # none is ever replaced
 INITIALIZER_RANGE = 0.02  # of embedding and head, as the family is initialised; other matrices preserve variance
 
 
@@ -35,7 +37,8 @@ def synthesize(preset: str, output: Path, *, seed: int = 0, sparse: bool = False
         sparse: leave the data as holes (zeros that take no disk); names, dtypes, shapes and sizes stay true.
 
     Raises:
-        CheckpointError: the preset is unknown, or `output` exists and is not empty.
+        CheckpointError: the preset is unknown.
+        OutputError: `output` exists and is not empty, or can't be written; nothing is left under its name.
     """
     if preset not in PRESETS:
         raise CheckpointError(f"no preset '{preset}'", f"one of {', '.join(PRESETS)}")
@@ -47,19 +50,18 @@ def write_checkpoint(
     seed: int = 0, sparse: bool = False,
 ) -> None:  # fmt: skip
     """Write a checkpoint of `config`; `quantized` adds the vendor's FP8 block-128 format and its skip list."""
-    if output.exists() and any(output.iterdir()):
-        raise CheckpointError(f"{output} is not empty", "a new folder", "choose another")
-    output.mkdir(parents=True, exist_ok=True)
-    if quantized:
-        config = config | {"quantization_config": _quantization_config(config, output)}
-    (output / "config.json").write_text(json.dumps(config, indent=1) + "\n")
-    shards = list(_shards(sorted(tensor_plans(read_spec(output), dtype, scale_dtype), key=lambda plan: plan.name)))
-    files = [plan_file(shard_name(number, len(shards)), shard) for number, shard in enumerate(shards, 1)]
-    for file in files:
-        _write_shard(output, file, seed, sparse)
-    if len(files) > 1:
-        index = index_of(info for file in files for info in file.tensors.values())
-        (output / INDEX).write_text(json.dumps(index, indent=1) + "\n")
+    with staged(output, CHECKPOINT) as folder:
+        if quantized:
+            config = config | {"quantization_config": _quantization_config(config, folder)}
+        (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n")
+        plans = sorted(tensor_plans(read_spec(folder), dtype, scale_dtype), key=lambda plan: plan.name)
+        shards = list(_shards(plans))
+        files = [plan_file(shard_name(number, len(shards)), shard) for number, shard in enumerate(shards, 1)]
+        for file in files:
+            _write_shard(folder, file, seed, sparse)
+        if len(files) > 1:
+            index = index_of(info for file in files for info in file.tensors.values())
+            (folder / INDEX).write_text(json.dumps(index, indent=1) + "\n")
 
 
 def tensor_plans(spec: ModelSpec, dtype: str = "BF16", scale_dtype: str = "BF16") -> Iterator[TensorInfo]:

@@ -21,24 +21,23 @@ class Shape:
     parameter_dtype: str = "bf16"
 
 
-def make(shape: Shape, seed: int, n_tokens: np.ndarray | None = None) -> dict[str, np.ndarray]:
-    """x, weight, state and n_tokens. Tokens at or beyond n_tokens are NaN: they must not matter."""
+def make(shape: Shape, seed: int, n_commit: np.ndarray | None = None) -> dict[str, np.ndarray]:
+    """x, weight, state and n_commit (T when None)."""
     rng = np.random.default_rng(seed)
-    n = np.full(shape.slots, shape.tokens, np.int32) if n_tokens is None else n_tokens.astype(np.int32)
+    n = np.full(shape.slots, shape.tokens, np.int32) if n_commit is None else n_commit.astype(np.int32)
     x = rng.standard_normal((shape.slots, shape.tokens, shape.channels), dtype=np.float32)
-    x[np.arange(shape.tokens)[None] >= n[:, None]] = np.nan
     return {
         "x": cast(x, shape.dtype),
         "weight": cast(0.5 * rng.standard_normal((shape.channels, 1, 4)), shape.parameter_dtype),
         "state": cast(rng.standard_normal((shape.slots, 3, shape.channels)), shape.dtype),
-        "n_tokens": n,
+        "n_commit": n,
     }
 
 
 def expected(given: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """The reference's y and new state for what `make` returned. y at or beyond n_tokens means nothing."""
+    """The reference's y and new state for what `make` returned."""
     x, weight, state = (given[name].astype(np.float64) for name in ("x", "weight", "state"))
-    return causal_conv1d(x, weight, state, given["n_tokens"])
+    return causal_conv1d(x, weight, state, given["n_commit"])
 
 
 def outputs(shape: Shape) -> dict[str, np.ndarray]:

@@ -5,12 +5,12 @@ from deltart.plugins.spec import ACT, I32, STORED, OpSpec, TensorSpec
 
 CAUSAL_CONV1D = OpSpec(
     name="CausalConv1d",
-    doc="y = silu(depthwise causal conv of x); the state is the last W-1 raw inputs, oldest first.",
+    doc="y = silu(depthwise causal conv of x); the state is the W-1 raw inputs before token n_commit, oldest first.",
     inputs=(
         TensorSpec("x", ACT, ("B", "T", "C")),
         TensorSpec("weight", STORED, ("C", "1", "W")),
         TensorSpec("state", ACT, ("B", "W-1", "C")),
-        TensorSpec("n_tokens", I32, ("B",)),
+        TensorSpec("n_commit", I32, ("B",)),
     ),
     outputs=(
         TensorSpec("y", ACT, ("B", "T", "C")),

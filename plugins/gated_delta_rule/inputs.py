@@ -51,9 +51,16 @@ def keys(rng: np.random.Generator, shape: Shape, correlation: float) -> np.ndarr
 
 
 def make(
-    shape: Shape, seed: int, correlation: float = 0.0, n_tokens: np.ndarray | None = None
+    shape: Shape,
+    seed: int,
+    correlation: float = 0.0,
+    n_tokens: np.ndarray | None = None,
+    n_commit: np.ndarray | None = None,
 ) -> dict[str, np.ndarray]:
-    """qkv, a, b, A_log, dt_bias, S and n_tokens. Tokens at or beyond n_tokens are NaN: they must not matter."""
+    """qkv, a, b, A_log, dt_bias, S, n_tokens (T when None) and n_commit (n_tokens when None).
+
+    Tokens at or beyond n_tokens are NaN: they must not matter.
+    """
     rng, rows = np.random.default_rng(seed), (shape.slots, shape.tokens)
     q = normal(rng, *rows, shape.key_heads * shape.key_dim)
     k = keys(rng, shape, correlation).reshape(*rows, -1)
@@ -73,12 +80,13 @@ def make(
         "dt_bias": cast(dt + np.log(-np.expm1(-dt)), shape.dt_bias_dtype),
         "S": np.float32(0.3) * normal(rng, shape.slots, shape.value_heads, shape.key_dim, shape.value_dim),
         "n_tokens": n,
+        "n_commit": n if n_commit is None else n_commit.astype(np.int32),
     }
 
 
 def expected(shape: Shape, given: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     """The reference's o [B, T, Hv * Dv] and new state for what `make` returned."""
-    arrays = {name: array if name == "n_tokens" else array.astype(np.float64) for name, array in given.items()}
+    arrays = {name: array if array.dtype == np.int32 else array.astype(np.float64) for name, array in given.items()}
     return reference.gated_delta_rule(
         **arrays,
         num_k_heads=shape.key_heads,

@@ -5,7 +5,7 @@ from deltart.plugins.spec import ACT, F32, I32, STORED, OpSpec, TensorSpec
 
 GATED_DELTA_RULE = OpSpec(
     name="GatedDeltaRule",
-    doc="S' and o of the gated delta rule over T tokens; tokens t >= n_tokens[b] leave S unchanged.",
+    doc="o of the gated delta rule for n_tokens of T tokens, and S' after the first n_commit of them (<= n_tokens).",
     inputs=(
         TensorSpec("qkv", ACT, ("B", "T", "C")),  # C = 2*Hk*Dk + Hv*Dv, after the convolution
         TensorSpec("a", ACT, ("B", "T", "num_v_heads")),
@@ -14,6 +14,7 @@ GATED_DELTA_RULE = OpSpec(
         TensorSpec("dt_bias", STORED, ("num_v_heads",)),
         TensorSpec("S", F32, ("B", "num_v_heads", "head_k_dim", "head_v_dim")),
         TensorSpec("n_tokens", I32, ("B",)),
+        TensorSpec("n_commit", I32, ("B",)),  # beyond 8 tokens the kernels take n_commit = n_tokens only
     ),
     outputs=(
         TensorSpec("o", ACT, ("B", "T", "num_v_heads*head_v_dim")),

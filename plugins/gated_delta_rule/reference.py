@@ -72,6 +72,7 @@ def gated_delta_rule(
     dt_bias: np.ndarray,
     S: np.ndarray,
     n_tokens: np.ndarray,
+    n_commit: np.ndarray,
     num_k_heads: int,
     num_v_heads: int,
     head_k_dim: int,
@@ -80,7 +81,10 @@ def gated_delta_rule(
     """qkv [B, T, 2*Hk*Dk + Hv*Dv], a and b [B, T, Hv], S [B, Hv, Dk, Dv] -> o [B, T, Hv*Dv], S'.
 
     S *= exp(g); d = (v - k^T S) * beta; S += k (x) d; o = q^T S, with q, k L2-normalised and q scaled by Dk^-0.5.
-    Tokens t >= n_tokens[b] have g = 0 and beta = 0: they leave S unchanged.
+    Tokens t >= n_tokens[b] have g = 0 and beta = 0: they change nothing. S' is the state after n_commit[b] <=
+    n_tokens[b] tokens; the tokens after those are drafts, which have outputs and leave no trace.
     """
-    o, S = recur(tokens(qkv, a, b, A_log, dt_bias, n_tokens, num_k_heads, head_k_dim), S)
+    fed = tokens(qkv, a, b, A_log, dt_bias, n_tokens, num_k_heads, head_k_dim)
+    o, last = recur(fed, S)
+    S = last if (n_commit == n_tokens).all() else recur(fed.first(n_commit), S)[1]
     return o.reshape(*a.shape[:2], num_v_heads * head_v_dim), S

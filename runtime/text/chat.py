@@ -67,6 +67,18 @@ class ChatTemplate:
         texts = {name: token_text(config[name]) for name in config if name.endswith("_token")}
         return cls(source, {name: text for name, text in texts.items() if text is not None})
 
+    @classmethod
+    def found_in(cls, folder: str | Path) -> ChatTemplate | None:
+        """As `from_folder`; None where the folder has no template.
+
+        Raises:
+            ArtifactError: the template does not compile.
+        """
+        folder = Path(folder)
+        if (folder / "chat_template.jinja").exists() or "chat_template" in read_json(folder / "tokenizer_config.json"):
+            return cls.from_folder(folder)
+        return None
+
     def render(
         self,
         messages: Sequence[Message],

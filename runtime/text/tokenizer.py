@@ -83,6 +83,11 @@ class Tokenizer:
             ) from error
         return self._core.encode(text, add_special_tokens=False).ids
 
+    def id_of(self, token: str) -> int | None:
+        """The id of the token whose text is `token`; None where the vocabulary has none."""
+        found: int | None = self._core.token_to_id(token)
+        return found
+
     def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
         """Text of `ids`, without the tokens marked special unless `skip_special` is false.
 

@@ -35,15 +35,17 @@ def test_gated_delta_rule(length: int, correlated: bool) -> None:
     a, b, S = random(rng, 2, length, 4), random(rng, 2, length, 4), random(rng, 2, 4, 16, 24)
     A_log, dt_bias = random(rng, 4).bfloat16(), random(rng, 4)
     n_tokens = torch.tensor([length, length // 2], dtype=torch.int32)
-    assert_same(ops.gated_delta_rule, qkv, a, b, A_log, dt_bias, S, n_tokens, *sizes)
+    assert_same(ops.gated_delta_rule, qkv, a, b, A_log, dt_bias, S, n_tokens, n_tokens, *sizes)
+    with pytest.raises(ValueError), FastBodies():
+        ops.gated_delta_rule(qkv, a, b, A_log, dt_bias, S, n_tokens, n_tokens - 1, *sizes)
 
 
 @pytest.mark.parametrize("length", LENGTHS)
 def test_convolution_and_norm(length: int) -> None:
     rng = np.random.default_rng(length)
-    n_tokens = torch.tensor([length, length // 2], dtype=torch.int32)
+    n_commit = torch.tensor([length, length // 2], dtype=torch.int32)
     assert_same(
-        ops.causal_conv1d, random(rng, 2, length, 6), random(rng, 6, 1, 4).bfloat16(), random(rng, 2, 3, 6), n_tokens
+        ops.causal_conv1d, random(rng, 2, length, 6), random(rng, 6, 1, 4).bfloat16(), random(rng, 2, 3, 6), n_commit
     )
     assert_same(ops.gated_rms_norm, random(rng, 2, length, 24), random(rng, 8), random(rng, 2, length, 24), 1e-6)
 

@@ -17,6 +17,7 @@ from deltart.calib.pipeline import calibrate
 from deltart.export.checkpoint import Checkpoint
 from deltart.export.pipeline import account, export_checkpoint
 from deltart.export.spec import read_spec
+from deltart.runtime.backends.inputs import text_inputs
 from deltart.runtime.backends.ort import OrtBackend
 from support.calibration import VOCAB, load, log_probabilities, write_tiny
 
@@ -55,13 +56,7 @@ def test_exported_output_equals_transformers(calibrated: Made, tmp_path: Path) -
     export_checkpoint(calibrated("hessian"), tmp_path / "artifact")
     backend = OrtBackend(tmp_path / "artifact")
     row = np.random.default_rng(1).integers(0, VOCAB, 50)
-    inputs = {
-        "input_ids": row[None],
-        "position_ids": np.ascontiguousarray(np.broadcast_to(np.arange(50), (3, 1, 50))),
-        "past_len": np.zeros(1, np.int32),
-        "n_tokens": np.full(1, 50, np.int32),
-        "logit_index": np.arange(50)[None],
-    }
+    inputs = text_inputs(row[None], np.zeros(1, np.int32), logit_index=np.arange(50)[None])
     (logits,) = backend.run("model", backend.new_state("model", 1, 64), inputs, ["logits"])
     with torch.no_grad():
         expected = load(calibrated("hessian"))(torch.from_numpy(row[None])).logits.numpy()

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from deltart.calib.pipeline import calibrate
-from deltart.errors import CalibrationError
+from deltart.errors import CalibrationError, OutputError
 
 Made = Callable[[str], Path]
 
@@ -63,9 +63,10 @@ def test_work_that_can_not_be_trusted_is_done_again(
     if damage == "journal cut short":
         journal.write_bytes(journal.read_bytes()[:-37])
     elif damage == "weights lost":  # as when the machine loses power before the disk has the data
-        raw = bytearray((staging / "model.safetensors").read_bytes())
+        weights = staging / "out" / "model.safetensors"
+        raw = bytearray(weights.read_bytes())
         raw[len(raw) // 2 :] = bytes(len(raw) - len(raw) // 2)
-        (staging / "model.safetensors").write_bytes(raw)
+        weights.write_bytes(raw)
     else:
         (staging / ".calibration" / "model.layers.0.importance.pt").unlink()
     assert run_until(1000, tiny, output, text, "hessian")
@@ -94,6 +95,42 @@ def test_unfinished_work_of_other_arguments_is_not_thrown_away(
     with pytest.raises(CalibrationError, match=words):
         calibrate(tiny, tmp_path / "out", **arguments)
     assert before and journal.read_bytes() == before
+
+
+def test_two_runs_do_not_share_the_work(tiny: Path, text: Path, tmp_path: Path) -> None:
+    def say(_: str) -> None:
+        with pytest.raises(CalibrationError, match="another run is at work"):
+            calibrate(tiny, tmp_path / "out", method="absmax")
+
+    calibrate(tiny, tmp_path / "out", method="absmax", say=say)
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+def test_unfinished_work_survives_an_output_that_is_in_use(tiny: Path, text: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    assert not run_until(20, tiny, output, text, "hessian")
+    journal = tmp_path / ".out.partial" / ".calibration" / "journal.jsonl"
+    before = journal.read_bytes()
+    output.mkdir()
+    (output / "precious").touch()
+    with pytest.raises(OutputError, match="already in use"):
+        run_until(1000, tiny, output, text, "hessian")
+    assert before and journal.read_bytes() == before
+    (output / "precious").unlink()
+    assert run_until(1000, tiny, output, text, "hessian") and (output / "report.json").exists()
+
+
+def test_output_that_can_not_be_renamed(
+    tiny: Path, text: Path, calibrated: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the working directory, or a mount point: the work lies inside until it is done."""
+    output = tmp_path / "out"
+    output.mkdir()
+    monkeypatch.chdir(output)
+    assert not run_until(20, tiny, Path("."), text, "hessian")
+    assert [p.name for p in output.iterdir()] == [".out.partial"]
+    assert run_until(1000, tiny, Path("."), text, "hessian")
+    assert contents(output) == contents(calibrated("hessian"))
 
 
 SCRIPT = """

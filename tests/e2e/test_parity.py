@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from deltart.runtime.backends.inputs import mtp_inputs, text_inputs
 from deltart.runtime.backends.ort import OrtBackend, OrtState
 from support.cases import CASES, VOCAB, Export
 from support.reference import MtpReference, transformers_model
@@ -23,16 +24,11 @@ def call(
     **extra: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Logits at every token, and hidden states."""
-    rows, length = ids.shape
-    positions = past[:, None] + np.arange(length)
-    inputs = {
-        "input_ids": ids,
-        "position_ids": np.ascontiguousarray(np.broadcast_to(positions, (3, rows, length)), np.int64),
-        "past_len": past.astype(np.int32),
-        "n_tokens": (np.full(rows, length) if n_tokens is None else n_tokens).astype(np.int32),
-        "logit_index": np.ascontiguousarray(np.broadcast_to(np.arange(length), (rows, length)), np.int64),
-    }
-    logits, hidden = backend.run(graph, state, inputs | extra, ["logits", "hidden"])
+    everywhere = np.tile(np.arange(ids.shape[1]), (len(ids), 1))
+    counts = None if n_tokens is None else n_tokens.astype(np.int32)
+    make = text_inputs if graph == "model" else mtp_inputs
+    inputs = make(ids, past_len=past.astype(np.int32), n_tokens=counts, logit_index=everywhere, **extra)
+    logits, hidden = backend.run(graph, state, inputs, ["logits", "hidden"])
     return logits, hidden
 
 

@@ -68,7 +68,7 @@ def test_plain_onnxruntime_runs_the_portable_graph(exported: Export) -> None:
         i.name: np.zeros([sizes.get(d, d) for d in i.shape], kinds[i.type])  # an axis is a size or a name
         for i in session.get_inputs()
     }
-    feeds["n_tokens"][:] = 3
+    feeds["n_tokens"][:] = feeds["n_commit"][:] = 3
     logits = session.run(["logits"], feeds)[0]
     assert logits.shape == (1, 1, 320) and np.isfinite(logits).all()
 

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 
-from deltart.errors import CheckpointError
+from deltart.errors import CheckpointError, OutputError
+from deltart.export import synthetic
 from deltart.export.checkpoint import Checkpoint
 from deltart.export.pipeline import account
 from deltart.export.spec import read_spec
@@ -59,5 +60,16 @@ def test_unknown_preset_and_used_folder(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no preset 'huge'"):
         synthesize("huge", tmp_path / "x")
     (tmp_path / "file").touch()
-    with pytest.raises(CheckpointError, match="not empty"):
+    with pytest.raises(OutputError, match="already in use"):
         synthesize("tiny", tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_interruption_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(synthetic, "_random", interrupt)  # the header is on disk by then
+    with pytest.raises(KeyboardInterrupt):
+        synthesize("tiny", tmp_path / "deep" / "x")
+    assert not list(tmp_path.iterdir())

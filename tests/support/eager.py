@@ -24,6 +24,7 @@ def eager_logits(checkpoint: Path, ids: np.ndarray, dtype: torch.dtype) -> np.nd
         "position_ids": torch.arange(length).expand(3, rows, length).contiguous(),
         "past_len": torch.zeros(rows, dtype=torch.int32),
         "n_tokens": torch.full((rows,), length, dtype=torch.int32),
+        "n_commit": torch.full((rows,), length, dtype=torch.int32),
         "logit_index": torch.arange(length).expand(rows, length),
     }
     for block in graph.blocks:

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from deltart.runtime.backends.inputs import text_inputs
+from deltart.runtime.backends.inputs import mtp_inputs, text_inputs
 from deltart.runtime.backends.ort import OrtBackend
-from deltart.runtime.engine import Generator
+from deltart.runtime.generate import Generator
 from deltart.runtime.sampling.params import SamplingParams
 from deltart.runtime.text.tokenizer import Tokenizer
 from tools.nano.evaluate import MAX_NEW_TOKENS, Reply
@@ -53,8 +53,7 @@ def _drafted(backend: OrtBackend, tokens: list[int]) -> np.ndarray:
     (hidden,) = backend.run("model", state, text_inputs(ids, start), ["hidden"])
     following = np.ascontiguousarray(ids[:, 1:])
     everywhere = np.arange(following.shape[1])[None]
-    inputs = text_inputs(following, start, logit_index=everywhere)
-    inputs["previous_hidden"] = np.ascontiguousarray(hidden[:, :-1])
+    inputs = mtp_inputs(following, np.ascontiguousarray(hidden[:, :-1]), start, logit_index=everywhere)
     (logits,) = backend.run("mtp", backend.new_state("mtp", 1, len(tokens)), inputs, ["logits"])
     right: np.ndarray = logits[0, :-1].argmax(-1) == ids[0, 2:]
     return right

@@ -21,7 +21,7 @@ def text_graph(spec: ModelSpec, dtype: torch.dtype) -> ModelGraph:
         *layers,
         _head(spec, prefix),
     )
-    inputs = ("input_ids", "position_ids", "past_len", "n_tokens", "logit_index")
+    inputs = ("input_ids", "position_ids", "past_len", "n_tokens", "n_commit", "logit_index")
     return ModelGraph("model", _values(spec), inputs, ("logits", "hidden"), blocks)
 
 
@@ -44,9 +44,8 @@ def _layer(spec: ModelSpec, name: str, prefix: str, kind: str) -> Block:
         heads, key_dim, value_dim = spec.linear_num_value_heads, spec.linear_key_head_dim, spec.linear_value_head_dim
         conv = State(f"{name}.conv", ACT, ("B", spec.linear_conv_kernel_dim - 1, spec.conv_dim))
         S = State(f"{name}.S", F32, ("B", heads, key_dim, value_dim))
-        return Block(
-            name, lambda linear: GatedDeltaNetLayer(spec, linear), weights, ("h", "n_tokens"), ("h",), (conv, S)
-        )
+        counts = ("h", "n_tokens", "n_commit")
+        return Block(name, lambda linear: GatedDeltaNetLayer(spec, linear), weights, counts, ("h",), (conv, S))
     cache = ("B", spec.num_key_value_heads, "capacity", spec.head_dim)
     kv = (State(f"{name}.k", ACT, cache), State(f"{name}.v", ACT, cache))
     inputs = ("h", "cos", "sin", "past_len", "n_tokens")
@@ -70,6 +69,7 @@ def _values(spec: ModelSpec) -> dict[str, Value]:
         Value("position_ids", I64, (3, "B", "T")),
         Value("past_len", I32, ("B",)),
         Value("n_tokens", I32, ("B",)),
+        Value("n_commit", I32, ("B",)),
         Value("logit_index", I64, ("B", "L")),
         activation("h", "B", "T", hidden),
         activation("embedding", "B", "T", hidden),

@@ -32,10 +32,12 @@ class GatedDeltaNet(nn.Module):
         self.norm = GatedRMSNorm(spec.linear_value_head_dim, spec.rms_norm_eps)
         self.out_proj = linear("out_proj", spec.value_dim, hidden)
 
-    def forward(self, x: Tensor, n_tokens: Tensor, conv: Tensor, S: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        qkv, conv = ops.causal_conv1d(self.in_proj_qkv(x), self.conv1d.weight, conv, n_tokens)
+    def forward(
+        self, x: Tensor, n_tokens: Tensor, n_commit: Tensor, conv: Tensor, S: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        qkv, conv = ops.causal_conv1d(self.in_proj_qkv(x), self.conv1d.weight, conv, n_commit)
         a, b = self.in_proj_a(x), self.in_proj_b(x)
-        o, S = ops.gated_delta_rule(qkv, a, b, self.A_log, self.dt_bias, S, n_tokens, *self.head_sizes)
+        o, S = ops.gated_delta_rule(qkv, a, b, self.A_log, self.dt_bias, S, n_tokens, n_commit, *self.head_sizes)
         return self.out_proj(self.norm(o, self.in_proj_z(x))), conv, S
 
 

@@ -26,6 +26,7 @@ from deltart.runtime.backends.gpu.engine_manifest import (
 )
 from deltart.runtime.backends.gpu.executor import Executor, Load
 from deltart.runtime.backends.gpu.weight_stream import ALIGNMENT, align, layout, reads, stream_weights
+from deltart.runtime.backends.slots import Slots
 from deltart.runtime.backends.tensorrt.load import built_flavour, executors
 from deltart.runtime.backends.weights import MappedWeights
 
@@ -136,6 +137,15 @@ class TensorRtBackend:
         results = self._call(f"{graph}.{phase}", state, 0, padded, outputs)
         return [array[: state.slots].astype(np.float32) for array in results]
 
+    @property
+    def weight_bytes(self) -> int:
+        """See Backend: nothing of the host's memory."""
+        return 0
+
+    def open_slots(self, slots: int, max_context: int, vocab_limit: int) -> Slots:
+        """See Backend."""
+        raise GenerationError("serving requests side by side on a GPU engine", "target 'ort'", "use --target ort")
+
     def decoder(self, state: SlotState, rows: Sequence[DecodeRow], steps: int) -> DeviceDecoder:
         """See Backend."""
         assert isinstance(state, TensorRtState)
@@ -155,6 +165,7 @@ class TensorRtBackend:
         outputs: Sequence[str],
         sizes: Mapping[str, int],
     ) -> list[np.ndarray]:
+        calls.check_prefill(inputs)
         name = f"{graph}.prefill"
         entry = self._entry(graph, "prefill")
         by_name = {b.name: b for b in entry.by_role["output"]}

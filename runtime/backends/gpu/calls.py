@@ -9,7 +9,9 @@ import numpy as np
 
 from deltart.dtypes import BY_NAME
 from deltart.errors import GenerationError
-from deltart.runtime.backends.gpu.engine_manifest import PlanEntry
+from deltart.runtime.backends.gpu.engine_manifest import SPECULATE_TOKENS, PlanEntry
+
+COUNTS = ("n_tokens", "n_commit")
 
 NUMPY = {name: dtype.numpy for name, dtype in BY_NAME.items()}
 
@@ -24,9 +26,9 @@ class Piece:
 
 
 def phase_of(plans: Mapping[str, PlanEntry], sizes: Mapping[str, int]) -> str:
-    """The phase that serves a call on all slots: "decode" or "verify" where they fit, else "prefill", row by row."""
+    """The phase that serves a call: "decode" or "speculate" on all slots where it fits, else "prefill", row by row."""
     batch = {axis: sizes[axis] for axis in ("T", "L")}
-    return next((p for p in ("decode", "verify") if p in plans and plans[p].profile.fits(batch)), "prefill")
+    return next((p for p in ("decode", "speculate") if p in plans and plans[p].profile.fits(batch)), "prefill")
 
 
 def pieces(count: int, logit_index: Sequence[int], plan: PlanEntry) -> list[Piece]:
@@ -53,7 +55,7 @@ def piece_inputs(plan: PlanEntry, inputs: Mapping[str, np.ndarray], row: int, pi
         for b in plan.by_role["input"]
     }
     cut["past_len"] = cut["past_len"] + piece.begin
-    cut["n_tokens"] = np.array([piece.end - piece.begin], np.int32)
+    cut |= {name: np.array([piece.end - piece.begin], np.int32) for name in COUNTS if name in cut}
     cut["logit_index"] = np.array([piece.positions or [0]], np.int64)
     return cut
 
@@ -72,7 +74,8 @@ def check_inputs(plan: PlanEntry, inputs: Mapping[str, np.ndarray], slots: int, 
     """Sizes of B, T and L in a call.
 
     Raises:
-        GenerationError: an input is missing or misshapen, or the tokens do not fit the state.
+        GenerationError: an input is missing or misshapen, the tokens do not fit the state, or more of them advance it
+            than there are.
     """
     sizes: dict[str, int] = {"B": slots}
     for binding in plan.by_role["input"]:
@@ -85,4 +88,16 @@ def check_inputs(plan: PlanEntry, inputs: Mapping[str, np.ndarray], slots: int, 
     needed = int((inputs["past_len"].astype(np.int64) + inputs["n_tokens"]).max())
     if needed > capacity:
         raise GenerationError(f"a row would hold {needed} tokens", f"at most {capacity}, the state's capacity")
+    if "n_commit" in inputs and (inputs["n_commit"] > inputs["n_tokens"]).any():
+        raise GenerationError(f"n_commit is {inputs['n_commit']}", f"at most n_tokens, {inputs['n_tokens']}")
     return sizes
+
+
+def check_prefill(inputs: Mapping[str, np.ndarray]) -> None:
+    """Raises GenerationError where a call that prefill serves has drafts: its kernels commit every token."""
+    if "n_commit" in inputs and (inputs["n_commit"] != inputs["n_tokens"]).any():
+        raise GenerationError(
+            f"a call with drafts (n_commit {inputs['n_commit']}, n_tokens {inputs['n_tokens']}) is too long",
+            f"at most {SPECULATE_TOKENS} tokens, of which logits may be asked",
+            "feed what is committed first, then the drafts",
+        )

@@ -103,19 +103,21 @@ def _arrays(shape: Shape, rows: Sequence[DecodeRow]) -> dict[str, np.ndarray]:
     """The engine's inputs and the sampler's, for the first step; idle rows are zero."""
     idle = shape.rows - len(rows)
     past = np.array([row.past for row in rows] + [0] * idle, np.int32)
+    counts = np.array([1] * len(rows) + [0] * idle, np.int32)
     arrays = pack([_settings(row.sampler) for row in rows] + [Settings()] * idle)
     arrays |= {
         "input_ids": np.array([row.token for row in rows] + [0] * idle, np.int64),
         "position_ids": np.tile(past.astype(np.int64), (3, 1)),
         "past_len": past,
-        "n_tokens": np.array([1] * len(rows) + [0] * idle, np.int32),
+        "n_tokens": counts,
+        "n_commit": counts,
         "logit_index": np.zeros(shape.rows, np.int64),
     }
     if any(_penalised(row.sampler) for row in rows):
         arrays["counts"] = np.zeros((shape.rows, shape.vocabulary), np.int32)
         for index, row in enumerate(rows):
-            counts = row.sampler.counts + PROMPT_BIT * row.sampler.seen.astype(np.int32)
-            arrays["counts"][index, : len(counts)] = counts
+            seen = row.sampler.counts + PROMPT_BIT * row.sampler.seen.astype(np.int32)
+            arrays["counts"][index, : len(seen)] = seen
     return arrays
 
 

@@ -6,7 +6,6 @@ import hashlib
 import json
 import math
 import os
-import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -16,19 +15,21 @@ from typing import Any, Literal
 import deltart
 from deltart.dtypes import BY_NAME, BY_ONNX
 from deltart.errors import ArtifactError
-from deltart.json_files import read_json, shown, typed
+from deltart.files import write_atomically
+from deltart.json_files import read_json, shown
 from deltart.manifest import GraphEntry, shape_of
 from deltart.plugins import trt_plugin
+from deltart.typed import typed
 
 Flavour = Literal["rtx", "tensorrt"]
 Activations = Literal["bf16", "fp8"]  # of the block-FP8 linears in prefill
-FORMAT = 2
+FORMAT = 3
 FILE_NAME = "engine.json"
 AGAIN = "run 'deltart build' again"
-PHASES = ("decode", "verify", "prefill")  # a plan each
-CAPTURED = ("decode", "verify")  # run as CUDA graphs
+PHASES = ("decode", "speculate", "prefill")  # a plan each
+CAPTURED = ("decode", "speculate")  # run as CUDA graphs
 ROLES = ("input", "output", "state", "state_output", "weight")
-VERIFY_TOKENS = 8  # at most: the drafts of one step and the token they follow
+SPECULATE_TOKENS = 8  # at most: the drafts of one step and the tokens they follow
 MAX_SLOTS, MAX_CHUNK = 1024, 32768  # far beyond what a GPU has room for; TensorRT dies of absurd ones
 PREFILL_ROWS = 16  # logit rows of one prefill call
 
@@ -110,13 +111,16 @@ class EngineManifest:
 
 
 def profile(phase: str, slots: int, max_context: int, chunk: int) -> Profile:
-    """Decode: all slots, a token each. Verify: all slots, up to VERIFY_TOKENS. Prefill: one slot, up to `chunk`."""
+    """The sizes that a phase's plan serves.
+
+    Decode: all slots, a token each. Speculate: all slots, up to SPECULATE_TOKENS. Prefill: one slot, up to `chunk`.
+    """
     capacity = (1, max_context, max_context)
     rows, one = (slots, slots, slots), (1, 1, 1)
     if phase == "decode":
         return Profile({"B": rows, "T": one, "L": one, "capacity": capacity})
-    if phase == "verify":
-        drafts = (1, VERIFY_TOKENS // 2, VERIFY_TOKENS)
+    if phase == "speculate":
+        drafts = (1, SPECULATE_TOKENS // 2, SPECULATE_TOKENS)
         return Profile({"B": rows, "T": drafts, "L": drafts, "capacity": capacity})
     return Profile({"B": one, "T": (1, chunk, chunk), "L": (1, 1, min(PREFILL_ROWS, chunk)), "capacity": capacity})
 
@@ -189,27 +193,3 @@ def load_engine(artifact: Path, flavour: str) -> EngineManifest:
 def read_plan_entry(path: Path) -> PlanEntry:
     """The PlanEntry in a file beside a plan. Raises ArtifactError where there is none."""
     return typed(read_json(path, ArtifactError), PlanEntry, str(path), ArtifactError, AGAIN)
-
-
-def write_atomically(path: Path, content: bytes | memoryview) -> None:
-    """`content` under its final name at once, or nothing."""
-    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
-    try:
-        partial.write_bytes(content)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def link_or_copy(source: Path, target: Path) -> None:
-    """`target` becomes `source`'s content, as a second name where the file system can."""
-    partial = target.with_name(f".{target.name}.partial-{os.getpid()}")
-    partial.unlink(missing_ok=True)
-    try:
-        try:
-            os.link(source, partial)
-        except OSError:
-            shutil.copyfile(source, partial)
-        os.replace(partial, target)
-    finally:
-        partial.unlink(missing_ok=True)

@@ -67,14 +67,16 @@ def check(
 
 
 def ragged(rng: np.random.Generator, batch: int, length: int) -> tuple[np.ndarray, np.ndarray]:
+    """n_tokens [B], the first row full, and which tokens are real [B, T]."""
     n_tokens = rng.integers(0, length + 1, batch).astype(np.int32)
     n_tokens[0] = length
     return n_tokens, np.arange(length) < n_tokens[:, None]
 
 
 @pytest.mark.parametrize("target", LOWERINGS)
+@pytest.mark.parametrize("drafts", ["none", "some", "all"])
 @pytest.mark.parametrize("length", [1, 2, 5, 63, 65])
-def test_gated_delta_rule(target: str, length: int) -> None:
+def test_gated_delta_rule(target: str, drafts: str, length: int) -> None:
     rng = np.random.default_rng(length)
     batch, heads = 3, GDN_SIZES["num_v_heads"]
     n_tokens, real = ragged(rng, batch, length)
@@ -85,17 +87,19 @@ def test_gated_delta_rule(target: str, length: int) -> None:
     A_log = rng.uniform(-1, 2, heads).astype(ml_dtypes.bfloat16)
     dt_bias = rng.standard_normal(heads).astype(np.float32)
     S = rng.standard_normal((batch, heads, 128, 128)).astype(np.float32)
-    check(BY_NAME["GatedDeltaRule"], LOWERINGS[target], [qkv, a, b, A_log, dt_bias, S, n_tokens], GDN_SIZES, real)
+    n_commit = {"none": n_tokens, "some": rng.integers(0, n_tokens + 1).astype(np.int32), "all": 0 * n_tokens}[drafts]
+    arrays = [qkv, a, b, A_log, dt_bias, S, n_tokens, n_commit]
+    check(BY_NAME["GatedDeltaRule"], LOWERINGS[target], arrays, GDN_SIZES, real)
 
 
 @pytest.mark.parametrize("target", LOWERINGS)
 @pytest.mark.parametrize("length", [1, 2, 3, 7])
 def test_causal_conv1d(target: str, length: int) -> None:
     rng = np.random.default_rng(length)
-    n_tokens, real = ragged(rng, 4, length)
+    n_commit = rng.integers(0, length + 1, 4).astype(np.int32)
     x, state = (rng.standard_normal((4, t, 40)).astype(np.float32) for t in (length, 3))
     weight = rng.standard_normal((40, 1, 4)).astype(ml_dtypes.bfloat16)
-    check(BY_NAME["CausalConv1d"], LOWERINGS[target], [x, weight, state, n_tokens], {}, real)
+    check(BY_NAME["CausalConv1d"], LOWERINGS[target], [x, weight, state, n_commit], {})
 
 
 @pytest.mark.parametrize("target", LOWERINGS)

@@ -153,6 +153,7 @@ def run(model: onnx.ModelProto, tensors: Checkpoint) -> list[np.ndarray]:
         "position_ids": np.tile(np.arange(5) + 3, (3, 2, 1)),
         "past_len": np.array([3, 0], np.int32),
         "n_tokens": np.array([5, 4], np.int32),
+        "n_commit": np.array([2, 4], np.int32),
         "logit_index": np.array([[4, 0], [3, 1]]),
     }
     for tensor in model.graph.input:

@@ -18,6 +18,7 @@ from deltart.plugins.registry import OPS
 from deltart.runtime.backends.gpu import backend, cuda
 from deltart.runtime.backends.gpu.backend import TensorRtBackend
 from deltart.runtime.backends.gpu.engine_manifest import PlanEntry, engine_folder, load_engine
+from deltart.runtime.backends.inputs import mtp_inputs, text_inputs
 from deltart.runtime.backends.ort import OrtBackend
 from deltart.verify import tensorrt_exposed
 from deltart.verify.exposed import ExposedBackend
@@ -51,20 +52,14 @@ class Twin:
 
     def call(self, ids: np.ndarray, counts: np.ndarray, index: np.ndarray, **extra: np.ndarray) -> float:
         """The largest relative RMS error over both outputs, where they are defined."""
-        length = ids.shape[1]
-        inputs = {
-            "input_ids": ids,
-            "position_ids": np.tile(self.past[:, None] + np.arange(length), (3, 1, 1)).astype(np.int64),
-            "past_len": self.past.copy(),
-            "n_tokens": counts.astype(np.int32),
-            "logit_index": index,
-        }
-        inputs |= extra
+        length, counts = ids.shape[1], counts.astype(np.int32)
+        make = text_inputs if self.graph == "model" else mtp_inputs
+        inputs = make(ids, past_len=self.past.copy(), n_tokens=counts, logit_index=index, **extra)
         (logits, hidden), (expected, expected_hidden) = (
             backend.run(self.graph, state, inputs, ["logits", "hidden"])
             for backend, state in zip((self.gpu, self.cpu), self.states, strict=True)
         )
-        self.past += counts.astype(np.int32)
+        self.past += inputs.get("n_commit", counts)
         real = np.arange(length) < counts[:, None]
         return max(error(logits[index < counts[:, None]], expected[index < counts[:, None]]),
                    error(hidden[real], expected_hidden[real]))  # fmt: skip
@@ -111,6 +106,19 @@ def test_ragged_rows(artifact: Path) -> None:
     for length, counts in ((20, [20, 0, 7]), (4, [4, 3, 0]), (1, [0, 1, 1]), (33, [1, 33, 17])):
         index = np.maximum(np.array(counts)[:, None] - 1, 0)
         assert twin.call(ids(SLOTS, length, length), np.array(counts), index) <= TOLERANCE
+
+
+def test_drafts_are_for_short_calls_only(artifact: Path) -> None:
+    """Prefill's kernels commit all tokens of a call: drafts in one that long are refused, and nothing advances."""
+    twin = Twin(artifact, SLOTS)
+    index = np.zeros((SLOTS, 1), np.int64)
+    with pytest.raises(GenerationError, match="at most 8 tokens"):
+        twin.call(ids(SLOTS, 9, 0), np.full(SLOTS, 9), index, n_commit=np.array([9, 8, 9], np.int32))
+    with pytest.raises(GenerationError, match="at most n_tokens"):
+        twin.call(ids(SLOTS, 4, 0), np.full(SLOTS, 4), index, n_commit=np.array([4, 5, 4], np.int32))
+    n_commit = np.array([1, 0, 4], np.int32)
+    for step in range(3):
+        assert twin.call(ids(SLOTS, 4, step), np.full(SLOTS, 4), index, n_commit=n_commit) <= TOLERANCE
 
 
 def test_every_token_scored_over_pieces(artifact: Path) -> None:

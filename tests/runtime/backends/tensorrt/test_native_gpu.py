@@ -45,12 +45,14 @@ def test_gated_delta_rule_plan(cuda: CudaDriver, library: Path, tokens: int, tmp
     """Against float64, and against the Python class bit for bit: they launch the same kernels."""
     rng = np.random.default_rng(tokens)
     n_tokens = np.array([tokens, tokens // 2], np.int32)
+    n_commit = n_tokens // 2 if tokens <= 8 else n_tokens
     arrays = [
         rng.standard_normal((2, tokens, 5 * 128)).astype(BF16),
         *(rng.standard_normal((2, tokens, 3)).astype(BF16) for _ in range(2)),
         *(rng.uniform(-1, 1, 3).astype(BF16) for _ in range(2)),
         rng.standard_normal((2, 3, 128, 128)).astype(np.float32),
         n_tokens,
+        n_commit,
     ]
     wide = [a.astype(np.float64) if a.dtype != np.int32 else a for a in arrays]
     expected, S = GATED_DELTA_RULE.reference(*wide, **HEADS)

@@ -70,7 +70,7 @@ def unfused(plugins: Mapping[str, int]) -> Counter[str]:
 def test_plans_hold_every_composite_node_and_no_weight(built: Path) -> None:
     artifact = built / "artifact"
     manifest, engine = load_manifest(artifact), tensorrt_plans.load_engine(artifact, "rtx")
-    assert set(engine.plans) == {f"{g}.{p}" for g in ("model", "mtp") for p in ("decode", "verify", "prefill")}
+    assert set(engine.plans) == {f"{g}.{p}" for g in ("model", "mtp") for p in ("decode", "speculate", "prefill")}
     assert engine.command == "deltart build artifact"
     for plan in engine.plans.values():
         entry = manifest.graphs[plan.graph]
@@ -163,7 +163,7 @@ def test_an_interrupted_build_leaves_no_engine(artifact: Path, inside: bool) -> 
     with pytest.raises(ArtifactError, match="deltart build"):
         tensorrt_plans.load_engine(artifact, "rtx")
     left = sorted(p.name for p in (artifact / "engine").rglob("*.*"))
-    assert left == ["model.decode.json", "model.decode.plan", "model.verify.json", "model.verify.plan"]
+    assert left == ["model.decode.json", "model.decode.plan", "model.speculate.json", "model.speculate.plan"]
 
 
 def compile_one(artifact: Path, **more: Any) -> None:
