@@ -11,7 +11,7 @@ from pathlib import Path
 
 from deltart.errors import ArtifactError, BuildError
 from deltart.files import clear, link_or_copy, write_atomically
-from deltart.manifest import GraphEntry, Manifest, load_manifest
+from deltart.manifest import GraphEntry, Manifest, load_manifest, read_graph
 from deltart.runtime.backends.gpu import engine_manifest as plans
 from deltart.runtime.backends.gpu.cuda import device_name
 from deltart.runtime.backends.gpu.engine_manifest import Activations, EngineManifest, Flavour, PlanEntry, Profile
@@ -139,7 +139,7 @@ def _lowered(artifact: Path, manifest: Manifest, options: BuildOptions) -> dict[
     for graph, entry in manifest.graphs.items():
         if TARGET not in entry.files:
             raise ArtifactError(f"{artifact} has no '{TARGET}' graph of '{graph}'", hint="export it with --tensorrt")
-    contents = {graph: (artifact / entry.files[TARGET]).read_bytes() for graph, entry in manifest.graphs.items()}
+    contents = {graph: read_graph(artifact, manifest, graph, TARGET) for graph in manifest.graphs}
     if options.prefill_activations != "bf16" and not any(map(can_quantize, contents.values())):
         raise BuildError(
             "--prefill-activations fp8 without a block-FP8 weight", "bf16", "calibrate the checkpoint first"
