@@ -28,11 +28,11 @@ from deltart.calib.staging import Staging, sha256_of, staged
 from deltart.calib.variants import Variant, lower_variants
 from deltart.errors import CalibrationError, CheckpointError
 from deltart.export.checkpoint import Checkpoint
-from deltart.export.config_fields import read_json
 from deltart.export.pipeline import account
 from deltart.export.spec import ModelSpec, read_spec
 from deltart.export.weights import load_tensor
 from deltart.files import link_or_copy
+from deltart.json_files import read_json
 from deltart.safetensors import INDEX
 
 EVALUATED_TOKENS, RANKED_TOKENS = 8192, 1024

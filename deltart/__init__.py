@@ -5,6 +5,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from deltart import privacy
+
 if TYPE_CHECKING:
     from deltart.export.pipeline import export_checkpoint
     from deltart.runtime.backends.tensorrt.builder.build import BuildOptions, build_engine
@@ -40,6 +42,9 @@ _HOMES = {
     "Request": "deltart.runtime.sequence",
     "Structure": "deltart.runtime.structure.structure",
 }
+
+
+privacy.switch_off()  # before any dependency is imported
 
 
 def load(artifact: str, **arguments: Any) -> Engine:

@@ -26,6 +26,7 @@ from deltart.export.regions import Region
 from deltart.export.spec import ModelSpec, read_spec
 from deltart.export.weights import WEIGHTS_FOLDER, Ledger, build_module
 from deltart.folders import staged
+from deltart.identity import identify
 
 # Lowered from the float32 trace of every export. TensorRT's own, in bfloat16, is traced when asked for.
 TARGETS = {"portable": portable.BODIES, "ort": ort.BODIES}
@@ -189,6 +190,8 @@ def _manifest(
     context: int,
     text_files: list[str],
 ) -> manifest.Manifest:
+    files = ledger.checkpoint.files
+
     def entry(name: str) -> manifest.WeightEntry:
         info = ledger.checkpoint.at(name)
         bound = name in ledger.bound or name in regions
@@ -204,7 +207,7 @@ def _manifest(
     return manifest.Manifest(
         architecture=spec.architecture,
         checkpoint=str(checkpoint.resolve()),
-        files=[manifest.FileEntry(**asdict(f)) for f in ledger.checkpoint.files],
+        files=[manifest.FileEntry(**asdict(f), identity=identify(checkpoint / f.name)) for f in files],
         spec=_spec_fields(spec),
         precision={"activations": "float32", "S": "float32", "kv": "float32", "logits": "float32"},
         max_context=context,

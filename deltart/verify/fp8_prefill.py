@@ -9,7 +9,6 @@ import numpy as np
 import onnx
 
 from deltart.errors import ArtifactError
-from deltart.manifest import GraphEntry
 from deltart.runtime.backends.base import DecodeRow, SlotState
 from deltart.runtime.backends.host_decode import HostDecoder
 from deltart.runtime.backends.ort import WeightMode
@@ -56,8 +55,8 @@ class _Replaced(ExposedBackend):
         self._linear = linear
         super().__init__(artifact, target, weights)
 
-    def _read(self, entry: GraphEntry) -> onnx.ModelProto:
-        model = super()._read(entry)
+    def _read(self, graph: str) -> onnx.ModelProto:
+        model = super()._read(graph)
         found = [f for f in model.functions if (f.domain, f.name) == (self._linear.domain, self._linear.name)]
         if not found:
             raise ArtifactError(f"{self.artifact} has no block-FP8 weight", hint="calibrate the checkpoint first")

@@ -9,7 +9,7 @@ from pathlib import Path
 import onnx
 
 from deltart.errors import ArtifactError
-from deltart.manifest import GraphEntry, TensorEntry, load_manifest
+from deltart.manifest import GraphEntry, TensorEntry, load_manifest, read_graph
 from deltart.runtime.backends.gpu import engine_manifest as plans
 from deltart.runtime.backends.gpu.engine_manifest import EngineManifest, Flavour
 from deltart.runtime.backends.tensorrt.builder.build import TARGET, Job, obtain
@@ -53,7 +53,7 @@ def exposed_graph(artifact: Path, engine: EngineManifest) -> tuple[bytes, GraphE
     """(the lowered text graph with its blocks' states as outputs, what a manifest would say of it); see points."""
     manifest = load_manifest(artifact)
     entry = manifest.graphs["model"]
-    lowered = (artifact / entry.files[TARGET]).read_bytes()
+    lowered = read_graph(artifact, manifest, "model", TARGET)
     if hashlib.sha256(lowered).hexdigest() != engine.plans["model.decode"].onnx_sha256:
         raise ArtifactError(
             f"{artifact / entry.files[TARGET]} is not the graph that the plans were built from",
@@ -62,7 +62,7 @@ def exposed_graph(artifact: Path, engine: EngineManifest) -> tuple[bytes, GraphE
         )
     model = onnx.load_model_from_string(lowered)
     names = expose(model)
-    expected = expose(onnx.load(artifact / entry.files["portable"], load_external_data=False))
+    expected = expose(onnx.load_model_from_string(read_graph(artifact, manifest, "model", "portable")))
     if names != expected:
         raise ArtifactError(f"the TensorRT graph has the blocks {names}", f"{expected}, as the portable graph")
     axes = next(o for o in entry.outputs if o.name == "hidden").axes

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import msgspec
 
-from deltart.runtime.sampling.structure import Structure
 from deltart.runtime.server.ask import Ask, OutputFormat
 from deltart.runtime.server.errors import RequestError
 from deltart.runtime.server.settings import Limits
+from deltart.runtime.structure.structure import Structure
 
 
 def structure_of(ask: Ask, limits: Limits) -> Structure | None:

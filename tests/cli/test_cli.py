@@ -73,14 +73,14 @@ def test_stream_goes_to_stdout_and_rates_to_stderr(tiny: Path, capsys: pytest.Ca
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["inspect", "/nowhere"], "config.json does not exist"),
+        (["inspect", "/nowhere"], "/nowhere does not exist"),
         (["generate", "/nowhere", "hello"], "tokenizer.json"),
         (["generate", "{artifact}", ""], "the prompt is empty"),
         (["generate", "{artifact}", "7" * 64], "the prompt has 64 tokens"),
         (["generate", "{artifact}", "a", "--chat"], "chat template"),
         (["generate", "{artifact}", "a", "--system", "x"], "without --chat"),
         (["generate", "{artifact}", "a", "--temperature", "-1"], "temperature"),
-        (["generate", "{artifact}", "a", "--chat", "--tools", "/nowhere.json"], "--tools"),
+        (["generate", "{artifact}", "a", "--chat", "--tools", "/nowhere.json"], "nowhere.json does not exist"),
         (["export", "{checkpoint}", "-o", "{artifact}"], "already in use"),
         (["synth", "huge", "-o", "{checkpoint}"], "no preset"),
     ],

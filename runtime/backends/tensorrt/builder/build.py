@@ -11,7 +11,7 @@ from pathlib import Path
 
 from deltart.errors import ArtifactError, BuildError
 from deltart.files import clear, link_or_copy, write_atomically
-from deltart.manifest import GraphEntry, Manifest, load_manifest
+from deltart.manifest import GraphEntry, Manifest, load_manifest, read_graph
 from deltart.runtime.backends.gpu import engine_manifest as plans
 from deltart.runtime.backends.gpu.cuda import device_name
 from deltart.runtime.backends.gpu.engine_manifest import Activations, EngineManifest, Flavour, PlanEntry, Profile
@@ -139,7 +139,7 @@ def _lowered(artifact: Path, manifest: Manifest, options: BuildOptions) -> dict[
     for graph, entry in manifest.graphs.items():
         if TARGET not in entry.files:
             raise ArtifactError(f"{artifact} has no '{TARGET}' graph of '{graph}'", hint="export it with --tensorrt")
-    contents = {graph: (artifact / entry.files[TARGET]).read_bytes() for graph, entry in manifest.graphs.items()}
+    contents = {graph: read_graph(artifact, manifest, graph, TARGET) for graph in manifest.graphs}
     if options.prefill_activations != "bf16" and not any(map(can_quantize, contents.values())):
         raise BuildError(
             "--prefill-activations fp8 without a block-FP8 weight", "bf16", "calibrate the checkpoint first"
@@ -151,8 +151,9 @@ def _context(options: BuildOptions, manifest: Manifest) -> int:
     context = manifest.max_context if options.max_context is None else options.max_context
     if not 1 <= context <= manifest.max_context:
         raise BuildError(f"--max-context {context}", f"1 to {manifest.max_context}, the artifact's limit")
-    if options.slots < 1 or options.chunk < 1:
-        raise BuildError(f"{options.slots} slots and chunks of {options.chunk}", "at least one of each")
+    for name, value, most in (("slots", options.slots, plans.MAX_SLOTS), ("chunk", options.chunk, plans.MAX_CHUNK)):
+        if not 1 <= value <= most:
+            raise BuildError(f"--{name} {value}", f"1 to {most}")
     return context
 
 
@@ -227,8 +228,8 @@ def _record(plan: Path, entry: PlanEntry) -> None:
 
 def _recorded(plan: Path, key: str) -> PlanEntry | None:
     """The entry beside a finished plan of this key; None where there is none or the file is not that plan."""
-    with suppress(OSError, KeyError, TypeError, json.JSONDecodeError):
-        entry = plans.plan_entry(json.loads(plan.with_suffix(".json").read_text(encoding="utf-8")))
+    with suppress(OSError, ArtifactError):
+        entry = plans.read_plan_entry(plan.with_suffix(".json"))
         if entry.key == key and hashlib.sha256(plan.read_bytes()).hexdigest() == entry.sha256:
             return entry
     return None
