@@ -25,7 +25,6 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from deltart.calib import layout
 from deltart.calib.dataset import DEFAULT, Dataset, read_dataset
 from deltart.calib.evaluate import evaluate, layers_of
 from deltart.calib.forward import batches_of, sweep
@@ -34,6 +33,7 @@ from deltart.calib.pipeline import calibrate
 from deltart.calib.progress import Progress
 from deltart.calib.quantize import LADDER, Method
 from deltart.calib.scales import Quantized
+from deltart.calib.selection import candidates
 from deltart.calib.variants import Variant
 from deltart.export.checkpoint import Checkpoint
 from deltart.export.spec import read_spec
@@ -43,6 +43,7 @@ from deltart.export.weights import load_parameters, load_tensor
 from tools.nano import heldout
 
 NANO = Path(__file__).parent.parent / "tools" / "nano"
+TAG = "deltart-bench"  # tells the folder of an earlier run; `make clean` knows it
 MID: Config = dict(hidden=1024, ffn=2816, layers=8, heads=8, kv_heads=2, k_heads=4, v_heads=8, max_position=32768)
 BIG: Config = dict(hidden=2048, ffn=6144, layers=12, heads=8, kv_heads=2, k_heads=8, v_heads=16, max_position=32768)
 DEGREES = 3  # of Student's t: finite variance, infinite kurtosis
@@ -63,8 +64,11 @@ def main() -> None:
     if arguments.what == "run":
         run(arguments.checkpoint, work / "out", arguments.method, arguments.data)
         return
+    if work.exists() and any(work.iterdir()) and not (work / TAG).is_file():
+        parser.error(f"--work {work} holds something else than an earlier run's files")
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
+    (work / TAG).touch()
     figures: Any = {"cost": cost, "wide": wide}[arguments.what](work) if arguments.what != "quality" else []
     for seed in arguments.seeds if arguments.what == "quality" else ():
         own = work / str(seed)
@@ -126,7 +130,7 @@ def output_errors(
 ) -> Iterator[dict[str, float]]:
     """For every linear, the squared error of its output on the original's held-out inputs, by method."""
     spec, tensors = read_spec(checkpoint), Checkpoint(checkpoint)
-    sites = list(layout.candidates(spec, tensors))
+    sites = list(candidates(spec, tensors))
     for step in sweep(spec, tensors, batches_of(dataset.held_out)):
         own = [site for site in sites if site.block == step.key]
         statistics = observe(step, own)

@@ -109,7 +109,7 @@ def _timed(prefill: Any, step: Any) -> dict[str, Any]:
 
 
 def _deltart(folder: Path) -> dict[str, Any]:
-    from deltart.runtime import engine as generate
+    from deltart.runtime import generate
     from deltart.runtime.backends.ort import OrtBackend
 
     backend = OrtBackend(folder)

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from deltart.calib.scales import E4M3_MAX, Quantized, one_thread, stripe_rows
+from deltart.calib.scales import Quantized, one_thread, stripe_rows
+from deltart.dtypes import E4M3_MAX
 from deltart.plugins.fp8_block_linear.reference import BLOCK
 
 Source = Callable[[slice, Tensor], Quantized]  # rows and their float32 weights -> the candidate's

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from deltart.calib.scales import E4M3_MAX, Quantized, decode, one_thread
+from deltart.calib.scales import Quantized, decode, one_thread
+from deltart.dtypes import E4M3_MAX
 from deltart.plugins.fp8_block_linear.reference import BLOCK
 
 RIDGE = 0.003  # share of the mean second moment that is always added

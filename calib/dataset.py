@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from deltart.calib.errors import CalibrationError
-from deltart.errors import GenerationError
+from deltart.errors import CalibrationError, GenerationError
 from deltart.runtime.text.chat import ChatTemplate
 from deltart.runtime.text.tokenizer import Tokenizer
 
@@ -119,7 +118,7 @@ class _Encoder:
             return self._template.render(
                 messages,
                 tools=item.get("tools"),
-                enable_thinking=item.get("enable_thinking", True),
+                enable_thinking=item.get("enable_thinking"),
                 add_generation_prompt=messages[-1]["role"] != "assistant",
             )
         except (GenerationError, KeyError, IndexError, TypeError) as error:

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from deltart.calib.forward import Step, Values, batches_of, real_tokens, sweep
-from deltart.calib.layout import block_key
 from deltart.calib.memory import release
 from deltart.calib.progress import Progress
+from deltart.calib.selection import block_key
 from deltart.calib.variants import Variant
 from deltart.export.models.registry import graphs_of
 from deltart.export.spec import ModelSpec

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from deltart.calib.choose import row_stripes
-from deltart.calib.scales import E4M3_MAX, Quantized, block_amax, blocks
+from deltart.calib.scales import Quantized, block_amax, blocks
+from deltart.dtypes import E4M3_MAX
 from deltart.plugins.fp8_block_linear.reference import BLOCK
 
 OUTLIER = 8.0  # peak over RMS that makes a block one with outliers; 4 is usual for 128 x 128 normal weights

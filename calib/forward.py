@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from deltart.calib.bodies import FastBodies
-from deltart.calib.errors import CalibrationError
-from deltart.calib.layout import block_key
+from deltart.calib.selection import block_key
+from deltart.errors import CalibrationError
 from deltart.export.checkpoint import Checkpoint
 from deltart.export.graph import Block, ModelGraph, State
 from deltart.export.layers import RMSNorm
@@ -162,8 +162,7 @@ def normalise(spec: ModelSpec, tensors: Checkpoint, batches: Sequence[Values]) -
 
 
 def _empty(state: State, rows: int, length: int) -> Tensor:
-    sizes = {"B": rows, "capacity": length}
-    return torch.zeros([axis if isinstance(axis, int) else sizes[axis] for axis in state.axes])
+    return torch.zeros(state.shape({"B": rows, "capacity": length}))
 
 
 def store(path: Path, value: Any) -> None:

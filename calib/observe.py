@@ -13,12 +13,13 @@ import torch
 from torch import Tensor
 
 from deltart.calib.dataset import Dataset
-from deltart.calib.errors import CalibrationError
 from deltart.calib.forward import VALIDATION, Step, batches_of, real_tokens, store, sweep, validation_batches
-from deltart.calib.layout import Site
 from deltart.calib.memory import release
+from deltart.calib.selection import Site
+from deltart.errors import CalibrationError
 from deltart.export.checkpoint import Checkpoint
 from deltart.export.spec import ModelSpec
+from deltart.files import clear, write_atomically
 
 # Widest column range whose second moments are kept together: bounds memory and work for wide inputs.
 MAX_WIDTH = 4096
@@ -80,12 +81,14 @@ class Statistics:
     def __init__(self, folder: Path, source: dict[str, Any], transient: bool) -> None:
         self.folder, self.transient = folder, transient
         folder.mkdir(parents=True, exist_ok=True)
-        path = folder / SOURCE
-        if path.exists() and json.loads(path.read_text()) != json.loads(json.dumps(source)):
+        clear(folder)
+        if any(folder.iterdir()) and _source(folder) != json.loads(json.dumps(source)):
             raise CalibrationError(
-                f"{folder} holds statistics of another checkpoint or text", "those of this one", "choose another folder"
+                f"{folder} holds something else than statistics of this checkpoint and text",
+                "a new or empty folder, or those statistics",
+                "choose another folder",
             )
-        path.write_text(json.dumps(source))
+        write_atomically(folder / SOURCE, json.dumps(source).encode())
 
     def gather(
         self,
@@ -121,6 +124,13 @@ class Statistics:
             if self.transient:
                 path.unlink()
         (self.folder / BATCHES).unlink(missing_ok=True)
+
+
+def _source(folder: Path) -> Any:
+    try:
+        return json.loads((folder / SOURCE).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
 
 
 def _reach(steps: Iterator[Step], sites: Sequence[Site], key: str) -> BlockStatistics | None:

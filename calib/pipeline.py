@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,28 +14,30 @@ import torch
 import deltart
 from deltart.calib import layout, page, report, side_scales
 from deltart.calib.dataset import Dataset, read_dataset, spread
-from deltart.calib.errors import CalibrationError
 from deltart.calib.evaluate import evaluate, layers_of
 from deltart.calib.figures import WeightFigures, by_layer
 from deltart.calib.forward import store
-from deltart.calib.layout import Selection, Site
 from deltart.calib.memory import release
 from deltart.calib.observe import BlockStatistics, Statistics
 from deltart.calib.progress import Progress, Say
 from deltart.calib.quantize import Method, Result, quantize
 from deltart.calib.report import Report
+from deltart.calib.selection import Selection, Site, cache_modules, candidates, select
 from deltart.calib.sensitivity import sensitivities
-from deltart.calib.staging import Staging, link_or_copy, sha256_of, staged
+from deltart.calib.staging import Staging, sha256_of, staged
 from deltart.calib.variants import Variant, lower_variants
-from deltart.errors import CheckpointError
-from deltart.export.checkpoint import INDEX, Checkpoint
+from deltart.errors import CalibrationError, CheckpointError
+from deltart.export.checkpoint import Checkpoint
 from deltart.export.config_fields import read_json
 from deltart.export.pipeline import account
 from deltart.export.spec import ModelSpec, read_spec
 from deltart.export.weights import load_tensor
+from deltart.files import link_or_copy
+from deltart.safetensors import INDEX
 
 EVALUATED_TOKENS, RANKED_TOKENS = 8192, 1024
 STREAMED_TOKENS = 16384  # of the ranking, over all sites
+EDITED_BYTES = 64 << 20  # people edit smaller files in place: those are copied, not linked
 
 
 @dataclass(frozen=True)
@@ -76,7 +79,7 @@ def calibrate(
             report measures the outputs of layers and model, without it the weights alone.
         kv_cache: write the scales of an FP8 KV cache: per layer into the checkpoint, per head into a JSON file too.
         activations: write activation_scales.json, one static scale per input (see side_scales).
-        modules: what to quantize; everything the vendor does when None (see layout.select).
+        modules: what to quantize; everything the vendor does when None (see selection.select).
         keep: what of it to leave in BF16.
         budget: loss in nats of KL for which the report says what to keep; it does so for shares of the loss anyway.
         statistics: folder that keeps the inputs' statistics for other runs; they are deleted when None.
@@ -85,15 +88,16 @@ def calibrate(
     Raises:
         ConfigError, CheckpointError: the input is broken, unsupported or already quantized.
         CalibrationError: the text is unusable or missing, or the output can't be written.
+        OutputError: the output is in use.
     """
     if data is None and (method == "hessian" or kv_cache or activations or budget is not None):
         raise CalibrationError("no calibration text given", "--data FILE or --data default", "absmax and mse need none")
     spec, tensors = _open(checkpoint)
-    candidates = list(layout.candidates(spec, tensors))
-    selection = layout.select(candidates, tensors, modules, keep)
+    sites = list(candidates(spec, tensors))
+    selection = select(sites, tensors, modules, keep)
     dataset = read_dataset(data, checkpoint, spec.vocab_size) if data else None
-    job = _Job(spec, tensors, candidates, selection, method, dataset)
-    caches = layout.cache_modules(candidates) if kv_cache else []
+    job = _Job(spec, tensors, sites, selection, method, dataset)
+    caches = cache_modules(sites) if kv_cache else []
     with staged(output, layout.plan_files(tensors, selection, "BF16", caches), _order(job, caches)) as staging:
         say(f"{len(selection.modules)} linears of {len(tensors)} tensors by {method}; {len(staging.done)} done before")
         notes = _quantize_all(job, staging, statistics, say)
@@ -188,7 +192,8 @@ def _statistics(job: _Job, staging: Staging, kept: Path | None) -> Iterator[tupl
 
 def _write_side_files(job: _Job, staging: Staging) -> None:
     for path in layout.side_files(job.tensors.folder, job.tensors):
-        link_or_copy(path, staging.folder / path.name)
+        carry = link_or_copy if path.stat().st_size > EDITED_BYTES else shutil.copyfile
+        carry(path, staging.folder / path.name)
     _write_json(staging.folder / "config.json", layout.output_config(job.tensors, job.selection))
     if layout.has_index(job.tensors):
         _write_json(staging.folder / INDEX, layout.weight_map(staging.files, job.tensors))

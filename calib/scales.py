@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from deltart.dtypes import E4M3_MAX
 from deltart.plugins.fp8_block_linear.reference import BLOCK
 
-E4M3_MAX = 448.0
 # Scales stay normal numbers, which no GPU flushes to zero, and 448 times a scale stays finite in BF16.
 MIN_SCALE, MAX_SCALE = 2.0**-126, 145.0 * 2.0**112
 # Multiples of the absmax scale worth trying. E4M3 repeats itself every octave, and less than absmax would clip.

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 from deltart.calib.evaluate import divergences, relative_change
 from deltart.calib.forward import Step, Values, batches_of, normalise, run_block, sweep
-from deltart.calib.layout import Site
 from deltart.calib.memory import release
 from deltart.calib.progress import Progress
 from deltart.calib.scales import Quantized
+from deltart.calib.selection import Site
 from deltart.calib.variants import Variant, put
 from deltart.export.checkpoint import Checkpoint
 from deltart.export.weights import load_tensor

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from deltart.calib.layout import cache_scale_names
 from deltart.calib.observe import BlockStatistics
-from deltart.calib.scales import E4M3_MAX, MIN_SCALE
+from deltart.calib.scales import MIN_SCALE
+from deltart.calib.selection import cache_scale_names
+from deltart.dtypes import E4M3_MAX
 
 KV_FILE, ACTIVATION_FILE = "kv_cache_scales.json", "activation_scales.json"
 Notes = Mapping[str, Any]  # of each layer by its name, see `note`

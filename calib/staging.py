@@ -15,13 +15,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from deltart.calib.errors import CalibrationError
 from deltart.calib.layout import OutputFile
 from deltart.calib.scales import Quantized
+from deltart.errors import CalibrationError, OutputError
 from deltart.export.checkpoint import Checkpoint
+from deltart.files import link_or_copy, try_lock, write_atomically
+from deltart.folders import Marker, check, place_of, put, recover, settle
 
-JOURNAL, ORDER = "journal.jsonl", "order.json"
-WORK_FOLDER = ".calibration"  # inside the staging folder, gone from the output
+JOURNAL, ORDER, LOCK = "journal.jsonl", "order.json", "lock"
+WORK_FOLDER = ".calibration"  # beside the folder that becomes the output
+CALIBRATED = Marker("a calibrated checkpoint", "report.json", lambda folder: None)  # none is ever replaced
 MARGIN_BYTES = 64 << 20
 PIECE = 16 << 20
 
@@ -49,22 +52,29 @@ class Behind:
 
 
 class Staging:
-    """The hidden folder beside `output`. Finished weights are journaled with their hash.
+    """The hidden `holder` beside `output`: what becomes the output, and the work. Finished weights are journaled.
 
     Args:
+        output: its real path.
         order: what is being made of what; work of the same order goes on.
     """
 
     def __init__(self, output: Path, files: Sequence[OutputFile], order: Mapping[str, Any]) -> None:
         self.output, self.files = output, files
-        self.folder = output.parent / f".{output.name}.partial"
-        self.work = self.folder / WORK_FOLDER
+        self.holder = place_of(output) / f".{output.name}.partial"
+        self.folder, self.work = self.holder / output.name, self.holder / WORK_FOLDER
+        self._lock: int | None = None
         self._places = {name: info for file in files for name, info in file.tensors.items()}
         self._order = order
         self.done: dict[str, dict[str, Any]] = {}
 
     def begin(self) -> None:
-        """Go on with the work that is there, or start afresh. Raises CalibrationError for work of another order."""
+        """Go on with the work that is there, or start afresh.
+
+        Raises:
+            UnfinishedError: the work is another's, or of another order.
+        """
+        self.take()
         if not self._continues():
             self._start()
         entries = list(self._intact())
@@ -114,14 +124,36 @@ class Staging:
 
     def commit(self) -> None:
         """Give the folder its final name."""
-        shutil.rmtree(self.work)
-        if self.output.exists():
-            self.output.rmdir()
-        self.folder.rename(self.output)
+        check(self.output, CALIBRATED, own=self.holder)
+        put(self.holder, self.output, CALIBRATED)
+        self.discard()
 
     def discard(self) -> None:
-        """Remove everything."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        """Remove everything, unless another run is at work there."""
+        if self._lock is not None:
+            shutil.rmtree(self.holder, ignore_errors=True)
+
+    def leave(self) -> None:
+        """Let another run go on with the work."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def take(self) -> None:
+        """Make the holder this run's own. Raises UnfinishedError where it is no calibration's, or one is at work."""
+        if self._lock is not None:
+            return
+        if self.holder.is_symlink() or (self.holder.exists() and any(self.holder.iterdir()) and not self.work.is_dir()):
+            raise UnfinishedError(
+                f"{self.holder} is no unfinished calibration", "that path free", "move it, or choose another output"
+            )
+        self.work.mkdir(parents=True, exist_ok=True)
+        lock = os.open(self.work / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        if try_lock(lock) is False:
+            os.close(lock)
+            raise UnfinishedError(f"another run is at work in {self.holder}", "one at a time", "wait until it is done")
+        self._lock = lock
+        settle(self.holder, self.output, CALIBRATED)
 
     def _record(self, name: str, digest: str | None, figures: dict[str, Any]) -> None:
         with (self.work / JOURNAL).open("a") as journal:
@@ -133,26 +165,28 @@ class Staging:
             found = json.loads((self.work / ORDER).read_text())
         except (OSError, ValueError):
             return False  # it was killed before there was any work
+        if not self.folder.is_dir():
+            return False  # the work became an output
         other = [name for name, value in json.loads(json.dumps(self._order)).items() if found.get(name) != value]
         if other:
             raise UnfinishedError(
-                f"{self.folder} holds unfinished work on the same output with other {', '.join(other)}",
+                f"{self.holder} holds unfinished work on the same output with other {', '.join(other)}",
                 "the same checkpoint, text and arguments, to go on with it",
                 "delete that folder to start afresh, or choose another output",
             )
         return True
 
     def _start(self) -> None:
-        self.discard()
-        _check_room(self.output.parent, sum(file.size for file in self.files if not file.linked))
-        self.work.mkdir(parents=True)
+        for entry in [self.folder, *self.work.iterdir()]:
+            if entry.name != LOCK:
+                shutil.rmtree(entry) if entry.is_dir() else entry.unlink(missing_ok=True)
+        _check_room(self.holder.parent, sum(file.size for file in self.files if not file.linked))
+        self.folder.mkdir()
         for file in self.files:
             if not file.linked:
                 (self.folder / file.name).write_bytes(file.header)
                 os.truncate(self.folder / file.name, file.size)
-        temporary = self.work / f"{ORDER}.new"
-        temporary.write_text(json.dumps(self._order))
-        os.replace(temporary, self.work / ORDER)
+        write_atomically(self.work / ORDER, json.dumps(self._order).encode())
 
     def _intact(self) -> Iterator[dict[str, Any]]:
         """Journal entries whose bytes are still what was journaled."""
@@ -183,37 +217,34 @@ def staged(output: Path, files: Sequence[OutputFile], order: Mapping[str, Any]) 
     other error leaves nothing.
 
     Raises:
-        CalibrationError: `output` is in use, not writable, or the disk has no room.
+        OutputError: `output` is in use.
+        CalibrationError: it is not writable, or the disk has no room.
     """
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise CalibrationError(f"{output} is already in use", "an empty or new folder", "choose another output")
-    staging = Staging(output, files, order)
+    target = Path(os.path.realpath(output))
+    staging = Staging(target, files, order)
     try:
-        output.parent.mkdir(parents=True, exist_ok=True)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        recover(target, CALIBRATED)
+        if staging.holder.exists():
+            staging.take()
+        check(target, CALIBRATED, own=staging.holder)
         staging.begin()
         yield staging
         staging.commit()
-    except UnfinishedError:
+    except (UnfinishedError, OutputError):
         raise
     except OSError as error:
-        todo = "choose another output"
+        hint = "choose another output"
         if staging.done:
-            todo = f"make room and run it again to go on, or delete {staging.folder}"
+            hint = f"make room and run it again to go on, or delete {staging.holder}"
         else:
             staging.discard()
-        raise CalibrationError(f"cannot write {output} ({error})", "a writable place with room", todo) from error
+        raise CalibrationError(f"cannot write {output} ({error})", "a writable place with room", hint) from error
     except Exception:  # whatever went wrong, nothing half-written stays
         staging.discard()
         raise
-
-
-def link_or_copy(source: Path, target: Path) -> None:
-    """Hard-link `source`, or copy it where links don't reach."""
-    target.unlink(missing_ok=True)
-    try:
-        os.link(source.resolve(), target)
-    except OSError:
-        shutil.copyfile(source, target)
+    finally:
+        staging.leave()
 
 
 def sha256_of(path: Path) -> str:

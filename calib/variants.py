@@ -10,9 +10,9 @@ from torch import nn
 
 from deltart.calib.choose import take
 from deltart.calib.forward import Step
-from deltart.calib.layout import Selection
 from deltart.calib.quantize import LADDER, Method, lower_sources
 from deltart.calib.scales import Quantized, one_thread, search_scale
+from deltart.calib.selection import Selection
 from deltart.export.checkpoint import Checkpoint
 from deltart.export.formats.fp8_block import Fp8BlockLinear
 from deltart.export.spec import ModelSpec

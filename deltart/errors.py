@@ -9,16 +9,16 @@ class DeltaRTError(Exception):
     Args:
         found: what is wrong, naming the file, tensor or field.
         expected: what would have been right.
-        todo: what the user can do about it.
+        hint: what the user can do about it.
     """
 
-    def __init__(self, found: str, expected: str = "", todo: str = "") -> None:
-        self.found, self.expected, self.todo = found, expected, todo
+    def __init__(self, found: str, expected: str = "", hint: str = "") -> None:
+        self.found, self.expected, self.hint = found, expected, hint
         lines = [found]
         if expected:
             lines.append(f"  expected: {expected}")
-        if todo:
-            lines.append(f"  to do:    {todo}")
+        if hint:
+            lines.append(f"\nhint: {hint}")
         super().__init__("\n".join(lines))
 
 
@@ -34,8 +34,16 @@ class ExportError(DeltaRTError):
     """Export could not produce a complete, checked artifact."""
 
 
+class OutputError(ExportError):
+    """A folder that can't be written, or that must not be replaced; it is as it was."""
+
+
 class ArtifactError(DeltaRTError):
     """An artifact folder that is absent, incomplete, of another version, or whose weights changed."""
+
+
+class CalibrationError(DeltaRTError):
+    """Calibration can't start or go on: unusable text, an output in use, too little disk, an impossible request."""
 
 
 class BuildError(DeltaRTError):
@@ -44,6 +52,14 @@ class BuildError(DeltaRTError):
 
 class GenerationError(DeltaRTError):
     """A prompt or sampling request that can't be served."""
+
+
+class QueueFullError(GenerationError):
+    """Too many requests wait already; the same request may be served later."""
+
+
+class ClosedError(GenerationError):
+    """The engine takes no more requests."""
 
 
 class MissingDependencyError(DeltaRTError):

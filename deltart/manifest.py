@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import glob
 import json
-import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from deltart.errors import ArtifactError
+from deltart.files import write_atomically
+from deltart.folders import Marker
 
 FORMAT = 2
 FILE_NAME = "manifest.json"
+# What later commands add: build, verify, and the runtime's caches of compiled kernels.
+ADDED = ("report.html", "report.json", *(f"engine/*/*.{suffix}" for suffix in ("plan", "json", "cache", "kernels")))
+
+
+def shape_of(axes: Iterable[str | int], sizes: Mapping[str, int]) -> tuple[int, ...]:
+    """The shape of a tensor with these axes, named ones of the given sizes."""
+    return tuple(axis if isinstance(axis, int) else sizes[axis] for axis in axes)
 
 
 @dataclass(frozen=True)
@@ -22,6 +31,10 @@ class TensorEntry:
     name: str
     dtype: str
     axes: list[str | int]
+
+    def shape(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
+        """Its shape in a call of these sizes."""
+        return shape_of(self.axes, sizes)
 
 
 @dataclass(frozen=True)
@@ -37,6 +50,10 @@ class StateEntry:
     axes: list[str | int]
     in_place: list[str]
 
+    def shape(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
+        """Its shape for `sizes` of B (slots) and capacity (cache rows)."""
+        return shape_of(self.axes, sizes)
+
 
 @dataclass(frozen=True)
 class GraphEntry:
@@ -51,7 +68,10 @@ class GraphEntry:
 
 @dataclass(frozen=True)
 class WeightEntry:
-    """Fate and place of one checkpoint tensor: "bound" to graphs, or "deferred" with the reason."""
+    """Fate and place of one checkpoint tensor: "bound" to graphs, or "deferred" with the reason.
+
+    A region of a file that is bound as one stands for `tensors` of the checkpoint.
+    """
 
     fate: str
     dtype: str
@@ -60,6 +80,7 @@ class WeightEntry:
     offset: int
     nbytes: int
     reason: str = ""
+    tensors: int = 1
 
 
 @dataclass(frozen=True)
@@ -90,9 +111,7 @@ class Manifest:
 
     def save(self, folder: Path) -> None:
         """Write `folder`/manifest.json atomically."""
-        temporary = folder / f".{FILE_NAME}.partial"
-        temporary.write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")
-        os.replace(temporary, folder / FILE_NAME)
+        write_atomically(folder / FILE_NAME, (json.dumps(asdict(self), indent=1) + "\n").encode())
 
 
 def load_manifest(folder: Path) -> Manifest:
@@ -117,7 +136,25 @@ def load_manifest(folder: Path) -> Manifest:
             f"{folder} holds no {FILE_NAME}", "a folder written by 'deltart export'", "export a checkpoint there first"
         ) from None
     except (KeyError, TypeError, json.JSONDecodeError) as error:
-        raise ArtifactError(f"{path} is not a manifest of this version ({error})", todo="export again") from None
+        raise ArtifactError(f"{path} is not a manifest of this version ({error})", hint="export again") from None
+
+
+def written_files(folder: Path) -> list[str] | None:
+    """Patterns of every path that deltart writes into the artifact `folder`; None where `folder` is no artifact.
+
+    It is one when its manifest names deltart's version, a format and what an export holds; which version and which
+    format do not matter, and nor does whether the artifact still works.
+    """
+    try:
+        raw = json.loads((folder / FILE_NAME).read_text(encoding="utf-8"))
+        if not isinstance(raw["format"], int) or "deltart" not in raw["versions"] or not raw["tensors"].keys():
+            return None
+        graphs = [glob.escape(name) for name in raw["graphs"]]
+        named = [*raw["text_files"], *(f"weights/{file['name']}" for file in raw["files"])]
+        named += [file for graph in raw["graphs"].values() for file in graph["files"].values()]
+        return [FILE_NAME, *ADDED, *map(glob.escape, named), *(f"{graph}.*.onnx" for graph in graphs)]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return None
 
 
 def _graph(raw: dict[str, Any]) -> GraphEntry:
@@ -128,3 +165,6 @@ def _graph(raw: dict[str, Any]) -> GraphEntry:
         states=[StateEntry(**s) for s in raw["states"]],
         weights=raw["weights"],
     )
+
+
+ARTIFACT = Marker("an artifact", FILE_NAME, written_files)

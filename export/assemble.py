@@ -9,26 +9,25 @@ import torch
 from torch import nn
 
 from deltart.export.checkpoint import Checkpoint
-from deltart.export.graph import I64, Block, ModelGraph, State, Value
+from deltart.export.graph import Block, ModelGraph, State, Value
 from deltart.export.lower.functions import composite_functions
 from deltart.export.lower.portable import Lowering
 from deltart.export.spec import ModelSpec
 from deltart.export.trace import FUNCTION_DOMAIN, OPSET, BlockKind, TracedBlock, trace_blocks
 from deltart.export.weights import build_module, external_initializer
 from deltart.plugins.registry import MODEL_OPS
-from deltart.plugins.spec import ACT, DOMAIN, F32, FP8, I32, VERSION
+from deltart.plugins.spec import DOMAIN, FP8, VERSION
 
 IR_VERSION = 11  # the newest that ONNX Runtime 1.23 and TensorRT 10 both read
 BASE_OPSETS = {"": OPSET, DOMAIN: VERSION, FUNCTION_DOMAIN: 1}
 FP8_OPERAND = {spec.name: i for spec in MODEL_OPS for i, t in enumerate(spec.inputs) if t.dtype == FP8}
-ONNX_ACT = {torch.float32: onnx.TensorProto.FLOAT, torch.bfloat16: onnx.TensorProto.BFLOAT16}
-ONNX_KINDS = {F32: onnx.TensorProto.FLOAT, I32: onnx.TensorProto.INT32, I64: onnx.TensorProto.INT64}
 
 
 class Tracer:
     """Traced functions of every block of some graphs.
 
-    Two blocks of one class whose parameters agree in shape and dtype are one kind and share a function.
+    Two blocks of one class whose parameters agree in shape and dtype, and whose constants are equal, are one kind and
+    share a function.
 
     Raises:
         CheckpointError: a block's tensors do not fit its module.
@@ -128,9 +127,8 @@ def _model(
     functions: list[onnx.FunctionProto],
     weights: list[str],
 ) -> onnx.ModelProto:
-    def info(value: Value | State, name: str) -> onnx.ValueInfoProto:
-        kind = ONNX_ACT[tracer.dtype] if value.dtype == ACT else ONNX_KINDS[value.dtype]
-        return onnx.helper.make_tensor_value_info(name, kind, list(value.axes))
+    def info(value: Value, name: str) -> onnx.ValueInfoProto:
+        return onnx.helper.make_tensor_value_info(name, value.element_type(tracer.dtype).onnx, list(value.axes))
 
     states = graph.states
     return onnx.helper.make_model(
@@ -139,7 +137,7 @@ def _model(
             graph.name,
             [info(graph.values[i], i) for i in graph.inputs] + [info(s, s.name) for s in states],
             [info(graph.values[o], o) for o in graph.outputs] + [info(s, state_output(s)) for s in states],
-            [external_initializer(tracer.checkpoint[w]) for w in weights],
+            [external_initializer(tracer.checkpoint.at(w)) for w in weights],
         ),
         functions=functions,
         opset_imports=[onnx.helper.make_opsetid(d, v) for d, v in BASE_OPSETS.items()],
@@ -152,5 +150,7 @@ def _result_name(block: Block, output: str, graph: ModelGraph) -> str:
     return output if output in graph.outputs else f"{block.name}.{output}"
 
 
-def _signature(module: nn.Module) -> list[tuple[str, str, tuple[int, ...]]]:
-    return [(name, str(p.dtype), tuple(p.shape)) for name, p in module.named_parameters()]
+def _signature(module: nn.Module) -> list[tuple[Hashable, ...]]:
+    parameters: list[tuple[Hashable, ...]]
+    parameters = [(name, str(p.dtype), tuple(p.shape)) for name, p in module.named_parameters()]
+    return parameters + [(name, b.numpy().tobytes()) for name, b in module.named_buffers()]

@@ -2,49 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from deltart.dtypes import BY_STORED
 from deltart.errors import CheckpointError
 from deltart.export.config_fields import read_json
-from deltart.runtime.backends.weights import NUMPY_DTYPES
-
-INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
-MAX_HEADER_BYTES = 100_000_000  # the safetensors format's own limit
-
-DTYPES: Mapping[str, np.dtype[Any]] = NUMPY_DTYPES
-
-
-@dataclass(frozen=True)
-class TensorInfo:
-    """Where one tensor lies: `nbytes` bytes at `offset` of `file` (absolute in the file, in bytes)."""
-
-    name: str
-    file: str
-    offset: int
-    nbytes: int
-    dtype: str
-    shape: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class WeightFile:
-    """One safetensors file: size in bytes and SHA-256 of its header, which fixes names, dtypes and offsets."""
-
-    name: str
-    size: int
-    header_sha256: str
+from deltart.export.regions import Region, expert_regions
+from deltart.safetensors import INDEX, SINGLE, TensorInfo, WeightFile, read_file
 
 
 class Checkpoint(Mapping[str, TensorInfo]):
-    """The tensors of a checkpoint folder, single-file or sharded with an index.
+    """The tensors of a checkpoint folder, single-file or sharded with an index; `regions` are runs of them by name.
 
     Raises:
         CheckpointError: a file is missing, truncated or malformed, or index and shards disagree.
@@ -63,6 +34,7 @@ class Checkpoint(Mapping[str, TensorInfo]):
             raise CheckpointError(
                 f"{folder} holds no weights", f"{SINGLE} or {INDEX}", "point at a Hugging Face checkpoint folder"
             )
+        self.regions: dict[str, Region] = {region.name: region for region in expert_regions(self._tensors.values())}
 
     def __getitem__(self, name: str) -> TensorInfo:
         return self._tensors[name]
@@ -73,11 +45,15 @@ class Checkpoint(Mapping[str, TensorInfo]):
     def __len__(self) -> int:
         return len(self._tensors)
 
+    def at(self, name: str) -> TensorInfo:
+        """The tensor or the region `name`; raises KeyError where there is neither."""
+        return self._tensors[name] if name in self._tensors else self.regions[name]
+
     def read(self, name: str) -> np.ndarray:
         """The tensor as a read-only memory map; nothing is read until it is touched."""
         info = self._tensors[name]
         path = self.folder / info.file
-        return np.memmap(path, DTYPES[info.dtype], mode="r", offset=info.offset, shape=info.shape)
+        return np.memmap(path, BY_STORED[info.dtype].numpy, mode="r", offset=info.offset, shape=info.shape)
 
     def _read_sharded(self, index: Path) -> None:
         weight_map = read_json(index).get("weight_map")
@@ -103,53 +79,10 @@ class Checkpoint(Mapping[str, TensorInfo]):
                 raise CheckpointError(f"tensor '{name}' of '{info.file}' is not in {index.name}", "all indexed")
 
     def _add(self, path: Path) -> None:
-        header, start, digest = _read_header(path)
-        size = path.stat().st_size
-        self.files.append(WeightFile(path.name, size, digest))
-        for name, entry in header.items():
-            if name == "__metadata__":
-                continue
-            if name in self._tensors:
-                first = self._tensors[name].file
-                raise CheckpointError(f"tensor '{name}' is in '{first}' and in '{path.name}'", "one place")
-            self._tensors[name] = _tensor_info(path, name, entry, start, size)
-
-
-def _read_header(path: Path) -> tuple[dict[str, Any], int, str]:
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        prefix = file.read(8)
-        length = int.from_bytes(prefix, "little")
-        if len(prefix) < 8 or length > min(MAX_HEADER_BYTES, size - 8):
-            raise CheckpointError(
-                f"{path} is truncated or not safetensors ({size} bytes, header length {length})",
-                "a complete safetensors file",
-                "download the file again",
-            )
-        raw = file.read(length)
-    try:
-        header = json.loads(raw)
-    except (json.JSONDecodeError, UnicodeDecodeError):
-        raise CheckpointError(f"{path}: the safetensors header is not JSON", todo="download the file again") from None
-    if not isinstance(header, dict):
-        raise CheckpointError(f"{path}: the safetensors header is not an object", todo="download the file again")
-    return header, 8 + length, hashlib.sha256(prefix + raw).hexdigest()
-
-
-def _tensor_info(path: Path, name: str, entry: Any, start: int, size: int) -> TensorInfo:
-    try:
-        dtype, shape, (begin, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
-    except (KeyError, TypeError, ValueError):
-        raise CheckpointError(f"{path}: tensor '{name}' has a malformed header entry", todo="download again") from None
-    if start + end > size:
-        raise CheckpointError(
-            f"{path}: tensor '{name}' ends at byte {start + end}, the file at {size}",
-            "a complete safetensors file",
-            "the file is truncated: download it again",
-        )
-    item = DTYPES[dtype].itemsize if dtype in DTYPES else None
-    if item is not None and end - begin != math.prod(shape) * item:
-        raise CheckpointError(
-            f"{path}: tensor '{name}' spans {end - begin} bytes", f"{math.prod(shape) * item} for {dtype} {list(shape)}"
-        )
-    return TensorInfo(name, path.name, start + begin, end - begin, dtype, shape)
+        file, tensors = read_file(path)
+        self.files.append(file)
+        for info in tensors:
+            if info.name in self._tensors:
+                first = self._tensors[info.name].file
+                raise CheckpointError(f"tensor '{info.name}' is in '{first}' and in '{path.name}'", "one place")
+            self._tensors[info.name] = info

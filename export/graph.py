@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import nn
 
+from deltart.dtypes import BY_NAME, BY_STORED, DType
 from deltart.export.formats import Linears
+from deltart.manifest import shape_of
 from deltart.plugins.spec import ACT
 
 I64 = "I64"
@@ -16,20 +19,24 @@ Axes = tuple[str | int, ...]
 
 @dataclass(frozen=True)
 class Value:
-    """A tensor between blocks or at the graph's border. Named axes are dynamic."""
+    """A tensor between blocks or at the graph's border. Named axes are dynamic; `dtype` as in `plugins.spec`."""
 
     name: str
     dtype: str
     axes: Axes
+
+    def element_type(self, activations: torch.dtype) -> DType:
+        """Its element type where activations are of `activations`."""
+        return BY_NAME[str(activations).removeprefix("torch.")] if self.dtype == ACT else BY_STORED[self.dtype]
+
+    def shape(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
+        """Its shape where the named axes have these sizes."""
+        return shape_of(self.axes, sizes)
 
 
 @dataclass(frozen=True)
-class State:
+class State(Value):
     """A tensor a block carries from call to call, kept per slot and updated in place where the target can."""
-
-    name: str
-    dtype: str
-    axes: Axes
 
 
 @dataclass(frozen=True)

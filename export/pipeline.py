@@ -5,8 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -20,17 +19,17 @@ from deltart import manifest
 from deltart.errors import ExportError
 from deltart.export.assemble import Tracer, assemble, lower, state_output
 from deltart.export.checkpoint import Checkpoint
-from deltart.export.graph import I64, ModelGraph, State
+from deltart.export.graph import ModelGraph, State
 from deltart.export.lower import ort, portable, tensorrt
 from deltart.export.models.registry import deferred_of, graphs_of
+from deltart.export.regions import Region
 from deltart.export.spec import ModelSpec, read_spec
 from deltart.export.weights import WEIGHTS_FOLDER, Ledger, build_module
-from deltart.plugins.spec import ACT, F32, I32
+from deltart.folders import staged
 
 # Lowered from the float32 trace of every export. TensorRT's own, in bfloat16, is traced when asked for.
 TARGETS = {"portable": portable.BODIES, "ort": ort.BODIES}
 TEXT_FILES = ("tokenizer.json", "tokenizer_config.json", "generation_config.json", "chat_template.jinja", "config.json")
-DTYPE_NAMES = {ACT: "float32", F32: "float32", I32: "int32", I64: "int64"}
 # On ONNX Runtime a convolution state may be read after its successor is written; portable bodies promise no order.
 IN_PLACE = {"S": ["ort", "tensorrt"], "k": ["ort", "tensorrt"], "v": ["ort", "tensorrt"], "conv": ["tensorrt"]}
 
@@ -55,12 +54,13 @@ def export_checkpoint(
         yarn: static YaRN factor, or None for the checkpoint's own RoPE.
         mtp: whether to export the MTP head where the checkpoint has one.
         for_tensorrt: whether to write the TensorRT graphs too; `deltart build` adds them otherwise.
-        overwrite: replace an artifact that is already there.
+        overwrite: replace an artifact that is already there, with nothing in it that deltart did not write.
         report: called with a line for every step.
 
     Raises:
         ConfigError, CheckpointError: the input is broken or unsupported; nothing is written.
-        ExportError: the output can't be written; nothing is left under its name.
+        ExportError: the options can't be served.
+        OutputError: the output can't be written or must not be replaced; it is as it was.
     """
     spec = read_spec(checkpoint)
     if yarn is not None:
@@ -69,7 +69,7 @@ def export_checkpoint(
     tensors = Checkpoint(checkpoint)
     report(f"{spec.architecture}: {len(spec.layer_types)} layers, {len(tensors)} tensors in {len(tensors.files)} files")
     ledger = account(spec, tensors, mtp)
-    with _staged(output, overwrite) as staging:
+    with staged(output, manifest.ARTIFACT, overwrite=overwrite, sources=[checkpoint]) as staging:
         entries = _write_graphs(spec, tensors, staging, mtp, report)
         _link_weights(tensors, staging, report)
         _check(staging, entries, report)
@@ -104,37 +104,10 @@ def _context(spec: ModelSpec, requested: int | None) -> int:
 
 
 def _open_ledger(spec: ModelSpec, tensors: Checkpoint, mtp: bool) -> Ledger:
-    if spec.moe is not None:
-        raise ExportError(f"{spec.architecture} has no graph yet", "a dense Qwen3.5/3.6", "export a dense one")
     ledger = Ledger(tensors)
     for prefix, reason in deferred_of(spec, mtp):
         ledger.defer(prefix, reason)
     return ledger
-
-
-@contextmanager
-def _staged(output: Path, overwrite: bool) -> Iterator[Path]:
-    """A folder beside `output` that becomes `output` when the block succeeds, and vanishes when it fails."""
-    if output.exists() and not output.is_dir():
-        raise ExportError(f"{output} is a file", "a folder, or a path that does not exist", "choose another output")
-    if output.exists() and any(output.iterdir()) and not (overwrite and (output / manifest.FILE_NAME).exists()):
-        raise ExportError(
-            f"{output} is already in use", "an empty or new folder", "choose another, or --overwrite an artifact"
-        )
-    staging = output.parent / f".{output.name}.partial-{os.getpid()}"
-    try:
-        staging.mkdir(parents=True)
-    except OSError as error:
-        raise ExportError(f"cannot write {output} ({error.strerror})", "a writable place", "choose another") from None
-    try:
-        yield staging
-        if output.exists():
-            shutil.rmtree(output)
-        staging.rename(output)
-    except OSError as error:
-        raise ExportError(f"cannot write {output} ({error})", "a writable place with room", "choose another") from error
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
 
 
 def _write_graphs(
@@ -158,13 +131,12 @@ def _write_graphs(
 def _graph_entry(graph: ModelGraph, files: dict[str, str], weights: list[str]) -> manifest.GraphEntry:
     def tensor(name: str) -> manifest.TensorEntry:
         value = graph.values[name]
-        return manifest.TensorEntry(name, DTYPE_NAMES[value.dtype], list(value.axes))
+        return manifest.TensorEntry(name, value.element_type(torch.float32).name, list(value.axes))
 
     def carried(state: State) -> manifest.StateEntry:
         in_place = IN_PLACE[state.name.rsplit(".")[-1]]
-        return manifest.StateEntry(
-            state.name, state_output(state), DTYPE_NAMES[state.dtype], list(state.axes), in_place
-        )
+        dtype = state.element_type(torch.float32).name
+        return manifest.StateEntry(state.name, state_output(state), dtype, list(state.axes), in_place)
 
     states = [carried(state) for state in graph.states]
     inputs, outputs = [tensor(i) for i in graph.inputs], [tensor(o) for o in graph.outputs]
@@ -199,15 +171,12 @@ def _check(staging: Path, entries: dict[str, manifest.GraphEntry], report: Repor
 
 
 def _bring_text_files(checkpoint: Path, staging: Path) -> list[str]:
-    """Link (or, across devices, copy) the tokenizer's and template's files."""
+    """Copy the tokenizer's and template's files: small ones, which people edit."""
     brought = []
     for name in TEXT_FILES:
         source = (checkpoint / name).resolve()
         if source.exists():
-            try:
-                os.link(source, staging / name)
-            except OSError:
-                shutil.copyfile(source, staging / name)
+            shutil.copyfile(source, staging / name)
             brought.append(name)
     return brought
 
@@ -221,9 +190,16 @@ def _manifest(
     text_files: list[str],
 ) -> manifest.Manifest:
     def entry(name: str) -> manifest.WeightEntry:
-        info = ledger.checkpoint[name]
-        fate, reason = ("bound", "") if name in ledger.bound else ("deferred", ledger.deferred[name])
-        return manifest.WeightEntry(fate, info.dtype, list(info.shape), info.file, info.offset, info.nbytes, reason)
+        info = ledger.checkpoint.at(name)
+        bound = name in ledger.bound or name in regions
+        fate, reason = ("bound", "") if bound else ("deferred", ledger.deferred[name])
+        count = len(info.members) if isinstance(info, Region) else 1
+        return manifest.WeightEntry(
+            fate, info.dtype, list(info.shape), info.file, info.offset, info.nbytes, reason, count
+        )
+
+    regions = {name for graph in entries.values() for name in graph.weights} & ledger.checkpoint.regions.keys()
+    covered = {member for name in regions for member in ledger.checkpoint.regions[name].members}
 
     return manifest.Manifest(
         architecture=spec.architecture,
@@ -234,7 +210,7 @@ def _manifest(
         max_context=context,
         vocab_size=spec.vocab_size,
         graphs=entries,
-        tensors={name: entry(name) for name in ledger.checkpoint},
+        tensors={name: entry(name) for name in [*sorted(regions), *ledger.checkpoint] if name not in covered},
         text_files=text_files,
         versions={"deltart": deltart.__version__} | {p: version(p) for p in ("torch", "onnx", "onnxscript")},
     )

@@ -11,6 +11,16 @@ from deltart.export.config_fields import Fields, read_json
 LINEAR, FULL = "linear_attention", "full_attention"
 DENSE_ARCHITECTURES = ("Qwen3_5ForConditionalGeneration", "Qwen3_5ForCausalLM")
 MOE_ARCHITECTURES = ("Qwen3_5MoeForConditionalGeneration", "Qwen3_5MoeForCausalLM")
+# Fields of other sparse models, and what leaves the routing as it is here: any other value is another model.
+OTHER_ROUTING = {
+    "norm_topk_prob": True,
+    "mlp_only_layers": [],
+    "decoder_sparse_step": 1,
+    "n_group": 1,
+    "topk_group": 1,
+    "routed_scaling_factor": 1.0,
+    "scoring_func": "softmax",
+}
 
 
 @dataclass(frozen=True)
@@ -112,7 +122,7 @@ class ModelSpec:
         if factor <= 1:
             raise ConfigError(f"YaRN factor {factor}", "a number above 1", "leave --yarn out for the native context")
         if self.rope.yarn is not None:
-            raise ConfigError("--yarn given, but config.json already scales RoPE by YaRN", todo="leave --yarn out")
+            raise ConfigError("--yarn given, but config.json already scales RoPE by YaRN", hint="leave --yarn out")
         yarn = YarnSpec(factor, self.max_position_embeddings)
         stretched = int(self.max_position_embeddings * factor)
         return replace(self, rope=replace(self.rope, yarn=yarn), max_position_embeddings=stretched)
@@ -232,9 +242,14 @@ def _yarn(rope: Fields) -> YarnSpec:
 
 
 def _moe(text: Fields) -> MoeSpec:
+    for name, only in OTHER_ROUTING.items():
+        text.only_if_present(name, [only])
+    experts, chosen = text.positive("num_experts"), text.positive("num_experts_per_tok")
+    if chosen > experts:
+        raise text.error("num_experts_per_tok", chosen, f"at most num_experts = {experts}")
     return MoeSpec(
-        num_experts=text.positive("num_experts"),
-        num_experts_per_tok=text.positive("num_experts_per_tok"),
+        num_experts=experts,
+        num_experts_per_tok=chosen,
         moe_intermediate_size=text.positive("moe_intermediate_size"),
         shared_expert_intermediate_size=text.positive("shared_expert_intermediate_size"),
     )

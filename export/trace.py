@@ -17,8 +17,8 @@ from torch import nn
 
 from deltart.export import ops
 from deltart.export.garbage import no_garbage_collection
-from deltart.export.graph import I64, Block, Value
-from deltart.plugins.spec import ACT, F32, I32
+from deltart.export.graph import Block, Value
+from deltart.export.weights import torch_dtype
 
 OPSET = 24
 FUNCTION_DOMAIN = "deltart.layers"
@@ -200,9 +200,7 @@ def _device(module: nn.Module) -> torch.device:
 
 
 def _example(value: Value, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    kinds = {ACT: dtype, F32: torch.float32, I32: torch.int32, I64: torch.int64}
-    shape = [axis if isinstance(axis, int) else EXAMPLE_SIZES[axis] for axis in value.axes]
-    return torch.zeros(shape, dtype=kinds[value.dtype], device=device)
+    return torch.zeros(value.shape(EXAMPLE_SIZES), dtype=torch_dtype(value.element_type(dtype)), device=device)
 
 
 def _dynamic_axes(value: Value) -> dict[int, object]:

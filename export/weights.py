@@ -10,25 +10,15 @@ import onnx
 import torch
 from torch import nn
 
+from deltart.dtypes import BF16, BY_STORED, E4M3, F16, F32, DType
 from deltart.errors import CheckpointError
-from deltart.export.checkpoint import Checkpoint, TensorInfo
+from deltart.export.checkpoint import Checkpoint
 from deltart.export.formats import Linears, is_skipped
 from deltart.export.graph import Block
 from deltart.export.spec import Fp8Spec, ModelSpec
+from deltart.safetensors import TensorInfo
 
-TORCH_DTYPES = {
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "F8_E4M3": torch.float8_e4m3fn,
-}
-ONNX_DTYPES = {
-    "F32": onnx.TensorProto.FLOAT,
-    "F16": onnx.TensorProto.FLOAT16,
-    "BF16": onnx.TensorProto.BFLOAT16,
-    "F8_E4M3": onnx.TensorProto.FLOAT8E4M3FN,
-}
-PLAIN = ("BF16", "F16", "F32")
+PLAIN = tuple(dtype.stored for dtype in (BF16, F16, F32))
 WEIGHTS_FOLDER = "weights"
 
 
@@ -41,11 +31,13 @@ class Ledger:
     deferred: dict[str, str] = field(default_factory=dict)
 
     def bind(self, names: Iterable[str], graph: str) -> None:
-        """Record that `graph` reads `names`."""
+        """Record that `graph` reads `names`, of a region every tensor in it."""
         for name in names:
-            graphs = self.bound.setdefault(name, [])
-            if graph not in graphs:
-                graphs.append(graph)
+            region = self.checkpoint.regions.get(name)
+            for tensor in region.members if region else (name,):
+                graphs = self.bound.setdefault(tensor, [])
+                if graph not in graphs:
+                    graphs.append(graph)
 
     def defer(self, prefix: str, reason: str) -> None:
         """Set aside every tensor whose name starts with `prefix`."""
@@ -62,19 +54,25 @@ class Ledger:
             )
 
 
+def torch_dtype(dtype: DType) -> torch.dtype:
+    """torch's object of an element type."""
+    found: torch.dtype = getattr(torch, dtype.name)
+    return found
+
+
 def build_module(block: Block, spec: ModelSpec, checkpoint: Checkpoint) -> nn.Module:
     """The block's module on the meta device, each parameter with the shape and dtype that the checkpoint stores.
 
     Raises:
         CheckpointError: a tensor is missing, misshapen, of an unexpected dtype, or contradicts the skip list.
     """
-    linears = Linears(spec.fp8, block.prefixes.get("", ""))
+    linears = Linears(spec.fp8, block.prefixes.get("", ""), checkpoint)
     with torch.device("meta" if block.prefixes else "cpu"):
         module = block.make(linears)
     for name, parameter in list(module.named_parameters()):
         info = _expect(checkpoint, block.tensor_name(name), parameter, spec.fp8)
         owner = module.get_submodule(name.rpartition(".")[0])
-        stored = torch.empty(info.shape, dtype=TORCH_DTYPES[info.dtype], device="meta")
+        stored = torch.empty(info.shape, dtype=torch_dtype(BY_STORED[info.dtype]), device="meta")
         setattr(owner, name.rpartition(".")[2], nn.Parameter(stored, requires_grad=False))
     return module
 
@@ -89,14 +87,14 @@ def load_parameters(module: nn.Module, block: Block, checkpoint: Checkpoint) -> 
 
 def load_tensor(checkpoint: Checkpoint, name: str) -> torch.Tensor:
     """One tensor in its stored dtype, read into memory once."""
-    info = checkpoint[name]
+    info = checkpoint.at(name)
     raw = np.fromfile(checkpoint.folder / info.file, np.uint8, info.nbytes, offset=info.offset)
-    return torch.from_numpy(raw).view(TORCH_DTYPES[info.dtype]).view(info.shape)
+    return torch.from_numpy(raw).view(torch_dtype(BY_STORED[info.dtype])).view(info.shape)
 
 
 def external_initializer(info: TensorInfo) -> onnx.TensorProto:
     """An ONNX initializer that refers to the tensor's bytes in the vendor's own file."""
-    tensor = onnx.TensorProto(name=info.name, data_type=ONNX_DTYPES[info.dtype], dims=info.shape)
+    tensor = onnx.TensorProto(name=info.name, data_type=BY_STORED[info.dtype].onnx, dims=info.shape)
     tensor.data_location = onnx.TensorProto.EXTERNAL
     place = {"location": f"{WEIGHTS_FOLDER}/{info.file}", "offset": info.offset, "length": info.nbytes}
     for key, value in place.items():
@@ -105,14 +103,14 @@ def external_initializer(info: TensorInfo) -> onnx.TensorProto:
 
 
 def _expect(checkpoint: Checkpoint, name: str, parameter: nn.Parameter, fp8: Fp8Spec | None) -> TensorInfo:
-    info = checkpoint.get(name)
+    info = checkpoint.get(name) or checkpoint.regions.get(name)
     if info is None:
         raise CheckpointError(f"tensor '{name}' is missing", f"{list(parameter.shape)}", "the checkpoint is incomplete")
     quantized = parameter.dtype == torch.float8_e4m3fn
-    if info.dtype not in (("F8_E4M3",) if quantized else PLAIN):
+    if info.dtype not in ((E4M3.stored,) if quantized else PLAIN):
         raise CheckpointError(
             f"tensor '{name}' is stored as {info.dtype}",
-            "F8_E4M3" if quantized else " or ".join(PLAIN),
+            E4M3.stored if quantized else " or ".join(PLAIN),
             _dtype_advice(name, quantized, fp8),
         )
     if tuple(parameter.shape) != info.shape:

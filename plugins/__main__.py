@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from deltart.errors import DeltaRTError, MissingDependencyError
+from deltart.files import replacing
 from deltart.plugins.native.library import build_library, find_headers, headers_version
 from deltart.plugins.toolchain import TARGETS, Built, compile_gpu, sources
 
@@ -42,8 +43,9 @@ def build_native(options: argparse.Namespace, targets: tuple[str, ...]) -> None:
     library = build_library(include, targets, options.nvcc)
     if options.output:
         options.output.parent.mkdir(parents=True, exist_ok=True)
-        partial = options.output.with_name(f".{options.output.name}.partial-{os.getpid()}")
-        library = Path(shutil.copyfile(library, partial).replace(options.output))
+        with replacing(options.output) as partial:
+            shutil.copyfile(library, partial)
+        library = options.output
     print(f"{library}  {library.stat().st_size >> 10} KiB, headers {headers_version(include)} of {include}")
 
 

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import ml_dtypes
 import numpy as np
 
-NUMPY = {"f32": np.dtype(np.float32), "bf16": np.dtype(ml_dtypes.bfloat16)}
+from deltart.dtypes import BY_SHORT
 
 
 def cast(values: np.ndarray, dtype: str) -> np.ndarray:
     """`values` rounded to "f32" or "bf16", contiguous."""
-    return np.ascontiguousarray(values.astype(np.float32, copy=False).astype(NUMPY[dtype]))
+    return np.ascontiguousarray(values.astype(np.float32, copy=False).astype(BY_SHORT[dtype].numpy))
 
 
 def poisoned(shape: tuple[int, ...], dtype: str) -> np.ndarray:
     """An output buffer full of NaN: an element that a kernel forgets to write is seen."""
-    return np.full(shape, np.nan, dtype=np.float32).astype(NUMPY[dtype])
+    return np.full(shape, np.nan, dtype=np.float32).astype(BY_SHORT[dtype].numpy)

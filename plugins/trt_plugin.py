@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from deltart.dtypes import BY_SHORT
 from deltart.errors import BuildError
 from deltart.plugins.dims import Dim, expression
 from deltart.plugins.kernel_call import Call, enqueue, has_kernel, kernel_of
@@ -19,7 +20,6 @@ from deltart.plugins.spec import ACT, F32, FP8, I32, STORED, VERSION, OpSpec, Te
 
 PLUGIN_VERSION = "1"  # the one that TensorRT's ONNX importer looks for
 CONTRACT_FIELD = "contract"  # serialized beside the attributes: spec.VERSION when the plan was built
-ELEMENT_TYPES = {"f32": "float32", "bf16": "bfloat16", "i8": "int8", "i32": "int32"}  # TensorRT's names by ours
 ACCEPTED = {ACT: ("bf16", "f32"), STORED: ("bf16", "f32"), FP8: ("i8",), F32: ("f32",), I32: ("i32",)}
 _creators: dict[tuple[str, str], Any] = {}  # TensorRT keeps no reference to a Python creator
 _failures: list[BaseException] = []
@@ -93,7 +93,7 @@ def type_source(spec: OpSpec, output: TensorSpec) -> int | None:
 
 def _plugin_class(trt: Any, spec: OpSpec) -> type:
     """The plugin class of one op."""
-    names = {getattr(trt, theirs): ours for ours, theirs in ELEMENT_TYPES.items()}
+    names = {getattr(trt, BY_SHORT[short].name): short for accepted in ACCEPTED.values() for short in accepted}
 
     class Plugin(trt.IPluginV3, trt.IPluginV3OneCore, trt.IPluginV3OneBuildV2, trt.IPluginV3OneRuntime):
         def __init__(self, attributes: dict[str, Any]) -> None:
@@ -115,7 +115,7 @@ def _plugin_class(trt: Any, spec: OpSpec) -> type:
 
         def get_output_data_types(self, input_types: list[Any]) -> list[Any]:
             sources = [type_source(spec, t) for t in spec.outputs]
-            own = [getattr(trt, ELEMENT_TYPES[ACCEPTED[t.dtype][0]]) for t in spec.outputs]
+            own = [getattr(trt, BY_SHORT[ACCEPTED[t.dtype][0]].name) for t in spec.outputs]
             return [t if i is None else input_types[i] for i, t in zip(sources, own, strict=True)]
 
         def get_output_shapes(self, inputs: list[Any], shape_inputs: list[Any], builder: Any) -> list[Any]:

@@ -1,153 +1,387 @@
-"""Generation of one sequence: chunked prefill, then a token at a time, as tokens or as text."""
+"""The engine: an artifact that takes requests from any thread and answers them side by side."""
 
 from __future__ import annotations
 
+import hashlib
+import json
+import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from types import TracebackType
 
 import numpy as np
 
-from deltart.errors import GenerationError
-from deltart.runtime.backends.base import Backend, DecodeRow, SlotState
-from deltart.runtime.backends.inputs import text_inputs
+from deltart.errors import ClosedError, DeltaRTError, GenerationError, QueueFullError
+from deltart.runtime.backends.base import ServingBackend
+from deltart.runtime.backends.choose import Target, open_backend
+from deltart.runtime.backends.ort import WeightMode
+from deltart.runtime.handle import Completion, Handle
+from deltart.runtime.memory_plan import MemoryPlan, plan_memory
+from deltart.runtime.metrics import Metrics
 from deltart.runtime.sampling.params import SamplingParams
 from deltart.runtime.sampling.sampler import Sampler
+from deltart.runtime.schedule.draft_policy import DraftPolicy
+from deltart.runtime.schedule.positions import Marks
+from deltart.runtime.schedule.prefix_cache import PrefixCache
+from deltart.runtime.schedule.scheduler import Scheduler
+from deltart.runtime.schedule.snapshot_files import read_prefix, write_prefix
+from deltart.runtime.sequence import Delta, Request, Usage
+from deltart.runtime.sequence import Sequence as Reply
+from deltart.runtime.structure.compiler import Compiled, StructureCompiler
+from deltart.runtime.structure.structure import Structure
+from deltart.runtime.text.chat import ChatTemplate
 from deltart.runtime.text.stops import StopMatcher
 from deltart.runtime.text.tokenizer import Tokenizer
 
-PREFILL_CHUNK = 512  # tokens a prefill call; bounds the size of intermediate tensors
-FinishReason = Literal["stop", "length"]
+END_OF_THINKING, MESSAGE_START, USER = "</think>", "<|im_start|>", "user"
 
 
-@dataclass
-class Timings:
-    """Tokens and seconds of one generation."""
+@dataclass(frozen=True)
+class EngineOptions:
+    """How an engine divides a machine.
 
-    prompt_tokens: int = 0
-    prefill_seconds: float = 0.0
-    new_tokens: int = 0
-    decode_seconds: float = 0.0
-
-    @property
-    def prefill_rate(self) -> float:
-        """Prompt tokens per second."""
-        return self.prompt_tokens / self.prefill_seconds if self.prefill_seconds else 0.0
-
-    @property
-    def decode_rate(self) -> float:
-        """New tokens per second after the first, which prefill yields."""
-        return (self.new_tokens - 1) / self.decode_seconds if self.decode_seconds and self.new_tokens > 1 else 0.0
-
-
-@dataclass
-class Generation:
-    """A generation in progress: iterate for pieces of text; `text`, `tokens`, `finish_reason` fill up meanwhile."""
-
-    pieces: Iterator[str]
-    tokens: list[int]
-    timings: Timings
-    text: str = ""
-    finish_reason: FinishReason | None = None
-
-    def __iter__(self) -> Iterator[str]:
-        for piece in self.pieces:
-            self.text += piece
-            yield piece
-
-
-class Generator:
-    """Generates from an artifact, one sequence at a time.
-
-    Args:
-        backend: runs the artifact's "model" graph.
-        tokenizer: the checkpoint's tokenizer.
+    Attributes:
+        slots: sequences at once.
+        max_model_len: most tokens of a prompt and its reply; the artifact's context when None.
+        draft_tokens: drafts of the MTP head in a step: None for as many as pay, by measurement; 0 for none.
+        cache_bytes: for kept prefixes; None for a share of the memory, 0 for none.
+        memory_bytes: that the engine may use; None for what the machine has to spare.
+        queue: requests that may wait for a slot.
     """
 
-    def __init__(self, backend: Backend, tokenizer: Tokenizer) -> None:
-        self.backend, self.tokenizer = backend, tokenizer
-        self.vocab_limit = min(tokenizer.vocab_limit, backend.manifest.vocab_size)
+    slots: int = 8
+    max_model_len: int | None = None
+    draft_tokens: int | None = None
+    cache_bytes: int | None = None
+    memory_bytes: int | None = None
+    queue: int = 1024
 
-    def generate(self, prompt: str | Sequence[int], params: SamplingParams) -> Generation:
-        """Start generating after `prompt`, text or token ids.
+
+class Engine:
+    """Answers requests with an artifact's model, on one thread of its own. Every method may be called from any thread.
+
+    What a request is answered does not depend on the others, on what is cached, or on drafts: it is a function of its
+    tokens, parameters and seed.
+
+    Args:
+        backend: runs the artifact's graphs.
+        tokenizer: the checkpoint's tokenizer.
+        template: its chat template; None where it has none.
+        options: see EngineOptions.
+
+    Attributes:
+        max_context: most tokens of a prompt and its reply.
+        plan: what is done with the memory.
+        defaults: the checkpoint's own sampling parameters.
+
+    Raises:
+        GenerationError: the options can't be had on this machine or with this artifact.
+    """
+
+    def __init__(
+        self, backend: ServingBackend, tokenizer: Tokenizer, template: ChatTemplate | None, options: EngineOptions
+    ) -> None:
+        self.backend, self.tokenizer, self.template, self.options = backend, tokenizer, template, options
+        self.manifest = backend.manifest
+        self.max_context = _context(options, self.manifest.max_context)
+        self.defaults = SamplingParams.from_generation_config(tokenizer.generation_config)
+        self.vocab_limit = min(tokenizer.vocab_limit, self.manifest.vocab_size)
+        self._slots = backend.open_slots(options.slots, self.max_context, self.vocab_limit)
+        limits = replace(self._slots.limits, capacity=self.max_context)
+        self.plan: MemoryPlan = plan_memory(limits, backend.weight_bytes, options.memory_bytes, options.cache_bytes)
+        self._structures = StructureCompiler(tokenizer, self.vocab_limit)
+        self._cache = PrefixCache(self.plan.cache) if self.plan.cache else None
+        self._drafts = _policy(options, limits.draft_tokens)
+        self._scheduler = Scheduler(
+            self._slots, self._cache, self._drafts, self.plan.tokens, self._deliver, _marks(tokenizer)
+        )
+        self.metrics = Metrics(self._scheduler, self._cache, self._drafts, self.plan)
+        self._handles: dict[int, Handle] = {}
+        self._commands: deque[Callable[[], None]] = deque()
+        self._changed = threading.Condition()
+        self._closing: float | None = None  # when what still runs is cut
+        self._broken: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name="deltart-engine", daemon=True)
+        self._thread.start()
+
+    @classmethod
+    def open(
+        cls, artifact: str | Path, *, target: Target = "auto", weights: WeightMode = "folded", threads: int = 0,
+        plugins: Path | None = None, options: EngineOptions | None = None,
+    ) -> Engine:  # fmt: skip
+        """An engine over the artifact folder `artifact`; arguments as for `open_backend`.
 
         Raises:
-            GenerationError: the prompt is empty, too long for the artifact, or holds ids outside the vocabulary.
+            ArtifactError, MissingDependencyError: the artifact can't be run here.
         """
-        ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
-        self._check(ids)
-        generation = Generation(iter(()), [], Timings(prompt_tokens=len(ids)))
-        generation.pieces = self._pieces(ids, params, generation)
-        return generation
+        folder = Path(artifact)
+        backend = open_backend(folder, target, weights, threads, plugins)
+        return cls(backend, Tokenizer.from_folder(folder), ChatTemplate.found_in(folder), options or EngineOptions())
 
-    def _check(self, ids: list[int]) -> None:
-        limit, vocabulary = self.backend.manifest.max_context, self.backend.manifest.vocab_size
+    def compile(self, structure: Structure) -> Compiled:
+        """What `Request.structure` takes: compiled the first time, then kept. It may take seconds, in this thread.
+
+        Raises:
+            GenerationError: it can't be enforced, or takes too long; the message names the keyword.
+            MissingDependencyError: llguidance is not installed.
+        """
+        return self._structures.compile(structure)
+
+    def submit(self, request: Request) -> Handle:
+        """Start on a request.
+
+        Raises:
+            GenerationError: it can't be served, now or later.
+            QueueFullError: too many wait already.
+            ClosedError: the engine is closing.
+        """
+        self._check(request)
+        usage = Usage(prompt_tokens=len(request.ids))
+        replies = [self._reply(request, index, usage) for index in range(request.n)]
+        handle = Handle(request.n, usage, lambda: self._command(lambda: self._cancel(replies)))
+
+        def add() -> None:
+            for reply in replies:
+                self._handles[id(reply)] = handle
+            self._scheduler.add(replies)
+
+        with self._changed:
+            self._open_for_requests()
+            self._commands.append(add)
+            self._changed.notify()
+        return handle
+
+    def generate(self, prompt: str | Sequence[int], params: SamplingParams | None = None) -> Completion:
+        """The reply to `prompt`, text or token ids, once it is whole; raises as `submit` and `Handle.result` do."""
+        return self.submit(self.request(prompt, params)).result()[0]
+
+    def stream(self, prompt: str | Sequence[int], params: SamplingParams | None = None) -> Iterator[str]:
+        """Pieces of the reply's text as they come. Leaving the loop early cancels the request."""
+        handle = self.submit(self.request(prompt, params))
+        try:
+            yield from (delta.text for delta in handle if delta.text)
+        finally:
+            handle.cancel()
+
+    async def agenerate(self, prompt: str | Sequence[int], params: SamplingParams | None = None) -> Completion:
+        """As `generate`, from an event loop."""
+        handle = self.submit(self.request(prompt, params))
+        completion = Completion(usage=handle.usage)
+        async for delta in handle:
+            completion.add(delta)
+        return completion
+
+    async def astream(self, prompt: str | Sequence[int], params: SamplingParams | None = None) -> AsyncIterator[str]:
+        """As `stream`, from an event loop."""
+        handle = self.submit(self.request(prompt, params))
+        try:
+            async for delta in handle:
+                if delta.text:
+                    yield delta.text
+        finally:
+            handle.cancel()
+
+    def request(self, prompt: str | Sequence[int], params: SamplingParams | None = None) -> Request:
+        """A request for one reply to `prompt`; the checkpoint's own parameters when `params` is None."""
+        ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
+        return Request(tuple(ids), self.defaults if params is None else params)
+
+    def save_prefix(self, ids: Sequence[int], path: Path) -> int:
+        """Write the state of the longest kept prefix of `ids` to `path`, for `load_prefix`.
+
+        Returns:
+            tokens of that prefix; 0 where none is kept, and nothing is written.
+
+        Raises:
+            OSError: there is no room or no permission.
+        """
+        snapshot, _ = self._cache.find([*ids, -1], "") if self._cache else (None, "")
+        if snapshot is None:
+            return 0
+        write_prefix(path, np.asarray(ids[: snapshot.past], np.int64), snapshot, self._model)
+        return snapshot.past
+
+    def load_prefix(self, path: Path) -> int:
+        """Keep the state that `save_prefix` wrote; the number of its tokens.
+
+        Raises:
+            ArtifactError: the file is damaged, or is of another model.
+        """
+        ids, snapshot = read_prefix(path, self._model)
+        if self._cache is not None:
+            self._cache.insert(ids.tolist(), snapshot, "", "file")
+        return snapshot.past
+
+    @cached_property
+    def _model(self) -> str:
+        """Names weights, graphs and precision: what a state depends on."""
+        parts = [
+            [[file.name, file.size, file.header_sha256] for file in self.manifest.files],
+            {name: [asdict(state) for state in graph.states] for name, graph in self.manifest.graphs.items()},
+            dict(self.manifest.precision),
+            self.manifest.spec,
+        ]
+        return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
+
+    def close(self, drain_seconds: float = 0.0) -> None:
+        """Take no more requests, let those that run go on for `drain_seconds`, cancel the rest, and free everything."""
+        with self._changed:
+            if self._closing is None:
+                self._closing = time.monotonic() + drain_seconds
+            self._changed.notify()
+        if self._thread is not threading.current_thread():
+            self._thread.join()
+
+    @property
+    def closing(self) -> bool:
+        """Whether it has stopped taking requests."""
+        return self._closing is not None or self._broken is not None
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _check(self, request: Request) -> None:
+        ids, limit = request.ids, self.max_context
         if not ids:
             raise GenerationError("the prompt is empty", "at least one token", "pass a prompt")
+        if not 1 <= request.n <= 128:
+            raise GenerationError(f"n = {request.n}", "1 to 128 replies")
+        if not 0 <= min(ids) <= max(ids) < self.vocab_limit:
+            raise GenerationError(
+                f"the prompt has token {min(ids) if min(ids) < 0 else max(ids)}",
+                f"ids below {self.vocab_limit}",
+                "use the checkpoint's own tokenizer",
+            )
         if len(ids) >= limit:
             raise GenerationError(
                 f"the prompt has {len(ids)} tokens",
-                f"fewer than {limit}, this artifact's context",
-                "shorten it, or export with a larger --max-context or --yarn",
+                f"fewer than {limit}, this engine's context",
+                "shorten it, or open the engine (or export) with a larger context",
             )
-        if not 0 <= min(ids) <= max(ids) < vocabulary:
+        if len(ids) >= self.plan.tokens:
             raise GenerationError(
-                f"the prompt has token {max(ids)}", f"ids below {vocabulary}", "use the checkpoint's own tokenizer"
+                f"the prompt has {len(ids)} tokens",
+                f"fewer than {self.plan.tokens}, which is what the memory holds ({self.plan})",
+                "give the engine more memory",
             )
 
-    def _pieces(self, ids: list[int], params: SamplingParams, generation: Generation) -> Iterator[str]:
-        detokenizer, stops = self.tokenizer.stream(), StopMatcher(params.stop)
-        for token in self._tokens(ids, params, generation):
-            text, hit = stops.push(detokenizer.push(token))
-            if text:
-                yield text
-            if hit:
-                generation.finish_reason = "stop"
-                return
-        text, hit = stops.push(detokenizer.finish())
-        yield text if hit else text + stops.finish()
+    def _reply(self, request: Request, index: int, usage: Usage) -> Reply:
+        params = request.params
+        if params.seed is not None and index:
+            params = replace(params, seed=(params.seed + index) % 2**64)
+        sampler = Sampler(params, request.ids, self.vocab_limit, self.tokenizer.eos_ids)
+        room = min(self.max_context, self.plan.tokens) - len(request.ids)
+        return Reply(
+            request,
+            index,
+            sampler,
+            min(params.max_new_tokens, room),
+            params.end_ids(self.tokenizer.eos_ids),
+            self.tokenizer.stream(),
+            StopMatcher(params.stop),
+            usage,
+            constraint=request.structure.matcher(request.thinking) if request.structure else None,
+            end_thinking=self.tokenizer.id_of(END_OF_THINKING) if request.thinking else None,
+        )
 
-    def _tokens(self, ids: list[int], params: SamplingParams, generation: Generation) -> Iterator[int]:
-        """Sampled tokens up to an end-of-sequence token (which is recorded, not yielded) or the length limit."""
-        budget = min(params.max_new_tokens, self.backend.manifest.max_context - len(ids))
-        sampler = Sampler(params, ids, self.vocab_limit)
-        state = self.backend.new_state("model", 1, len(ids) + budget)
-        timings, clock = generation.timings, time.perf_counter
-        began = clock()
-        logits = prefill(self.backend, state, ids)
-        timings.prefill_seconds = clock() - began
-        began = clock()
-        token = sampler.sample(logits)
-        decoder = self.backend.decoder(state, [DecodeRow(token, len(ids), sampler)], budget - 1)
-        for made in range(1, budget + 1):
-            generation.tokens.append(token)
-            timings.new_tokens, timings.decode_seconds = made, clock() - began
-            if token in self.tokenizer.eos_ids and not params.ignore_eos:
-                generation.finish_reason = "stop"
-                return
-            yield token
-            if made < budget:
-                (token,) = decoder.step()
-        generation.finish_reason = "length"
+    def _open_for_requests(self) -> None:
+        if self._broken is not None:
+            raise ClosedError(f"the engine has failed: {self._broken!r}", "a running engine", "restart it")
+        if self._closing is not None:
+            raise ClosedError("the engine is closing", "a running engine", "send the request elsewhere")
+        waiting = len(self._scheduler.waiting) + len(self._commands)
+        if waiting >= self.options.queue:
+            raise QueueFullError(
+                f"{waiting} requests wait", f"fewer than {self.options.queue}", "try again later, or raise the limit"
+            )
+
+    def _command(self, command: Callable[[], None]) -> None:
+        with self._changed:
+            self._commands.append(command)
+            self._changed.notify()
+
+    def _cancel(self, replies: Sequence[Reply]) -> None:
+        for reply in replies:
+            self._scheduler.cancel(reply)
+
+    def _deliver(self, reply: Reply, delta: Delta) -> None:
+        ended = delta.finish_reason is not None
+        handle = self._handles.pop(id(reply)) if ended else self._handles[id(reply)]
+        if reply.prompt_logprobs:
+            handle.prompt_logprobs = reply.prompt_logprobs
+        self.metrics.delivered(reply, delta)
+        handle.put(delta, reply.error)
+
+    def _run(self) -> None:
+        try:
+            while self._turn():
+                pass
+        except BaseException as error:  # nothing may leave clients waiting
+            self._broken = error
+            self._give_up(error)
+        finally:
+            self._slots.close()
+            self._structures.close()
+            if self._cache is not None:
+                self._cache.clear()
+
+    def _turn(self) -> bool:
+        """Commands, then a step; whether there may be more."""
+        with self._changed:
+            self._changed.wait_for(self._has_work)
+            commands, closing = list(self._commands), self._closing
+            self._commands.clear()
+        for command in commands:
+            command()
+        if closing is not None and time.monotonic() >= closing:
+            self._scheduler.end_all()
+        if self._scheduler.busy:
+            self._scheduler.step()
+        return closing is None or self._scheduler.busy
+
+    def _has_work(self) -> bool:
+        return bool(self._commands) or self._scheduler.busy or self._closing is not None
+
+    def _give_up(self, error: BaseException) -> None:
+        reason = error if isinstance(error, DeltaRTError) else GenerationError(f"the engine has failed: {error!r}")
+        for handle in dict.fromkeys(self._handles.values()):
+            for index in range(handle.replies):
+                handle.put(Delta(index, finish_reason="error"), reason)
 
 
-def prefill(
-    backend: Backend, state: SlotState, ids: Sequence[int], past: int = 0, progress: Callable[[int], None] | None = None
-) -> np.ndarray:
-    """Feed `ids` in chunks to a one-slot state holding `past` tokens; returns the last token's logits f32 [V]."""
-    logits = np.empty(0, np.float32)
-    for begin in range(0, len(ids), PREFILL_CHUNK):
-        chunk = ids[begin : begin + PREFILL_CHUNK]
-        logits = step(backend, state, chunk, past + begin)
-        if progress:
-            progress(begin + len(chunk))
-    return logits
+def _context(options: EngineOptions, limit: int) -> int:
+    wanted = options.max_model_len
+    if wanted is None:
+        return limit
+    if not 1 <= wanted <= limit:
+        raise GenerationError(
+            f"a context of {wanted} tokens", f"1 to {limit}, the artifact's", "export with a larger context"
+        )
+    return wanted
 
 
-def step(backend: Backend, state: SlotState, ids: Sequence[int], past: int) -> np.ndarray:
-    """One call of the text graph on a one-slot state: logits f32 [V] after the last of `ids`."""
-    inputs = text_inputs(np.array([ids], np.int64), np.array([past], np.int32))
-    (logits,) = backend.run("model", state, inputs, ["logits"])
-    row: np.ndarray = logits[0, -1]
-    return row
+def _policy(options: EngineOptions, largest: int) -> DraftPolicy:
+    wanted = options.draft_tokens
+    if wanted is None:
+        return DraftPolicy(largest)
+    if not 0 <= wanted <= largest:
+        raise GenerationError(
+            f"{wanted} draft tokens",
+            f"0 to {largest}" if largest else "0: the artifact has no MTP head",
+            "export a checkpoint with its MTP head" if not largest else "use fewer",
+        )
+    return DraftPolicy(wanted, fixed=True)
+
+
+def _marks(tokenizer: Tokenizer) -> Marks | None:
+    start = tokenizer.id_of(MESSAGE_START)
+    return None if start is None else Marks(start, tokenizer.encode(USER)[0])

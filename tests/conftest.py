@@ -5,14 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from deltart.errors import MissingDependencyError
 from deltart.export.pipeline import export_checkpoint
 from deltart.export.synthetic.presets import causal_lm, text_config
 from deltart.export.synthetic.write import write_checkpoint
 from deltart.plugins.native.library import find_headers
-from support.cases import CASES, VOCAB, Export, Exported
+from support.cases import CASES, SPARSE_CASES, VOCAB, Export, Exported
 
+# Machines differ in speed, and a failure must come back on the next run.
+settings.register_profile("deltart", deadline=None, derandomize=True)
+settings.load_profile("deltart")
+
+NANO = Path(__file__).resolve().parents[1] / "tools" / "nano" / "checkpoint"
 REAL_FILES = Path(__file__).resolve().parents[2] / "shared" / "qwen3_6"
 
 
@@ -42,13 +48,21 @@ def real_files() -> Path:
 
 
 @pytest.fixture(scope="session")
+def nano_artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The built-in checkpoint, exported."""
+    folder = tmp_path_factory.mktemp("nano") / "artifact"
+    export_checkpoint(NANO, folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Export:
     """Writes and exports a case by name, once per session."""
     made: dict[str, Exported] = {}
 
     def make(case: str) -> Exported:
         if case not in made:
-            sizes, storage = CASES[case]
+            sizes, storage = (CASES | SPARSE_CASES)[case]
             folder = tmp_path_factory.mktemp(case)
             config = causal_lm(text_config(**sizes, vocab=VOCAB, max_position=2048))
             write_checkpoint(config, folder / "checkpoint", **{"dtype": "F32", **storage})

@@ -93,7 +93,7 @@ def command(arguments: list[str]) -> dict[str, Any]:
     began = time.perf_counter()
     done = subprocess.run([sys.executable, "-m", "deltart", *arguments], check=False, stdout=subprocess.PIPE, text=True)
     if done.returncode not in (0, 1):
-        raise DeltaRTError(f"deltart {' '.join(arguments)} ended with {done.returncode}", todo="see its message above")
+        raise DeltaRTError(f"deltart {' '.join(arguments)} ended with {done.returncode}", hint="see its message above")
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1e6
     printed = json.loads(done.stdout or "{}")
     return printed | {"wall_s": round(time.perf_counter() - began, 2), "peak_rss_gb": round(peak, 3)}

@@ -14,7 +14,7 @@ from bench.engine.device import Device
 from deltart.runtime.backends.base import DecodeRow
 from deltart.runtime.backends.gpu.backend import TensorRtBackend
 from deltart.runtime.backends.inputs import text_inputs
-from deltart.runtime.engine import Generator
+from deltart.runtime.generate import Generator
 from deltart.runtime.sampling.params import SamplingParams
 from deltart.runtime.sampling.sampler import Sampler
 from deltart.runtime.text.tokenizer import Tokenizer
@@ -77,7 +77,7 @@ def _replayed(device: Device, backend: TensorRtBackend, row: Row, graphs: Sequen
 
 def _against_bandwidth(device: Device, backend: TensorRtBackend, row: Row, copy_gbs: float) -> Row:
     weights, plan = traffic.weight_bytes(backend.manifest), backend.engine.plans["model.decode"]
-    moved = weights + row["slots"] * traffic.state_bytes(backend.manifest, plan, row["context"])
+    moved = weights + row["slots"] * traffic.state_bytes(plan, row["context"])
     found: Row = {"bytes": moved, "gbs": moved / row.get("device_ms", row["wall_ms"]) / 1e6}
     if copy_gbs:
         found["percent_of_copy"] = 100 * found["gbs"] / copy_gbs

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 
-from deltart.manifest import Manifest, StateEntry
-from deltart.runtime.backends.gpu.engine_manifest import ITEM_BYTES, PlanEntry
+from deltart.manifest import Manifest
+from deltart.runtime.backends.gpu.engine_manifest import PlanEntry
 
 EMBEDDING = "embed_tokens.weight"
 # Qwen3.6-27B-FP8, batch 1, no speculation: tokens/s that peak bandwidth allows, by device and tokens of context.
@@ -26,20 +26,13 @@ def weight_bytes(manifest: Manifest) -> int:
     return sum(manifest.tensors[n].nbytes for n in names if tied or not n.endswith(EMBEDDING))
 
 
-def state_bytes(manifest: Manifest, plan: PlanEntry, context: int) -> int:
+def state_bytes(plan: PlanEntry, context: int) -> int:
     """Bytes of one slot's states that a decode step moves: recurrent ones in and out, `context` rows of the caches in.
 
     Types are the plan's, which may be narrower than the portable graph's.
     """
-    dtypes = {binding.name: binding.dtype for binding in plan.by_role["state"]}
-    return sum(_bytes(state, dtypes[state.name], context) for state in manifest.graphs["model"].states)
-
-
-def _bytes(state: StateEntry, dtype: str, context: int) -> int:
-    cache = "capacity" in state.axes
     sizes = {"B": 1, "capacity": context}
-    count = math.prod(axis if isinstance(axis, int) else sizes[axis] for axis in state.axes)
-    return count * ITEM_BYTES[dtype] * (1 if cache else 2)
+    return sum(b.nbytes(sizes) * (1 if "capacity" in b.axes else 2) for b in plan.by_role["state"])
 
 
 def published_bound(device: str, weights: int, context: int) -> float | None:

@@ -15,8 +15,7 @@ from bench.kernels.sections import Arrays, Run, measure
 from bench.kernels.table import Row
 from deltart.plugins import fp8_block_linear
 from deltart.plugins.fp8_block_linear import inputs, launch, prefill
-from deltart.plugins.fp8_block_linear.inputs import BLOCK
-from deltart.plugins.fp8_block_linear.reference import quantize, scaled
+from deltart.plugins.fp8_block_linear.reference import BLOCK, quantize, scaled
 from deltart.plugins.launch import Launch
 from deltart.plugins.tolerance import TOLERANCE, relative_rms
 

@@ -14,6 +14,7 @@ from deltart.plugins import fp8_block_linear
 from deltart.plugins.dtypes import cast, poisoned
 from deltart.plugins.fp8_block_linear import inputs
 from deltart.plugins.fp8_block_linear.projections import Projection, few
+from deltart.plugins.fp8_block_linear.reference import BLOCK
 from deltart.plugins.launch import Launch
 from deltart.plugins.tolerance import TOLERANCE, relative_rms
 
@@ -46,8 +47,8 @@ def error(arrays: Arrays, member: Projection, y: np.ndarray, rows: np.ndarray) -
     """Relative RMS of some rows of one result."""
     x, weight = arrays["x"].astype(np.float64), arrays[member.weight][rows].astype(np.float64)
     if member.scale:
-        scale = arrays[member.scale].astype(np.float64)[rows // inputs.BLOCK]
-        weight = weight * np.repeat(scale, inputs.BLOCK, 1)[:, : x.shape[-1]]
+        scale = arrays[member.scale].astype(np.float64)[rows // BLOCK]
+        weight = weight * np.repeat(scale, BLOCK, 1)[:, : x.shape[-1]]
     return relative_rms(y[..., rows], x @ weight.T)
 
 

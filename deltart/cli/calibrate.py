@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -41,32 +40,27 @@ def add_parser(commands: Any) -> None:
     parser.set_defaults(run=run)
 
 
-def run(arguments: argparse.Namespace) -> int:
-    """Calibrate and print what came of it. Returns 130 when interrupted."""
+def run(arguments: argparse.Namespace) -> None:
+    """Calibrate and print what came of it."""
     from deltart.calib.page import NAME
     from deltart.calib.pipeline import calibrate
 
-    try:
-        result = calibrate(
-            arguments.checkpoint,
-            arguments.output,
-            method=arguments.method,
-            data=_data(arguments),
-            kv_cache=arguments.kv_cache,
-            activations=arguments.activations,
-            modules=arguments.modules,
-            keep=arguments.keep,
-            budget=arguments.budget,
-            statistics=arguments.statistics,
-            say=lambda line: print(line, flush=True),
-        )
-    except KeyboardInterrupt:
-        print("deltart: interrupted; the same command goes on from here", file=sys.stderr)
-        return 130
+    result = calibrate(
+        arguments.checkpoint,
+        arguments.output,
+        method=arguments.method,
+        data=_data(arguments),
+        kv_cache=arguments.kv_cache,
+        activations=arguments.activations,
+        modules=arguments.modules,
+        keep=arguments.keep,
+        budget=arguments.budget,
+        statistics=arguments.statistics,
+        say=lambda line: print(line, flush=True),
+    )
     for variant, found in result.agreement.items():
         print(f"{variant}: KL {found.kl:.3g} nats, top-1 {found.top1:.2%}, perplexity {found.perplexity:.4g}")
     print(f"{len(result.weights)} linears quantized; see {arguments.output / NAME}")
-    return 0
 
 
 def _data(arguments: argparse.Namespace) -> Path | None:

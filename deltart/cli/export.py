@@ -30,7 +30,9 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--tensorrt", action="store_true", help="write the TensorRT graphs too (deltart build adds them)"
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace an artifact that is already there")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace an artifact that is already there; never anything else"
+    )
     parser.add_argument("--json", action="store_true", help="print a summary as JSON")
     parser.set_defaults(run=run)
 
@@ -60,7 +62,9 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _summarize(manifest: Manifest, output: Path, seconds: float, as_json: bool) -> None:
-    fates = Counter(tensor.fate for tensor in manifest.tensors.values())
+    fates = Counter[str]()
+    for tensor in manifest.tensors.values():
+        fates[tensor.fate] += tensor.tensors
     graphs = sorted(path for path in output.iterdir() if path.suffix == ".onnx")
     written = sum(path.stat().st_size for path in output.iterdir() if path.is_file() and path.stat().st_nlink == 1)
     if as_json:
@@ -70,4 +74,4 @@ def _summarize(manifest: Manifest, output: Path, seconds: float, as_json: bool) 
     console = Console(highlight=False)
     console.print(f"[bold]{output}[/]: {', '.join(path.name for path in graphs)}")
     accounted = ", ".join(f"{count} {fate}" for fate, count in sorted(fates.items()))
-    console.print(f"{len(manifest.tensors)} tensors ({accounted}), {written / 1e6:.1f} MB written, {seconds:.1f} s")
+    console.print(f"{fates.total()} tensors ({accounted}), {written / 1e6:.1f} MB written, {seconds:.1f} s")

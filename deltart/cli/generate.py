@@ -9,10 +9,13 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from deltart.cli.reply_screen import ReplyScreen
 from deltart.errors import GenerationError
+from deltart.runtime.text.reply import opens_thinking, parse_reply
+from deltart.runtime.text.tool_arguments import tool_schema
 
 if TYPE_CHECKING:
-    from deltart.runtime.engine import Generation
+    from deltart.runtime.generate import Generation
     from deltart.runtime.sampling.params import SamplingParams
     from deltart.runtime.text.tokenizer import Tokenizer
 
@@ -40,7 +43,11 @@ def add_parser(commands: Any) -> None:
     chat = parser.add_argument_group("chat")
     chat.add_argument("--chat", action="store_true", help="wrap the prompt in the checkpoint's chat template")
     chat.add_argument("--system", metavar="TEXT", help="system message")
-    chat.add_argument("--no-thinking", action="store_true", help="ask the template for an answer without thinking")
+    chat.add_argument(
+        "--thinking",
+        action=argparse.BooleanOptionalAction,
+        help="ask the template for an answer with or without thinking (default: what the template does unasked)",
+    )
     chat.add_argument("--tools", type=Path, metavar="FILE", help="JSON list of tool schemas")
     sampling = parser.add_argument_group("sampling (defaults: the checkpoint's generation_config.json)")
     for name, kind, text in SAMPLING:
@@ -69,7 +76,7 @@ def add_parser(commands: Any) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Generate and print."""
     from deltart.runtime.backends.choose import open_backend
-    from deltart.runtime.engine import Generator
+    from deltart.runtime.generate import Generator
     from deltart.runtime.text.tokenizer import Tokenizer
 
     tokenizer = Tokenizer.from_folder(arguments.artifact)
@@ -80,28 +87,40 @@ def run(arguments: argparse.Namespace) -> None:
         arguments.artifact, arguments.target, arguments.weights, arguments.threads, arguments.plugins
     )
     generation = Generator(backend, tokenizer).generate(prompt, params)
-    for piece in generation:
-        if not arguments.json:
-            print(piece, end="", flush=True)
     if arguments.json:
+        for _ in generation:
+            pass
         print(json.dumps(_as_json(generation, prompt, tools, chat=arguments.chat), ensure_ascii=False))
     else:
-        print()
+        _show(generation, ReplyScreen(tools, opens_thinking(prompt)) if arguments.chat else None)
         print(_rates(generation), file=sys.stderr)
+
+
+def _show(generation: Generation, screen: ReplyScreen | None) -> None:
+    """Print the text while it comes, a chat's reply in its parts."""
+    for piece in generation:
+        if screen:
+            screen.push(piece)
+        else:
+            print(piece, end="", flush=True)
+    if screen:
+        screen.finish()
+    else:
+        print()
 
 
 def _prompt(arguments: argparse.Namespace, tools: list[dict[str, Any]]) -> str:
     text = sys.stdin.read() if arguments.prompt == "-" else str(arguments.prompt)
     if not arguments.chat:
-        if arguments.system or arguments.tools or arguments.no_thinking:
-            raise GenerationError("--system, --tools or --no-thinking without --chat", todo="add --chat")
+        if arguments.system or arguments.tools or arguments.thinking is not None:
+            raise GenerationError("--system, --tools, --thinking or --no-thinking without --chat", hint="add --chat")
         return text
     from deltart.runtime.text.chat import ChatTemplate
 
     messages = [{"role": "system", "content": arguments.system}] if arguments.system else []
     messages.append({"role": "user", "content": text})
     template = ChatTemplate.from_folder(arguments.artifact)
-    return template.render(messages, tools=tools or None, enable_thinking=not arguments.no_thinking)
+    return template.render(messages, tools=tools or None, enable_thinking=arguments.thinking)
 
 
 def _read_tools(path: Path | None) -> list[dict[str, Any]]:
@@ -113,6 +132,8 @@ def _read_tools(path: Path | None) -> list[dict[str, Any]]:
         raise GenerationError(f"--tools {path}: {error}", "a JSON list of tool schemas") from None
     if not isinstance(tools, list):
         raise GenerationError(f"--tools {path} holds a {type(tools).__name__}", "a JSON list of tool schemas")
+    for tool in tools:
+        tool_schema(tool)
     return tools
 
 
@@ -120,13 +141,13 @@ def _params(arguments: argparse.Namespace, tokenizer: Tokenizer) -> SamplingPara
     from deltart.runtime.sampling.params import SamplingParams
 
     given = {name: getattr(arguments, name) for name, _, _ in SAMPLING if getattr(arguments, name) is not None}
-    given |= {"stop": tuple(arguments.stop or ()), "ignore_eos": arguments.ignore_eos}
+    given["ignore_eos"] = arguments.ignore_eos
+    if arguments.stop:
+        given["stop"] = tuple(arguments.stop)
     return replace(SamplingParams.from_generation_config(tokenizer.generation_config), **given)
 
 
 def _as_json(generation: Generation, prompt: str, tools: list[dict[str, Any]], chat: bool) -> dict[str, Any]:
-    from deltart.runtime.text.reply import opens_thinking, parse_reply
-
     timings = generation.timings
     result: dict[str, Any] = {
         "text": generation.text,

@@ -18,6 +18,7 @@ from polygraphy.comparator import IterationResult, RunResults, SnrCompareFunc
 from polygraphy.logger import G_LOGGER
 
 from deltart.errors import DeltaRTError
+from deltart.files import replacing, write_atomically
 
 
 @dataclass(frozen=True)
@@ -58,8 +59,8 @@ class Collected:
 
     def save(self, path: Path) -> None:
         """Write the outputs as Polygraphy's JSON (`polygraphy run --load-outputs`, `polygraphy inspect data`)."""
-        with G_LOGGER.verbosity(G_LOGGER.CRITICAL):
-            self.outputs.save(str(path))
+        with G_LOGGER.verbosity(G_LOGGER.CRITICAL), replacing(path) as partial:
+            self.outputs.save(str(partial))
 
 
 @dataclass(frozen=True)
@@ -129,9 +130,13 @@ class Report:
         verdicts = [d.passed for d in self.differences] + [a.passed for a in self.replies]
         return bool(self.differences) and all(verdicts)
 
+    def text(self) -> str:
+        """The report as JSON."""
+        return json.dumps(asdict(self) | {"passed": self.passed}, indent=1) + "\n"
+
     def save(self, path: Path) -> None:
-        """Write the report as JSON."""
-        path.write_text(json.dumps(asdict(self) | {"passed": self.passed}, indent=1) + "\n", encoding="utf-8")
+        """Write the report as JSON, whole or not at all."""
+        write_atomically(path, self.text().encode())
 
 
 def collect(

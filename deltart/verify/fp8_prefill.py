@@ -60,6 +60,6 @@ class _Replaced(ExposedBackend):
         model = super()._read(entry)
         found = [f for f in model.functions if (f.domain, f.name) == (self._linear.domain, self._linear.name)]
         if not found:
-            raise ArtifactError(f"{self.artifact} has no block-FP8 weight", todo="calibrate the checkpoint first")
+            raise ArtifactError(f"{self.artifact} has no block-FP8 weight", hint="calibrate the checkpoint first")
         found[0].CopyFrom(self._linear)
         return model

@@ -11,7 +11,7 @@ import numpy as np
 from deltart.errors import GenerationError
 from deltart.runtime.backends.base import Backend
 from deltart.runtime.backends.inputs import mtp_inputs, text_inputs
-from deltart.runtime.engine import Generator
+from deltart.runtime.generate import Generator
 from deltart.runtime.sampling.params import SamplingParams
 from deltart.runtime.text.chat import ChatTemplate
 from deltart.runtime.text.tokenizer import Tokenizer

@@ -2,11 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import Any
+
 import torch
 from torch import nn
 
 from deltart.export import ops
 from deltart.plugins.fp8_block_linear.reference import BLOCK
+
+# The linears that the vendor quantizes. Those of one group read the same input, and runtimes fuse them into one
+# matrix, so a group is quantized as a whole or not at all.
+GROUPS = (
+    ("in_proj_qkv", "in_proj_z"),
+    ("out_proj",),
+    ("q_proj", "k_proj", "v_proj"),
+    ("o_proj",),
+    ("gate_proj", "up_proj"),
+    ("down_proj",),
+)
+FUSED_EXPERTS = "gate_up_proj"  # of an unquantized sparse MLP; quantized it becomes gate_proj and up_proj of each
 
 
 class Fp8BlockLinear(nn.Module):
@@ -26,3 +41,20 @@ class Fp8BlockLinear(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return ops.fp8_block_linear(x, self.weight, self.weight_scale_inv, int(self.quantize_activations))
+
+
+def is_quantized(module: str) -> bool:
+    """Whether the vendor quantizes the linear of this name."""
+    leaf = module.rpartition(".")[2]
+    return "visual" not in module and (leaf == FUSED_EXPERTS or any(leaf in group for group in GROUPS))
+
+
+def quantization_config(kept: Iterable[str]) -> dict[str, Any]:
+    """The block of config.json that declares the format; `kept` are the modules stored as they are."""
+    return {
+        "quant_method": "fp8",
+        "fmt": "e4m3",
+        "activation_scheme": "dynamic",
+        "weight_block_size": [BLOCK, BLOCK],
+        "modules_to_not_convert": sorted(kept),
+    }

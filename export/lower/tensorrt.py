@@ -20,6 +20,7 @@ from deltart.export.lower.fuse import LINEAR_EQUATION, fuse
 from deltart.export.models.registry import graphs_of
 from deltart.export.spec import ModelSpec, read_spec
 from deltart.export.trace import FUNCTION_DOMAIN
+from deltart.files import write_atomically
 from deltart.manifest import Manifest, load_manifest
 
 TARGET = "tensorrt"
@@ -41,7 +42,7 @@ def write_graphs(spec: ModelSpec, checkpoint: Checkpoint, folder: Path, mtp: boo
     files = {}
     for name, model in lower_graphs(spec, checkpoint, mtp):
         files[name] = f"{name}.{TARGET}.onnx"
-        (folder / files[name]).write_bytes(model.SerializeToString(deterministic=True))
+        write_atomically(folder / files[name], model.SerializeToString(deterministic=True))
     return files
 
 
@@ -57,7 +58,7 @@ def lower_artifact(artifact: Path, report: Callable[[str], None] = lambda step: 
     folder = Path(manifest.checkpoint)
     tensors = Checkpoint(folder)
     if {f.name: f.header_sha256 for f in tensors.files} != {f.name: f.header_sha256 for f in manifest.files}:
-        raise ArtifactError(f"{folder} is no longer the checkpoint that was exported", todo="export it again")
+        raise ArtifactError(f"{folder} is no longer the checkpoint that was exported", hint="export it again")
     spec = _exported_spec(folder, manifest)
     report("tracing each kind of block in bfloat16")
     files = write_graphs(spec, tensors, artifact, "mtp" in manifest.graphs)

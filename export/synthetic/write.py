@@ -3,43 +3,34 @@
 from __future__ import annotations
 
 import json
-import math
 import os
+import re
 import zlib
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 import torch
+from torch import nn
 
+from deltart.dtypes import BF16, BY_STORED, E4M3, E4M3_MAX
 from deltart.errors import CheckpointError
-from deltart.export.checkpoint import DTYPES, INDEX, SINGLE
 from deltart.export.formats import Linears
+from deltart.export.formats.experts import ExpertRun
+from deltart.export.formats.fp8_block import is_quantized, quantization_config
 from deltart.export.models.registry import graphs_of
 from deltart.export.spec import ModelSpec, VisionSpec, read_spec
-from deltart.export.synthetic.presets import PRESETS, Config
+from deltart.export.synthetic.presets import FILE_PER_LAYER, PRESETS, Config
+from deltart.folders import Marker, staged
 from deltart.plugins.fp8_block_linear.reference import BLOCK
+from deltart.safetensors import INDEX, FilePlan, TensorInfo, index_of, plan_file, shard_name, unplaced, written_order
 
 SHARD_BYTES = 5_000_000_000
-E4M3_MAX = 448.0
+CHECKPOINT = Marker("a checkpoint", "config.json", lambda folder: None)  # none is ever replaced
+SCALE = "_scale_inv"  # behind the name of the weight that it scales
+LAYER = re.compile(r"model\.(?:language_model\.)?layers\.(\d+)\.")
 INITIALIZER_RANGE = 0.02  # of embedding and head, as the family is initialised; other matrices preserve variance
-
-
-@dataclass(frozen=True)
-class Plan:
-    """One tensor to write."""
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-
-    @property
-    def nbytes(self) -> int:
-        """Size of the tensor's data."""
-        return math.prod(self.shape) * DTYPES[self.dtype].itemsize
 
 
 def synthesize(preset: str, output: Path, *, seed: int = 0, sparse: bool = False) -> None:
@@ -50,35 +41,47 @@ def synthesize(preset: str, output: Path, *, seed: int = 0, sparse: bool = False
         sparse: leave the data as holes (zeros that take no disk); names, dtypes, shapes and sizes stay true.
 
     Raises:
-        CheckpointError: the preset is unknown, or `output` exists and is not empty.
+        CheckpointError: the preset is unknown.
+        OutputError: `output` exists and is not empty, or can't be written; nothing is left under its name.
     """
     if preset not in PRESETS:
         raise CheckpointError(f"no preset '{preset}'", f"one of {', '.join(PRESETS)}")
-    write_checkpoint(PRESETS[preset](), output, quantized=preset.endswith("-fp8"), seed=seed, sparse=sparse)
+    write_checkpoint(
+        PRESETS[preset](),
+        output,
+        quantized=preset.endswith("-fp8"),
+        file_per_layer=preset in FILE_PER_LAYER,
+        seed=seed,
+        sparse=sparse,
+    )
 
 
 def write_checkpoint(
     config: Config, output: Path, *, quantized: bool = False, dtype: str = "BF16", scale_dtype: str = "BF16",
-    seed: int = 0, sparse: bool = False,
+    file_per_layer: bool = False, seed: int = 0, sparse: bool = False,
 ) -> None:  # fmt: skip
-    """Write a checkpoint of `config`; `quantized` adds the vendor's FP8 block-128 format and its skip list."""
-    if output.exists() and any(output.iterdir()):
-        raise CheckpointError(f"{output} is not empty", "a new folder", "choose another")
-    output.mkdir(parents=True, exist_ok=True)
-    if quantized:
-        config = config | {"quantization_config": _quantization_config(config, output)}
-    (output / "config.json").write_text(json.dumps(config, indent=1) + "\n")
-    spec = read_spec(output)
-    plans = sorted(tensor_plans(spec, dtype, scale_dtype), key=lambda plan: plan.name)
-    shards = list(_shards(plans))
-    for number, shard in enumerate(shards, 1):
-        name = SINGLE if len(shards) == 1 else f"model-{number:05}-of-{len(shards):05}.safetensors"
-        _write_shard(output / name, shard, seed, sparse)
-    if len(shards) > 1:
-        _write_index(output, shards)
+    """Write a checkpoint of `config`, each file in the order of the safetensors library.
+
+    Args:
+        quantized: add the vendor's FP8 block-128 format and its skip list.
+        file_per_layer: name the files "layers-0" and so on, "mtp" and "outside", as the vendor's FP8 models have them;
+            files of SHARD_BYTES otherwise.
+    """
+    with staged(output, CHECKPOINT) as folder:
+        if quantized:
+            config = config | {"quantization_config": _quantization_config(config, folder)}
+        (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n")
+        plans = sorted(tensor_plans(read_spec(folder), dtype, scale_dtype), key=lambda plan: plan.name)
+        shards = _by_layer(plans) if file_per_layer else _shards(plans)
+        files = [plan_file(name, written_order(shard), {"format": "pt"}) for name, shard in shards.items()]
+        for file in files:
+            _write_shard(folder, file, seed, sparse)
+        if len(files) > 1:
+            index = index_of(info for file in files for info in file.tensors.values())
+            (folder / INDEX).write_text(json.dumps(index, indent=1) + "\n")
 
 
-def tensor_plans(spec: ModelSpec, dtype: str = "BF16", scale_dtype: str = "BF16") -> Iterator[Plan]:
+def tensor_plans(spec: ModelSpec, dtype: str = "BF16", scale_dtype: str = "BF16") -> Iterator[TensorInfo]:
     """Every tensor of a checkpoint of `spec`, vision tower included."""
     seen = set()
     for graph in graphs_of(spec, torch.float32, mtp=True):
@@ -86,16 +89,28 @@ def tensor_plans(spec: ModelSpec, dtype: str = "BF16", scale_dtype: str = "BF16"
             with torch.device("meta"):
                 module = block.make(Linears(spec.fp8, block.prefixes.get("", "")))
             for parameter, value in module.named_parameters():
-                name = block.tensor_name(parameter)
-                stored = "F8_E4M3" if value.dtype == torch.float8_e4m3fn else dtype
-                if name not in seen:
-                    yield Plan(name, scale_dtype if name.endswith("_scale_inv") else stored, tuple(value.shape))
-                seen.add(name)
+                stored = E4M3.stored if value.dtype == torch.float8_e4m3fn else dtype
+                for name, shape in _members(module, parameter, tuple(value.shape)):
+                    name = block.tensor_name(name)
+                    if name not in seen:
+                        yield unplaced(name, scale_dtype if name.endswith(SCALE) else stored, shape)
+                    seen.add(name)
     if spec.vision is not None:
         yield from _vision_plans(spec.vision, dtype)
 
 
-def _vision_plans(vision: VisionSpec, dtype: str) -> Iterator[Plan]:
+def _members(module: nn.Module, parameter: str, shape: tuple[int, ...]) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Names and shapes of the tensors behind a parameter: itself, or those in its region."""
+    owner, _, kind = parameter.rpartition(".")
+    run = module.get_submodule(owner)
+    if isinstance(run, ExpertRun):
+        experts = owner.partition(".runs.")[0]
+        yield from ((f"{experts}.{name}", member) for name, member in run.members(kind))
+    else:
+        yield parameter, shape
+
+
+def _vision_plans(vision: VisionSpec, dtype: str) -> Iterator[TensorInfo]:
     width, ffn, merged = vision.hidden_size, vision.intermediate_size, vision.hidden_size * vision.spatial_merge_size**2
     patch = (vision.in_channels, vision.temporal_patch_size, vision.patch_size, vision.patch_size)
     linears = {"attn.qkv": (3 * width, width), "attn.proj": (width, width)}
@@ -110,61 +125,54 @@ def _vision_plans(vision: VisionSpec, dtype: str) -> Iterator[Plan]:
         shapes |= {f"blocks.{block}.{name}": shape for name, shape in linears.items()}
         shapes |= {f"blocks.{block}.norm{n}": (width,) for n in (1, 2)}
     for name, shape in shapes.items():
-        yield Plan(f"model.visual.{name}.weight", dtype, shape)
-        yield Plan(f"model.visual.{name}.bias", dtype, shape[:1])
-    yield Plan("model.visual.pos_embed.weight", dtype, (vision.num_position_embeddings, width))
+        yield unplaced(f"model.visual.{name}.weight", dtype, shape)
+        yield unplaced(f"model.visual.{name}.bias", dtype, shape[:1])
+    yield unplaced("model.visual.pos_embed.weight", dtype, (vision.num_position_embeddings, width))
 
 
 def _quantization_config(config: Config, output: Path) -> dict[str, Any]:
     """The vendor's block, with every module that stays in BF16 in its skip list."""
     (output / "config.json").write_text(json.dumps(config))
     names = {plan.name.removesuffix(".weight").removesuffix(".bias") for plan in tensor_plans(read_spec(output))}
-    kept = sorted(name for name in names if not _is_quantized(name))
-    return {
-        "quant_method": "fp8",
-        "fmt": "e4m3",
-        "activation_scheme": "dynamic",
-        "weight_block_size": [BLOCK, BLOCK],
-        "modules_to_not_convert": kept,
-    }
+    return quantization_config(name for name in names if not is_quantized(name))
 
 
-def _is_quantized(module: str) -> bool:
-    leaf = module.rpartition(".")[2]
-    return "visual" not in module and (leaf.endswith("_proj") or leaf in ("in_proj_qkv", "in_proj_z"))
-
-
-def _shards(plans: Iterable[Plan]) -> Iterator[list[Plan]]:
-    shard: list[Plan] = []
+def _by_layer(plans: Iterable[TensorInfo]) -> dict[str, list[TensorInfo]]:
+    files: dict[str, list[TensorInfo]] = {}
     for plan in plans:
-        if shard and sum(p.nbytes for p in shard) + plan.nbytes > SHARD_BYTES:
-            yield shard
-            shard = []
-        shard.append(plan)
-    yield shard
+        found = LAYER.match(plan.name)
+        name = f"layers-{found[1]}" if found else "mtp" if plan.name.startswith("mtp.") else "outside"
+        files.setdefault(f"{name}.safetensors", []).append(plan)
+    return files
 
 
-def _write_shard(path: Path, plans: list[Plan], seed: int, sparse: bool) -> None:
-    header, offset = {}, 0
+def _shards(plans: Iterable[TensorInfo]) -> dict[str, list[TensorInfo]]:
+    """Files of at most SHARD_BYTES; a scale stays with its weight, which comes before it."""
+    shards: list[list[TensorInfo]] = [[]]
+    size = 0
     for plan in plans:
-        header[plan.name] = {"dtype": plan.dtype, "shape": plan.shape, "data_offsets": [offset, offset + plan.nbytes]}
-        offset += plan.nbytes
-    raw = json.dumps(header, separators=(",", ":")).encode()
-    raw += b" " * (-len(raw) % 8)
-    with path.open("wb") as file:
-        file.write(len(raw).to_bytes(8, "little") + raw)
-        if sparse:
-            os.truncate(file.fileno(), 8 + len(raw) + offset)
-            return
-        scales: dict[str, np.ndarray] = {}
-        for plan in plans:
-            file.write(_random(plan, seed, scales).tobytes())
+        if shards[-1] and size + plan.nbytes > SHARD_BYTES and not plan.name.endswith(SCALE):
+            shards.append([])
+            size = 0
+        shards[-1].append(plan)
+        size += plan.nbytes
+    return {shard_name(number, len(shards)): shard for number, shard in enumerate(shards, 1)}
 
 
-def _random(plan: Plan, seed: int, scales: dict[str, np.ndarray]) -> np.ndarray:
-    """Values a freshly initialised model might have. An FP8 weight leaves its scale in `scales` for its own turn."""
-    if plan.name in scales:
-        return scales.pop(plan.name).astype(DTYPES[plan.dtype])
+def _write_shard(output: Path, plan: FilePlan, seed: int, sparse: bool) -> None:
+    with (output / plan.name).open("wb") as file:
+        file.write(plan.header)
+        os.truncate(file.fileno(), plan.size)
+        weights = (info for info in plan.tensors.values() if not (sparse or info.name.endswith(SCALE)))
+        for info in weights:
+            for name, values in _random(info, seed).items():
+                target = plan.tensors[name]
+                file.seek(target.offset)
+                file.write(values.astype(BY_STORED[target.dtype].numpy).tobytes())
+
+
+def _random(plan: TensorInfo, seed: int) -> dict[str, np.ndarray]:
+    """Values a freshly initialised model might have; those of an FP8 weight with its scale."""
     rng = np.random.default_rng([seed, zlib.crc32(plan.name.encode())])
     leaf = plan.name.rpartition(".")[2]
     if leaf == "A_log":
@@ -175,13 +183,12 @@ def _random(plan: Plan, seed: int, scales: dict[str, np.ndarray]) -> np.ndarray:
         values = rng.normal(0.0, 0.1, plan.shape) + (1.0 if plan.name.endswith("linear_attn.norm.weight") else 0.0)
     else:
         vocabulary = plan.name.endswith(("embed_tokens.weight", "lm_head.weight"))
-        spread = INITIALIZER_RANGE if vocabulary else math.prod(plan.shape[1:]) ** -0.5
+        spread = INITIALIZER_RANGE if vocabulary else plan.shape[-1] ** -0.5
         values = rng.standard_normal(plan.shape, np.float32) * spread
-    if plan.dtype != "F8_E4M3":
-        return values.astype(DTYPES[plan.dtype])
+    if plan.dtype != E4M3.stored:
+        return {plan.name: values}
     quantized, scale = quantize_blocks(values)
-    scales[f"{plan.name}_scale_inv"] = scale
-    return quantized
+    return {plan.name: quantized, f"{plan.name}{SCALE}": scale}
 
 
 def quantize_blocks(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -189,14 +196,6 @@ def quantize_blocks(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     rows, columns = (np.arange(size) // BLOCK for size in values.shape)
     scale = np.zeros((rows[-1] + 1, columns[-1] + 1), np.float32)
     np.maximum.at(scale, (rows[:, None], columns[None, :]), np.abs(values))
-    scale = (np.maximum(scale, 1e-12) / E4M3_MAX).astype(ml_dtypes.bfloat16).astype(np.float32)
+    scale = (np.maximum(scale, 1e-12) / E4M3_MAX).astype(BF16.numpy).astype(np.float32)
     scaled = values / scale[rows][:, columns]
-    return np.clip(scaled, -E4M3_MAX, E4M3_MAX).astype(ml_dtypes.float8_e4m3fn), scale
-
-
-def _write_index(output: Path, shards: list[list[Plan]]) -> None:
-    files = [f"model-{n:05}-of-{len(shards):05}.safetensors" for n in range(1, len(shards) + 1)]
-    weight_map = {plan.name: file for file, shard in zip(files, shards, strict=True) for plan in shard}
-    total = sum(plan.nbytes for shard in shards for plan in shard)
-    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-    (output / INDEX).write_text(json.dumps(index, indent=1) + "\n")
+    return np.clip(scaled, -E4M3_MAX, E4M3_MAX).astype(E4M3.numpy), scale

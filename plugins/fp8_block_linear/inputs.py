@@ -8,8 +8,8 @@ import ml_dtypes
 import numpy as np
 
 from deltart.plugins.dtypes import cast, poisoned
+from deltart.plugins.fp8_block_linear.reference import BLOCK
 
-BLOCK = 128
 # [N, K] of every block-FP8 weight of the 27B model.
 SHAPES_27B = {
     "in_proj_qkv": (10240, 5120),

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from deltart.plugins.fp8_block_linear.inputs import BLOCK, Shape
+from deltart.plugins.fp8_block_linear.inputs import Shape
 from deltart.plugins.fp8_block_linear.prefill import W8A16, check, prefill
+from deltart.plugins.fp8_block_linear.reference import BLOCK
 from deltart.plugins.launch import Arguments, Launch, ints, pointers
 
 TILES = (1, 2, 4)  # tokens per block, in eights

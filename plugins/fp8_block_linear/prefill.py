@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from deltart.plugins.fp8_block_linear.inputs import BLOCK, Shape
+from deltart.plugins.fp8_block_linear.inputs import Shape
+from deltart.plugins.fp8_block_linear.reference import BLOCK
 from deltart.plugins.launch import Launch, ints, pointers, require
 
 TILE = 128  # rows of the weight per tile; tokens of a tile of quantized activations

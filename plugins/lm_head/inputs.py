@@ -8,6 +8,7 @@ import numpy as np
 
 from deltart.plugins.dtypes import cast
 from deltart.plugins.fp8_block_linear import inputs as fp8
+from deltart.plugins.fp8_block_linear.reference import BLOCK
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ def make(shape: Shape, seed: int) -> dict[str, np.ndarray]:
         given["weight"] = cast(rng.standard_normal((shape.vocabulary, shape.k), np.float32) * 0.02, "bf16")
     else:
         given["weight"] = fp8.weight(rng, shape.vocabulary, shape.k)
-        blocks = (-(-shape.vocabulary // fp8.BLOCK), -(-shape.k // fp8.BLOCK))
+        blocks = (-(-shape.vocabulary // BLOCK), -(-shape.k // BLOCK))
         given["weight_scale_inv"] = cast(rng.uniform(1e-4, 1e-3, blocks), shape.scale_dtype)
     if shape.subset:
         given["ids"] = rng.permutation(shape.vocabulary)[: shape.subset].astype(np.int32)

@@ -7,12 +7,12 @@
 namespace deltart {
 
 struct Error : std::exception {
-  std::string found, expected, todo, text;
+  std::string found, expected, hint, text;
 
-  explicit Error(std::string found_, std::string expected_ = "", std::string todo_ = "")
-      : found(std::move(found_)), expected(std::move(expected_)), todo(std::move(todo_)), text(found) {
+  explicit Error(std::string found_, std::string expected_ = "", std::string hint_ = "")
+      : found(std::move(found_)), expected(std::move(expected_)), hint(std::move(hint_)), text(found) {
     if (!expected.empty()) text += "\n  expected: " + expected;
-    if (!todo.empty()) text += "\n  to do:    " + todo;
+    if (!hint.empty()) text += "\n  hint:     " + hint;
   }
 
   const char* what() const noexcept override { return text.c_str(); }

@@ -9,6 +9,7 @@ from typing import Protocol
 import numpy as np
 
 from deltart.manifest import Manifest
+from deltart.runtime.backends.slots import Slots
 from deltart.runtime.sampling.sampler import Sampler
 
 
@@ -56,4 +57,19 @@ class Backend(Protocol):
         """Decode the first slots of a text state, at most `steps` times.
 
         The state may run ahead of the tokens that were returned: use it for nothing else afterwards.
+        """
+
+
+class ServingBackend(Backend, Protocol):
+    """A backend that also keeps many sequences at once, for the scheduler."""
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of host memory that the weights take once they are used."""
+
+    def open_slots(self, slots: int, max_context: int, vocab_limit: int) -> Slots:
+        """Slots for that many sequences of up to `max_context` tokens; ids from `vocab_limit` on are never drawn.
+
+        Raises:
+            ArtifactError: the artifact's engine was built for fewer.
         """

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from deltart.errors import DeltaRTError
-from deltart.runtime.backends.base import Backend
+from deltart.runtime.backends.base import ServingBackend
 from deltart.runtime.backends.ort import OrtBackend, WeightMode
 
 Target = Literal["auto", "tensorrt", "ort", "portable"]
@@ -18,7 +18,7 @@ def open_backend(
     weights: WeightMode = "folded",
     threads: int = 0,
     plugins: Path | None = None,
-) -> Backend:
+) -> ServingBackend:
     """The backend that `target` names; "auto" is TensorRT where there are plans and a GPU, else ONNX Runtime.
 
     `plugins` is TensorRT's C++ plugin library, None for the Python classes; ONNX Runtime has no use for it.

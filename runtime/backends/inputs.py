@@ -11,6 +11,7 @@ def text_inputs(
     n_tokens: np.ndarray | None = None,
     logit_index: np.ndarray | None = None,
     n_commit: np.ndarray | None = None,
+    rope_shift: np.ndarray | None = None,
 ) -> dict[str, np.ndarray]:
     """Inputs of graph "model" for text tokens: ids int64 [B, T] after past_len int32 [B] tokens.
 
@@ -19,10 +20,13 @@ def text_inputs(
         logit_index: tokens whose logits are wanted, int64 [B, L]; each row's last real token when None.
         n_commit: tokens of each row that the state advances by, int32 [B]; those between it and n_tokens are drafts,
             whose outputs are computed and which leave no trace. n_tokens when None.
+        rope_shift: what each row's positions are ahead of the number of tokens, int64 [B]; 0 when None.
     """
     rows, length = ids.shape
     counts = np.full(rows, length, np.int32) if n_tokens is None else n_tokens
     positions = past_len[:, None] + np.arange(length)
+    if rope_shift is not None:
+        positions = positions + rope_shift[:, None]
     return {
         "input_ids": ids,
         "position_ids": np.ascontiguousarray(np.broadcast_to(positions, (3, rows, length)), np.int64),
@@ -39,11 +43,12 @@ def mtp_inputs(
     past_len: np.ndarray,
     n_tokens: np.ndarray | None = None,
     logit_index: np.ndarray | None = None,
+    rope_shift: np.ndarray | None = None,
 ) -> dict[str, np.ndarray]:
     """Inputs of graph "mtp": as text_inputs, and previous_hidden [B, T, H], the hidden state before each of `ids`.
 
     Its only state is K and V, whose rows a later call overwrites: it has no n_commit.
     """
-    inputs = text_inputs(ids, past_len, n_tokens, logit_index)
+    inputs = text_inputs(ids, past_len, n_tokens, logit_index, rope_shift=rope_shift)
     del inputs["n_commit"]
     return inputs | {"previous_hidden": previous_hidden}

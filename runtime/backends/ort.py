@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
@@ -14,12 +15,18 @@ from deltart.errors import ArtifactError
 from deltart.manifest import GraphEntry, Manifest, StateEntry, load_manifest
 from deltart.runtime.backends.base import DecodeRow, SlotState
 from deltart.runtime.backends.host_decode import HostDecoder
+from deltart.runtime.backends.host_slots import HostSlots
+from deltart.runtime.backends.mtp_drafts import MtpDrafts
+from deltart.runtime.backends.ort_buffers import OrtBuffers
+from deltart.runtime.backends.slots import Limits
 from deltart.runtime.backends.weights import MappedWeights
 
 # How stored weights become float32. Both are exact; they trade memory for speed.
 #   folded: converted once at load (4 bytes a parameter in RAM)
 #   mapped: converted at every use (nothing but the memory map)
 WeightMode = Literal["folded", "mapped"]
+PREFILL_TOKENS = 512  # of a call; bounds the size of intermediate tensors
+MAX_DRAFTS = 4
 _BITS = {
     np.dtype(ml_dtypes.bfloat16): (np.uint16, 16),  # (numpy carrier, ONNX element type)
     np.dtype(ml_dtypes.float8_e4m3fn): (np.uint8, 17),
@@ -84,6 +91,34 @@ class OrtBackend:
         self.session(graph).run_with_iobinding(binding)
         state.turn += 1
         return [value.numpy() for value in binding.get_outputs()[: len(outputs)]]
+
+    @property
+    def weight_bytes(self) -> int:
+        """See Backend: float32 when folded, nothing but mapped pages else."""
+        names = {name for graph in self.manifest.graphs.values() for name in graph.weights}
+        if self._mode == "mapped":
+            return 0
+        return sum(4 * math.prod(self.manifest.tensors[name].shape) for name in names)
+
+    def open_slots(self, slots: int, max_context: int, vocab_limit: int) -> HostSlots:
+        """See Backend."""
+        capacity = max_context + 2 * MAX_DRAFTS + 2  # drafts may be fed up to the last token
+        text, drafts = self._buffers("model", slots, capacity), None
+        if "mtp" in self.manifest.graphs:
+            drafts = MtpDrafts(self._buffers("mtp", slots, capacity), slots, vocab_limit)
+        used = [text, drafts.buffers] if drafts else [text]
+        limits = Limits(
+            slots=slots,
+            capacity=capacity,
+            prefill_tokens=PREFILL_TOKENS,
+            draft_tokens=MAX_DRAFTS if drafts else 0,
+            slot_bytes=sum(buffers.slot_bytes for buffers in used),
+            token_bytes=sum(buffers.token_bytes for buffers in used),
+        )
+        return HostSlots(text, drafts, limits)
+
+    def _buffers(self, graph: str, slots: int, capacity: int) -> OrtBuffers:
+        return OrtBuffers(self.session(graph), self._entry(graph), self.target, slots, capacity)
 
     def decoder(self, state: SlotState, rows: Sequence[DecodeRow], steps: int) -> HostDecoder:
         """See Backend."""

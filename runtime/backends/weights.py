@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 
-import ml_dtypes
 import numpy as np
 
+from deltart.dtypes import BY_STORED
 from deltart.errors import ArtifactError
 from deltart.manifest import FileEntry, Manifest
-
-NUMPY_DTYPES = {
-    "F32": np.dtype(np.float32),
-    "F16": np.dtype(np.float16),
-    "BF16": np.dtype(ml_dtypes.bfloat16),
-    "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
-}
+from deltart.safetensors import header_sha256
 
 
 class MappedWeights:
@@ -36,7 +29,7 @@ class MappedWeights:
         """The tensor in its stored dtype and shape."""
         entry = self._tensors[name]
         raw = self._maps[entry.file][entry.offset : entry.offset + entry.nbytes]
-        return raw.view(NUMPY_DTYPES[entry.dtype]).reshape(entry.shape)
+        return raw.view(BY_STORED[entry.dtype].numpy).reshape(entry.shape)
 
 
 def _map(entry: FileEntry, places: tuple[Path, ...]) -> np.memmap:
@@ -48,7 +41,6 @@ def _map(entry: FileEntry, places: tuple[Path, ...]) -> np.memmap:
             "restore the checkpoint, or export it again",
         )
     raw = np.memmap(path, np.uint8, mode="r")
-    length = int.from_bytes(raw[:8].tobytes(), "little")
-    if len(raw) != entry.size or hashlib.sha256(raw[: 8 + length].tobytes()).hexdigest() != entry.header_sha256:
+    if len(raw) != entry.size or header_sha256(raw) != entry.header_sha256:
         raise ArtifactError(f"{path} is not the file that was exported", "the same size and header", "export it again")
     return raw

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import secrets
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -15,19 +15,28 @@ from deltart.runtime.sampling.params import SamplingParams
 Floats = npt.NDArray[np.float32]
 Ids = npt.NDArray[np.int64]
 
+# Of each byte of a bitmask, its eight tokens' ceilings: infinity where the bit is set, else minus infinity.
+_CEILINGS = np.where(
+    np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little") == 1,
+    np.float32(np.inf),
+    np.float32(-np.inf),
+)
+
 
 class Sampler:
     """Chooses the tokens of one sequence and remembers what it chose.
 
-    Order: repetition penalty, presence and frequency penalties, allowed mask, temperature, top_k, top_p,
-    min_p. It is the order of transformers' logits processors; presence and frequency, which transformers
-    lacks, follow the OpenAI definition and count generated tokens only. The draw at step n depends on
-    (seed, n) and the logits alone, so replaying or skipping steps does not change the others.
+    Order: logit bias, repetition penalty, presence and frequency penalties, min_tokens, allowed mask,
+    temperature, top_k, top_p, min_p. It is the order of transformers' logits processors; presence and
+    frequency, which transformers lacks, follow the OpenAI definition and count generated tokens only. The draw
+    at step n depends on (seed, n) and the logits alone, so replaying or skipping steps does not change the others.
 
     Args:
         params: what to apply.
         prompt_ids: tokens that the repetition penalty counts as seen.
         vocab_limit: ids from here on are padding rows of the vocabulary and are never chosen.
+        eos_ids: the model's end-of-sequence tokens; params.min_tokens holds back those that would end the reply,
+            but where the allowed mask leaves nothing else.
 
     Attributes:
         params, vocab_limit: as given.
@@ -37,16 +46,25 @@ class Sampler:
         seen: bool [vocab_limit], whether it was accepted or is in the prompt.
 
     Raises:
-        GenerationError: a prompt id outside the vocabulary.
+        GenerationError: an id of the prompt, of logit_bias or of stop_token_ids outside the vocabulary.
     """
 
-    def __init__(self, params: SamplingParams, prompt_ids: Sequence[int], vocab_limit: int) -> None:
+    def __init__(
+        self, params: SamplingParams, prompt_ids: Sequence[int], vocab_limit: int, eos_ids: Collection[int] = ()
+    ) -> None:
         prompt = np.asarray(prompt_ids, dtype=np.int64)
         if prompt.size and not 0 <= prompt.min() <= prompt.max() < vocab_limit:
             raise GenerationError(
                 f"prompt token ids from {prompt.min()} to {prompt.max()}",
                 f"ids in 0..{vocab_limit - 1}",
                 "encode the prompt with the tokenizer of this checkpoint",
+            )
+        named = max([*params.logit_bias, *params.stop_token_ids], default=0)
+        if named >= vocab_limit:
+            raise GenerationError(
+                f"logit_bias or stop_token_ids names token {named}",
+                f"ids in 0..{vocab_limit - 1}",
+                "look the ids up with the tokenizer of this checkpoint",
             )
         self.params = params
         self.seed = secrets.randbits(64) if params.seed is None else params.seed
@@ -55,6 +73,9 @@ class Sampler:
         self.seen = np.zeros(vocab_limit, dtype=np.bool_)
         self.seen[prompt] = True
         self.step = 0
+        self._biased = np.fromiter(params.logit_bias, np.int64)
+        self._bias = np.fromiter(params.logit_bias.values(), np.float32)
+        self._ends = np.array(sorted(i for i in params.end_ids(eos_ids) if i < vocab_limit), np.int64)
 
     def sample(self, logits: Floats, allowed: npt.NDArray[np.int32] | None = None) -> int:
         """The next token, which from now on counts as generated: `choose`, then `accept`."""
@@ -112,22 +133,35 @@ class Sampler:
         return float(row[token] - top) - math.log(float(np.exp(row - top).sum(dtype=np.float64)))
 
     def _adjust(self, row: Floats, allowed: npt.NDArray[np.int32] | None) -> Floats:
+        scores = row
+        if self._biased.size or self._penalises:
+            scores = row.copy()
+            scores[self._biased] += self._bias
+            self._penalise(scores)
+        if allowed is None and self.step >= self.params.min_tokens:
+            return scores
+        masked = scores.copy() if allowed is None else _masked(scores, allowed)
+        if self.step < self.params.min_tokens:
+            ends = masked[self._ends]
+            masked[self._ends] = -np.inf
+            if allowed is not None and masked.max() == -np.inf:  # the structure is complete: its end may come
+                masked[self._ends] = ends
+        return masked
+
+    @property
+    def _penalises(self) -> bool:
         params = self.params
-        counted = params.presence_penalty != 0 or params.frequency_penalty != 0
-        if params.repetition_penalty == 1 and not counted and allowed is None:
-            return row
-        scores = row.copy()
+        return params.repetition_penalty != 1 or params.presence_penalty != 0 or params.frequency_penalty != 0
+
+    def _penalise(self, scores: Floats) -> None:
+        params = self.params
         if params.repetition_penalty != 1:
             seen = np.flatnonzero(self.seen)
             old = scores[seen]
             scores[seen] = np.where(old < 0, old * params.repetition_penalty, old / params.repetition_penalty)
-        if counted:
+        if params.presence_penalty != 0 or params.frequency_penalty != 0:
             made = np.flatnonzero(self.counts > 0)
             scores[made] -= params.presence_penalty + params.frequency_penalty * self.counts[made]
-        if allowed is not None:
-            bits = np.unpackbits(allowed.view(np.uint8), count=self.vocab_limit, bitorder="little")
-            scores[bits == 0] = -np.inf
-        return scores
 
     def _candidates(self, scores: Floats, top: float) -> tuple[Ids, npt.NDArray[np.float64]]:
         """Ids that survive the cuts and their weights, that of the largest score being 1."""
@@ -148,6 +182,13 @@ class Sampler:
     def _uniform(self) -> float:
         bits = np.random.Philox(key=np.array([self.seed, 0], np.uint64), counter=[0, 0, 0, self.step])
         return float(np.random.Generator(bits).random())
+
+
+def _masked(scores: Floats, allowed: npt.NDArray[np.int32]) -> Floats:
+    """A copy in which tokens whose bit is not set have minus infinity; a NaN that is allowed becomes infinity."""
+    ceilings = np.take(_CEILINGS, np.ascontiguousarray(allowed).view(np.uint8), axis=0).reshape(-1)
+    masked: Floats = np.fmin(ceilings[: scores.shape[0]], scores)
+    return masked
 
 
 def _nucleus(probs: npt.NDArray[np.float64], top_p: float) -> Ids:

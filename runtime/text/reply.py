@@ -2,49 +2,40 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from enum import Enum, auto
 from typing import Any
 
-from deltart.errors import GenerationError
+from deltart.runtime.text.calls import CallReader, Part, Written
+from deltart.runtime.text.events import (
+    ArgumentsDelta,
+    CallDropped,
+    CallStarted,
+    ContentDelta,
+    Event,
+    ReasoningDelta,
+    ToolCall,
+)
 from deltart.runtime.text.stops import held_back
-from deltart.runtime.text.tool_arguments import Schema, coerce
+from deltart.runtime.text.tool_arguments import tool_schema
+
+__all__ = [
+    "ArgumentsDelta",
+    "CallDropped",
+    "CallStarted",
+    "ContentDelta",
+    "Event",
+    "ReasoningDelta",
+    "Reply",
+    "ReplyParser",
+    "ReplyStream",
+    "ToolCall",
+    "opens_thinking",
+    "parse_reply",
+]
 
 _THINK, _END_THINK = "<think>", "</think>"
-_CALL, _END_CALL = "<tool_call>", "</tool_call>"
-
-_HEAD = re.compile(r"<tool_call>\s*<function=([^>\n]+)>\s*")
-_PARAMETER = re.compile(r"<parameter=([^>\n]+)>")
-_TAIL = re.compile(r"</function>\s*</tool_call>")
-# A value may itself hold the closing tag: it ends where another parameter or the end of the call follows.
-_END_VALUE = re.compile(r"</parameter>\s*(?=<parameter=|</function>\s*</tool_call>)")
-
-
-@dataclass(frozen=True)
-class ToolCall:
-    """A call that the model asks for, with arguments typed by the tool's schema."""
-
-    name: str
-    arguments: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class ReasoningDelta:
-    """The next piece of what stands inside <think>."""
-
-    text: str
-
-
-@dataclass(frozen=True)
-class ContentDelta:
-    """The next piece of the answer."""
-
-    text: str
-
-
-Event = ReasoningDelta | ContentDelta | ToolCall
 
 
 @dataclass(frozen=True)
@@ -62,7 +53,7 @@ def opens_thinking(prompt: str) -> bool:
 
 
 def parse_reply(text: str, tools: Sequence[Mapping[str, Any]] = (), thinking: bool = True) -> Reply:
-    """The parts of a full reply; see ReplyParser for the arguments and the rules."""
+    """The parts of a full reply; see ReplyStream for the arguments and the rules."""
     parser = ReplyParser(tools, thinking)
     events = parser.push(text) + parser.finish()
     return Reply(
@@ -72,19 +63,15 @@ def parse_reply(text: str, tools: Sequence[Mapping[str, Any]] = (), thinking: bo
     )
 
 
-class _State(Enum):
-    START = auto()
-    REASONING = auto()
-    CONTENT = auto()
-    CALL = auto()
+class ReplyStream:
+    """Splits a stream of text into events as soon as they are certain.
 
+    What the events add up to does not depend on how the stream is cut. Every event comes once, in the order of
+    the text; a CallStarted is followed by ArgumentsDeltas and then by its ToolCall or by CallDropped.
 
-class ReplyParser:
-    """Splits a stream of text into events, whose texts and calls do not depend on how the stream is cut.
-
-    Reasoning ends at the first </think>, and is all there is if none comes. A tool call is taken out of the
-    content when it is complete; one that is malformed or cut short stays in the content as it was written.
-    Newlines next to the tags belong to the tags.
+    Reasoning ends at the first </think>. If none comes, complete calls of functions on offer that end the reply
+    are calls, and the rest is reasoning. A call that is malformed or cut short stays in the content as it was
+    written. Newlines next to the tags belong to the tags. See `open_call` for what counts as a call.
 
     Args:
         tools: schemas of the functions on offer; without any, calls are not looked for.
@@ -95,150 +82,142 @@ class ReplyParser:
     """
 
     def __init__(self, tools: Sequence[Mapping[str, Any]] = (), thinking: bool = True) -> None:
-        self._schemas = dict(_schema(tool) for tool in tools)
+        self._schemas = dict(map(tool_schema, tools))
         self._thinking = thinking
-        self._steps = {
-            _State.START: self._start,
-            _State.REASONING: self._reasoning,
-            _State.CONTENT: self._content,
-            _State.CALL: self._call,
-        }
-        self._state = _State.START
-        self._text = ""  # received and not yet given out
-        self._searched = 0  # CALL: the next closing tag is not before this position of _text
-        self._newlines = ""  # held until it is known what follows them
-        self._begun = False  # some text of this part has been given out
-        self._call_last = False
+        self._step: Callable[[str, list[Event]], None] = self._start
+        self._held = ""  # may be the beginning of a tag of thinking
+        self._reader = CallReader(self._schemas)
+        self._text = _Trimmed(ReasoningDelta)
+        self._calls: list[ToolCall] = []  # in reasoning that may turn out to be unclosed
+        self._written: list[str] = []  # what they were written as
 
     def push(self, text: str) -> list[Event]:
         """The events that `text` completes."""
-        self._text += text
-        return self._drain()
+        events: list[Event] = []
+        if text:
+            self._step(text, events)
+        return events
 
     def finish(self) -> list[Event]:
         """The events still held back, once no more text will come."""
         events: list[Event] = []
-        if self._state is _State.START:
-            self._state = _State.REASONING if self._thinking else _State.CONTENT
-            events += self._drain()
-        while self._state is _State.CALL:
-            self._give_up_call(events)
-            events += self._drain()
-        self._give(events, self._text)
-        if self._state is _State.CONTENT and self._newlines and not self._call_last:
-            events.append(ContentDelta(self._newlines))
-        self._text = self._newlines = ""
-        return events
-
-    def _drain(self) -> list[Event]:
-        events: list[Event] = []
-        while self._steps[self._state](events):
-            pass
-        return events
-
-    # Each step gives out what it can and says whether another step may follow.
-
-    def _start(self, events: list[Event]) -> bool:
-        text = self._text.lstrip("\n")
-        if _THINK.startswith(text) and text != _THINK:
-            return False
-        if text.startswith(_THINK):
-            self._text = text[len(_THINK) :]
-        thinking = self._thinking or text.startswith(_THINK)
-        self._state = _State.REASONING if thinking else _State.CONTENT
-        return True
-
-    def _reasoning(self, events: list[Event]) -> bool:
-        if not self._give_until(events, _END_THINK):
-            return False
-        self._text = self._text[len(_END_THINK) :]
-        self._newlines, self._begun = "", False
-        self._state = _State.CONTENT
-        return True
-
-    def _content(self, events: list[Event]) -> bool:
-        if not self._schemas:
-            self._give(events, self._text)
-            self._text = ""
-            return False
-        if not self._give_until(events, _CALL):
-            return False
-        self._state, self._searched = _State.CALL, 0
-        return True
-
-    def _call(self, events: list[Event]) -> bool:
-        found = self._text.find(_END_CALL, self._searched)
-        if found < 0:
-            self._searched = max(0, len(self._text) - len(_END_CALL) + 1)
-            return False
-        end = found + len(_END_CALL)
-        call = _read_call(self._text[:end], self._schemas)
-        if isinstance(call, ToolCall):
-            events.append(call)
-            self._text, self._call_last = self._text[end:], True
-            self._state = _State.CONTENT
-        elif call is _Unread.OPEN:
-            self._searched = end
+        if self._step == self._start:
+            self._begin(self._thinking, self._held, events)
+        if self._step == self._content:
+            self._give_content(self._reader.finish(), events)
+            events += self._text.finish()
         else:
-            self._give_up_call(events)
-        return True
+            self._unclosed_reasoning(events)
+        return events
 
-    def _give_up_call(self, events: list[Event]) -> None:
-        self._give(events, _CALL)
-        self._text = self._text[len(_CALL) :]
-        self._state = _State.CONTENT
+    # One method for each state.
 
-    def _give_until(self, events: list[Event], tag: str) -> bool:
-        """Gives out the text before `tag`, or, if it is not there, what can't be the beginning of it."""
-        found = self._text.find(tag)
-        end = found if found >= 0 else len(self._text) - held_back(self._text, (tag,))
-        self._give(events, self._text[:end])
-        self._text = self._text[end:]
-        return found >= 0
+    def _start(self, text: str, events: list[Event]) -> None:
+        text = (self._held + text).lstrip("\n")
+        if _THINK.startswith(text) and text != _THINK:
+            self._held = text
+        elif text.startswith(_THINK):
+            self._begin(True, text.removeprefix(_THINK), events)
+        else:
+            self._begin(self._thinking, text, events)
 
-    def _give(self, events: list[Event], text: str) -> None:
-        text = self._newlines + text
+    def _begin(self, thinking: bool, text: str, events: list[Event]) -> None:
+        self._held = ""
+        self._step = self._reasoning if thinking else self._content
+        self._text = _Trimmed(ReasoningDelta if thinking else ContentDelta)
+        self._step(text, events)
+
+    def _reasoning(self, text: str, events: list[Event]) -> None:
+        text = self._held + text
+        found = text.find(_END_THINK)
+        end = found if found >= 0 else len(text) - held_back(text, (_END_THINK,))
+        self._held = text[end:]
+        self._give_reasoning(self._read(text[:end]), events)
+        if found >= 0:
+            self._give_reasoning(self._reader.finish(), events)
+            self._no_calls_in_reasoning(events)
+            self._reader = CallReader(self._schemas)
+            self._begin(False, text[found + len(_END_THINK) :], events)
+
+    def _content(self, text: str, events: list[Event]) -> None:
+        self._give_content(self._read(text), events)
+
+    # What they do.
+
+    def _read(self, text: str) -> Sequence[Part]:
+        return self._reader.push(text) if self._schemas else [ContentDelta(text)]
+
+    def _give_content(self, parts: Iterable[Part], events: list[Event]) -> None:
+        for part in parts:
+            if isinstance(part, ContentDelta):
+                events += self._text.push(part.text)
+            elif not isinstance(part, Written):
+                self._text.after_call = self._text.after_call or isinstance(part, ToolCall)
+                events.append(part)
+
+    def _give_reasoning(self, parts: Iterable[Part], events: list[Event]) -> None:
+        """Calls are kept back as long as nothing but white space follows them."""
+        for part in parts:
+            if isinstance(part, ContentDelta):
+                if self._calls and not part.text.strip():
+                    self._written.append(part.text)
+                else:
+                    self._no_calls_in_reasoning(events)
+                    events += self._text.push(part.text)
+            elif isinstance(part, Written):
+                self._written.append(part.text)
+            elif isinstance(part, ToolCall):
+                self._calls.append(part)
+
+    def _no_calls_in_reasoning(self, events: list[Event]) -> None:
+        events += self._text.push("".join(self._written))
+        self._calls, self._written = [], []
+
+    def _unclosed_reasoning(self, events: list[Event]) -> None:
+        self._give_reasoning(self._read(self._held), events)
+        self._give_reasoning(self._reader.finish(), events)
+        if any(call.name not in self._schemas for call in self._calls):
+            self._no_calls_in_reasoning(events)
+        for call in self._calls:
+            text = json.dumps(call.arguments, ensure_ascii=False)
+            events += [CallStarted(call.name), ArgumentsDelta(text), call]
+
+
+class ReplyParser(ReplyStream):
+    """A ReplyStream of whole calls: reasoning, content and ToolCall events only."""
+
+    def push(self, text: str) -> list[Event]:
+        return _whole(super().push(text))
+
+    def finish(self) -> list[Event]:
+        return _whole(super().finish())
+
+
+class _Trimmed:
+    """Text without the newlines before its first and after its last line.
+
+    Attributes:
+        after_call: a call ended the text so far, so newlines at its end belong to the call's tags.
+    """
+
+    def __init__(self, delta: type[ReasoningDelta] | type[ContentDelta]) -> None:
+        self._delta, self._begun, self._newlines = delta, False, 0
+        self.after_call = False
+
+    def push(self, text: str) -> list[Event]:
         body = text.rstrip("\n")
-        self._newlines = text[len(body) :] if body or self._begun else ""
+        newlines, self._newlines = self._newlines, len(text) - len(body)
         if not body:
-            return
-        delta = ReasoningDelta if self._state is _State.REASONING else ContentDelta
-        events.append(delta(body if self._begun else body.lstrip("\n")))
-        self._begun, self._call_last = True, False
+            self._newlines = newlines + self._newlines if self._begun else 0
+            return []
+        body = "\n" * newlines + body if self._begun else body.lstrip("\n")
+        self._begun, self.after_call = True, False
+        return [self._delta(body)]
+
+    def finish(self) -> list[Event]:
+        """The newlines at the end of the reply."""
+        return [self._delta("\n" * self._newlines)] if self._newlines and not self.after_call else []
 
 
-class _Unread(Enum):
-    OPEN = auto()  # the closing tag stands inside a value that goes on
-    MALFORMED = auto()
-
-
-def _read_call(block: str, schemas: Mapping[str, Schema]) -> ToolCall | _Unread:
-    """The call in a text that begins with <tool_call> and ends with </tool_call>."""
-    head = _HEAD.match(block)
-    if head is None:
-        return _Unread.MALFORMED
-    closed = block[: -len(_END_CALL)].rstrip().endswith("</function>")
-    schema, at = schemas.get(head[1], {}), head.end()
-    arguments: dict[str, Any] = {}
-    while parameter := _PARAMETER.match(block, at):
-        end = _END_VALUE.search(block, parameter.end())
-        if end is None:
-            return _Unread.MALFORMED if closed else _Unread.OPEN
-        value = block[parameter.end() : end.start()].removeprefix("\n").removesuffix("\n")
-        arguments[parameter[1]] = coerce(value, parameter[1], schema)
-        at = end.end()
-    return ToolCall(head[1], arguments) if _TAIL.fullmatch(block, at) else _Unread.MALFORMED
-
-
-def _schema(tool: Mapping[str, Any]) -> tuple[str, Schema]:
-    """Name and parameters of a tool, given bare or as {type: function, function: ...}."""
-    function = tool.get("function", tool) if isinstance(tool, Mapping) else None
-    name = function.get("name") if isinstance(function, Mapping) else None
-    parameters = function.get("parameters") if isinstance(function, Mapping) else None
-    if not isinstance(name, str) or not isinstance(parameters, Mapping | None):
-        raise GenerationError(
-            f"a tool that is not a function schema: {tool!r}",
-            "a mapping with a name and parameters that are a JSON schema",
-            "correct the tool",
-        )
-    return name, parameters or {}
+def _whole(events: list[Event]) -> list[Event]:
+    return [event for event in events if not isinstance(event, CallStarted | ArgumentsDelta | CallDropped)]

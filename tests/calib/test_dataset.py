@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from deltart.calib.dataset import DEFAULT, HELD_OUT, ROW_TOKENS, VALIDATED, VALIDATION_TOKENS, read_dataset, spread
-from deltart.calib.errors import CalibrationError
+from deltart.errors import CalibrationError
 from deltart.runtime.text.chat import ChatTemplate
 from deltart.runtime.text.tokenizer import Tokenizer
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections import namedtuple
 from collections.abc import Callable
@@ -14,9 +15,8 @@ import pytest
 import torch
 
 from deltart.calib import staging
-from deltart.calib.errors import CalibrationError
 from deltart.calib.pipeline import calibrate
-from deltart.errors import CheckpointError, ConfigError, DeltaRTError
+from deltart.errors import CalibrationError, CheckpointError, ConfigError, DeltaRTError, OutputError
 from deltart.export.checkpoint import Checkpoint
 from support.calibration import VOCAB
 
@@ -33,7 +33,7 @@ def broken(tiny: Path, tmp_path: Path) -> Path:
 def refused(error: type[DeltaRTError], words: str, checkpoint: Path, output: Path, **arguments: Any) -> None:
     with pytest.raises(error, match=words) as caught:
         calibrate(checkpoint, output, **{"method": "absmax", **arguments})
-    assert caught.value.expected or caught.value.todo
+    assert caught.value.expected or caught.value.hint
     assert not output.exists() and not list(output.parent.glob(".*partial*"))
 
 
@@ -143,10 +143,10 @@ def test_disk_full_in_torch(tiny: Path, text: Path, tmp_path: Path, monkeypatch:
 
 def test_output_in_use(tiny: Path, tmp_path: Path) -> None:
     (tmp_path / "mine").write_text("precious")
-    with pytest.raises(CalibrationError, match="already in use"):
+    with pytest.raises(OutputError, match="already in use"):
         calibrate(tiny, tmp_path, method="absmax")
     assert (tmp_path / "mine").read_text() == "precious"
-    with pytest.raises(CalibrationError, match="already in use"):
+    with pytest.raises(OutputError, match="is a file"):
         calibrate(tiny, tmp_path / "mine", method="absmax")
 
 
@@ -175,4 +175,28 @@ def test_statistics_of_another_text(tiny: Path, text: Path, tmp_path: Path) -> N
     calibrate(tiny, tmp_path / "one", data=text, **arguments)  # type: ignore[arg-type]
     other = tmp_path / "other.jsonl"
     other.write_text(text.read_text() + '{"ids": [1, 2, 3]}\n')
-    refused(CalibrationError, "another checkpoint or text", tiny, tmp_path / "two", data=other, **arguments)
+    refused(CalibrationError, "something else than statistics", tiny, tmp_path / "two", data=other, **arguments)
+
+
+def test_statistics_among_other_files(tiny: Path, text: Path, tmp_path: Path) -> None:
+    kept = tmp_path / "kept"
+    kept.mkdir()
+    (kept / "batches.pt").write_text("precious")
+    refused(CalibrationError, "something else than statistics", tiny, tmp_path / "out", data=text, statistics=kept)
+    assert [p.name for p in kept.iterdir()] == ["batches.pt"] and (kept / "batches.pt").read_text() == "precious"
+
+
+def test_hidden_folder_of_somebody_else(tiny: Path, tmp_path: Path) -> None:
+    """It has the name of unfinished work, but nothing of a calibration's in it."""
+    (tmp_path / ".out.partial").mkdir()
+    (tmp_path / ".out.partial" / "precious").touch()
+    with pytest.raises(CalibrationError, match="no unfinished calibration"):
+        calibrate(tiny, tmp_path / "out", method="absmax")
+    assert (tmp_path / ".out.partial" / "precious").exists() and not (tmp_path / "out").exists()
+
+
+def test_small_files_are_copied(calibrated: Made, tiny: Path) -> None:
+    """So that an edit of the output's does not edit the original's."""
+    output = calibrated("hessian")
+    small = [p for p in output.iterdir() if p.suffix != ".safetensors" and (tiny / p.name).exists()]
+    assert len(small) >= 2 and not any(os.path.samefile(p, tiny / p.name) for p in small)

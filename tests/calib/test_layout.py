@@ -10,12 +10,14 @@ from transformers.quantizers.quantizers_utils import should_convert_module
 
 from deltart.calib import layout
 from deltart.calib.pipeline import calibrate
+from deltart.calib.selection import candidates, select
 from deltart.export.checkpoint import Checkpoint
 from deltart.export.formats import is_skipped
+from deltart.export.formats.fp8_block import GROUPS
 from deltart.export.spec import read_spec
 from deltart.export.synthetic.write import synthesize
 
-LINEARS = {leaf for group in layout.GROUPS for leaf in group}
+LINEARS = {leaf for group in GROUPS for leaf in group}
 LINEARS |= {"in_proj_a", "in_proj_b", "fc", "lm_head", "qkv", "proj"}
 
 
@@ -29,7 +31,7 @@ def vendor(tmp_path_factory: pytest.TempPathFactory, real_files: Path) -> Checkp
 
 def test_27b_equals_the_vendors_fp8_release(vendor: Checkpoint, real_files: Path) -> None:
     spec = read_spec(vendor.folder)
-    selection = layout.select(layout.candidates(spec, vendor), vendor, None)
+    selection = select(candidates(spec, vendor), vendor, None)
     assert len(selection.modules) == 407 and not selection.kept
     planned = {}
     for file in layout.plan_files(vendor, selection, "BF16"):
@@ -50,7 +52,7 @@ def test_27b_equals_the_vendors_fp8_release(vendor: Checkpoint, real_files: Path
 
 def test_transformers_rule_skips_what_stays(tiny: Path) -> None:
     tensors = Checkpoint(tiny)
-    selection = layout.select(layout.candidates(read_spec(tiny), tensors), tensors, ["layers.1.mlp", "self_attn"])
+    selection = select(candidates(read_spec(tiny), tensors), tensors, ["layers.1.mlp", "self_attn"])
     skipped = layout.output_config(tensors, selection)["quantization_config"]["modules_to_not_convert"]
     for name in tensors:
         module = name.removesuffix(".weight")
@@ -78,7 +80,7 @@ def test_shards_keep_their_names_and_whole_ones_are_linked(tmp_path: Path, monke
 
 def test_every_tensor_is_aligned(tiny: Path) -> None:
     tensors = Checkpoint(tiny)
-    selection = layout.select(layout.candidates(read_spec(tiny), tensors), tensors, None)
+    selection = select(candidates(read_spec(tiny), tensors), tensors, None)
     sizes = {"F32": 4, "BF16": 2, "F8_E4M3": 1}
     for file in layout.plan_files(tensors, selection, "F32"):
         assert all(info.offset % sizes[info.dtype] == 0 for info in file.tensors.values())

@@ -10,8 +10,8 @@ import torch
 
 from deltart.calib import observe as module_of_observe
 from deltart.calib.forward import batches_of, sweep
-from deltart.calib.layout import candidates
 from deltart.calib.observe import observe
+from deltart.calib.selection import candidates
 from deltart.export.checkpoint import Checkpoint
 from deltart.export.spec import read_spec
 from support.calibration import VOCAB, load

@@ -19,6 +19,7 @@ import pytest
 
 from deltart.calib import layout
 from deltart.calib.pipeline import calibrate
+from deltart.calib.selection import candidates, select
 from deltart.export.checkpoint import Checkpoint
 from deltart.export.spec import read_spec
 from deltart.export.synthetic.write import synthesize
@@ -86,7 +87,7 @@ def test_skip_list_of_the_27b(tmp_path: Path) -> None:
     """With the names that vLLM gives the vision-language class (its weight mapper's renaming)."""
     synthesize("qwen3.6-27b", tmp_path / "27b", sparse=True)
     tensors = Checkpoint(tmp_path / "27b")
-    selection = layout.select(layout.candidates(read_spec(tensors.folder), tensors), tensors, None, ["layers.7.mlp"])
+    selection = select(candidates(read_spec(tensors.folder), tensors), tensors, None, ["layers.7.mlp"])
     files = layout.plan_files(tensors, selection, "BF16")
     dtypes = {info.name: info.dtype for file in files for info in file.tensors.values()}
     config = layout.output_config(tensors, selection)["quantization_config"]

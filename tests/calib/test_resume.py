@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from deltart.calib.errors import CalibrationError
 from deltart.calib.pipeline import calibrate
+from deltart.errors import CalibrationError, OutputError
 
 Made = Callable[[str], Path]
 
@@ -63,9 +63,10 @@ def test_work_that_can_not_be_trusted_is_done_again(
     if damage == "journal cut short":
         journal.write_bytes(journal.read_bytes()[:-37])
     elif damage == "weights lost":  # as when the machine loses power before the disk has the data
-        raw = bytearray((staging / "model.safetensors").read_bytes())
+        weights = staging / "out" / "model.safetensors"
+        raw = bytearray(weights.read_bytes())
         raw[len(raw) // 2 :] = bytes(len(raw) - len(raw) // 2)
-        (staging / "model.safetensors").write_bytes(raw)
+        weights.write_bytes(raw)
     else:
         (staging / ".calibration" / "model.layers.0.importance.pt").unlink()
     assert run_until(1000, tiny, output, text, "hessian")
@@ -94,6 +95,51 @@ def test_unfinished_work_of_other_arguments_is_not_thrown_away(
     with pytest.raises(CalibrationError, match=words):
         calibrate(tiny, tmp_path / "out", **arguments)
     assert before and journal.read_bytes() == before
+
+
+def absmax_killed_while_copying(tiny: Path, output: Path) -> None:
+    """The quickest calibration there is, killed when every weight is done."""
+
+    def say(line: str) -> None:
+        if line.startswith("copying"):
+            raise Killed
+
+    with pytest.raises(Killed):
+        calibrate(tiny, output, method="absmax", say=say)
+
+
+def test_two_runs_do_not_share_the_work(tiny: Path, tmp_path: Path) -> None:
+    def say(_: str) -> None:
+        with pytest.raises(CalibrationError, match="another run is at work"):
+            calibrate(tiny, tmp_path / "out", method="absmax")
+
+    calibrate(tiny, tmp_path / "out", method="absmax", say=say)
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+def test_unfinished_work_survives_an_output_that_is_in_use(tiny: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    absmax_killed_while_copying(tiny, output)
+    output.mkdir()
+    (output / "precious").touch()
+    with pytest.raises(OutputError, match="already in use"):
+        calibrate(tiny, output, method="absmax")
+    (output / "precious").unlink()
+    said: list[str] = []
+    calibrate(tiny, output, method="absmax", say=said.append)
+    assert "32 done before" in said[0] and (output / "report.json").exists()
+
+
+def test_output_that_can_not_be_renamed(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the working directory, or a mount point: the work lies inside until it is done."""
+    calibrate(tiny, tmp_path / "other", method="absmax")
+    output = tmp_path / "out"
+    output.mkdir()
+    monkeypatch.chdir(output)
+    absmax_killed_while_copying(tiny, Path("."))
+    assert [p.name for p in output.iterdir()] == [".out.partial"]
+    calibrate(tiny, Path("."), method="absmax")
+    assert contents(output) == contents(tmp_path / "other")
 
 
 SCRIPT = """

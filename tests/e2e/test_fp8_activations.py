@@ -18,7 +18,7 @@ from deltart.export.lower.functions import parse_function
 from deltart.export.pipeline import export_checkpoint
 from deltart.plugins.tolerance import relative_rms
 from deltart.runtime.backends.ort import OrtBackend
-from deltart.runtime.engine import Generator, text_inputs
+from deltart.runtime.generate import Generator, text_inputs
 from deltart.runtime.text.tokenizer import Tokenizer
 from deltart.verify.fp8_prefill import Fp8PrefillBackend
 from tools.nano import evaluate, heldout, reference, runtime

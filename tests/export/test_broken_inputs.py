@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 
 from deltart.errors import CheckpointError, ConfigError, DeltaRTError, ExportError
-from deltart.export.checkpoint import SINGLE, Checkpoint
+from deltart.export.checkpoint import Checkpoint
 from deltart.export.pipeline import export_checkpoint
 from deltart.export.synthetic import write as synthetic
 from deltart.export.synthetic.presets import causal_lm, text_config
 from deltart.export.synthetic.write import write_checkpoint
+from deltart.safetensors import SINGLE
 from support.cases import VOCAB
 
 CONFIG = causal_lm(

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from native_cases import CASES, case
 
+from deltart.dtypes import BY_SHORT
 from deltart.errors import BuildError, MissingDependencyError
 from deltart.plugins import trt_plugin
 from deltart.plugins.dims import Dim, expression
@@ -50,7 +51,7 @@ class Builder:
 def fake_trt() -> SimpleNamespace:
     """As much of a TensorRT module as a plugin class is made of."""
     bases = ("IPluginV3", "IPluginV3OneCore", "IPluginV3OneBuildV2", "IPluginV3OneRuntime")
-    types = {name: name for name in (*trt_plugin.ELEMENT_TYPES.values(), "float16")}
+    types = {name: name for name in (*(BY_SHORT[short].name for short in TYPES), "float16")}
     return SimpleNamespace(
         **{base: type(base, (), {"__init__": lambda self: None}) for base in bases},
         **types,
@@ -101,7 +102,7 @@ def test_types_and_aliases_are_pythons(native: Host, spec: OpSpec) -> None:
     )
     assert native.ask("outputs", spec.name.encode()) == expected
     first = next(i for i, t in enumerate(spec.inputs) if t.dtype == ACT)
-    names = {number: trt_plugin.ELEMENT_TYPES[name] for number, name in enumerate(TYPES)} | {-1: "float16"}
+    names = {number: BY_SHORT[name].name for number, name in enumerate(TYPES)} | {-1: "float16"}
     for position, mine, other in product(range(len(spec.inputs) + len(spec.outputs)), names, names):
         tensors = [SimpleNamespace(desc=SimpleNamespace(format="linear", type=names[other])) for _ in range(first + 1)]
         tensors += [None] * (position - first)
@@ -193,7 +194,7 @@ def test_driver_errors_are_named(native: Host, driver: ctypes.CDLL, tmp_path: Pa
     given = one.given()
     with pytest.raises(BuildError, match=r"libcuda\.so\.none") as error:
         native.ask("run", b"libcuda.so.none", ctypes.byref(given), 1, None)
-    assert error.value.todo == "install NVIDIA's driver"
+    assert error.value.hint == "install NVIDIA's driver"
 
 
 def test_an_unknown_output_axis_is_refused() -> None:
@@ -206,7 +207,7 @@ def test_an_unknown_output_axis_is_refused() -> None:
 def test_missing_headers_and_compiler_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(MissingDependencyError, match=f"NvInfer.h is not in {tmp_path}") as error:
         library.find_headers([tmp_path])
-    assert "--include DIR" in error.value.todo
+    assert "--include DIR" in error.value.hint
     (tmp_path / "include").mkdir()
     (tmp_path / "include" / "NvInfer.h").touch()
     assert library.find_headers([tmp_path]) == tmp_path / "include"

@@ -43,7 +43,7 @@ def outcome(answer: Callable[..., str], *arguments: Any) -> str:
     try:
         return answer(*arguments)
     except BuildError as error:
-        return f"refused: {error.found} / {error.expected} / {error.todo}"
+        return f"refused: {error.found} / {error.expected} / {error.hint}"
 
 
 def launches(case: Case) -> str:

@@ -134,7 +134,7 @@ def test_refusals_reach_the_log_with_an_error_code(made: Probe) -> None:
     moved = line(state).replace(f"| {state.addresses[4]:x} {state.addresses[5]:x} |", f"| {state.addresses[4]:x} 40 |")
     assert moved != line(state)
     text = "\n".join(made.run([line(norm), "GatedRMSNorm |", moved]))
-    assert "log 1 DeltaRT: heads of 6\n  expected: a multiple of 4 up to 512\n  to do:" in text
+    assert "log 1 DeltaRT: heads of 6\n  expected: a multiple of 4 up to 512\n  hint:" in text
     assert "log 1 DeltaRT: GatedRMSNorm came without epsilon" in text and "no plugin" in text
     assert "log 1 DeltaRT: CausalConv1d.state has different buffers as input and output" in text
     assert re.findall(r"enqueued (-?\d)", text) == ["-1", "-1"]

@@ -15,11 +15,11 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 
+from deltart.dtypes import BY_NAME
 from deltart.manifest import GraphEntry, load_manifest
 from deltart.plugins.cpu_shim.runner import compile_cpu
 from deltart.plugins.launch import Launch
 from deltart.runtime.backends.gpu import engine_manifest as plans
-from deltart.runtime.backends.gpu.calls import NUMPY
 from deltart.runtime.backends.gpu.engine_manifest import Binding, EngineManifest, PlanEntry
 from deltart.verify.exposed import expose
 from deltart.verify.tensorrt_exposed import GRAPH, PHASES, exposed_graph
@@ -161,7 +161,7 @@ class OrtExecutor:
 
     def _weight(self, binding: Binding, address: int, shape: tuple[int, ...]) -> ort.OrtValue:
         bits = {"int8": np.uint8, "bfloat16": np.uint16, "float32": np.float32}[binding.dtype]
-        count = math.prod(shape) * plans.ITEM_BYTES[binding.dtype]
+        count = math.prod(shape) * BY_NAME[binding.dtype].itemsize
         raw = memory(address, count).copy().view(bits).reshape(shape)
         if bits == np.float32:
             return ort.OrtValue.ortvalue_from_numpy(raw)
@@ -169,7 +169,7 @@ class OrtExecutor:
 
 
 def _array(binding: Binding, address: int, shape: tuple[int, ...]) -> np.ndarray:
-    dtype = NUMPY[binding.dtype]
+    dtype = BY_NAME[binding.dtype].numpy
     return memory(address, math.prod(shape) * dtype.itemsize).view(dtype).reshape(shape)
 
 

@@ -102,7 +102,7 @@ int64_t answer(char* text, size_t room, Body body) {
   try {
     result = body();
   } catch (const Error& error) {
-    result = error.found + "\n" + error.expected + "\n" + error.todo;
+    result = error.found + "\n" + error.expected + "\n" + error.hint;
     sign = -1;
   }
   text[result.copy(text, room - 1)] = '\0';

@@ -9,7 +9,7 @@ import numpy as np
 
 from deltart.runtime.backends.inputs import mtp_inputs, text_inputs
 from deltart.runtime.backends.ort import OrtBackend
-from deltart.runtime.engine import Generator
+from deltart.runtime.generate import Generator
 from deltart.runtime.sampling.params import SamplingParams
 from deltart.runtime.text.tokenizer import Tokenizer
 from tools.nano.evaluate import MAX_NEW_TOKENS, Reply

@@ -5,21 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import ml_dtypes
 import numpy as np
 
+from deltart.dtypes import BY_NAME
 from deltart.errors import GenerationError
 from deltart.runtime.backends.gpu.engine_manifest import SPECULATE_TOKENS, PlanEntry
 
 COUNTS = ("n_tokens", "n_commit")
 
-NUMPY = {
-    "bfloat16": np.dtype(ml_dtypes.bfloat16),
-    "float16": np.dtype(np.float16),
-    "float32": np.dtype(np.float32),
-    "int32": np.dtype(np.int32),
-    "int64": np.dtype(np.int64),
-}
+NUMPY = {name: dtype.numpy for name, dtype in BY_NAME.items()}
 
 
 @dataclass(frozen=True)

@@ -123,6 +123,12 @@ def _arrays(shape: Shape, rows: Sequence[DecodeRow]) -> dict[str, np.ndarray]:
 
 def _settings(given: Sampler) -> Settings:
     params = given.params
+    if params.logit_bias or params.min_tokens > given.step:
+        raise GenerationError(
+            "a request with logit_bias or min_tokens on a GPU backend",
+            "neither, for the device's sampler has no place for them",
+            "leave them out, or run the artifact on ONNX Runtime",
+        )
     return Settings(
         temperature=params.temperature,
         top_k=params.top_k,

@@ -5,17 +5,19 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
-import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
 import deltart
+from deltart.dtypes import BY_NAME, BY_ONNX
 from deltart.errors import ArtifactError
-from deltart.manifest import GraphEntry
+from deltart.files import write_atomically
+from deltart.manifest import GraphEntry, shape_of
 from deltart.plugins import trt_plugin
 
 Flavour = Literal["rtx", "tensorrt"]
@@ -27,8 +29,6 @@ CAPTURED = ("decode", "speculate")  # run as CUDA graphs
 ROLES = ("input", "output", "state", "state_output", "weight")
 SPECULATE_TOKENS = 8  # at most: the drafts of one step and the tokens they follow
 PREFILL_ROWS = 16  # logit rows of one prefill call
-ELEMENT_TYPES = {1: "float32", 3: "int8", 6: "int32", 7: "int64", 10: "float16", 16: "bfloat16"}  # by ONNX number
-ITEM_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4, "int8": 1, "int32": 4, "int64": 8}
 
 Range = tuple[int, int, int]  # smallest, most likely, largest
 
@@ -55,11 +55,16 @@ class Binding:
 
     def shape(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
         """Its shape in a call of these sizes."""
-        return tuple(axis if isinstance(axis, int) else sizes[axis] for axis in self.axes)
+        return shape_of(self.axes, sizes)
+
+    @property
+    def numpy(self) -> np.dtype[Any]:
+        """Its element type."""
+        return BY_NAME[self.dtype].numpy
 
     def nbytes(self, sizes: Mapping[str, int]) -> int:
         """Its size in bytes in a call of these sizes."""
-        return math.prod(self.shape(sizes)) * ITEM_BYTES[self.dtype]
+        return math.prod(self.shape(sizes)) * BY_NAME[self.dtype].itemsize
 
 
 @dataclass(frozen=True)
@@ -126,7 +131,7 @@ def read_binding(value: Any) -> Binding:
     """The binding, still without a role, of an ONNX graph's input or output (a ValueInfoProto)."""
     kind = value.type.tensor_type
     axes = [d.dim_param or d.dim_value for d in kind.shape.dim]
-    return Binding(value.name, "", ELEMENT_TYPES[kind.elem_type], axes)
+    return Binding(value.name, "", BY_ONNX[kind.elem_type].name, axes)
 
 
 def bindings(entry: GraphEntry, tensors: Iterable[Binding]) -> list[Binding]:
@@ -188,34 +193,10 @@ def load_engine(artifact: Path, flavour: str) -> EngineManifest:
             f"{artifact} has no TensorRT plans of flavour '{flavour}'", str(path), f"run 'deltart build {artifact}'"
         ) from None
     except (KeyError, TypeError, json.JSONDecodeError) as error:
-        raise ArtifactError(f"{path} is damaged ({error})", todo="run 'deltart build' again") from None
+        raise ArtifactError(f"{path} is damaged ({error})", hint="run 'deltart build' again") from None
 
 
 def plan_entry(raw: dict[str, Any]) -> PlanEntry:
     """A PlanEntry from its JSON form."""
     chosen = Profile({a: (r[0], r[1], r[2]) for a, r in raw["profile"]["axes"].items()})
     return PlanEntry(**raw | {"profile": chosen, "bindings": [Binding(**b) for b in raw["bindings"]]})
-
-
-def write_atomically(path: Path, content: bytes | memoryview) -> None:
-    """`content` under its final name at once, or nothing."""
-    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
-    try:
-        partial.write_bytes(content)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def link_or_copy(source: Path, target: Path) -> None:
-    """`target` becomes `source`'s content, as a second name where the file system can."""
-    partial = target.with_name(f".{target.name}.partial-{os.getpid()}")
-    partial.unlink(missing_ok=True)
-    try:
-        try:
-            os.link(source, partial)
-        except OSError:
-            shutil.copyfile(source, partial)
-        os.replace(partial, target)
-    finally:
-        partial.unlink(missing_ok=True)

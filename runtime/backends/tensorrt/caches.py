@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from deltart.runtime.backends.gpu.engine_manifest import write_atomically
+from deltart.files import write_atomically
 
 
 class TimingCache:

@@ -89,9 +89,9 @@ class TensorRtExecutor:
         ask = getattr(self._context, "is_stream_capturable", None)
         return bool(ask(int(stream))) if ask else True
 
-    def _error(self, found: str, todo: str) -> DeltaRTError:
+    def _error(self, found: str, hint: str) -> DeltaRTError:
         failure = self._library.take_failure()
         if isinstance(failure, DeltaRTError):
             return failure
         said = " | ".join([*([] if failure is None else [repr(failure)]), *self._library.messages.errors[-3:]])
-        return BuildError(f"{found} {self._name}: {said or 'TensorRT gave no reason'}", todo=todo)
+        return BuildError(f"{found} {self._name}: {said or 'TensorRT gave no reason'}", hint=hint)

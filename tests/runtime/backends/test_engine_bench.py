@@ -34,7 +34,7 @@ def test_a_step_is_timed_as_a_graph_and_as_a_whole(backend: TensorRtBackend, tok
     assert row["wall_ms"] == pytest.approx(row["device_ms"] + row["host_ms"])
     assert row["percent_of_copy"] == pytest.approx(row["gbs"] / 10)
     assert row["bytes"] == traffic.weight_bytes(backend.manifest) + 2 * traffic.state_bytes(
-        backend.manifest, backend.engine.plans["model.decode"], 20
+        backend.engine.plans["model.decode"], 20
     )
 
 
@@ -51,7 +51,7 @@ def test_bytes_of_a_step(backend: TensorRtBackend) -> None:
     assert sizes["model.layers.0.mlp.gate_proj.weight"] == 448 * 320  # a byte each
     assert traffic.weight_bytes(manifest) == sum(sizes.values())
     recurrent = 3 * (3 * 128 * 128 * 4 + 3 * 5 * 128 * 2)
-    found = traffic.state_bytes(manifest, backend.engine.plans["model.decode"], 100)
+    found = traffic.state_bytes(backend.engine.plans["model.decode"], 100)
     assert found == 2 * recurrent + 100 * 2 * 2 * 64 * 2
 
 

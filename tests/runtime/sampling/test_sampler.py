@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
+from transformers import GenerationConfig
 from transformers.generation import logits_process as reference
 
 from deltart.errors import GenerationError
@@ -71,6 +72,83 @@ def test_distribution_is_that_of_transformers(case: int) -> None:
     theirs = _transformers(params, prompt, logits)
     np.testing.assert_array_equal(ours > 0, theirs > 0)
     np.testing.assert_allclose(ours, theirs, rtol=2e-6)
+
+
+@pytest.mark.parametrize("case", range(40))
+def test_bias_penalty_and_minimum_are_those_of_transformers(case: int) -> None:
+    """Bias, repetition penalty, minimum length and allowed tokens, in the order of GenerationMixin."""
+    draw = np.random.default_rng(case)
+    bias = {int(i): float(draw.choice([-100, -3.5, 0, 2, 100])) for i in draw.integers(0, V, draw.integers(0, 30))}
+    ends = [int(i) for i in draw.choice(V, 3, replace=False)]
+    made = draw.integers(0, V, draw.integers(0, 6)).tolist()
+    params = SamplingParams(
+        temperature=float(draw.choice([0.7, 1.0])),
+        repetition_penalty=float(draw.choice([0.8, 1.0, 1.3])),
+        logit_bias=bias,
+        min_tokens=int(draw.integers(0, 6)),
+        stop_token_ids=tuple(ends[:1]),
+    )
+    allowed = draw.integers(-(2**31), 2**31, 32, dtype=np.int32) if case % 2 else None
+    prompt, logits = draw.integers(0, V, 50).tolist(), _logits(case)
+    if case % 5 == 0:
+        logits[ends] = 30
+    sampler = Sampler(params, prompt, V, ends[1:])
+    for token in made:
+        sampler.accept(token)
+    steps: list[Any] = [
+        reference.RepetitionPenaltyLogitsProcessor(float(params.repetition_penalty)),
+        reference.MinNewTokensLengthLogitsProcessor(len(prompt), params.min_tokens, ends),
+    ]
+    if bias:
+        steps.insert(0, reference.SequenceBiasLogitsProcessor({(token,): value for token, value in bias.items()}))
+    if allowed is not None:
+        words = allowed.view(np.uint32)
+        ids = [i for i in range(V) if words[i // 32] >> (i % 32) & 1]
+        steps.append(reference.PrefixConstrainedLogitsProcessor(lambda batch, sent: ids, 1))
+    steps.append(reference.TemperatureLogitsWarper(float(params.temperature)))
+    scores = torch.from_numpy(logits.astype(np.float64))[None]
+    theirs = reference.LogitsProcessorList(steps)(torch.LongTensor([prompt + made]), scores).softmax(-1)[0].numpy()
+    chosen, probs = sampler.distribution(logits, allowed)
+    ours = np.zeros(V)
+    ours[chosen] = probs
+    np.testing.assert_array_equal(ours > 0, theirs > 0)
+    np.testing.assert_allclose(ours, theirs, rtol=2e-5)  # their bias is float32 in float64 scores
+
+
+def test_a_bias_of_100_is_an_exclusive_choice_and_of_minus_100_a_ban() -> None:
+    """OpenAI's words for the ends of the range."""
+    logits = _logits(9)
+    best = int(logits.argmax())
+    assert Sampler(SamplingParams(temperature=0, logit_bias={3: 100}), [], V).sample(logits) == 3
+    banned = Sampler(SamplingParams(seed=1, logit_bias={best: -100.0}), [], V)
+    assert all(banned.sample(logits) != best for _ in range(200))
+
+
+@pytest.mark.parametrize("ignore_eos", [False, True])
+def test_ends_are_held_back_until_min_tokens_others_were_drawn(ignore_eos: bool) -> None:
+    logits = np.zeros(V, np.float32)
+    logits[[5, 6]] = 50
+    logits[6] += 1
+    params = SamplingParams(temperature=0, min_tokens=3, stop_token_ids=(6,), ignore_eos=ignore_eos)
+    sampler = Sampler(params, [], V, {5})
+    tokens = [sampler.sample(logits) for _ in range(4)]
+    assert tokens == ([5, 5, 5, 6] if ignore_eos else [0, 0, 0, 6])
+
+
+def test_a_complete_structure_ends_before_min_tokens() -> None:
+    params = SamplingParams(temperature=0, min_tokens=3)
+    only_end = np.zeros(32, np.int32)
+    only_end[0] = 1 << 5
+    assert Sampler(params, [], V, {5}).sample(_logits(1), only_end) == 5
+
+
+def test_biased_parameters_are_values() -> None:
+    given = {3: 1.0}
+    params = SamplingParams(logit_bias=given)
+    given[4] = 2.0
+    assert params.logit_bias == {3: 1.0}
+    assert hash(params) == hash(SamplingParams(logit_bias={3: 1.0}))
+    assert params != SamplingParams(logit_bias={3: 2.0})
 
 
 def test_top_k_keeps_ties_as_transformers_does() -> None:
@@ -226,6 +304,12 @@ def test_prompt_ids_outside_the_vocabulary_are_refused(prompt: list[int]) -> Non
         Sampler(SamplingParams(), prompt, V)
 
 
+@pytest.mark.parametrize("given", [{"logit_bias": {V: 1.0}}, {"stop_token_ids": (3, V)}])
+def test_named_ids_outside_the_vocabulary_are_refused(given: dict[str, Any]) -> None:
+    with pytest.raises(GenerationError, match=f"token {V}"):
+        Sampler(SamplingParams(**given), [], V)
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [
@@ -250,12 +334,23 @@ def test_prompt_ids_outside_the_vocabulary_are_refused(prompt: list[int]) -> Non
         ("stop", ("",)),
         ("stop", (3,)),
         ("ignore_eos", 1),
+        ("logit_bias", [(1, 2)]),
+        ("logit_bias", {"1": 2}),
+        ("logit_bias", {-1: 2}),
+        ("logit_bias", {1: 100.5}),
+        ("logit_bias", {1: math.nan}),
+        ("logit_bias", {1: True}),
+        ("min_tokens", -1),
+        ("min_tokens", 513),
+        ("stop_token_ids", [1]),
+        ("stop_token_ids", (-1,)),
+        ("stop_token_ids", (True,)),
     ],
 )
 def test_parameters_out_of_range_are_refused_by_name(name: str, value: Any) -> None:
     with pytest.raises(GenerationError, match=name) as caught:
         SamplingParams(**{name: value})
-    assert all((caught.value.expected, caught.value.todo))
+    assert all((caught.value.expected, caught.value.hint))
 
 
 def test_generation_config_of_the_vendor() -> None:
@@ -271,13 +366,71 @@ def test_generation_config_of_the_vendor() -> None:
         "transformers_version": "4.57.1",
     }
     assert SamplingParams.from_generation_config(config) == SamplingParams(top_k=20, top_p=0.95)
-    assert SamplingParams.from_generation_config({}) == SamplingParams()
+    assert SamplingParams.from_generation_config({}) == SamplingParams(temperature=0.0)
     assert SamplingParams.from_generation_config({"do_sample": False, "temperature": 0.6}).greedy
+
+
+DEFAULTS = {
+    "no file": {},
+    "temperature alone": {"temperature": 0.6, "top_p": 0.9},
+    "do_sample null": {"do_sample": None, "temperature": 0.6},
+    "do_sample false": {"do_sample": False, "top_k": 20},
+    "do_sample true": {"do_sample": True, "temperature": 0.6},
+    "sampling of the vendor": {"do_sample": True, "temperature": 1.0, "top_k": 20, "top_p": 0.95},
+    "a penalty": {"repetition_penalty": 1.05},
+    "a length": {"do_sample": True, "max_new_tokens": 7},
+    "a least length": {"min_new_tokens": 3},
+    "a stop string": {"stop_strings": "END"},
+    "stop strings": {"stop_strings": ["END", "\n\n"], "do_sample": True},
+    "null stop strings": {"stop_strings": None},
+}
+
+
+@pytest.mark.parametrize("name", DEFAULTS)
+def test_generation_config_means_what_transformers_makes_of_it(name: str) -> None:
+    config = DEFAULTS[name]
+    theirs = GenerationConfig(**config)
+    defaults = GenerationConfig._get_default_generation_params()
+    params = SamplingParams.from_generation_config(config)
+    samples = defaults["do_sample"] if theirs.do_sample is None else theirs.do_sample
+    assert params.greedy == (not samples)
+    if samples and theirs.temperature is not None:
+        assert params.temperature == theirs.temperature
+    stops = theirs.stop_strings or ()
+    assert params.stop == ((stops,) if isinstance(stops, str) else tuple(stops))
+    assert params.max_new_tokens == (theirs.max_new_tokens or SamplingParams().max_new_tokens)
+    assert params.min_tokens == (theirs.min_new_tokens or 0)
+    assert params.repetition_penalty == (theirs.repetition_penalty or 1.0)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("do_sample", 1),
+        ("do_sample", "true"),
+        ("stop_strings", 3),
+        ("stop_strings", [""]),
+        ("stop_strings", ""),
+        ("stop_strings", [3]),
+        ("stop_strings", {"a": 1}),
+        ("max_new_tokens", 1.5),
+        ("top_k", "20"),
+        ("min_new_tokens", -1),
+        ("penalty_alpha", 0.6),
+        ("forced_eos_token_id", 3),
+        ("dola_layers", "high"),
+    ],
+)
+def test_generation_config_of_another_type_is_refused(name: str, value: object) -> None:
+    with pytest.raises(GenerationError) as caught:
+        SamplingParams.from_generation_config({name: value})
+    assert caught.value.expected
+    assert caught.value.hint
 
 
 def test_generation_config_that_asks_for_more_is_refused() -> None:
     neutral = {"num_beams": 1, "typical_p": 1.0, "no_repeat_ngram_size": 0, "guidance_scale": None}
-    assert SamplingParams.from_generation_config(neutral) == SamplingParams()
+    assert SamplingParams.from_generation_config(neutral) == SamplingParams(temperature=0.0)
     for name, value in [("num_beams", 4), ("no_repeat_ngram_size", 3), ("bad_words_ids", [[5]])]:
         with pytest.raises(GenerationError, match=name):
             SamplingParams.from_generation_config({name: value})
@@ -301,3 +454,6 @@ def test_a_token_of_the_real_vocabulary_takes_little_time() -> None:
     sampled = Sampler(params, range(30_000), 248077)
     assert _best_ms(lambda: greedy.choose(logits)) < 0.3
     assert _best_ms(lambda: sampled.choose(logits)) < 2
+    half = np.random.default_rng(0).integers(-(2**31), 2**31, 248320 // 32, dtype=np.int32)
+    for mask in (half, np.eye(1, half.size, 5, np.int32)[0], np.full(half.size, -1, np.int32)):
+        assert _best_ms(lambda mask=mask: greedy.choose(logits, mask)) < 0.4

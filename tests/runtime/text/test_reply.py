@@ -86,7 +86,8 @@ CASES: dict[str, tuple[str, Reply]] = {
     ),
     "tags inside a value": (f"</think>{NESTED}", Reply("", "", (ToolCall("write", {"path": NESTED_PATH}),))),
     "call inside reasoning": (f"a {PING} b</think>c", Reply(f"a {PING} b", "c", ())),
-    "call cut short": (f"</think>x\n{WRITE[:-3]}", Reply("", f"x\n{WRITE[:-3]}", ())),
+    "call whose last tag is cut": (f"</think>x\n{WRITE[:-3]}", Reply("", "x", (WRITTEN,))),
+    "call cut in its last but one tag": (f"</think>x\n{WRITE[:-17]}", Reply("", f"x\n{WRITE[:-17]}", ())),
     "call cut inside a value": ("</think>" + WRITE[:60], Reply("", WRITE[:60], ())),
     "call without a function": (
         f"</think><tool_call>\n{{}}\n</tool_call>\n{PING}",
@@ -94,7 +95,7 @@ CASES: dict[str, tuple[str, Reply]] = {
     ),
     "value that is not closed": (
         f"</think>{UNCLOSED_VALUE}\n{WRITE}",
-        Reply("", UNCLOSED_VALUE, (WRITTEN,)),
+        Reply("", "", (ToolCall("write", {"lines": 1}), WRITTEN)),
     ),
     "text between the parameters": (
         "</think><tool_call>\n<function=write>\nhm\n</function>\n</tool_call>",

@@ -6,6 +6,8 @@ import math
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from deltart.runtime.text.tool_arguments import coerce
 
@@ -71,3 +73,76 @@ def test_what_the_schema_does_not_know_stays_text() -> None:
 def test_large_integers_are_exact() -> None:
     assert coerce(str(2**70), "x", {"properties": {"x": {"type": "number"}}}) == 2**70
     assert math.isclose(coerce("-0.1", "x", {"properties": {"x": {"type": "number"}}}), -0.1)
+
+
+ONE_OF = {"oneOf": [{"properties": {"kind": {"const": "new"}}}, {"required": ["id"]}]}
+
+
+@pytest.mark.parametrize(
+    ("schema", "text", "value"),
+    [
+        # Python literals
+        ({"type": "object"}, "{'key': 'value', 'on': True, 'off': None}", {"key": "value", "on": True, "off": None}),
+        ({"type": "array"}, "['a', \"it's\"]", ["a", "it's"]),
+        ({"type": "array"}, "[{'done': False, 'n': -1.5e3}, ('x',),]", [{"done": False, "n": -1500.0}, ["x"]]),
+        ({"type": "object"}, '{"on": True}', {"on": True}),
+        ({"type": "array"}, "['\\u00e9\\n\\'', '\\x41']", ["é\n'", "A"]),
+        ({"type": ["array", "null"]}, "[None]", [None]),
+        ({"type": "object"}, "{'a': nan}", "{'a': nan}"),
+        ({"type": "object"}, "{1: 2}", "{1: 2}"),
+        ({"type": "object"}, "{'a'}", "{'a'}"),
+        ({"type": "object"}, "{not an object", "{not an object"),
+        ({"type": "object"}, "__import__('os')", "__import__('os')"),
+        ({"type": "array"}, "[x for x in 'ab']", "[x for x in 'ab']"),
+        ({"type": "array"}, "('a' * 9, )", "('a' * 9, )"),
+        ({"type": "array"}, "['a' 'b']", "['a' 'b']"),
+        ({"type": "array"}, "(" * 100_000, "(" * 100_000),
+        ({"type": ["string", "array"]}, "['a']", "['a']"),
+        # newlines that JSON would have escaped
+        ({"type": "array"}, '[{"old": "one\ntwo", "new": "x"}]', [{"old": "one\ntwo", "new": "x"}]),
+        ({"type": "object"}, '{"a": "tab\there"}', {"a": "tab\there"}),
+        ({"type": "object"}, "{'a': 'one\ntwo'}", {"a": "one\ntwo"}),
+        # schemas without a type
+        ({}, '{"a": 1}', {"a": 1}),
+        ({}, "[1]", [1]),
+        ({}, "12", "12"),
+        ({}, "true", "true"),
+        ({}, "{'a': 1}", "{'a': 1}"),
+        ({"properties": {"a": {}}}, '{"a": 1}', {"a": 1}),
+        ({"additionalProperties": {"type": "string"}}, "{'a': 'b'}", {"a": "b"}),
+        ({"items": {"type": "string"}}, "['a']", ["a"]),
+        ({"minItems": 1}, "12", "12"),
+        ({"minimum": 0}, "12", 12),
+        ({"maximum": 1.5}, "0.5", 0.5),
+        ({"pattern": "^[0-9]+$"}, "12", "12"),
+        ({"format": "date"}, "2024", "2024"),
+        ({"enum": [1, "1"]}, "1", 1),
+        # unions
+        (ONE_OF, '{"id": 3}', {"id": 3}),
+        (ONE_OF, "3", "3"),
+        ({"anyOf": [{"type": "array", "items": {"type": "string"}}, {"type": "null"}]}, '["a"]', ["a"]),
+        ({"anyOf": [{"type": "array"}, {"type": "null"}]}, "None", None),
+        ({"anyOf": [{"type": "boolean"}, {"type": "integer"}]}, "True", True),
+        ({"anyOf": [{"type": "boolean"}, {"type": "integer"}]}, "3", 3),
+        ({"anyOf": [{"$ref": "#/$defs/Level"}, ONE_OF]}, "{'id': 3}", {"id": 3}),
+        ({"anyOf": [{"type": "string"}, {"type": "object"}]}, '{"a": 1}', {"a": 1}),
+        ({"type": "string", "nullable": True}, "null", None),
+        ({"type": "integer", "nullable": True}, "3", 3),
+        ({"type": ["integer", "null"]}, "three", "three"),
+    ],
+)
+def test_value_as_models_write_it(schema: Any, text: str, value: Any) -> None:
+    found = coerce(text, "x", {"properties": {"x": schema}, "$defs": DEFS})
+    assert (type(found), found) == (type(value), value)
+
+
+literals = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
+)
+
+
+@given(st.lists(literals, max_size=3))
+def test_what_python_writes_is_read_back(value: list[Any]) -> None:
+    """`repr` is the reference."""
+    assert coerce(repr(value), "x", {"properties": {"x": {"type": "array"}}}) == value

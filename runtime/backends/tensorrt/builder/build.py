@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from deltart.errors import ArtifactError, BuildError
+from deltart.files import clear, link_or_copy, write_atomically
 from deltart.manifest import GraphEntry, Manifest, load_manifest
 from deltart.runtime.backends.gpu import engine_manifest as plans
 from deltart.runtime.backends.gpu.cuda import device_name
@@ -76,6 +77,8 @@ def build_engine(
     gpus = _gpus(library, options.gpus)
     folder = plans.engine_folder(artifact, library.flavour)
     folder.mkdir(parents=True, exist_ok=True)
+    for place in (artifact, folder, *([options.cache] if options.cache else [])):
+        clear(place)  # what killed builds left
     built = {}
     for graph, content in _lowered(artifact, manifest, options).items():
         entry = manifest.graphs[graph]
@@ -135,7 +138,7 @@ def _lowered(artifact: Path, manifest: Manifest, options: BuildOptions) -> dict[
     """The lowered graphs by name."""
     for graph, entry in manifest.graphs.items():
         if TARGET not in entry.files:
-            raise ArtifactError(f"{artifact} has no '{TARGET}' graph of '{graph}'", todo="export it with --tensorrt")
+            raise ArtifactError(f"{artifact} has no '{TARGET}' graph of '{graph}'", hint="export it with --tensorrt")
     contents = {graph: (artifact / entry.files[TARGET]).read_bytes() for graph, entry in manifest.graphs.items()}
     if options.prefill_activations != "bf16" and not any(map(can_quantize, contents.values())):
         raise BuildError(
@@ -182,7 +185,7 @@ def obtain(job: Job, folder: Path, cache: Path | None, report: Report, progress:
         source.parent.mkdir(parents=True, exist_ok=True)
         entry = _build(job, source, report, progress)
     if source != target:
-        plans.link_or_copy(source, target)
+        link_or_copy(source, target)
         _record(target, entry)
     return entry
 
@@ -211,7 +214,7 @@ def _build(job: Job, target: Path, report: Report, progress: Progress) -> PlanEn
         scratch_bytes=made.scratch_bytes,
         seconds=round(time.monotonic() - began, 2),
     )
-    plans.write_atomically(target, made.plan)
+    write_atomically(target, made.plan)
     _record(target, entry)
     sizes = f"{entry.nbytes / 1e6:.1f} MB, scratch {entry.scratch_bytes / 1e6:.1f} MB"
     report(f"{job.name}: {sizes}, in {entry.seconds:.0f} s")
@@ -219,7 +222,7 @@ def _build(job: Job, target: Path, report: Report, progress: Progress) -> PlanEn
 
 
 def _record(plan: Path, entry: PlanEntry) -> None:
-    plans.write_atomically(plan.with_suffix(".json"), (json.dumps(asdict(entry), indent=1) + "\n").encode())
+    write_atomically(plan.with_suffix(".json"), (json.dumps(asdict(entry), indent=1) + "\n").encode())
 
 
 def _recorded(plan: Path, key: str) -> PlanEntry | None:

@@ -89,18 +89,20 @@ def _check_plugins(trt: Any, network: Any, plan: memoryview, composites: Counter
 
 @contextmanager
 def _held_interrupts() -> Iterator[None]:
-    """Hold Ctrl-C back while TensorRT calls into Python: an exception from there ends the process."""
+    """Hold Ctrl-C and its like back while TensorRT calls into Python: an exception from there ends the process."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     held: list[int] = []
-    previous = signal.signal(signal.SIGINT, lambda number, frame: held.append(number))
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    previous = [signal.signal(number, lambda number, frame: held.append(number)) for number in numbers]
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, previous)
+        for number, handler in zip(numbers, previous, strict=True):
+            signal.signal(number, handler)
     if held:
-        raise KeyboardInterrupt
+        signal.raise_signal(held[0])
 
 
 def _parse(library: Library, network: Any, content: bytes) -> None:

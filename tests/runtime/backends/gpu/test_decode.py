@@ -16,7 +16,7 @@ from deltart.runtime.backends.base import Backend, Decoder, DecodeRow
 from deltart.runtime.backends.gpu.backend import TensorRtBackend
 from deltart.runtime.backends.inputs import text_inputs
 from deltart.runtime.backends.ort import OrtBackend
-from deltart.runtime.engine import step
+from deltart.runtime.generate import step
 from deltart.runtime.sampling.params import SamplingParams
 from deltart.runtime.sampling.sampler import Sampler
 from support.cases import VOCAB

@@ -1,0 +1,154 @@
+"""The safetensors format: a JSON header that names every tensor and its bytes, and then the bytes.
+
+https://github.com/huggingface/safetensors#format: eight bytes of header length, the header, the data.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from deltart.dtypes import BF16, BY_STORED, E4M3, F16, F32
+from deltart.errors import CheckpointError
+
+INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
+METADATA = "__metadata__"  # the one key of a header that is no tensor
+MAX_HEADER_BYTES = 100_000_000  # the format's own limit
+WIDEST_FIRST = [dtype.stored for dtype in (F32, BF16, F16, E4M3)]
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """Where one tensor lies: `nbytes` bytes at `offset` of `file` (absolute in the file, in bytes)."""
+
+    name: str
+    file: str
+    offset: int
+    nbytes: int
+    dtype: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class WeightFile:
+    """One safetensors file: size in bytes and SHA-256 of its header, which fixes names, dtypes and offsets."""
+
+    name: str
+    size: int
+    header_sha256: str
+
+
+@dataclass(frozen=True)
+class FilePlan:
+    """A file to write: the bytes before its data, and its tensors with the offsets at which they belong."""
+
+    name: str
+    header: bytes
+    tensors: Mapping[str, TensorInfo]
+
+    @property
+    def size(self) -> int:
+        """Bytes of the whole file."""
+        return len(self.header) + sum(info.nbytes for info in self.tensors.values())
+
+
+def read_file(path: Path) -> tuple[WeightFile, list[TensorInfo]]:
+    """What a file says of itself and of its tensors; their bytes are not read.
+
+    Raises:
+        CheckpointError: it is truncated or malformed.
+    """
+    raw = _read_header(path)
+    try:
+        header = json.loads(raw[8:])
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        raise CheckpointError(f"{path}: the safetensors header is not JSON", hint="download the file again") from None
+    if not isinstance(header, dict):
+        raise CheckpointError(f"{path}: the safetensors header is not an object", hint="download the file again")
+    size = path.stat().st_size
+    tensors = [_tensor_info(path, n, entry, len(raw), size) for n, entry in header.items() if n != METADATA]
+    return WeightFile(path.name, size, hashlib.sha256(raw).hexdigest()), tensors
+
+
+def unplaced(name: str, dtype: str, shape: tuple[int, ...]) -> TensorInfo:
+    """A tensor that is in no file yet."""
+    return TensorInfo(name, "", 0, math.prod(shape) * BY_STORED[dtype].itemsize, dtype, shape)
+
+
+def header_sha256(mapped: np.ndarray) -> str:
+    """The hash of WeightFile, of a file's bytes."""
+    length = int.from_bytes(mapped[:8].tobytes(), "little")
+    return hashlib.sha256(mapped[: 8 + length].tobytes()).hexdigest()
+
+
+def plan_file(name: str, tensors: Iterable[TensorInfo], metadata: Mapping[str, str] | None = None) -> FilePlan:
+    """A file with `tensors` one after the other in this order, whatever places they come from."""
+    tensors = list(tensors)
+    entries: dict[str, Any] = {METADATA: metadata} if metadata else {}
+    end = 0
+    for info in tensors:
+        entries[info.name] = {"dtype": info.dtype, "shape": info.shape, "data_offsets": [end, end + info.nbytes]}
+        end += info.nbytes
+    raw = json.dumps(entries, separators=(",", ":")).encode()
+    raw += b" " * (-len(raw) % 8)  # so that the data is aligned
+    header = len(raw).to_bytes(8, "little") + raw
+    starts = {info.name: len(header) + entries[info.name]["data_offsets"][0] for info in tensors}
+    return FilePlan(name, header, {i.name: replace(i, file=name, offset=starts[i.name]) for i in tensors})
+
+
+def written_order(tensors: Iterable[TensorInfo]) -> list[TensorInfo]:
+    """As the library orders them: by type, wide elements first so that all are aligned, then by name."""
+    return sorted(tensors, key=lambda info: (WIDEST_FIRST.index(info.dtype), info.name))
+
+
+def shard_name(number: int, count: int) -> str:
+    """The usual name of file `number` (from 1) of `count`."""
+    return SINGLE if count == 1 else f"model-{number:05}-of-{count:05}.safetensors"
+
+
+def index_of(tensors: Iterable[TensorInfo]) -> dict[str, Any]:
+    """The content of INDEX for these tensors."""
+    tensors = sorted(tensors, key=lambda info: info.name)
+    total = sum(info.nbytes for info in tensors)
+    return {"metadata": {"total_size": total}, "weight_map": {info.name: info.file for info in tensors}}
+
+
+def _read_header(path: Path) -> bytes:
+    """The file up to its data."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        prefix = file.read(8)
+        length = int.from_bytes(prefix, "little")
+        if len(prefix) < 8 or length > min(MAX_HEADER_BYTES, size - 8):
+            raise CheckpointError(
+                f"{path} is truncated or not safetensors ({size} bytes, header length {length})",
+                "a complete safetensors file",
+                "download the file again",
+            )
+        return prefix + file.read(length)
+
+
+def _tensor_info(path: Path, name: str, entry: Any, start: int, size: int) -> TensorInfo:
+    try:
+        dtype, shape, (begin, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
+    except (KeyError, TypeError, ValueError):
+        raise CheckpointError(f"{path}: tensor '{name}' has a malformed header entry", hint="download again") from None
+    if start + end > size:
+        raise CheckpointError(
+            f"{path}: tensor '{name}' ends at byte {start + end}, the file at {size}",
+            "a complete safetensors file",
+            "the file is truncated: download it again",
+        )
+    item = BY_STORED[dtype].itemsize if dtype in BY_STORED else None
+    if item is not None and end - begin != math.prod(shape) * item:
+        raise CheckpointError(
+            f"{path}: tensor '{name}' spans {end - begin} bytes", f"{math.prod(shape) * item} for {dtype} {list(shape)}"
+        )
+    return TensorInfo(name, path.name, start + begin, end - begin, dtype, shape)

@@ -1,0 +1,86 @@
+"""Drafts of the MTP head, chained: each from the token before it and the hidden state before that.
+
+Entry i of the head's K/V stands for (token i + 1, hidden state of token i). Entries of drawn tokens are made from the
+text model's hidden states; those of a chain of drafts, made from the head's own, are overwritten by the next call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from deltart.runtime.backends.buffers import SlotBuffers
+from deltart.runtime.backends.inputs import mtp_inputs
+from deltart.runtime.backends.slots import Row
+
+MAX_UNREAD = 64  # pairs that a row without drafts leaves unread before they are fed all the same
+
+
+class MtpDrafts:
+    """The MTP head over the slots of a device.
+
+    Args:
+        buffers: of the MTP graph.
+        vocab_limit: ids from here on are never drafted.
+
+    Attributes:
+        entries: number of exact entries by slot.
+    """
+
+    def __init__(self, buffers: SlotBuffers, slots: int, vocab_limit: int) -> None:
+        self.buffers = buffers
+        self.entries = [0] * slots
+        self._vocab_limit = vocab_limit
+
+    def read_prompt(
+        self, slot: int, ids: Sequence[int], past: int, before: np.ndarray | None, hidden: np.ndarray
+    ) -> None:
+        """Make the entries of prompt tokens `ids` at positions past, ...; `hidden` [T, H] are their hidden states.
+
+        `before` is the hidden state of the token before them, None at the start of a sequence.
+        """
+        if past == 0:
+            self.entries[slot] = 0
+        tokens = list(ids) if before is not None else list(ids[1:])
+        if tokens:
+            previous = hidden[:-1] if before is None else np.concatenate([before[None], hidden[:-1]])
+            self._feed(slot, tokens, previous)
+            self.entries[slot] += len(tokens)
+
+    def draft(self, rows: Mapping[int, Row], wanted: Mapping[int, int]) -> dict[int, list[int]]:
+        """Up to `wanted` drafts by slot. Rows that want none are read up only where much is unread."""
+        self.catch_up({s: r for s, r in rows.items() if s not in wanted and len(r.unread) > MAX_UNREAD})
+        heads = {slot: self._read(slot, rows[slot]) for slot in wanted}
+        drafts: dict[int, list[int]] = {slot: [] for slot in wanted}
+        for depth in range(max(wanted.values(), default=0)):
+            going = {slot: head for slot, head in heads.items() if wanted[slot] > depth}
+            for slot, (logits, _) in going.items():
+                drafts[slot].append(int(logits[: self._vocab_limit].argmax()))
+            more = [slot for slot in going if wanted[slot] > depth + 1]
+            for slot in more:
+                heads[slot] = self._feed(slot, drafts[slot][-1:], heads[slot][1][None], depth)
+        return drafts
+
+    def catch_up(self, rows: Mapping[int, Row]) -> None:
+        """Read what is unread of rows."""
+        for slot, row in rows.items():
+            if row.unread:
+                self._read(slot, row)
+
+    def _read(self, slot: int, row: Row) -> tuple[np.ndarray, np.ndarray]:
+        """Make the entries of what is unread; the logits and hidden state after the last."""
+        tokens, hidden = [token for token, _ in row.unread], np.stack([h for _, h in row.unread])
+        result = self._feed(slot, tokens, hidden, rope_shift=row.rope_shift)
+        self.entries[slot] += len(tokens)
+        row.unread = []
+        return result
+
+    def _feed(
+        self, slot: int, tokens: Sequence[int], hidden: np.ndarray, ahead: int = 0, rope_shift: int = 0
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """One call after the exact entries and `ahead` more: logits [V] and hidden state [H] after the last token."""
+        past = np.array([self.entries[slot] + ahead], np.int32)
+        inputs = mtp_inputs(np.array([tokens], np.int64), hidden[None], past, rope_shift=np.array([rope_shift]))
+        logits, after = self.buffers.run((slot, slot + 1), inputs, ["logits", "hidden"])
+        return logits[0, -1], after[0, -1]

@@ -1,0 +1,162 @@
+"""The state of all slots in host memory, and ONNX Runtime's calls over ranges of slots.
+
+Every state tensor is one array with a row a slot; a call binds a view of some rows, so no state is copied for it.
+Caches are reserved for the whole capacity and cost memory only where they were written.
+"""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnxruntime as ort
+
+from deltart.manifest import GraphEntry, StateEntry
+from deltart.runtime.backends.buffers import Range
+
+
+@dataclass(frozen=True)
+class _Call:
+    """A binding of one graph to some rows; `apart` has outputs that must not be written over what is read."""
+
+    binding: ort.IOBinding
+    apart: Mapping[str, np.ndarray]
+
+
+class OrtBuffers:
+    """`SlotBuffers` in host memory, for `slots` sequences of up to `capacity` tokens.
+
+    Args:
+        session: the graph's session.
+        entry: the graph.
+        target: the session's target, which says which states may be updated in place.
+    """
+
+    ragged, holds = False, True  # attention serves one row of many tokens or many of one, but not many of many
+
+    def __init__(
+        self, session: ort.InferenceSession, entry: GraphEntry, target: str, slots: int, capacity: int
+    ) -> None:
+        self._session, self._entry = session, entry
+        self._in_place = {state.name for state in entry.states if target in state.in_place}
+        self._maps: list[mmap.mmap] = []
+        self._cached, self._recurrent = dict[str, np.ndarray](), dict[str, np.ndarray]()  # [slots, ...] by state
+        for state in entry.states:
+            place = self._cached if "capacity" in state.axes else self._recurrent
+            place[state.name] = self._reserve(state, {"B": slots, "capacity": capacity})
+        self._calls: dict[tuple[Range, bool, tuple[str, ...]], _Call] = {}
+        self._scratch: dict[tuple[str, int], np.ndarray] = {}  # by state and number of rows
+        self._held: tuple[Range, _Call] | None = None
+
+    def run(
+        self, rows: Range, inputs: Mapping[str, np.ndarray], outputs: Sequence[str], hold: bool = False
+    ) -> list[np.ndarray]:
+        """See SlotBuffers."""
+        call = self._call(rows, hold, tuple(outputs))
+        for name, array in inputs.items():
+            call.binding.bind_cpu_input(name, array)
+        for name in outputs:
+            call.binding.bind_output(name)
+        self._session.run_with_iobinding(call.binding)
+        found = [value.numpy() for value in call.binding.get_outputs()[-len(outputs) :]]
+        if hold:
+            self._held = (rows, call)
+        else:
+            self._take(rows, call)
+        return found
+
+    def keep(self) -> None:
+        """See SlotBuffers."""
+        assert self._held is not None
+        self._take(*self._held)
+        self._held = None
+
+    @property
+    def slot_bytes(self) -> int:
+        """See SlotBuffers."""
+        return sum(array[0].nbytes for array in self._recurrent.values())
+
+    @property
+    def token_bytes(self) -> int:
+        """See SlotBuffers."""
+        return sum(array[0, :, 0].nbytes for array in self._cached.values())
+
+    @property
+    def caches(self) -> Sequence[str]:
+        """See SlotBuffers."""
+        return list(self._cached)
+
+    def clear(self, slot: int) -> None:
+        """See SlotBuffers."""
+        for array in self._recurrent.values():
+            array[slot] = 0
+
+    def read_cache(self, name: str, slot: int, first: int, last: int) -> np.ndarray:
+        """See SlotBuffers."""
+        rows: np.ndarray = self._cached[name][slot, :, first:last].copy()
+        return rows
+
+    def write_cache(self, name: str, slot: int, first: int, rows: np.ndarray) -> None:
+        """See SlotBuffers."""
+        self._cached[name][slot, :, first : first + rows.shape[1]] = rows
+
+    def read_recurrent(self, slot: int) -> Mapping[str, np.ndarray]:
+        """See SlotBuffers."""
+        return {name: array[slot].copy() for name, array in self._recurrent.items()}
+
+    def write_recurrent(self, slot: int, states: Mapping[str, np.ndarray]) -> None:
+        """See SlotBuffers."""
+        for name, array in states.items():
+            self._recurrent[name][slot] = array
+
+    def free(self, slot: int) -> None:
+        """See SlotBuffers: the pages of the slot's caches go back to the system."""
+        for memory, array in zip(self._maps, self._cached.values(), strict=True):
+            begin, end = (slot * array[0].nbytes, (slot + 1) * array[0].nbytes)
+            first, last = -(-begin // mmap.PAGESIZE) * mmap.PAGESIZE, end // mmap.PAGESIZE * mmap.PAGESIZE
+            if last > first:
+                memory.madvise(mmap.MADV_DONTNEED, first, last - first)
+
+    def close(self) -> None:
+        """See SlotBuffers."""
+        self._calls.clear()
+        self._scratch.clear()
+        self._cached.clear()
+        self._recurrent.clear()
+        self._maps.clear()
+
+    def _reserve(self, state: StateEntry, sizes: Mapping[str, int]) -> np.ndarray:
+        shape = [axis if isinstance(axis, int) else sizes[axis] for axis in state.axes]
+        dtype = np.dtype(state.dtype)
+        if "capacity" not in state.axes:
+            return np.zeros(shape, dtype)
+        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0)
+        memory = mmap.mmap(-1, int(np.prod(shape)) * dtype.itemsize, flags)
+        self._maps.append(memory)
+        return np.frombuffer(memory, dtype).reshape(shape)
+
+    def _call(self, rows: Range, hold: bool, outputs: tuple[str, ...]) -> _Call:
+        key = (rows, hold, outputs)
+        if key not in self._calls:
+            self._calls[key] = self._bind(rows, hold)
+        return self._calls[key]
+
+    def _bind(self, rows: Range, hold: bool) -> _Call:
+        """States bound, outputs after them; inputs and other outputs are bound anew by every call."""
+        binding, apart = self._session.io_binding(), dict[str, np.ndarray]()
+        for state in self._entry.states:
+            kept = state.name in self._cached or (state.name in self._in_place and not hold)
+            array = (self._cached if state.name in self._cached else self._recurrent)[state.name][rows[0] : rows[1]]
+            value = ort.OrtValue.ortvalue_from_numpy(array)  # shares memory
+            binding.bind_ortvalue_input(state.name, value)
+            if not kept:
+                apart[state.name] = self._scratch.setdefault((state.name, len(array)), np.empty_like(array))
+                value = ort.OrtValue.ortvalue_from_numpy(apart[state.name])
+            binding.bind_ortvalue_output(state.output, value)
+        return _Call(binding, apart)
+
+    def _take(self, rows: Range, call: _Call) -> None:
+        for name, array in call.apart.items():
+            self._recurrent[name][rows[0] : rows[1]] = array

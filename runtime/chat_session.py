@@ -1,0 +1,100 @@
+"""One conversation over many turns: its messages, and a file that it can be saved to and gone on with."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from deltart.errors import ArtifactError
+from deltart.files import write_atomically
+from deltart.runtime.conversation import ChatReply, Chats
+from deltart.runtime.handle import Completion, Handle
+from deltart.runtime.sampling.params import SamplingParams
+from deltart.runtime.sequence import Request
+from deltart.runtime.text.chat import Message, Tool
+from deltart.runtime.text.reply import ContentDelta, Event, ReplyParser
+
+PREFIX_SUFFIX = ".prefix.safetensors"
+
+
+class ChatSession:
+    """A conversation with the model of `chats`.
+
+    Args:
+        system: the system message, if any.
+        tools: functions on offer.
+        options: the template's, such as enable_thinking.
+
+    Attributes:
+        messages: so far, oldest first.
+    """
+
+    def __init__(self, chats: Chats, system: str = "", tools: Sequence[Tool] = (), **options: Any) -> None:
+        self._chats, self._system, self._tools, self._options = chats, system, tuple(tools), options
+        self.messages: list[Message] = []
+        self.last: ChatReply | None = None
+        self._handle: Handle | None = None
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget what was said, but for the system message."""
+        self.messages = [{"role": "system", "content": self._system}] if self._system else []
+        self.last = None
+
+    def say(self, text: str, params: SamplingParams) -> Iterator[Event]:
+        """Send a user's message; yields the parts of the reply as they come.
+
+        Leaving the loop early ends the reply: what it has said so far stays in the conversation, and if that is nothing
+        the message is taken back.
+
+        Raises:
+            GenerationError: the message can't be answered; the conversation is as before.
+        """
+        messages = [*self.messages, {"role": "user", "content": text}]
+        prompt = self._chats.prompt(messages, self._tools, **self._options)
+        parser = ReplyParser(self._tools, prompt.thinking)
+        handle = self._chats.engine.submit(Request(prompt.ids, params, thinking=prompt.thinking))
+        completion, content = Completion(usage=handle.usage), ""
+        try:
+            for delta in handle:
+                completion.add(delta)
+                for event in parser.push(delta.text):
+                    content += event.text if isinstance(event, ContentDelta) else ""
+                    yield event
+            yield from parser.finish()
+        except BaseException:
+            handle.cancel()
+            if content:
+                self.messages = [*messages, {"role": "assistant", "content": content}]
+            raise
+        self.last = self._chats.read(prompt, completion)
+        self.messages = [*messages, self.last.message()]
+
+    def save(self, path: Path) -> None:
+        """Write the conversation to `path`, and the model's state after it beside, if that is kept.
+
+        Raises:
+            OSError: there is no room or no permission.
+        """
+        write_atomically(path, (json.dumps(self.messages, ensure_ascii=False, indent=1) + "\n").encode())
+        prompt = self._chats.prompt(self.messages, self._tools, **{**self._options, "add_generation_prompt": False})
+        self._chats.engine.save_prefix(prompt.ids, path.with_name(path.name + PREFIX_SUFFIX))
+
+    def load(self, path: Path) -> None:
+        """Go on with a saved conversation.
+
+        Raises:
+            ArtifactError: `path` is no saved conversation, or its state is of another model.
+        """
+        try:
+            messages = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise ArtifactError(f"{path} can't be read: {error}", "a saved conversation") from None
+        if not isinstance(messages, list) or not all(isinstance(m, dict) and "role" in m for m in messages):
+            raise ArtifactError(f"{path} is no saved conversation", "a JSON list of messages")
+        state = path.with_name(path.name + PREFIX_SUFFIX)
+        if state.exists():
+            self._chats.engine.load_prefix(state)
+        self.messages, self.last = messages, None

@@ -1,0 +1,110 @@
+"""Chats with an engine: messages to a prompt, and a reply to its parts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from deltart.errors import GenerationError
+from deltart.runtime.engine import Engine
+from deltart.runtime.handle import Completion
+from deltart.runtime.sampling.params import SamplingParams
+from deltart.runtime.sequence import Request
+from deltart.runtime.text.chat import Message, Tool
+from deltart.runtime.text.history import TokenHistory
+from deltart.runtime.text.reply import Reply, opens_thinking, parse_reply
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A rendered conversation.
+
+    Attributes:
+        messages, tools, options: what it was rendered from; `options` are the template's.
+        ids: its tokens, earlier replies as they were generated.
+        thinking: it ends inside <think>.
+    """
+
+    messages: tuple[Message, ...]
+    tools: tuple[Tool, ...]
+    options: Mapping[str, Any]
+    ids: tuple[int, ...]
+    thinking: bool
+
+
+@dataclass(frozen=True)
+class ChatReply:
+    """A reply's parts, and the completion that they were read from."""
+
+    reply: Reply
+    completion: Completion
+
+    def message(self) -> dict[str, Any]:
+        """The reply as a message for the next turn, its reasoning included."""
+        message: dict[str, Any] = {"role": "assistant", "content": self.reply.content}
+        if self.reply.reasoning:
+            message["reasoning_content"] = self.reply.reasoning
+        if self.reply.tool_calls:
+            message["tool_calls"] = [
+                {"type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+                for call in self.reply.tool_calls
+            ]
+        return message
+
+
+class Chats:
+    """Conversations with one engine's model. Thread-safe.
+
+    Raises:
+        GenerationError: the artifact has no chat template.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        if engine.template is None:
+            raise GenerationError(
+                "the artifact has no chat template",
+                "chat_template.jinja beside its tokenizer",
+                "export the vendor's checkpoint, or generate from plain text",
+            )
+        self.engine = engine
+        self._template = engine.template
+        self._history = TokenHistory(engine.tokenizer)
+
+    def prompt(self, messages: Sequence[Message], tools: Sequence[Tool] | None = None, **options: Any) -> Prompt:
+        """The prompt for the assistant's next message; `options` as `ChatTemplate.render` takes them.
+
+        Raises:
+            GenerationError: messages that the template refuses.
+        """
+        text = self._template.render(messages, tools=tools or None, **options)
+        ids = tuple(self._history.encode(text))
+        return Prompt(tuple(messages), tuple(tools or ()), options, ids, opens_thinking(text))
+
+    def reply(
+        self, messages: Sequence[Message], tools: Sequence[Tool] | None = None, params: SamplingParams | None = None,
+        **options: Any,
+    ) -> ChatReply:  # fmt: skip
+        """The assistant's next message, whole; raises as `Engine.submit` and `prompt` do."""
+        prompt = self.prompt(messages, tools, **options)
+        chosen = self.engine.defaults if params is None else params
+        request = Request(prompt.ids, chosen, thinking=prompt.thinking)
+        return self.read(prompt, self.engine.submit(request).result()[0])
+
+    def read(self, prompt: Prompt, completion: Completion) -> ChatReply:
+        """The parts of a reply to `prompt`, which is remembered for the turns after it."""
+        parts = parse_reply(completion.text, prompt.tools, thinking=prompt.thinking)
+        reply = ChatReply(parts, completion)
+        self.remember(prompt, completion.tokens, reply.message())
+        return reply
+
+    def remember(self, prompt: Prompt, tokens: Sequence[int], message: Message) -> None:
+        """Note the tokens of a reply under the message that its client will send back."""
+        try:
+            rendered = self._template.render(
+                [*prompt.messages, message], tools=prompt.tools or None,
+                **{**prompt.options, "add_generation_prompt": False},
+            )  # fmt: skip
+        except GenerationError:  # a reply that its own template refuses is not one that can come back
+            return
+        self._history.remember(rendered, prompt.ids, tokens, prompt.tools)

@@ -1,0 +1,1 @@
+"""Who runs when: sequences on slots, prefixes that are reused, drafts that pay."""

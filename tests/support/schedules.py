@@ -1,0 +1,223 @@
+"""Random schedules of requests over an engine's parts, and what each request is answered when it runs alone."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+from deltart.runtime.backends.base import ServingBackend
+from deltart.runtime.sampling.params import SamplingParams
+from deltart.runtime.sampling.sampler import Sampler
+from deltart.runtime.schedule.draft_policy import DraftPolicy
+from deltart.runtime.schedule.positions import Marks
+from deltart.runtime.schedule.prefix_cache import PrefixCache
+from deltart.runtime.schedule.scheduler import Scheduler
+from deltart.runtime.sequence import Delta, Request, Usage
+from deltart.runtime.sequence import Sequence as Reply
+from deltart.runtime.text.stops import StopMatcher
+from deltart.runtime.text.tokenizer import Tokenizer
+
+CONTEXT = 256
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How a device is divided and used; none of it may change a token."""
+
+    slots: int
+    drafts: int
+    cache_bytes: int
+    token_budget: int
+    prefill_tokens: int
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """A request that comes at a step, and the step at which its client leaves, if it does."""
+
+    step: int
+    request: Request
+    leaves: int | None = None
+
+
+ALONE = Setting(slots=1, drafts=0, cache_bytes=0, token_budget=10**9, prefill_tokens=512)
+
+
+class Bench:
+    """Runs schedules on one backend.
+
+    Args:
+        marks: message tokens for the prefix cache.
+    """
+
+    def __init__(self, backend: ServingBackend, tokenizer: Tokenizer, marks: Marks | None) -> None:
+        self.backend, self.tokenizer, self.marks = backend, tokenizer, marks
+        self.limit = min(tokenizer.vocab_limit, backend.manifest.vocab_size)
+        self._known: dict[tuple[Request, int], list[int]] = {}
+
+    def replies(self, request: Request) -> list[Reply]:
+        """Fresh replies to a request, as the engine makes them."""
+        made, usage = [], Usage(prompt_tokens=len(request.ids))
+        for index in range(request.n):
+            params = replace(request.params, seed=(request.params.seed or 0) + index)
+            ends = params.end_ids(self.tokenizer.eos_ids)
+            structure = request.structure
+            made.append(
+                Reply(
+                    request, index, Sampler(params, request.ids, self.limit, self.tokenizer.eos_ids),
+                    min(params.max_new_tokens, CONTEXT - len(request.ids)), ends, self.tokenizer.stream(),
+                    StopMatcher(params.stop), usage,
+                    constraint=structure.matcher(request.thinking) if structure else None,
+                )
+            )  # fmt: skip
+        return made
+
+    def run(
+        self, setting: Setting, arrivals: Sequence[Arrival]
+    ) -> tuple[list[list[Reply]], Scheduler, PrefixCache | None]:
+        """Every request's replies, ended."""
+        slots = self.backend.open_slots(setting.slots, CONTEXT, self.limit)
+        slots.limits = replace(slots.limits, prefill_tokens=setting.prefill_tokens)
+        cache = PrefixCache(setting.cache_bytes) if setting.cache_bytes else None
+        texts: dict[int, str] = {}
+
+        def deliver(reply: Reply, delta: Delta) -> None:
+            texts[id(reply)] = texts.get(id(reply), "") + delta.text
+
+        scheduler = Scheduler(
+            slots,
+            cache,
+            DraftPolicy(min(setting.drafts, slots.limits.draft_tokens), fixed=True),
+            setting.token_budget,
+            deliver,
+            self.marks,
+        )
+        groups: list[list[Reply]] = []
+        step = 0
+        try:
+            while len(groups) < len(arrivals) or scheduler.busy:
+                for arrival in arrivals[len(groups) :]:
+                    if arrival.step <= step or not scheduler.busy:
+                        groups.append(self.replies(arrival.request))
+                        scheduler.add(groups[-1])
+                for arrival, group in zip(arrivals, groups, strict=False):
+                    if arrival.leaves is not None and arrival.leaves <= step:
+                        for reply in group:
+                            scheduler.cancel(reply)
+                scheduler.step()
+                step += 1
+                assert step < 20_000, "the schedule does not end"
+        finally:
+            slots.close()
+        for reply in (reply for group in groups for reply in group):
+            assert texts.get(id(reply), "") == text_of(self.tokenizer, reply), "text that is not that of the tokens"
+        return groups, scheduler, cache
+
+    def alone(self, request: Request, index: int) -> list[int]:
+        """The tokens of one reply when it is all that runs: no drafts, no cache, its prompt in one piece."""
+        if (request, index) not in self._known:
+            params = replace(request.params, seed=(request.params.seed or 0) + index)
+            single = replace(request, params=params, n=1)
+            ((reply,),), *_ = self.run(ALONE, [Arrival(0, single)])
+            assert reply.error is None, reply.error
+            self._known[request, index] = reply.tokens
+        return self._known[request, index]
+
+
+def text_of(tokenizer: Tokenizer, reply: Reply) -> str:
+    """What the tokens of a reply say, up to its stop string."""
+    text = tokenizer.decode(reply.tokens)
+    ends = [text.find(stop) for stop in reply.request.params.stop if stop in text]
+    return text[: min(ends)] if ends else text
+
+
+def random_setting(rng: random.Random) -> Setting:
+    """Any way to divide the device, tight ones included."""
+    return Setting(
+        slots=rng.choice([1, 2, 3, 5]),
+        drafts=rng.choice([0, 1, 2, 3, 4]),
+        cache_bytes=rng.choice([0, 3_000_000, 20_000_000, 100_000_000]),
+        token_budget=rng.choice([60, 100, 200, 10**9]),
+        prefill_tokens=rng.choice([3, 16, 64, 512]),
+    )
+
+
+def random_params(rng: random.Random) -> SamplingParams:
+    """Greedy or sampled, with and without penalties, cuts, biases and stop strings."""
+    sampled = rng.random() < 0.6
+    return SamplingParams(
+        temperature=rng.choice([0.5, 1.0, 1.5]) if sampled else 0.0,
+        top_k=rng.choice([0, 0, 5, 40]),
+        top_p=rng.choice([1.0, 0.9]),
+        min_p=rng.choice([0.0, 0.05]),
+        presence_penalty=rng.choice([0.0, 0.0, 1.5]),
+        frequency_penalty=rng.choice([0.0, 0.0, 0.5]),
+        repetition_penalty=rng.choice([1.0, 1.0, 1.2]),
+        seed=rng.randrange(2**32),
+        max_new_tokens=rng.choice([1, 2, 5, 12, 30, 60]),
+        min_tokens=0,
+        stop=rng.choice([(), (), ("e",), ("the", "\n\n")]),
+        ignore_eos=rng.random() < 0.3,
+    )
+
+
+def random_arrivals(rng: random.Random, prompts: Sequence[Sequence[int]]) -> list[Arrival]:
+    """Requests that share prefixes, come in bursts, and whose clients sometimes leave."""
+    arrivals, step = list[Arrival](), 0
+    few = rng.sample(list(prompts), rng.randint(1, 3))
+    for _ in range(rng.randint(1, 7)):
+        step += rng.choice([0, 0, 1, 3, 20, 60])
+        ids = list(rng.choice(few))
+        if arrivals and rng.random() < 0.4:  # a later turn of what came before
+            ids = [*arrivals[-1].request.ids, *ids]
+        elif rng.random() < 0.3:
+            ids = ids[: rng.randint(1, len(ids))] + list(rng.choice(prompts))[: rng.randint(0, 20)]
+        request = Request(
+            tuple(ids[: CONTEXT - 8]), random_params(rng), n=rng.choice([1, 1, 1, 2, 3]),
+            logprobs=rng.choice([None, None, 2]), cache_salt=rng.choice(["", "", "", "tenant"]),
+        )  # fmt: skip
+        leaves = step + rng.randint(0, 30) if rng.random() < 0.15 else None
+        arrivals.append(Arrival(step, request, leaves))
+    return arrivals
+
+
+@dataclass
+class Tally:
+    """What schedules made happen."""
+
+    preemptions: int = 0
+    drafted: int = 0
+    accepted: int = 0
+    cached_tokens: int = 0
+    evicted: int = 0
+    finished: Counter[str] = field(default_factory=Counter)
+
+    def add(self, other: Tally) -> None:
+        """Add another's counts."""
+        self.preemptions += other.preemptions
+        self.drafted += other.drafted
+        self.accepted += other.accepted
+        self.cached_tokens += other.cached_tokens
+        self.evicted += other.evicted
+        self.finished += other.finished
+
+
+def check(bench: Bench, setting: Setting, arrivals: Sequence[Arrival]) -> Tally:
+    """Run a schedule and hold every reply against its request alone; a client that left has a part of it."""
+    groups, scheduler, cache = bench.run(setting, arrivals)
+    tally = Tally(scheduler.counters.preemptions, evicted=cache.statistics.evicted if cache else 0)
+    for arrival, group in zip(arrivals, groups, strict=True):
+        tally.drafted += group[0].usage.draft_tokens
+        tally.accepted += group[0].usage.accepted_tokens
+        tally.cached_tokens += group[0].usage.cached_tokens
+        for reply in group:
+            expected = bench.alone(arrival.request, reply.index)
+            assert reply.error is None, reply.error
+            if reply.finish_reason == "cancelled":
+                assert reply.tokens == expected[: len(reply.tokens)]
+            else:
+                assert reply.tokens == expected, (arrival.request, reply.index)
+            tally.finished[str(reply.finish_reason)] += 1
+    return tally
