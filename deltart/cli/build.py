@@ -45,7 +45,7 @@ def add_parser(commands: Any) -> None:
         choices=["bf16", "fp8"],
         default="bf16",
         help="fp8: prefill rounds the activations of block-FP8 linears to E4M3 per token and 128 values; decode and "
-        "verify never do (default bf16: exact)",
+        "speculation never do (default bf16: exact)",
     )
     parser.add_argument("--cache", type=Path, default=CACHE, metavar="DIR", help=f"shared plans (default {CACHE})")
     parser.add_argument("--plugins", type=Path, metavar="FILE", help="C++ plugin library (default: Python classes)")
