@@ -87,7 +87,11 @@ def load_parameters(module: nn.Module, block: Block, checkpoint: Checkpoint) -> 
 
 def load_tensor(checkpoint: Checkpoint, name: str) -> torch.Tensor:
     """One tensor in its stored dtype, read into memory once."""
-    info = checkpoint.at(name)
+    return read_tensor(checkpoint, checkpoint.at(name))
+
+
+def read_tensor(checkpoint: Checkpoint, info: TensorInfo) -> torch.Tensor:
+    """The same, of any place in the checkpoint's files."""
     raw = np.fromfile(checkpoint.folder / info.file, np.uint8, info.nbytes, offset=info.offset)
     return torch.from_numpy(raw).view(torch_dtype(BY_STORED[info.dtype])).view(info.shape)
 

@@ -28,6 +28,7 @@ class FusedExperts(nn.Module):
     def __init__(self, moe: MoeSpec, hidden: int) -> None:
         super().__init__()
         count, width = moe.num_experts, moe.moe_intermediate_size
+        self.count = count
         self.sizes = (moe.num_experts_per_tok, hidden, width)
         self.gate_up_proj = nn.Parameter(torch.empty(count, 2 * width, hidden), requires_grad=False)
         self.down_proj = nn.Parameter(torch.empty(count, hidden, width), requires_grad=False)
