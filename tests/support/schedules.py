@@ -16,6 +16,8 @@ from deltart.runtime.schedule.prefix_cache import PrefixCache
 from deltart.runtime.schedule.scheduler import Scheduler
 from deltart.runtime.sequence import Delta, Request, Usage
 from deltart.runtime.sequence import Sequence as Reply
+from deltart.runtime.structure.compiler import Compiled, StructureCompiler
+from deltart.runtime.structure.structure import Structure
 from deltart.runtime.text.stops import StopMatcher
 from deltart.runtime.text.tokenizer import Tokenizer
 
@@ -55,7 +57,12 @@ class Bench:
     def __init__(self, backend: ServingBackend, tokenizer: Tokenizer, marks: Marks | None) -> None:
         self.backend, self.tokenizer, self.marks = backend, tokenizer, marks
         self.limit = min(tokenizer.vocab_limit, backend.manifest.vocab_size)
+        self._structures = StructureCompiler(tokenizer, self.limit)
         self._known: dict[tuple[Request, int], list[int]] = {}
+
+    def compile(self, structure: Structure) -> Compiled:
+        """For `Request.structure`."""
+        return self._structures.compile(structure)
 
     def replies(self, request: Request) -> list[Reply]:
         """Fresh replies to a request, as the engine makes them."""
@@ -163,7 +170,14 @@ def random_params(rng: random.Random) -> SamplingParams:
     )
 
 
-def random_arrivals(rng: random.Random, prompts: Sequence[Sequence[int]]) -> list[Arrival]:
+STRUCTURES = (
+    Structure.regex("[a-z]{3,20}( [a-z]{1,9}){0,5}"),
+    Structure.json_schema({"type": "object", "properties": {"a": {"type": "integer"}, "b": {"type": "string"}}}),
+    Structure.json_object(),
+)
+
+
+def random_arrivals(rng: random.Random, prompts: Sequence[Sequence[int]], bench: Bench) -> list[Arrival]:
     """Requests that share prefixes, come in bursts, and whose clients sometimes leave."""
     arrivals, step = list[Arrival](), 0
     few = rng.sample(list(prompts), rng.randint(1, 3))
@@ -177,6 +191,8 @@ def random_arrivals(rng: random.Random, prompts: Sequence[Sequence[int]]) -> lis
         request = Request(
             tuple(ids[: CONTEXT - 8]), random_params(rng), n=rng.choice([1, 1, 1, 2, 3]),
             logprobs=rng.choice([None, None, 2]), cache_salt=rng.choice(["", "", "", "tenant"]),
+            structure=bench.compile(rng.choice(STRUCTURES)) if rng.random() < 0.2 else None,
+            thinking=rng.random() < 0.3,
         )  # fmt: skip
         leaves = step + rng.randint(0, 30) if rng.random() < 0.15 else None
         arrivals.append(Arrival(step, request, leaves))
