@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from importlib import import_module
+from os import PathLike
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deltart import privacy
@@ -47,11 +49,11 @@ _HOMES = {
 privacy.switch_off()  # before any dependency is imported
 
 
-def load(artifact: str, **arguments: Any) -> Engine:
+def load(artifact: str | PathLike[str], **arguments: Any) -> Engine:
     """An engine over the artifact folder `artifact`; arguments as for `Engine.open`."""
     from deltart.runtime.engine import Engine
 
-    return Engine.open(artifact, **arguments)
+    return Engine.open(Path(artifact), **arguments)
 
 
 def __getattr__(name: str) -> Any:

@@ -91,6 +91,7 @@ class Engine:
         self.defaults = SamplingParams.from_generation_config(tokenizer.generation_config)
         self.vocab_limit = min(tokenizer.vocab_limit, self.manifest.vocab_size)
         self._slots = backend.open_slots(options.slots, self.max_context, self.vocab_limit)
+        self.max_context = min(self.max_context, self._slots.limits.capacity)  # a GPU engine is built for so many
         limits = replace(self._slots.limits, capacity=self.max_context)
         self.plan: MemoryPlan = plan_memory(limits, backend.weight_bytes, options.memory_bytes, options.cache_bytes)
         self._structures = StructureCompiler(tokenizer, self.vocab_limit)
