@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deltart.cli import cache_option
-from deltart.cli.run_options import add_engine, add_sampling, open_engine, params
+from deltart.cli.run_options import add_engine, add_sampling, open_engine, params, thinking_options
 from deltart.cli.streams import shown_to_people
 from deltart.errors import DeltaRTError, GenerationError
 
@@ -50,11 +50,7 @@ def run(arguments: argparse.Namespace) -> None:
     from deltart.runtime.conversation import Chats
 
     with open_engine(arguments) as engine:
-        options: dict[str, Any] = {}
-        if arguments.preserve_thinking:
-            options["preserve_thinking"] = True
-        if arguments.no_thinking:
-            options["enable_thinking"] = False
+        options = thinking_options(arguments) | ({"preserve_thinking": True} if arguments.preserve_thinking else {})
         session = ChatSession(Chats(engine), arguments.system, **options)
         Terminal(session, params(arguments, engine.defaults)).talk()
 
