@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +23,6 @@ ANNOTATIONS = frozenset({
     "deprecated", "description", "examples", "id", "readOnly", "title", "writeOnly", "x-guidance",
 })  # fmt: skip
 _STRING = ("pattern", "minLength", "maxLength", "format")
-_TYPES = ("object", "array", "number", "integer", "boolean", "null")
 _DATE, _TIME = (
     r"[0-9]{4}-(0[1-9]|1[0-2])-(0[1-9]|[12][0-9]|3[01])",
     r"([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](\.[0-9]+)?(Z|[+-]([01][0-9]|2[0-3]):[0-5][0-9])",
@@ -49,7 +48,7 @@ class Value:
     Attributes:
         text: any text.
         words: exactly one of them.
-        schemas: JSON that is valid under one of them.
+        schemas: JSON that is valid under one of them, prepared.
         patterns: text that a terminal of llguidance's Lark dialect describes.
         skipped: what is not enforced, in words.
     """
@@ -71,11 +70,11 @@ class Value:
         """Whether `words` say it all."""
         return not (self.text or self.schemas or self.patterns)
 
-    def grammar(self, root: Mapping[str, Json], strict: bool) -> str:
+    def grammar(self) -> str:
         """In llguidance's Lark dialect, up to and with the closing tag. Not for free text."""
         rules, names = ["%llguidance {}"], [json.dumps(word, ensure_ascii=False) for word in self.words]
         for index, schema in enumerate(self.schemas):
-            rules.append(f"json_{index}: %json {json.dumps(_rooted(schema, root, strict), ensure_ascii=False)}")
+            rules.append(f"json_{index}: %json {json.dumps(schema, ensure_ascii=False)}")
             names.append(f"json_{index}")
         close = json.dumps(CLOSE_PARAMETER)
         alternatives = [f"({' | '.join(names)}) {close}"] if names else []
@@ -122,8 +121,15 @@ class ParameterReader:
                 return self._any_of(key, schema, keys - {key, "type"}, where, followed)
         types = schema.get("type")
         names = types if isinstance(types, list) else [types] if isinstance(types, str) else self._implied(keys)
-        found = Value(schemas=({**schema, "type": rest},)) if (rest := [n for n in names if n != "string"]) else Value()
+        rest = [name for name in names if name != "string"]
+        found = self._json({**schema, "type": rest}) if rest else Value()
         return found | self._string(schema, where) if "string" in names else found
+
+    def _json(self, schema: Mapping[str, Json]) -> Value:
+        """JSON under a schema, with what its references may point to."""
+        shared = {key: self._root[key] for key in ("$defs", "definitions", "$schema") if key in self._root}
+        made, skipped = prepared({**shared, **schema}, self._strict)
+        return Value(schemas=(made,), skipped=tuple(f"{self._where}: {what}" for what in skipped))
 
     def _implied(self, keys: set[str]) -> list[str]:
         """Types of a schema that names none: what its keywords are about, or a string."""
@@ -159,7 +165,7 @@ class ParameterReader:
         for index, option in enumerate(options):
             found |= self.read(option, f"{where}/{key}/{index}", followed)
         if not found.text and not found.words and not found.patterns:
-            return Value(schemas=({**schema},))  # llguidance reads it all
+            return self._json(schema)  # llguidance reads it all
         inexact = beside | ({key} if key == "oneOf" and len(options) > 1 else set())
         return found | self._skipped(f"{where}/{name}" for name in sorted(inexact))
 
@@ -190,8 +196,8 @@ class ParameterReader:
             self._refuse(f"{where}/pattern = {pattern!r}, with ^ or $ inside")
         return ("" if begins else "(?s:.*)") + f"({body})" + ("" if ends else "(?s:.*)")
 
-    def _skipped(self, places: Sequence[str] | Any) -> Value:
-        places = tuple(places)
+    def _skipped(self, named: Iterable[str]) -> Value:
+        places = tuple(named)
         if places and self._strict:
             self._refuse(places[0])
         return Value(skipped=tuple(f"{self._where}: {place} is not enforced" for place in places))
@@ -200,12 +206,6 @@ class ParameterReader:
         raise GenerationError(
             f"{self._where} has {what}", "parameters whose values can be enforced", "change it, or do without strict"
         )
-
-
-def _rooted(schema: Json, root: Mapping[str, Json], strict: bool) -> dict[str, Json]:
-    """A schema that stands alone: what its references may point to comes with it."""
-    shared = {key: root[key] for key in ("$defs", "definitions", "$schema") if key in root}
-    return prepared({**shared, **schema}, strict)
 
 
 def _slashed(pattern: str) -> str:
@@ -220,6 +220,3 @@ def _enclosed(body: str) -> bool:
         if found[0] == "|" and depth == 0:
             return False
     return True
-
-
-Compile = Callable[[str], Any]

@@ -125,7 +125,7 @@ class ToolCompiler:
             value = reader.read(schema, f"#/properties/{key}")
             self.skipped += value.skipped
             opening = tuple(self._vocabulary.encode(f"<parameter={key}>\n"))
-            parameters[key] = Parameter(opening, self._begin(value, root, strict, f"{where}, parameter {key!r}"))
+            parameters[key] = Parameter(opening, self._begin(value, strict, f"{where}, parameter {key!r}"))
         return Function(tuple(self._vocabulary.encode(f"\n<function={name}>\n")), parameters, required)
 
     def _signature(self, root: Mapping[str, Any], where: str, strict: bool) -> tuple[Mapping[str, Any], frozenset[str]]:
@@ -147,7 +147,7 @@ class ToolCompiler:
         extra = {key: True for key in required if key not in properties}
         return {**properties, **extra}, frozenset(required)
 
-    def _begin(self, value: Value, root: Mapping[str, Any], strict: bool, where: str) -> Begin:
+    def _begin(self, value: Value, strict: bool, where: str) -> Begin:
         text = self._text
         if value.text:
             return lambda then: TextValue(text, text.start, then)
@@ -155,12 +155,12 @@ class ToolCompiler:
             words = [tuple(self._vocabulary.encode(word + CLOSE_PARAMETER)) for word in value.words]
             return lambda then: Literal(self._vocabulary, [(tokens, then) for tokens in words])
         try:
-            grammar = self._compile(value.grammar(root, strict))
+            grammar = self._compile(value.grammar())
         except GenerationError as error:
             if strict:
                 raise GenerationError(f"{where}: {error.found}", error.expected, error.hint) from error
             self.skipped.append(f"{where} is JSON, but otherwise not enforced ({error.found})")
-            grammar = self._compile(Value(schemas=({},)).grammar({}, strict))
+            grammar = self._compile(Value(schemas=({},)).grammar())
         self.skipped += [f"{where}: {warning}" for warning in grammar.warnings]
         return lambda then: grammar.value(text, then)
 
