@@ -72,6 +72,16 @@ class CallText:
         self.start = self._step(plain, ord("\n"))  # a value begins on a line of its own
         self._tagged = [(piece, token) for piece, token in self._sorted if b"<" in piece and len(piece) >= 10]
 
+    def openings(self, last: int) -> Iterator[tuple[int, int]]:
+        """Tokens that begin as `last` does, the last token of the opening tag, and go on into the text; and where."""
+        head = self._vocabulary.pieces[last]
+        for piece in self._sorted[bisect_left(self._pieces, head) :]:
+            if not piece[0].startswith(head):
+                return
+            place = self._walk(self.start, piece[0][len(head) :])
+            if len(piece[0]) > len(head) and place is not None and place != _ENDED:
+                yield piece[1], place
+
     def after(self, place: int, token: int) -> int | None:
         """The place after `token`; None where it may not come."""
         return self._walk(place, self._vocabulary.pieces[token]) if token in self._is_text else None

@@ -13,6 +13,7 @@ from deltart.errors import GenerationError
 Json = Any
 
 MAX_BYTES = 1 << 20  # of a schema's text
+MAX_OPTIONAL = 900  # properties of one object that may be left out: each of them may come next
 
 # White space between tokens is a blank or a line break with its indentation: a model could go on with it for ever.
 _SPACE = r" |\r?\n[ \t]{0,32}"
@@ -24,7 +25,8 @@ _FORMATS = frozenset({
 
 # What llguidance's messages are about, where they do not quote the keyword.
 _ABOUT = (
-    ("circular reference", "$ref"), ("Reference", "$ref"), ("Resource", "$ref"), ("regex", "pattern"),
+    ("circular reference", "$ref"), ("Reference", "$ref"), ("Resource", "$ref"), ("Pointer", "$ref"),
+    ("regex", "pattern"),
     ("min/maxProperties", "minProperties"), ("patternProperty", "patternProperties"), ("multipleOf", "multipleOf"),
     ("oneOf", "oneOf"), ("Invalid type", "type"), ("float range", "maximum"), ("items; max is", "properties"),
 )  # fmt: skip
@@ -59,11 +61,12 @@ def prepared(schema: Json, strict: bool) -> tuple[dict[str, Any], tuple[str, ...
     """The schema as llguidance is to read it, with our options and not its own; and what it leaves out, in words.
 
     Raises:
-        GenerationError: under `strict`, a keyword that llguidance would not enforce to the letter.
+        GenerationError: under `strict`, a keyword that llguidance would not enforce to the letter; too many properties.
     """
     made = {"allOf": [schema]} if isinstance(schema, bool) else copy.deepcopy(schema)
     skipped = []
     for where, node in list(subschemas(made)):
+        _check_optional(where, node)
         if strict:
             _check_minimum(where, node)
         if node.get("uniqueItems") is False:
@@ -72,6 +75,18 @@ def prepared(schema: Json, strict: bool) -> tuple[dict[str, Any], tuple[str, ...
             skipped.append(f"format {node.pop('format')!r} at {where} is not enforced")
     options = {"whitespace_pattern": _SPACE, "coerce_one_of": not strict, "lenient": not strict}
     return {**made, "x-guidance": options}, tuple(skipped)
+
+
+def _check_optional(where: str, node: Mapping[str, Any]) -> None:
+    properties, required = node.get("properties"), node.get("required")
+    if isinstance(properties, dict):
+        optional = len(properties) - len(set(properties) & set(required if isinstance(required, list) else ()))
+        if optional > MAX_OPTIONAL:
+            raise GenerationError(
+                f"{optional} optional properties at {where}/properties",
+                f"at most {MAX_OPTIONAL}",
+                "require some of them",
+            )
 
 
 def _check_minimum(where: str, node: Mapping[str, Any]) -> None:
