@@ -29,7 +29,7 @@ class Grammar:
 
     def __init__(self, vocabulary: Vocabulary, matcher: Any) -> None:
         self._vocabulary, self._matcher = vocabulary, matcher
-        self.warnings = tuple(matcher.get_grammar_warnings())
+        self.warnings: tuple[str, ...] = tuple(matcher.get_grammar_warnings())
         self.exhausted = False
 
     def reply(self) -> State:
@@ -189,7 +189,7 @@ class GrammarCompiler:
 
 def first_line(message: str) -> str:
     """The part of llguidance's message that speaks of the grammar, at most 300 characters."""
-    return " ".join(_told(message))[:300]
+    return " ".join(_told(message)).partition(". Enable ")[0][:300]  # what follows is about its own options
 
 
 def _told(message: str) -> Iterator[str]:
