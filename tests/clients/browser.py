@@ -61,12 +61,15 @@ def browser() -> Iterator[Browser]:
     try:
         port = next(m[1] for line in process.stdout if (m := re.search(r"successfully on port (\d+)", line)))
         arguments = ["--headless=new", "--no-sandbox", "--disable-gpu", "--window-size=900,700"]
-        options = {"goog:chromeOptions": {"binary": chromium, "args": arguments}, "goog:loggingPrefs": {"browser": "ALL"}}
+        options = {
+            "goog:chromeOptions": {"binary": chromium, "args": arguments},
+            "goog:loggingPrefs": {"browser": "ALL"},
+        }
         base = f"http://127.0.0.1:{port}/session"
         made = httpx.post(base, json={"capabilities": {"alwaysMatch": options}}, timeout=60).json()["value"]
         with httpx.Client(base_url=f"{base}/{made['sessionId']}/", timeout=60) as session:
             yield Browser(session)
-            session.delete("")
+            httpx.delete(f"{base}/{made['sessionId']}", timeout=60)
     finally:
         process.terminate()
         process.wait(10)

@@ -64,7 +64,14 @@ def test_node(name: str, script: str, structured: str, installed: Path, address:
 def test_qwen_code(installed: Path, address: str, tmp_path: Path) -> None:
     """The agent's headless mode: a prompt of 52,000 of this tokenizer's tokens."""
     modules = client(installed, "qwen-code") / "node_modules"
-    command = [modules / ".bin" / "node", modules / ".bin" / "qwen", "--auth-type", "openai", "-p", "List the files here."]
+    command = [
+        modules / ".bin" / "node",
+        modules / ".bin" / "qwen",
+        "--auth-type",
+        "openai",
+        "-p",
+        "List the files here.",
+    ]
     flags = ["--yolo", "-o", "json", "--max-session-turns", "2"]
     home = environment(address, OPENAI_MODEL="deltart-nano", HOME=str(tmp_path), QWEN_TELEMETRY_ENABLED="false")
     run([*command, *flags], 600, env=home, cwd=tmp_path)
@@ -78,4 +85,9 @@ def test_codex(installed: Path, address: str, tmp_path: Path) -> None:
     )
     codex = client(installed, "codex") / "node_modules" / ".bin" / "codex"
     home = environment(address, CODEX_HOME=str(tmp_path), HOME=str(tmp_path))
-    run([codex, "exec", "--skip-git-repo-check", "--sandbox", "read-only", 'Type "planet" backwards'], 600, env=home, cwd=tmp_path)
+    run(
+        [codex, "exec", "--skip-git-repo-check", "--sandbox", "read-only", 'Type "planet" backwards'],
+        600,
+        env=home,
+        cwd=tmp_path,
+    )

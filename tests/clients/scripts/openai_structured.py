@@ -49,5 +49,9 @@ flat = [{"type": "function", "name": "get_weather", "parameters": schema, "stric
 answer = client.responses.create(model=model, input="weather?", tools=flat, tool_choice="required")
 calls = [item for item in answer.output if item.type == "function_call"]
 assert calls and all(set(json.loads(c.arguments)) == {"city"} for c in calls)
-more = [*messages[:1], *answer.output, *({"type": "function_call_output", "call_id": c.call_id, "output": "22C"} for c in calls)]
+more = [
+    *messages[:1],
+    *answer.output,
+    *({"type": "function_call_output", "call_id": c.call_id, "output": "22C"} for c in calls),
+]
 assert client.responses.create(model=model, input=more, tools=flat, max_output_tokens=20).output is not None

@@ -61,7 +61,12 @@ def test_null_is_absent_and_unknown_fields_are_logged(caplog: pytest.LogCaptureF
 def test_errors_have_the_shape_of_each_api() -> None:
     error = RequestError("a", "b", "c", param="p", status=429, code="x", retry_after=1.2)
     body = openai_body(error)["error"]
-    assert {"message": "a; expected b; c", "type": "rate_limit_error", "param": "p", "code": "x"}.items() <= body.items()
+    assert {
+        "message": "a; expected b; c",
+        "type": "rate_limit_error",
+        "param": "p",
+        "code": "x",
+    }.items() <= body.items()
     assert (body["found"], body["expected"], body["hint"]) == ("a", "b", "c")
     assert anthropic_body(error)["error"] == {"type": "rate_limit_error", "message": "p: a; expected b; c"}
     assert headers_of(error) == {"Retry-After": "2"}

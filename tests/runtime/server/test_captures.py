@@ -1,4 +1,4 @@
-"""Every request body that a real client was seen to send is answered; images are a clear refusal without a vision encoder."""
+"""Every request body that a real client was seen to send is answered; images are refused without a vision encoder."""
 
 from __future__ import annotations
 
@@ -26,7 +26,9 @@ def server(engine: Engine) -> Iterator[Served]:
 
 
 def requests(path: Path) -> list[dict[str, Any]]:
-    return [r for r in json.loads(path.read_text())["requests"] if isinstance(r["body"], dict) and r["method"] == "POST"]
+    return [
+        r for r in json.loads(path.read_text())["requests"] if isinstance(r["body"], dict) and r["method"] == "POST"
+    ]
 
 
 def short(path: str, body: dict[str, Any]) -> dict[str, Any]:

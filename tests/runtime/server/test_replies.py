@@ -30,14 +30,17 @@ from support.sse import anthropic_content, chat_message, response_output
 
 NANO = Path(__file__).resolve().parents[3] / "tools" / "nano" / "checkpoint"
 STRINGS = {"type": "object", "properties": {name: {"type": "string"} for name in ("path", "content")}}
-MIXED = {"type": "object", "properties": {"n": {"type": "integer"}, "deep": {"type": "object"}, "on": {"type": "boolean"}}}
+MIXED = {
+    "type": "object",
+    "properties": {"n": {"type": "integer"}, "deep": {"type": "object"}, "on": {"type": "boolean"}},
+}
 TOOLS = tuple(
     {"type": "function", "function": {"name": name, "parameters": schema}}
     for name, schema in (("write_file", STRINGS), ("set", MIXED), ("now", {"type": "object", "properties": {}}))
 )
 WORDS = (
-    "The", " sky", " is", " blue", ".", "\n", "\n\n", "  ", "é", "日本", "👩‍🚀", "```py\n", "x = [1, 2]\n", "```", "<b>", "</b>",
-    "<tool", " < ", "</", "think", '{"a": "b"}', "\\n", '"', "\t", "&amp;", "data: ", "[DONE]", "\u2028",
+    "The", " sky", " is", " blue", ".", "\n", "\n\n", "  ", "é", "日本", "👩‍🚀", "```py\n", "x = [1, 2]\n", "```", "<b>",
+    "</b>", "<tool", " < ", "</", "think", '{"a": "b"}', "\\n", '"', "\t", "&amp;", "data: ", "[DONE]", "\u2028",
 )  # fmt: skip
 
 
@@ -147,7 +150,10 @@ def check_responses(known: Known, calls: list[Any], made: list[Step], tokenizer:
         text = final["arguments"] if final["type"] == "function_call" else final["content"][0]["text"]
         assert (item["type"], item["id"], item["pieces"]) == (final["type"], final["id"], text)
     texts = {kind: [i["pieces"] for i in built if i["type"] == kind] for kind in ("reasoning", "message")}
-    assert texts == {"reasoning": [known.reasoning] if known.reasoning else [], "message": [known.content] if known.content else []}
+    assert texts == {
+        "reasoning": [known.reasoning] if known.reasoning else [],
+        "message": [known.content] if known.content else [],
+    }
     assert [(i["name"], json.loads(i["pieces"])) for i in built if i["type"] == "function_call"] == calls
 
 

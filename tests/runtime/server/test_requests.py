@@ -1,4 +1,4 @@
-"""Requests of the four APIs as the engine's: fields by their documentation, bodies as clients were seen to send them."""
+"""Requests of the four APIs as the engine's: fields by their documentation, bodies as clients send them."""
 
 from __future__ import annotations
 
@@ -78,13 +78,19 @@ def test_tool_choice(choice: Any, expected: ToolChoice) -> None:
         ({"tools": [{"type": "custom", "custom": {"name": "x"}}]}, "tools[0]"),
         ({"tools": [{"type": "function", "function": {}}]}, "tools[0].function.name"),
         ({"tools": [{"type": "function", "function": {"name": "a>\n<tool_call>"}}]}, "tools[0].function.name"),
-        ({"tools": [{"type": "function", "function": {"name": "a", "parameters": []}}]}, "tools[0].function.parameters"),
+        (
+            {"tools": [{"type": "function", "function": {"name": "a", "parameters": []}}]},
+            "tools[0].function.parameters",
+        ),
         ({"tools": [WEATHER] * 513}, "tools"),
         ({"tool_choice": "required"}, "tool_choice"),
         ({"tools": [WEATHER], "tool_choice": "sometimes"}, "tool_choice"),
         ({"tools": [WEATHER], "tool_choice": {"type": "function", "function": {"name": "x"}}}, "tool_choice"),
         ({"response_format": {"type": "xml"}}, "response_format.type"),
-        ({"response_format": {"type": "json_schema", "json_schema": {"schema": 1}}}, "response_format.json_schema.schema"),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"schema": 1}}},
+            "response_format.json_schema.schema",
+        ),
         ({"guided_choice": []}, "guided_"),
     ],
 )
@@ -97,7 +103,9 @@ def test_bad_fields_are_named(fields: dict[str, Any], param: str) -> None:
 def test_response_formats() -> None:
     assert chat(response_format={"type": "text"}).output is None
     assert chat(response_format={"type": "json_object"}).output.kind == "json_object"
-    asked = chat(response_format={"type": "json_schema", "json_schema": {"name": "c", "strict": True, "schema": SCHEMA}})
+    asked = chat(
+        response_format={"type": "json_schema", "json_schema": {"name": "c", "strict": True, "schema": SCHEMA}}
+    )
     assert (asked.output.kind, asked.output.value) == ("json_schema", SCHEMA)
     assert chat(guided_regex="[a-z]+").output.value == "[a-z]+"
     assert chat(structured_outputs={"json": '{"type": "integer"}'}).output.value == {"type": "integer"}
@@ -234,7 +242,9 @@ def test_anthropic_blocks_become_messages() -> None:
 
 
 def test_anthropic_thinking_is_off_unless_asked() -> None:
-    assert convert({"max_tokens": 1, "messages": HI}, MessagesRequest).ask(LIMITS).template == {"enable_thinking": False}
+    assert convert({"max_tokens": 1, "messages": HI}, MessagesRequest).ask(LIMITS).template == {
+        "enable_thinking": False
+    }
 
 
 @pytest.mark.parametrize(

@@ -69,7 +69,9 @@ def test_streams_equal_whole_answers(server: Served, prompt: str) -> None:
     assert chunks[-1]["choices"] == []
     assert chunks[-1]["usage"]["completion_tokens"] == body["usage"]["completion_tokens"]
     told = [c["logprobs"]["content"] for chunk in chunks for c in chunk["choices"] if c["logprobs"]]
-    assert [entry["token"] for entries in told for entry in entries] == [e["token"] for e in choice["logprobs"]["content"]]
+    assert [entry["token"] for entries in told for entry in entries] == [
+        e["token"] for e in choice["logprobs"]["content"]
+    ]
     items = post(server, "/v1/responses", input=messages, temperature=0, max_output_tokens=120)["output"]
     built = response_output(stream(server, "/v1/responses", input=messages, temperature=0, max_output_tokens=120))
     assert [i["pieces"] for i in built] == [i["content"][0]["text"] for i in items]
@@ -128,11 +130,11 @@ def test_max_tokens_beyond_the_context_is_clamped(server: Served) -> None:
 
 
 def test_a_prompt_beyond_the_context_is_refused(server: Served) -> None:
-    body = {"messages": [{"role": "user", "content": "word " * 4000}]}
+    body = {"messages": [{"role": "user", "content": "word " * 9000}]}
     answer = server.client.post("/v1/chat/completions", json=body)
     error = answer.json()["error"]
     assert (answer.status_code, error["code"], error["param"]) == (400, "context_length_exceeded", "messages")
-    assert "2048" in error["expected"]
+    assert "8192" in error["expected"]
 
 
 def test_a_conversation_comes_back_from_the_cache(server: Served) -> None:
@@ -193,14 +195,16 @@ def test_tokens(server: Served, engine: Engine) -> None:
     assert (body["tokens"], body["count"]) == (ids, len(ids)) and body["token_strs"][-1] == "<|im_end|>"
     assert post(server, "/detokenize", tokens=ids)["prompt"] == "hello <|im_end|>"
     rendered = post(server, "/tokenize", messages=PLANET)["count"]
-    assert post(server, "/v1/messages/count_tokens", messages=PLANET, thinking={"type": "enabled"}) == {"input_tokens": rendered}
+    assert post(server, "/v1/messages/count_tokens", messages=PLANET, thinking={"type": "enabled"}) == {
+        "input_tokens": rendered
+    }
     assert post(server, "/v1/chat/completions", **GREEDY)["usage"]["prompt_tokens"] == rendered
 
 
 def test_information(server: Served) -> None:
     get = server.client.get
     assert get("/v1/models").json()["data"][0]["id"] == NAME
-    assert get(f"/v1/models/{NAME}").json()["max_model_len"] == 2048
+    assert get(f"/v1/models/{NAME}").json()["max_model_len"] == 8192
     for path in ("/health", "/health/live", "/health/ready", "/version", "/server_info", "/model_info"):
         assert get(path).status_code == 200, path
     paths = get("/openapi.json").json()["paths"]
@@ -307,7 +311,9 @@ def test_deadlines_and_operators_limits(engine: Engine) -> None:
 
 def test_reasoning_that_a_client_carries_comes_back(server: Served) -> None:
     body = post(server, "/v1/responses", input=PLANET, temperature=0, include=["reasoning.encrypted_content"])
-    items = [{k: v for k, v in item.items() if k != "content" or item["type"] != "reasoning"} for item in body["output"]]
+    items = [
+        {k: v for k, v in item.items() if k != "content" or item["type"] != "reasoning"} for item in body["output"]
+    ]
     more = [*PLANET, *items, {"role": "user", "content": "And again?"}]
     kwargs = {"chat_template_kwargs": {"preserve_thinking": True}}
     with_it = post(server, "/v1/responses", input=more, max_output_tokens=1, **kwargs)["usage"]["input_tokens"]
