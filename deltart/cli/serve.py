@@ -87,7 +87,10 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.replicas is not None:
         from deltart.runtime.server.replicas import serve_replicas
 
-        serve_replicas(arguments.replicas, engine_arguments(arguments), settings, arguments.host, arguments.port)
+        def ready(url: str) -> None:
+            print(f"deltart: serving {settings.names[0]} on {arguments.replicas} replicas at {url}", flush=True)
+
+        serve_replicas(arguments.replicas, engine_arguments(arguments), settings, arguments.host, arguments.port, ready)
         return
     _serve(arguments, settings)
 

@@ -17,6 +17,11 @@ python_client() {  # NAME PACKAGE...
     && touch "$folder/$name/.ready" || echo "$name was not installed"
 }
 
+# Ray's workers run this project: its packages are those of the environment that installs.
+ray_client() {
+  "$PYTHON" -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > "$("$folder/ray/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/project.pth"
+}
+
 node_client() {  # NAME PACKAGE...
   name=$1
   shift
@@ -40,6 +45,7 @@ install() {
     lm-eval) python_client lm-eval 'lm-eval[api]' transformers ;;
     schemathesis) python_client schemathesis schemathesis ;;
     sglang-router) python_client sglang-router sglang-router ;;
+    ray) python_client ray 'ray[serve]' && ray_client ;;
     openai-js) node_client openai-js openai ;;
     ai) node_client ai ai @ai-sdk/openai-compatible zod ;;
     qwen-code) node_client qwen-code node@22 @qwen-code/qwen-code ;;
@@ -49,5 +55,5 @@ install() {
 }
 
 [ $# -gt 0 ] || set -- openai anthropic instructor langchain litellm pydantic-ai smolagents qwen-agent lm-eval schemathesis \
-  sglang-router openai-js ai qwen-code codex
+  sglang-router ray openai-js ai qwen-code codex
 for client in "$@"; do install "$client"; done
