@@ -112,7 +112,7 @@ class _Encoder:
             return self._template.render(
                 messages,
                 tools=item.get("tools"),
-                enable_thinking=item.get("enable_thinking", True),
+                enable_thinking=item.get("enable_thinking"),
                 add_generation_prompt=messages[-1]["role"] != "assistant",
             )
         except (GenerationError, KeyError, IndexError, TypeError) as error:

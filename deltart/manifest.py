@@ -78,7 +78,10 @@ class GraphEntry:
 
 @dataclass(frozen=True)
 class WeightEntry:
-    """Fate and place of one checkpoint tensor: "bound" to graphs, or "deferred" with the reason."""
+    """Fate and place of one checkpoint tensor: "bound" to graphs, or "deferred" with the reason.
+
+    A region of a file that is bound as one stands for `tensors` of the checkpoint.
+    """
 
     fate: str
     dtype: str
@@ -87,6 +90,7 @@ class WeightEntry:
     offset: int
     nbytes: int
     reason: str = ""
+    tensors: int = 1
 
 
 @dataclass(frozen=True)

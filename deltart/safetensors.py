@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from deltart.dtypes import BY_STORED
+from deltart.dtypes import BF16, BY_STORED, E4M3, F16, F32
 from deltart.errors import CheckpointError
 from deltart.json_files import kind_of, parse_json, shown
 from deltart.text_files import open_regular
@@ -26,6 +26,7 @@ INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 METADATA = "__metadata__"  # the one key of a header that is no tensor
 DAMAGED = "download the file again"
 MAX_HEADER_BYTES = 100_000_000  # the format's own limit
+WIDEST_FIRST = [dtype.stored for dtype in (F32, BF16, F16, E4M3)]
 
 
 @dataclass(frozen=True)
@@ -110,6 +111,11 @@ def plan_file(name: str, tensors: Iterable[TensorInfo], metadata: Mapping[str, s
     header = len(raw).to_bytes(8, "little") + raw
     starts = {info.name: len(header) + entries[info.name]["data_offsets"][0] for info in tensors}
     return FilePlan(name, header, {i.name: replace(i, file=name, offset=starts[i.name]) for i in tensors})
+
+
+def written_order(tensors: Iterable[TensorInfo]) -> list[TensorInfo]:
+    """As the library orders them: by type, wide elements first so that all are aligned, then by name."""
+    return sorted(tensors, key=lambda info: (WIDEST_FIRST.index(info.dtype), info.name))
 
 
 def shard_name(number: int, count: int) -> str:

@@ -10,13 +10,14 @@ import numpy as np
 
 from deltart.dtypes import BY_STORED
 from deltart.errors import CheckpointError
+from deltart.export.regions import Region, expert_regions
 from deltart.json_files import read_json
 from deltart.safetensors import INDEX, SINGLE, TensorInfo, WeightFile, read_file
 from deltart.text_files import check_folder
 
 
 class Checkpoint(Mapping[str, TensorInfo]):
-    """The tensors of a checkpoint folder, single-file or sharded with an index.
+    """The tensors of a checkpoint folder, single-file or sharded with an index; `regions` are runs of them by name.
 
     Raises:
         CheckpointError: a file is missing, truncated or malformed, or index and shards disagree.
@@ -36,6 +37,7 @@ class Checkpoint(Mapping[str, TensorInfo]):
             raise CheckpointError(
                 f"{folder} holds no weights", f"{SINGLE} or {INDEX}", "point at a Hugging Face checkpoint folder"
             )
+        self.regions: dict[str, Region] = {region.name: region for region in expert_regions(self._tensors.values())}
 
     def __getitem__(self, name: str) -> TensorInfo:
         return self._tensors[name]
@@ -45,6 +47,10 @@ class Checkpoint(Mapping[str, TensorInfo]):
 
     def __len__(self) -> int:
         return len(self._tensors)
+
+    def at(self, name: str) -> TensorInfo:
+        """The tensor or the region `name`; raises KeyError where there is neither."""
+        return self._tensors[name] if name in self._tensors else self.regions[name]
 
     def read(self, name: str) -> np.ndarray:
         """The tensor as a read-only memory map; nothing is read until it is touched."""

@@ -13,6 +13,16 @@ from deltart.text_files import check_folder
 LINEAR, FULL = "linear_attention", "full_attention"
 DENSE_ARCHITECTURES = ("Qwen3_5ForConditionalGeneration", "Qwen3_5ForCausalLM")
 MOE_ARCHITECTURES = ("Qwen3_5MoeForConditionalGeneration", "Qwen3_5MoeForCausalLM")
+# Fields of other sparse models, and what leaves the routing as it is here: any other value is another model.
+OTHER_ROUTING = {
+    "norm_topk_prob": True,
+    "mlp_only_layers": [],
+    "decoder_sparse_step": 1,
+    "n_group": 1,
+    "topk_group": 1,
+    "routed_scaling_factor": 1.0,
+    "scoring_func": "softmax",
+}
 
 
 @dataclass(frozen=True)
@@ -235,9 +245,14 @@ def _yarn(rope: Fields) -> YarnSpec:
 
 
 def _moe(text: Fields) -> MoeSpec:
+    for name, only in OTHER_ROUTING.items():
+        text.only_if_present(name, [only])
+    experts, chosen = text.positive("num_experts"), text.positive("num_experts_per_tok")
+    if chosen > experts:
+        raise text.error("num_experts_per_tok", chosen, f"at most num_experts = {experts}")
     return MoeSpec(
-        num_experts=text.positive("num_experts"),
-        num_experts_per_tok=text.positive("num_experts_per_tok"),
+        num_experts=experts,
+        num_experts_per_tok=chosen,
         moe_intermediate_size=text.positive("moe_intermediate_size"),
         shared_expert_intermediate_size=text.positive("shared_expert_intermediate_size"),
     )

@@ -1,4 +1,4 @@
-"""Timings of an engine through the runtime's own backend: decode and verify steps, prefill, generation."""
+"""Timings of an engine through the runtime's own backend: decode and speculative steps, prefill, generation."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from bench.engine.device import Device
 from deltart.runtime.backends.base import DecodeRow
 from deltart.runtime.backends.gpu.backend import TensorRtBackend
 from deltart.runtime.backends.inputs import text_inputs
-from deltart.runtime.generate import Generator
+from deltart.runtime.engine import Engine, EngineOptions
 from deltart.runtime.sampling.params import SamplingParams
 from deltart.runtime.sampling.sampler import Sampler
 from deltart.runtime.text.tokenizer import Tokenizer
@@ -43,15 +43,16 @@ def decode(device: Device, backend: TensorRtBackend, context: int, steps: int, c
     return _replayed(device, backend, row, decoder._graph, copy_gbs)
 
 
-def verify(device: Device, backend: TensorRtBackend, context: int, tokens: int, steps: int, copy_gbs: float) -> Row:
-    """A call of `tokens` tokens in every slot and the logits of all, as speculation asks for; else as `decode`."""
+def speculate(device: Device, backend: TensorRtBackend, context: int, tokens: int, steps: int, copy_gbs: float) -> Row:
+    """A call of `tokens` tokens in every slot, all but one drafts, and the logits of all; else as `decode`."""
     slots = backend.engine.slots
     state = backend.new_state("model", slots, context + tokens)
     ids, past = np.zeros((slots, tokens), np.int64), np.full(slots, context, np.int32)
     index = np.tile(np.arange(tokens), (slots, 1))
+    inputs = text_inputs(ids, past, logit_index=index, n_commit=np.ones(slots, np.int32))
 
     def call() -> None:
-        (logits,) = backend.run("model", state, text_inputs(ids, past, logit_index=index), ["logits"])
+        (logits,) = backend.run("model", state, inputs, ["logits"])
         logits.argmax(-1)
 
     for _ in range(WARM_UP):
@@ -100,14 +101,12 @@ def prefill(backend: TensorRtBackend, tokens: int, repeats: int = 3) -> Row:
 
 
 def generation(backend: TensorRtBackend, tokenizer: Tokenizer, new_tokens: int) -> Row:
-    """Greedy text from a short prompt by the generator that serves users; the second of two runs."""
-    generator = Generator(backend, tokenizer)
+    """Greedy text from a short prompt by the engine that serves users; the second of two runs."""
     params = SamplingParams(temperature=0, max_new_tokens=new_tokens, ignore_eos=True)
-    for _ in range(2):
-        result = generator.generate([0] * 16, params)
-        for _ in result:
-            pass
-    return {"new_tokens": result.timings.new_tokens, "tokens_per_s": result.timings.decode_rate}
+    options = EngineOptions(slots=1, max_model_len=new_tokens + 64, cache_bytes=0)
+    with Engine(backend, tokenizer, None, options) as engine:
+        usage = [engine.generate([0] * 16, params).usage for _ in range(2)][-1]
+    return {"new_tokens": usage.completion_tokens, "tokens_per_s": usage.decode_rate}
 
 
 def _seconds(call: Callable[[], None]) -> float:

@@ -54,7 +54,7 @@ def add_parser(commands: Any) -> None:
         choices=["bf16", "fp8"],
         default="bf16",
         help="fp8: prefill rounds the activations of block-FP8 linears to E4M3 per token and 128 values; decode and "
-        "verify never do (default bf16: exact)",
+        "speculation never do (default bf16: exact)",
     )
     cache_option.add(parser)
     parser.add_argument("--plugins", type=Path, metavar="FILE", help="C++ plugin library (default: Python classes)")

@@ -6,11 +6,24 @@ import argparse
 from collections.abc import Sequence
 
 import deltart
-from deltart.cli import build, cache_option, calibrate, doctor, export, extras, generate, inspect, synthesize, verify
+from deltart.cli import (
+    build,
+    cache_option,
+    calibrate,
+    chat,
+    doctor,
+    export,
+    extras,
+    generate,
+    inspect,
+    serve,
+    synthesize,
+    verify,
+)
 from deltart.cli.guard import say
 from deltart.cli.signals import ending
 
-COMMANDS = (inspect, calibrate, export, build, verify, generate, synthesize, doctor)
+COMMANDS = (inspect, calibrate, export, build, verify, generate, chat, serve, synthesize, doctor)
 
 
 def parser() -> argparse.ArgumentParser:

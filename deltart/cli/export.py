@@ -64,7 +64,9 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _summarize(manifest: Manifest, output: Path, seconds: float, as_json: bool) -> None:
-    fates = Counter(tensor.fate for tensor in manifest.tensors.values())
+    fates = Counter[str]()
+    for tensor in manifest.tensors.values():
+        fates[tensor.fate] += tensor.tensors
     graphs = sorted(path for path in output.iterdir() if path.suffix == ".onnx")
     written = sum(path.stat().st_size for path in output.iterdir() if path.is_file() and path.stat().st_nlink == 1)
     if as_json:
@@ -74,4 +76,4 @@ def _summarize(manifest: Manifest, output: Path, seconds: float, as_json: bool) 
     out = console()
     out.print(line(str(output), "bold") + line(f": {', '.join(path.name for path in graphs)}"))
     accounted = ", ".join(f"{count} {fate}" for fate, count in sorted(fates.items()))
-    out.print(f"{len(manifest.tensors)} tensors ({accounted}), {written / 1e6:.1f} MB written, {seconds:.1f} s")
+    out.print(f"{fates.total()} tensors ({accounted}), {written / 1e6:.1f} MB written, {seconds:.1f} s")

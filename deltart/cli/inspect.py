@@ -64,7 +64,7 @@ def _model_table(spec: ModelSpec, checkpoint: Checkpoint) -> Table:
     rows = {
         "architecture": spec.architecture,
         "layers": f"{len(spec.layer_types)}: {linear} Gated DeltaNet, {len(spec.layer_types) - linear} gated attention",
-        "hidden / FFN": f"{spec.hidden_size} / {spec.intermediate_size}",
+        "hidden / FFN": f"{spec.hidden_size} / {_width(spec)}",
         "GDN heads": f"{spec.linear_num_key_heads} k, {spec.linear_num_value_heads} v, {spec.linear_key_head_dim} wide",
         "attention": f"{spec.num_attention_heads} q, {spec.num_key_value_heads} kv, {spec.head_dim} wide, "
         f"{spec.rope.rotary_dim} rotary{', YaRN x' + str(spec.rope.yarn.factor) if spec.rope.yarn else ''}",
@@ -74,6 +74,14 @@ def _model_table(spec: ModelSpec, checkpoint: Checkpoint) -> Table:
         "MTP / vision": f"{'yes' if spec.mtp_num_hidden_layers else 'no'} / {'yes' if spec.vision else 'no'}",
     }
     return table((), rows.items(), title=str(checkpoint.folder))
+
+
+def _width(spec: ModelSpec) -> str:
+    moe = spec.moe
+    if moe is None:
+        return str(spec.intermediate_size)
+    experts = f"{moe.num_experts} experts of {moe.moe_intermediate_size}, {moe.num_experts_per_tok} a token"
+    return f"{experts}; one of {moe.shared_expert_intermediate_size} for every token"
 
 
 def _fate_table(ledger: Ledger) -> Table:

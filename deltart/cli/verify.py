@@ -19,6 +19,14 @@ if TYPE_CHECKING:
     from deltart.manifest import Manifest
     from deltart.verify.compare import Report
 
+# What tells a file of each kind that verify writes, within so many bytes of its beginning or its end.
+SIGNS = {
+    "page": b"<title>deltart verify: ",
+    "report": b'"tolerances": {',
+    "outputs": b'"polygraphy_class": "RunResults"',
+}
+SIGNED_BYTES = 4096
+
 
 def add_parser(commands: Any) -> None:
     """Add the subcommand."""
@@ -67,6 +75,10 @@ def run(arguments: argparse.Namespace) -> int:
     prefill = len(ids) * 3 // 4 if arguments.prefill is None else arguments.prefill
     if not 1 <= prefill <= len(ids):
         raise GenerationError(f"--prefill {prefill}", f"1 to {len(ids)}, the tokens to run")
+    target = arguments.html or arguments.artifact / "report.html"
+    signs = {target: SIGNS["page"], target.with_suffix(".json"): SIGNS["report"]}
+    for path, sign in (signs | ({arguments.save_outputs: SIGNS["outputs"]} if arguments.save_outputs else {})).items():
+        _check_replaceable(path, sign)
     with errors.status("verifying") as status:
         runners = ArtifactRunners(
             arguments.artifact, manifest, prefill, arguments.weights, arguments.prefill_activations,
@@ -74,7 +86,6 @@ def run(arguments: argparse.Namespace) -> int:
         )  # fmt: skip
         found = collect(runners.by_name(), ids, prompts, lambda step: status.update(line(step)))
         report = judge(arguments.artifact, found, tolerances(arguments.prefill_activations))
-    target = arguments.html or arguments.artifact / "report.html"
     try:
         if arguments.save_outputs:
             found.save(arguments.save_outputs)
@@ -87,6 +98,19 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         _print(report, target)
     return 0 if report.passed else 1
+
+
+def _check_replaceable(path: Path, sign: bytes) -> None:
+    """Raises OutputError for a file with something in it that no verify wrote. A link is replaced, not followed."""
+    if path.is_symlink() or not path.is_file():
+        return
+    with path.open("rb") as file:
+        head = file.read(SIGNED_BYTES)
+        file.seek(max(0, path.stat().st_size - SIGNED_BYTES))
+        if head and sign not in head + file.read():
+            raise OutputError(
+                f"{path} exists, and is no earlier result of verify", "a free name", "choose another, or move it away"
+            )
 
 
 def _prompts(arguments: argparse.Namespace) -> list[list[int]]:

@@ -10,9 +10,9 @@ import numpy as np
 
 from deltart.errors import GenerationError
 from deltart.json_files import parse_json, shown
-from deltart.runtime.backends.base import Backend
+from deltart.runtime.backends.base import Backend, ServingBackend
 from deltart.runtime.backends.inputs import mtp_inputs, text_inputs
-from deltart.runtime.generate import Generator
+from deltart.runtime.engine import Engine, EngineOptions
 from deltart.runtime.sampling.params import SamplingParams
 from deltart.runtime.text.chat import ChatTemplate
 from deltart.runtime.text.tokenizer import Tokenizer
@@ -74,15 +74,14 @@ def _fed(
     return {name: np.concatenate(arrays) for name, arrays in zip(names, zip(*parts, strict=True), strict=True)}
 
 
-def backend_reply(backend: Backend, tokenizer: Tokenizer, most: int) -> Callable[[Sequence[int]], list[int]]:
-    """`Runner.reply` of at most `most` tokens, by the generator that serves users; the end token is the last."""
-    generator, greedy = Generator(backend, tokenizer), SamplingParams(temperature=0, max_new_tokens=most)
+def backend_reply(backend: ServingBackend, tokenizer: Tokenizer, most: int) -> Callable[[Sequence[int]], list[int]]:
+    """`Runner.reply` of at most `most` tokens, by the engine that serves users; the end token is the last."""
+    greedy = SamplingParams(temperature=0, max_new_tokens=most)
+    options = EngineOptions(slots=1, draft_tokens=0, cache_bytes=0)
 
     def reply(prompt: Sequence[int]) -> list[int]:
-        generation = generator.generate(prompt, greedy)
-        for _ in generation:
-            pass
-        return generation.tokens
+        with Engine(backend, tokenizer, None, options) as engine:
+            return engine.generate(prompt, greedy).drawn
 
     return reply
 

@@ -14,10 +14,12 @@ from deltart.errors import ArtifactError, GenerationError
 from deltart.manifest import Manifest, load_manifest
 from deltart.runtime.backends.base import DecodeRow, SlotState
 from deltart.runtime.backends.gpu import calls as calls
+from deltart.runtime.backends.gpu.buffers import GpuBuffers
 from deltart.runtime.backends.gpu.cuda import Cuda, CudaDriver, Graph, captured
 from deltart.runtime.backends.gpu.decode import DeviceDecoder
 from deltart.runtime.backends.gpu.engine_manifest import (
     CAPTURED,
+    SPECULATE_TOKENS,
     Binding,
     Flavour,
     PlanEntry,
@@ -26,9 +28,14 @@ from deltart.runtime.backends.gpu.engine_manifest import (
 )
 from deltart.runtime.backends.gpu.executor import Executor, Load
 from deltart.runtime.backends.gpu.weight_stream import ALIGNMENT, align, layout, reads, stream_weights
-from deltart.runtime.backends.slots import Slots
+from deltart.runtime.backends.host_slots import HostSlots
+from deltart.runtime.backends.mtp_drafts import MtpDrafts
+from deltart.runtime.backends.slots import Limits, Slots
 from deltart.runtime.backends.tensorrt.load import built_flavour, executors
 from deltart.runtime.backends.weights import MappedWeights
+
+# Drafts of a step: with the tokens that were right before them they make one call of the plan "speculate".
+MAX_DRAFTS = (SPECULATE_TOKENS - 1) // 2
 
 
 @dataclass
@@ -144,7 +151,24 @@ class TensorRtBackend:
 
     def open_slots(self, slots: int, max_context: int, vocab_limit: int) -> Slots:
         """See Backend."""
-        raise GenerationError("serving requests side by side on a GPU engine", "target 'ort'", "use --target ort")
+        capacity = min(max_context + 2 * MAX_DRAFTS + 2, self.engine.max_context)
+        text, drafts = GpuBuffers(self, "model", slots, capacity), None
+        if self._entries("mtp"):
+            drafts = MtpDrafts(GpuBuffers(self, "mtp", slots, capacity), slots, vocab_limit)
+        used = [text, drafts.buffers] if drafts else [text]
+        limits = Limits(
+            slots=slots,
+            capacity=capacity,
+            prefill_tokens=self.engine.chunk,
+            draft_tokens=MAX_DRAFTS if drafts else 0,
+            slot_bytes=sum(buffers.slot_bytes for buffers in used),
+            token_bytes=sum(buffers.token_bytes for buffers in used),
+        )
+        return HostSlots(text, drafts, limits)
+
+    def states_of(self, graph: str) -> list[Binding]:
+        """The states of a graph, as its plans bind them."""
+        return self._entry(graph, "decode").by_role["state"]
 
     def decoder(self, state: SlotState, rows: Sequence[DecodeRow], steps: int) -> DeviceDecoder:
         """See Backend."""

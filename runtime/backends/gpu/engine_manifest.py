@@ -12,6 +12,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
 import deltart
 from deltart.dtypes import BY_NAME, BY_ONNX
 from deltart.errors import ArtifactError
@@ -59,6 +61,11 @@ class Binding:
     def shape(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
         """Its shape in a call of these sizes."""
         return shape_of(self.axes, sizes)
+
+    @property
+    def numpy(self) -> np.dtype[Any]:
+        """Its element type."""
+        return BY_NAME[self.dtype].numpy
 
     def nbytes(self, sizes: Mapping[str, int]) -> int:
         """Its size in bytes in a call of these sizes."""

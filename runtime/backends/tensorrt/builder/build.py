@@ -33,7 +33,7 @@ class BuildOptions:
         max_context: longest sequence, in tokens; the artifact's when None.
         chunk: tokens of a prefill call.
         prefill_activations: "fp8" rounds the activations of prefill's block-FP8 linears to E4M3 (W8A8); decode and
-            verify take them as they are.
+            speculation take them as they are.
         cache: folder of plans that artifacts share; None keeps them in the artifact alone.
         plugins: the C++ plugin library; None for the Python plugin classes.
     """

@@ -12,11 +12,10 @@ import pytest
 
 from deltart.errors import GenerationError
 from deltart.manifest import load_manifest
-from deltart.runtime.backends.base import Backend, Decoder, DecodeRow
+from deltart.runtime.backends.base import Backend, Decoder, DecodeRow, SlotState
 from deltart.runtime.backends.gpu.backend import TensorRtBackend
 from deltart.runtime.backends.inputs import text_inputs
 from deltart.runtime.backends.ort import OrtBackend
-from deltart.runtime.generate import step
 from deltart.runtime.sampling.params import SamplingParams
 from deltart.runtime.sampling.sampler import Sampler
 from support.cases import VOCAB
@@ -69,6 +68,11 @@ def start(backend: Backend, all_params: Sequence[SamplingParams], steps: int) ->
         sampler = Sampler(params, prompt, VOCAB - 5)
         rows.append(DecodeRow(sampler.sample(scores), len(prompt), sampler))
     return backend.decoder(state, rows, steps), rows
+
+
+def step(backend: Backend, state: SlotState, fed: Sequence[int], past: int) -> None:
+    """One call of the text graph on a one-slot state."""
+    backend.run("model", state, text_inputs(np.array([fed]), np.array([past], np.int32)), ["logits"])
 
 
 @pytest.mark.parametrize("name", PARAMS)
