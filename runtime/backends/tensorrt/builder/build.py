@@ -71,7 +71,6 @@ def build_engine(
     context = _context(options, manifest)
     library = load_library(options.flavour, options.plugins)
     gpus = _gpus(library, options.gpus)
-    folder = plans.engine_folder(artifact, library.flavour)
     jobs = []
     for graph, content in _lowered(artifact, manifest, options).items():
         for phase in plans.PHASES:
