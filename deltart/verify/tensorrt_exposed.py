@@ -12,9 +12,11 @@ from deltart.errors import ArtifactError
 from deltart.manifest import GraphEntry, TensorEntry, load_manifest, read_graph
 from deltart.runtime.backends.gpu import engine_manifest as plans
 from deltart.runtime.backends.gpu.engine_manifest import EngineManifest, Flavour
-from deltart.runtime.backends.tensorrt.builder.build import TARGET, Job, obtain
+from deltart.runtime.backends.tensorrt.builder.build import TARGET
 from deltart.runtime.backends.tensorrt.builder.compile import Report
+from deltart.runtime.backends.tensorrt.builder.job import Job
 from deltart.runtime.backends.tensorrt.builder.precision import with_activations
+from deltart.runtime.backends.tensorrt.builder.store import engine_store
 from deltart.runtime.backends.tensorrt.library import load_library
 from deltart.verify.exposed import expose
 
@@ -36,16 +38,16 @@ def build_exposed(
     engine, library = plans.load_engine(artifact, flavour), load_library(flavour)
     content, entry = exposed_graph(artifact, engine)
     gpus = tuple(engine.plans["model.decode"].gpus)
-    folder = plans.engine_folder(artifact, flavour)
     built = dict(engine.plans)
-    for phase in PHASES:
-        if phase == "prefill":
-            content = with_activations(content, engine.prefill_activations)
-        profile = plans.profile(phase, engine.slots, engine.max_context, engine.chunk)
-        job = Job(library, GRAPH, entry, phase, gpus, profile, content)
-        built[job.name] = obtain(job, folder, cache, report, lambda share: None)
-    result = replace(engine, plans=built)
-    result.save(folder)
+    with engine_store(artifact, flavour, cache, report) as store:
+        for phase in PHASES:
+            if phase == "prefill":
+                content = with_activations(content, engine.prefill_activations)
+            profile = plans.profile(phase, engine.slots, engine.max_context, engine.chunk)
+            job = Job(library, GRAPH, entry, phase, gpus, profile, content)
+            built[job.name] = store.obtain(job, report, lambda share: None)
+        result = replace(engine, plans=built)
+        store.commit(result)
     return result
 
 
