@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from deltart.errors import ExportError
 from deltart.export.checkpoint import Checkpoint
 from deltart.export.graph import Block, ModelGraph
 from deltart.export.models.registry import graphs_of
@@ -52,10 +51,7 @@ def bind(spec: ModelSpec, checkpoint: Checkpoint, dtype: torch.dtype = torch.flo
 
     Raises:
         CheckpointError: a block's tensors do not fit its module.
-        ExportError: there are no graphs for this model.
     """
-    if spec.moe is not None:
-        raise ExportError(f"{spec.architecture} has no graph yet", "a dense Qwen3.5/3.6", "export a dense one")
     graphs = graphs_of(spec, dtype, mtp)
     return BoundModel(spec, checkpoint, dtype, mtp, tuple(bind_graph(graph, spec, checkpoint) for graph in graphs))
 

@@ -9,10 +9,10 @@ import onnx
 
 from deltart.errors import ExportError
 from deltart.export.states import NEXT
-from deltart.plugins.registry import OPS
+from deltart.plugins.registry import FUSED_OPS, MODEL_OPS
 from deltart.plugins.spec import DOMAIN
 
-OP = {spec.name: spec for spec in OPS}
+OP = {spec.name: spec for spec in (*MODEL_OPS, *FUSED_OPS)}
 
 
 def check_graphs(paths: Iterable[Path]) -> None:

@@ -20,11 +20,13 @@ class Ledger:
     deferred: dict[str, str] = field(default_factory=dict)
 
     def bind(self, names: Iterable[str], graph: str) -> None:
-        """Record that `graph` reads `names`."""
+        """Record that `graph` reads `names`, of a region every tensor in it."""
         for name in names:
-            graphs = self.bound.setdefault(name, [])
-            if graph not in graphs:
-                graphs.append(graph)
+            region = self.checkpoint.regions.get(name)
+            for tensor in region.members if region else (name,):
+                graphs = self.bound.setdefault(tensor, [])
+                if graph not in graphs:
+                    graphs.append(graph)
 
     def defer(self, prefix: str, reason: str) -> None:
         """Set aside every tensor whose name starts with `prefix`."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -139,8 +140,13 @@ def fast(x: Tensor, weight: Tensor, weight_scale_inv: Tensor, quantize_activatio
     """The weight widened first; activations as they are."""
     if quantize_activations:
         raise ValueError("calibration runs on activations as they are")
-    scale = weight_scale_inv.to(x.dtype).repeat_interleave(BLOCK, 0).repeat_interleave(BLOCK, 1)
-    return F.linear(x, weight.to(x.dtype) * scale[: weight.shape[0], : weight.shape[1]])
+    return F.linear(x, widened(weight, weight_scale_inv, x.dtype))
+
+
+def widened(weight: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    """The weight [N, K] times its block scales, in `dtype`."""
+    scale = scale.to(dtype).repeat_interleave(BLOCK, 0).repeat_interleave(BLOCK, 1)
+    return weight.to(dtype) * scale[: weight.shape[0], : weight.shape[1]]
 
 
 BODIES = {
