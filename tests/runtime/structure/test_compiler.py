@@ -51,7 +51,7 @@ def test_what_cannot_be_enforced_is_refused_by_name(
 
 
 def test_a_grammar_that_can_not_go_back_is_walked_anew(compiler: StructureCompiler, tokenizer: Tokenizer) -> None:
-    """llguidance rolls no rule with `max_tokens` back; clients send such grammars, and drafts have to be asked about."""
+    """llguidance rolls no rule with `max_tokens` back; clients send such grammars, and drafts are asked about."""
     grammar = compiler.compile(Structure.grammar('start: text "!"\ntext[max_tokens=4]: /[a-z ]*/'))
     words = tokenizer.encode_plain("a bc d")[:3]
     asked, plain = grammar.matcher(False), grammar.matcher(False)
