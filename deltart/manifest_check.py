@@ -13,8 +13,8 @@ from deltart.errors import ArtifactError
 from deltart.json_files import shown
 from deltart.manifest import AGAIN, FileEntry, GraphEntry, Manifest, StateEntry, TensorEntry, WeightEntry
 
-MOST = 2**31 - 1  # of a size that native code counts with
-MOST_BYTES = 2**63 - 1
+MAX_SIZE = 2**31 - 1  # of a size that native code counts with
+MAX_BYTES = 2**63 - 1
 SHA256 = re.compile(r"[0-9a-f]{64}")
 FATES = ("bound", "deferred")
 STATE_AXES = ("B", "capacity")
@@ -26,7 +26,7 @@ def check(manifest: Manifest, path: Path) -> None:
     try:
         _check(manifest)
     except _WrongError as error:
-        raise ArtifactError(f"{path}: {error}", "a manifest as 'deltart export' writes it", AGAIN) from None
+        raise ArtifactError(f"{path}: {error}", "a manifest as `deltart export` writes it", AGAIN) from None
 
 
 class _WrongError(ValueError):
@@ -34,8 +34,8 @@ class _WrongError(ValueError):
 
 
 def _check(manifest: Manifest) -> None:
-    _demand("max_context", manifest.max_context, 1 <= manifest.max_context <= MOST)
-    _demand("vocab_size", manifest.vocab_size, 1 <= manifest.vocab_size <= MOST)
+    _demand("max_context", manifest.max_context, 1 <= manifest.max_context <= MAX_SIZE)
+    _demand("vocab_size", manifest.vocab_size, 1 <= manifest.vocab_size <= MAX_SIZE)
     _demand("graphs", list(manifest.graphs), "model" in manifest.graphs)
     _distinct("files", (file.name for file in manifest.files))
     for name in manifest.text_files:
@@ -51,14 +51,14 @@ def _check(manifest: Manifest) -> None:
 
 def _check_file(file: FileEntry) -> None:
     _demand("files", file.name, _is_name(file.name))
-    _demand(f"size of {file.name}", file.size, 8 <= file.size <= MOST_BYTES)
+    _demand(f"size of {file.name}", file.size, 8 <= file.size <= MAX_BYTES)
     _demand(f"header_sha256 of {file.name}", file.header_sha256, bool(SHA256.fullmatch(file.header_sha256)))
 
 
 def _check_tensor(where: str, tensor: WeightEntry, file_size: int) -> None:
     _demand(f"{where}: fate", tensor.fate, tensor.fate in FATES)
     _demand(f"{where}: file", tensor.file, file_size >= 0)
-    _demand(f"{where}: shape", tensor.shape, all(0 <= size <= MOST for size in tensor.shape))
+    _demand(f"{where}: shape", tensor.shape, all(0 <= size <= MAX_SIZE for size in tensor.shape))
     inside = 0 <= tensor.nbytes <= file_size - tensor.offset and tensor.offset >= 0
     _demand(f"{where}: offset and nbytes", [tensor.offset, tensor.nbytes], inside)
     if tensor.fate == "bound":
@@ -89,7 +89,7 @@ def _check_value(where: str, value: TensorEntry | StateEntry) -> None:
     state = isinstance(value, StateEntry)
     for axis in value.axes:
         named = isinstance(axis, str) and (axis in STATE_AXES if state else bool(AXIS.fullmatch(axis)))
-        _demand(f"{where}: axes", value.axes, named or (isinstance(axis, int) and 1 <= axis <= MOST))
+        _demand(f"{where}: axes", value.axes, named or (isinstance(axis, int) and 1 <= axis <= MAX_SIZE))
     if state:
         _demand(f"{where}: axes", value.axes, value.axes[:1] == ["B"])
 

@@ -26,7 +26,7 @@ Flavour = Literal["rtx", "tensorrt"]
 Activations = Literal["bf16", "fp8"]  # of the block-FP8 linears in prefill
 FORMAT = 3
 FILE_NAME = "engine.json"
-AGAIN = "run 'deltart build' again"
+AGAIN = "run `deltart build` again"
 PHASES = ("decode", "speculate", "prefill")  # a plan each
 CAPTURED = ("decode", "speculate")  # run as CUDA graphs
 ROLES = ("input", "output", "state", "state_output", "weight")
@@ -179,7 +179,9 @@ def load_engine(artifact: Path, flavour: str) -> EngineManifest:
     path = engine_folder(artifact, flavour) / FILE_NAME
     if not os.path.lexists(path):
         raise ArtifactError(
-            f"{artifact} has no TensorRT plans of flavour '{flavour}'", str(path), f"run 'deltart build {artifact}'"
+            f"{artifact} has no TensorRT plans of flavour '{flavour}'",
+            f"an engine.json at {path}",
+            f"run `deltart build {artifact}`",
         )
     raw = read_json(path, ArtifactError, AGAIN)
     if raw.get("format") != FORMAT:
