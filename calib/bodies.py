@@ -5,7 +5,7 @@ Each computes what the op's reference in `plugins/` computes, for sequences that
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -44,12 +44,65 @@ def gated_rms_norm(x: Tensor, weight: Tensor, z: Tensor, epsilon: float) -> Tens
     return F.rms_norm(heads, weight.shape, weight.to(x.dtype), epsilon).flatten(-2) * F.silu(z)
 
 
+def moe_experts(
+    x: Tensor, logits: Tensor, n_tokens: Tensor, gate_up: Tensor, down: Tensor,
+    num_experts_per_tok: int, hidden_size: int, intermediate_size: int,
+) -> Tensor:  # fmt: skip
+    """See plugins/moe_experts."""
+
+    def weights(slot: int) -> tuple[Tensor, Tensor]:
+        return gate_up[slot].to(x.dtype), down[slot].to(x.dtype)
+
+    return _routed(x, logits, n_tokens, num_experts_per_tok, range(len(down)), weights)
+
+
+def fp8_moe_experts(
+    x: Tensor, logits: Tensor, n_tokens: Tensor, experts: Tensor, experts_scale: Tensor, slot_expert: Tensor,
+    num_experts_per_tok: int, hidden_size: int, intermediate_size: int,
+) -> Tensor:  # fmt: skip
+    """See plugins/moe_experts."""
+    rows, columns = -(-hidden_size // BLOCK), -(-intermediate_size // BLOCK)
+
+    def expanded(slot: int, part: int, shape: tuple[int, int], blocks: tuple[int, int]) -> Tensor:
+        scale = experts_scale[slot, part].view(blocks)
+        return _dequantized(experts[slot, part].view(shape), scale, x.dtype)
+
+    def weights(slot: int) -> tuple[Tensor, Tensor]:
+        across = (intermediate_size, hidden_size)
+        gate, up = (expanded(slot, part, across, (columns, rows)) for part in (1, 2))
+        return torch.cat([gate, up]), expanded(slot, 0, (hidden_size, intermediate_size), (rows, columns))
+
+    return _routed(x, logits, n_tokens, num_experts_per_tok, slot_expert.tolist(), weights)
+
+
+def _routed(
+    x: Tensor, logits: Tensor, n_tokens: Tensor, count: int, numbers: Sequence[int],
+    weights: Callable[[int], tuple[Tensor, Tensor]],
+) -> Tensor:  # fmt: skip
+    """The experts `numbers` over the tokens that chose them; weights(slot) is (gate above up, down)."""
+    rows, real = x.flatten(0, 1), (torch.arange(x.shape[1]) < n_tokens[:, None]).flatten()
+    best, chosen = (values[:, :count] for values in logits.flatten(0, 1).sort(descending=True, stable=True))
+    share, chosen = best.softmax(-1), chosen.masked_fill(~real[:, None], -1)
+    y = torch.zeros_like(rows)
+    for slot, number in enumerate(numbers):
+        token, rank = (chosen == number).nonzero(as_tuple=True)
+        if len(token):
+            gate_up, down = weights(slot)
+            gate, up = F.linear(rows[token], gate_up).chunk(2, -1)
+            y.index_add_(0, token, share[token, rank, None] * F.linear(F.silu(gate) * up, down))
+    return y.view_as(x)
+
+
 def fp8_block_linear(x: Tensor, weight: Tensor, weight_scale_inv: Tensor, quantize_activations: int) -> Tensor:
     """See plugins/fp8_block_linear; activations as they are."""
     if quantize_activations:
         raise ValueError("calibration runs on activations as they are")
-    scale = weight_scale_inv.to(x.dtype).repeat_interleave(BLOCK, 0).repeat_interleave(BLOCK, 1)
-    return F.linear(x, weight.to(x.dtype) * scale[: weight.shape[0], : weight.shape[1]])
+    return F.linear(x, _dequantized(weight, weight_scale_inv, x.dtype))
+
+
+def _dequantized(weight: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    scale = scale.to(dtype).repeat_interleave(BLOCK, 0).repeat_interleave(BLOCK, 1)
+    return weight.to(dtype) * scale[: weight.shape[0], : weight.shape[1]]
 
 
 def gated_attention(
@@ -118,6 +171,8 @@ BODIES: dict[Any, Callable[..., Any]] = {
     torch.ops.deltart.CausalConv1d.default: causal_conv1d,
     torch.ops.deltart.GatedRMSNorm.default: gated_rms_norm,
     torch.ops.deltart.Fp8BlockLinear.default: fp8_block_linear,
+    torch.ops.deltart.MoeExperts.default: moe_experts,
+    torch.ops.deltart.Fp8MoeExperts.default: fp8_moe_experts,
     torch.ops.deltart.GatedAttention.default: gated_attention,
     torch.ops.deltart.GatedDeltaRule.default: gated_delta_rule,
 }

@@ -27,7 +27,9 @@ Result = tuple[str, Quantized, WeightFigures]
 
 
 def quantize(weights: Mapping[str, Tensor], method: Method, inputs: InputStatistics | None) -> Iterator[Result]:
-    """Quantize weights [N, K] that read the same inputs; `weights` by module name. "hessian" needs `inputs`.
+    """Quantize weights [N, K] that read the same inputs; `weights` by module name.
+
+    Without `inputs` "hessian" has nothing to go by, and is "mse".
 
     Raises:
         CheckpointError: a weight holds inf or NaN.

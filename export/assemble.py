@@ -26,7 +26,8 @@ FP8_OPERAND = {spec.name: i for spec in MODEL_OPS for i, t in enumerate(spec.inp
 class Tracer:
     """Traced functions of every block of some graphs.
 
-    Two blocks of one class whose parameters agree in shape and dtype are one kind and share a function.
+    Two blocks of one class whose parameters agree in shape and dtype, and whose constants are equal, are one kind and
+    share a function.
 
     Raises:
         CheckpointError: a block's tensors do not fit its module.
@@ -136,7 +137,7 @@ def _model(
             graph.name,
             [info(graph.values[i], i) for i in graph.inputs] + [info(s, s.name) for s in states],
             [info(graph.values[o], o) for o in graph.outputs] + [info(s, state_output(s)) for s in states],
-            [external_initializer(tracer.checkpoint[w]) for w in weights],
+            [external_initializer(tracer.checkpoint.at(w)) for w in weights],
         ),
         functions=functions,
         opset_imports=[onnx.helper.make_opsetid(d, v) for d, v in BASE_OPSETS.items()],
@@ -149,5 +150,7 @@ def _result_name(block: Block, output: str, graph: ModelGraph) -> str:
     return output if output in graph.outputs else f"{block.name}.{output}"
 
 
-def _signature(module: nn.Module) -> list[tuple[str, str, tuple[int, ...]]]:
-    return [(name, str(p.dtype), tuple(p.shape)) for name, p in module.named_parameters()]
+def _signature(module: nn.Module) -> list[tuple[Hashable, ...]]:
+    parameters: list[tuple[Hashable, ...]]
+    parameters = [(name, str(p.dtype), tuple(p.shape)) for name, p in module.named_parameters()]
+    return parameters + [(name, b.numpy().tobytes()) for name, b in module.named_buffers()]

@@ -22,9 +22,11 @@ from deltart.export.checkpoint import Checkpoint
 from deltart.export.graph import ModelGraph, State
 from deltart.export.lower import ort, portable, tensorrt
 from deltart.export.models.registry import deferred_of, graphs_of
+from deltart.export.regions import Region
 from deltart.export.spec import ModelSpec, read_spec
 from deltart.export.weights import WEIGHTS_FOLDER, Ledger, build_module
 from deltart.folders import staged
+from deltart.identity import identify
 
 # Lowered from the float32 trace of every export. TensorRT's own, in bfloat16, is traced when asked for.
 TARGETS = {"portable": portable.BODIES, "ort": ort.BODIES}
@@ -103,8 +105,6 @@ def _context(spec: ModelSpec, requested: int | None) -> int:
 
 
 def _open_ledger(spec: ModelSpec, tensors: Checkpoint, mtp: bool) -> Ledger:
-    if spec.moe is not None:
-        raise ExportError(f"{spec.architecture} has no graph yet", "a dense Qwen3.5/3.6", "export a dense one")
     ledger = Ledger(tensors)
     for prefix, reason in deferred_of(spec, mtp):
         ledger.defer(prefix, reason)
@@ -190,21 +190,30 @@ def _manifest(
     context: int,
     text_files: list[str],
 ) -> manifest.Manifest:
+    files = ledger.checkpoint.files
+
     def entry(name: str) -> manifest.WeightEntry:
-        info = ledger.checkpoint[name]
-        fate, reason = ("bound", "") if name in ledger.bound else ("deferred", ledger.deferred[name])
-        return manifest.WeightEntry(fate, info.dtype, list(info.shape), info.file, info.offset, info.nbytes, reason)
+        info = ledger.checkpoint.at(name)
+        bound = name in ledger.bound or name in regions
+        fate, reason = ("bound", "") if bound else ("deferred", ledger.deferred[name])
+        count = len(info.members) if isinstance(info, Region) else 1
+        return manifest.WeightEntry(
+            fate, info.dtype, list(info.shape), info.file, info.offset, info.nbytes, reason, count
+        )
+
+    regions = {name for graph in entries.values() for name in graph.weights} & ledger.checkpoint.regions.keys()
+    covered = {member for name in regions for member in ledger.checkpoint.regions[name].members}
 
     return manifest.Manifest(
         architecture=spec.architecture,
         checkpoint=str(checkpoint.resolve()),
-        files=[manifest.FileEntry(**asdict(f)) for f in ledger.checkpoint.files],
+        files=[manifest.FileEntry(**asdict(f), identity=identify(checkpoint / f.name)) for f in files],
         spec=_spec_fields(spec),
         precision={"activations": "float32", "S": "float32", "kv": "float32", "logits": "float32"},
         max_context=context,
         vocab_size=spec.vocab_size,
         graphs=entries,
-        tensors={name: entry(name) for name in ledger.checkpoint},
+        tensors={name: entry(name) for name in [*sorted(regions), *ledger.checkpoint] if name not in covered},
         text_files=text_files,
         versions={"deltart": deltart.__version__} | {p: version(p) for p in ("torch", "onnx", "onnxscript")},
     )

@@ -6,11 +6,23 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from deltart.errors import ConfigError
-from deltart.export.config_fields import Fields, read_json
+from deltart.export.config_fields import Fields
+from deltart.json_files import read_json
+from deltart.text_files import check_folder
 
 LINEAR, FULL = "linear_attention", "full_attention"
 DENSE_ARCHITECTURES = ("Qwen3_5ForConditionalGeneration", "Qwen3_5ForCausalLM")
 MOE_ARCHITECTURES = ("Qwen3_5MoeForConditionalGeneration", "Qwen3_5MoeForCausalLM")
+# Fields of other sparse models, and what leaves the routing as it is here: any other value is another model.
+OTHER_ROUTING = {
+    "norm_topk_prob": True,
+    "mlp_only_layers": [],
+    "decoder_sparse_step": 1,
+    "n_group": 1,
+    "topk_group": 1,
+    "routed_scaling_factor": 1.0,
+    "scoring_func": "softmax",
+}
 
 
 @dataclass(frozen=True)
@@ -124,6 +136,7 @@ def read_spec(checkpoint: Path) -> ModelSpec:
     Raises:
         ConfigError: the file is absent or malformed, a field is missing, or holds a value no graph here implements.
     """
+    check_folder(checkpoint, ConfigError, "a Hugging Face checkpoint folder")
     path = checkpoint / "config.json"
     top = Fields(read_json(path), str(path))
     architecture = _architecture(top, path)
@@ -232,9 +245,14 @@ def _yarn(rope: Fields) -> YarnSpec:
 
 
 def _moe(text: Fields) -> MoeSpec:
+    for name, only in OTHER_ROUTING.items():
+        text.only_if_present(name, [only])
+    experts, chosen = text.positive("num_experts"), text.positive("num_experts_per_tok")
+    if chosen > experts:
+        raise text.error("num_experts_per_tok", chosen, f"at most num_experts = {experts}")
     return MoeSpec(
-        num_experts=text.positive("num_experts"),
-        num_experts_per_tok=text.positive("num_experts_per_tok"),
+        num_experts=experts,
+        num_experts_per_tok=chosen,
         moe_intermediate_size=text.positive("moe_intermediate_size"),
         shared_expert_intermediate_size=text.positive("shared_expert_intermediate_size"),
     )

@@ -31,11 +31,13 @@ class Ledger:
     deferred: dict[str, str] = field(default_factory=dict)
 
     def bind(self, names: Iterable[str], graph: str) -> None:
-        """Record that `graph` reads `names`."""
+        """Record that `graph` reads `names`, of a region every tensor in it."""
         for name in names:
-            graphs = self.bound.setdefault(name, [])
-            if graph not in graphs:
-                graphs.append(graph)
+            region = self.checkpoint.regions.get(name)
+            for tensor in region.members if region else (name,):
+                graphs = self.bound.setdefault(tensor, [])
+                if graph not in graphs:
+                    graphs.append(graph)
 
     def defer(self, prefix: str, reason: str) -> None:
         """Set aside every tensor whose name starts with `prefix`."""
@@ -64,7 +66,7 @@ def build_module(block: Block, spec: ModelSpec, checkpoint: Checkpoint) -> nn.Mo
     Raises:
         CheckpointError: a tensor is missing, misshapen, of an unexpected dtype, or contradicts the skip list.
     """
-    linears = Linears(spec.fp8, block.prefixes.get("", ""))
+    linears = Linears(spec.fp8, block.prefixes.get("", ""), checkpoint)
     with torch.device("meta" if block.prefixes else "cpu"):
         module = block.make(linears)
     for name, parameter in list(module.named_parameters()):
@@ -85,7 +87,11 @@ def load_parameters(module: nn.Module, block: Block, checkpoint: Checkpoint) -> 
 
 def load_tensor(checkpoint: Checkpoint, name: str) -> torch.Tensor:
     """One tensor in its stored dtype, read into memory once."""
-    info = checkpoint[name]
+    return read_tensor(checkpoint, checkpoint.at(name))
+
+
+def read_tensor(checkpoint: Checkpoint, info: TensorInfo) -> torch.Tensor:
+    """The same, of any place in the checkpoint's files."""
     raw = np.fromfile(checkpoint.folder / info.file, np.uint8, info.nbytes, offset=info.offset)
     return torch.from_numpy(raw).view(torch_dtype(BY_STORED[info.dtype])).view(info.shape)
 
@@ -101,7 +107,7 @@ def external_initializer(info: TensorInfo) -> onnx.TensorProto:
 
 
 def _expect(checkpoint: Checkpoint, name: str, parameter: nn.Parameter, fp8: Fp8Spec | None) -> TensorInfo:
-    info = checkpoint.get(name)
+    info = checkpoint.get(name) or checkpoint.regions.get(name)
     if info is None:
         raise CheckpointError(f"tensor '{name}' is missing", f"{list(parameter.shape)}", "the checkpoint is incomplete")
     quantized = parameter.dtype == torch.float8_e4m3fn

@@ -9,11 +9,20 @@ from deltart.plugins.gated_attention.op import GATED_ATTENTION
 from deltart.plugins.gated_delta_rule.op import GATED_DELTA_RULE
 from deltart.plugins.gated_rms_norm.op import GATED_RMS_NORM
 from deltart.plugins.lm_head.op import LM_HEAD
+from deltart.plugins.moe_experts.op import FP8_MOE_EXPERTS, MOE_EXPERTS
 from deltart.plugins.qk_norm_rope.op import QK_NORM_ROPE
 from deltart.plugins.spec import OpSpec
 
 # What the models are written in.
-MODEL_OPS: tuple[OpSpec, ...] = (CAUSAL_CONV1D, GATED_DELTA_RULE, GATED_RMS_NORM, GATED_ATTENTION, FP8_BLOCK_LINEAR)
+MODEL_OPS: tuple[OpSpec, ...] = (
+    CAUSAL_CONV1D,
+    GATED_DELTA_RULE,
+    GATED_RMS_NORM,
+    GATED_ATTENTION,
+    FP8_BLOCK_LINEAR,
+    MOE_EXPERTS,
+    FP8_MOE_EXPERTS,
+)
 # What the TensorRT lowering puts in place of several nodes (export/lower/fuse.py).
 FUSED_OPS: tuple[OpSpec, ...] = (
     FP8_BLOCK_GATE_UP,
@@ -22,4 +31,6 @@ FUSED_OPS: tuple[OpSpec, ...] = (
     LM_HEAD,
     QK_NORM_ROPE,
 )
-OPS: tuple[OpSpec, ...] = (*MODEL_OPS, *FUSED_OPS)
+# Ops that ONNX Runtime alone runs: they have no kernels yet.
+HOST_OPS: tuple[OpSpec, ...] = (MOE_EXPERTS, FP8_MOE_EXPERTS)
+OPS: tuple[OpSpec, ...] = (*(spec for spec in MODEL_OPS if spec not in HOST_OPS), *FUSED_OPS)

@@ -16,7 +16,7 @@ from bench.kernels.table import Row
 from deltart.plugins import causal_conv1d, gated_delta_rule
 from deltart.plugins.causal_conv1d import inputs as conv_inputs
 from deltart.plugins.causal_conv1d import launch as conv_launch
-from deltart.plugins.gated_delta_rule import inputs, launch, reference
+from deltart.plugins.gated_delta_rule import inputs, launch
 from deltart.plugins.gated_delta_rule.inputs import Shape
 from deltart.plugins.launch import Launch
 from deltart.plugins.tolerance import TOLERANCE, relative_rms
@@ -88,7 +88,8 @@ def one_group(given: Arrays, shape: Shape, group: int) -> tuple[Arrays, Shape, s
     q, k, v = np.split(given["qkv"], [keys, 2 * keys], -1)
     q, k = (part[..., group * dim : (group + 1) * dim] for part in (q, k))
     v = v[..., heads.start * shape.value_dim : heads.stop * shape.value_dim]
-    part = {"qkv": np.concatenate([q, k, v], -1), "S": given["S"][:, heads], "n_tokens": given["n_tokens"]}
+    part = {"qkv": np.concatenate([q, k, v], -1), "S": given["S"][:, heads]}
+    part |= {name: given[name] for name in ("n_tokens", "n_commit")}
     part |= {name: given[name][..., heads] for name in ("a", "b", "A_log", "dt_bias")}
     return part, replace(shape, key_heads=1, value_heads=ratio), heads
 
@@ -180,53 +181,19 @@ def decode(run: Run) -> Iterator[Row]:
             yield measure(run, row, GDR / "decode.cu", arrays, plan, state_bytes(shape) + token_bytes(shape), 0, shown)
 
 
-def verify_arrays(shape: Shape, given: Arrays, n_commit: np.ndarray) -> Arrays:
-    """Everything one verify call reads or writes; two capsules, the old one poisoned until a first step fills it."""
-    old = inputs.capsule(shape, shape.tokens)
-    new = {f"{name}_out": array for name, array in inputs.capsule(shape, shape.tokens).items()}
-    return given | inputs.outputs(shape) | old | new | {"n_commit": n_commit}
-
-
-def check_verify(run: Run, row: Row, shape: Shape) -> Arrays:
-    """Two steps with a random acceptance between them, against a state that is really rolled back. Returns the
-    arrays of the second step, capsule filled."""
-    rng, kernels = np.random.default_rng(run.seed), run.device.module(GDR / "decode.cu")
-    first, second = inputs.make(shape, run.seed), inputs.make(shape, run.seed + 1)
-    buffers = run.device.place(verify_arrays(shape, first, np.zeros(shape.slots, np.int32)))
-    kernels([launch.verify(shape, shape.tokens, buffers.at)], 0)
-    run.device.synchronize()
-    n_commit = rng.integers(0, shape.tokens + 1, shape.slots).astype(np.int32)
-    arrays = verify_arrays(shape, second | {"S": first["S"]}, n_commit)
-    arrays |= {name: buffers.read(f"{name}_out").copy() for name in ("k", "u", "g")}
-    buffers = run.device.place(arrays)
-    kernels([launch.verify(shape, shape.tokens, buffers.at)], 0)
-    run.device.synchronize()
-    part, heads = shape, slice(None)
-    if shape.slots * shape.tokens >= MANY:
-        second = one_group(second, shape, run.seed % shape.key_heads)[0]
-        first, part, heads = one_group(first, shape, run.seed % shape.key_heads)
-    state = reference.recur(inputs.tokens(part, first).first(n_commit), first["S"])[1]
-    o = reference.recur(inputs.tokens(part, second), state)[0]
-    row.error = Expected(o, state, heads, np.ones(o.shape[:2], bool)).error(buffers.read("o"))
-    row.state_error = relative_rms(buffers.read("S")[:, heads], state)
-    row.passed = row.error <= TOLERANCE[shape.dtype] and row.state_error <= TOLERANCE["state"]
-    return arrays
-
-
-def verify(run: Run) -> Iterator[Row]:
-    """Draft tokens after the deferred commit of all but one of the last ones; T = 1 for the ratio."""
+def speculate(run: Run) -> Iterator[Row]:
+    """Several tokens per slot, of which a random part is committed; T = 1 for the ratio."""
     for slots in (2,) if run.small else (1, 64):
         for tokens in (1, 2, 4, 8):
-            shape = run.shape(slots=slots, tokens=tokens)
-            row = Row("verify", f"B={slots} T={tokens}")
-            arrays = check_verify(run, row, shape)
-            arrays["n_commit"] = np.full(slots, max(1, tokens - 1), np.int32)
-            capsule = sum(2 * arrays[name].nbytes for name in ("k", "u", "g"))
+            shape, rng = run.shape(slots=slots, tokens=tokens), np.random.default_rng(run.seed)
+            given = inputs.make(shape, run.seed, n_commit=rng.integers(0, tokens + 1, slots))
+            row, arrays = Row("speculate", f"B={slots} T={tokens}"), given | inputs.outputs(shape)
 
             def plan(b: Buffers, shape: Shape = shape) -> list[Launch]:
-                return [launch.verify(shape, shape.tokens, b.at)]
+                return [launch.decode(shape, b.at)]
 
-            moved = state_bytes(shape) + token_bytes(shape) + capsule
+            check(run, row, shape, GDR / "decode.cu", arrays, plan, expect(run, shape, given))
+            moved = state_bytes(shape) + token_bytes(shape)
             yield measure(run, row, GDR / "decode.cu", arrays, plan, moved, 0, {})
 
 
@@ -336,7 +303,7 @@ def fp8_ceiling(device: Cuda) -> Row:
 SECTIONS: dict[str, Callable[[Run], Iterator[Row]]] = {
     "ceilings": ceilings,
     "decode": decode,
-    "verify": verify,
+    "speculate": speculate,
     "prefill": prefill,
     "conv": conv,
 }

@@ -31,7 +31,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     _model(parser.add_argument_group("model"))
     _limits(parser.add_argument_group("limits"))
     _observation(parser.add_argument_group("observation"))
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, extra="serve")
 
 
 def _network(group: argparse._ArgumentGroup) -> None:

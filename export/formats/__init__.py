@@ -6,17 +6,23 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
+from deltart.export.checkpoint import Checkpoint
 from deltart.export.formats.bf16 import Linear
+from deltart.export.formats.experts import Fp8Experts, FusedExperts, as_written, stored_runs
 from deltart.export.formats.fp8_block import Fp8BlockLinear
-from deltart.export.spec import Fp8Spec
+from deltart.export.spec import Fp8Spec, MoeSpec
 
 
 @dataclass(frozen=True)
 class Linears:
-    """Makes the linear layers of a module tree whose checkpoint prefix is `prefix` ("model.layers.0.")."""
+    """Makes the linear layers of a module tree whose checkpoint prefix is `prefix` ("model.layers.0.").
+
+    `checkpoint` says where its tensors lie; None for one that is still to be written.
+    """
 
     fp8: Fp8Spec | None
     prefix: str = ""
+    checkpoint: Checkpoint | None = None
 
     def under(self, name: str) -> Linears:
         """The same, one module down."""
@@ -24,8 +30,21 @@ class Linears:
 
     def __call__(self, name: str, in_features: int, out_features: int) -> nn.Module:
         """A linear in the format the checkpoint's quantization_config gives to module `name`."""
-        quantized = self.fp8 is not None and not is_skipped(self.prefix + name, self.fp8.modules_to_not_convert)
-        return (Fp8BlockLinear if quantized else Linear)(in_features, out_features)
+        return (Fp8BlockLinear if self._is_quantized(name) else Linear)(in_features, out_features)
+
+    def experts(self, name: str, moe: MoeSpec, hidden: int) -> nn.Module:
+        """The routed experts in the format the checkpoint's quantization_config gives to module `name`.
+
+        Raises CheckpointError where they lie in a way that can't be bound.
+        """
+        if not self._is_quantized(name):
+            return FusedExperts(moe, hidden)
+        if self.checkpoint is None:
+            return Fp8Experts([as_written(moe.num_experts)], moe, hidden)
+        return Fp8Experts(stored_runs(self.checkpoint, self.prefix + name, moe, hidden), moe, hidden)
+
+    def _is_quantized(self, name: str) -> bool:
+        return self.fp8 is not None and not is_skipped(self.prefix + name, self.fp8.modules_to_not_convert)
 
 
 def is_skipped(module: str, skip_list: tuple[str, ...]) -> bool:

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from deltart.export.lower import portable, portable_linear
+from deltart.plugins.moe_experts import bodies as moe
 
 
 def causal_conv1d(attributes: Mapping[str, Any]) -> str:
@@ -158,4 +159,6 @@ BODIES: portable.Lowering = {
     "GatedRMSNorm": gated_rms_norm,
     "GatedAttention": gated_attention,
     "Fp8BlockLinear": portable_linear.fp8_block_linear,
+    "MoeExperts": moe.moe_experts,
+    "Fp8MoeExperts": moe.fp8_moe_experts,
 }

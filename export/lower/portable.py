@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from deltart.export.lower import portable_linear as linear
+from deltart.plugins.moe_experts import bodies as moe
 
 # Token t of row b is real where t < n_tokens[b], committed where t < n_commit[b]: [B, T].
 REAL = """
@@ -303,6 +304,8 @@ BODIES: Lowering = {
     "GatedRMSNorm": gated_rms_norm,
     "GatedAttention": gated_attention,
     "Fp8BlockLinear": linear.fp8_block_linear,
+    "MoeExperts": moe.moe_experts,
+    "Fp8MoeExperts": moe.fp8_moe_experts,
     "Fp8BlockGateUp": linear.fp8_block_gate_up,
     "AttentionProjections": linear.attention_projections,
     "DeltaNetProjections": linear.delta_net_projections,

@@ -82,6 +82,24 @@ class Tokenizer:
         found: int | None = self._core.token_to_id(token)
         return found
 
+    def encode_plain(self, text: str) -> list[int]:
+        """Ids of `text` as it stands: not normalised, and no added token is recognised in it."""
+        pieces = self._core.pre_tokenizer.pre_tokenize_str(text)
+        return [token.id for piece, _ in pieces for token in self._core.model.tokenize(piece)]
+
+    def pieces(self) -> list[bytes]:
+        """What each id below vocab_limit stands for: bytes, of an added token its text; empty where there is none."""
+        found, added = [b""] * self.vocab_limit, self._core.get_added_tokens_decoder()
+        for piece, token in self._core.get_vocab(with_added_tokens=False).items():
+            found[token] = _bytes_of(piece)
+        for token, entry in added.items():
+            found[token] = entry.content.encode("utf-8")
+        return found
+
+    def added(self) -> dict[int, bool]:
+        """The ids of added tokens, each with whether it is marked special."""
+        return {token: entry.special for token, entry in self._core.get_added_tokens_decoder().items()}
+
     def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
         """Text of `ids`, without the tokens marked special unless `skip_special` is false.
 

@@ -53,9 +53,28 @@ def test_real_35b_parses_with_its_experts(real_files: Path, tmp_path: Path) -> N
     assert moe is not None and (moe.num_experts, moe.num_experts_per_tok, moe.moe_intermediate_size) == (256, 8, 512)
 
 
-def test_synthetic_27b_has_the_real_spec(real_files: Path, tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_bytes((real_files / "Qwen3.6-27B.config.json").read_bytes())
-    assert spec_of(tmp_path, PRESETS["qwen3.6-27b"]()) == read_spec(tmp_path)
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("norm_topk_prob", False),
+        ("mlp_only_layers", [0]),
+        ("decoder_sparse_step", 2),
+        ("n_group", 8),
+        ("routed_scaling_factor", 2.5),
+        ("num_experts_per_tok", 257),
+    ],
+)
+def test_other_routing_is_refused(field: str, value: object, tmp_path: Path) -> None:
+    config = PRESETS["qwen3.6-35b-a3b"]()
+    spec_of(tmp_path, config | {"text_config": config["text_config"] | {"norm_topk_prob": True, "mlp_only_layers": []}})
+    with pytest.raises(ConfigError, match=field):
+        spec_of(tmp_path, config | {"text_config": config["text_config"] | {field: value}})
+
+
+@pytest.mark.parametrize(("preset", "real"), [("qwen3.6-27b", "27B"), ("qwen3.6-35b-a3b", "35B-A3B")])
+def test_synthetic_models_have_the_real_spec(preset: str, real: str, real_files: Path, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_bytes((real_files / f"Qwen3.6-{real}.config.json").read_bytes())
+    assert spec_of(tmp_path, PRESETS[preset]()) == read_spec(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -88,6 +88,7 @@ def test_gated_delta_rule_through_its_contract(tokens: int) -> None:
         *(cast(rng.uniform(-1, 1, 3), "bf16") for _ in range(2)),
         rng.standard_normal((slots, 3, 128, 128)).astype(np.float32),
         n_tokens,
+        n_tokens // 2 if tokens <= 8 else n_tokens,
     ]
     wide = [a.astype(np.float64) if a.dtype != np.int32 else a for a in given]
     o, S = GATED_DELTA_RULE.reference(*wide, **HEADS)
@@ -103,14 +104,13 @@ def test_gated_delta_rule_through_its_contract(tokens: int) -> None:
 
 def test_causal_conv1d_through_its_contract() -> None:
     rng = np.random.default_rng(0)
-    n_tokens = np.array([5, 2], np.int32)
-    given = [cast(rng.standard_normal(s), "bf16") for s in ((2, 5, 64), (64, 1, 4), (2, 3, 64))] + [n_tokens]
+    n_commit = np.array([5, 2], np.int32)
+    given = [cast(rng.standard_normal(s), "bf16") for s in ((2, 5, 64), (64, 1, 4), (2, 3, 64))] + [n_commit]
     wide = [a.astype(np.float64) if a.dtype != np.int32 else a for a in given]
     y, state = CAUSAL_CONV1D.reference(*wide)
     found = {"y": poisoned((2, 5, 64), "bf16")}
     run_on_shim(conv, call_of(CAUSAL_CONV1D, given, {}, found))
-    live = np.arange(5) < n_tokens[:, None]
-    assert relative_rms(found["y"][live], y[live]) <= TOLERANCE["bf16"]
+    assert relative_rms(found["y"], y) <= TOLERANCE["bf16"]
     assert relative_rms(given[2], state) == 0
 
 
@@ -287,7 +287,7 @@ def test_gated_rms_norm_through_its_contract() -> None:
 
 
 def test_a_state_that_was_copied_is_refused() -> None:
-    inputs = list(range(256, 256 * 8, 256))
+    inputs = list(range(256, 256 * 9, 256))
     at = trt_plugin._addresses(GATED_DELTA_RULE, inputs, [4096, inputs[5]])
     assert (at["S"], at["o"], at["qkv"]) == (inputs[5], 4096, 256)
     with pytest.raises(BuildError, match=r"GatedDeltaRule.S has different buffers"):

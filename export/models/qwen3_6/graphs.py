@@ -48,7 +48,7 @@ def _layer(spec: ModelSpec, name: str, prefix: str, kind: str) -> Block:
         return Block(name, lambda linear: GatedDeltaNetLayer(spec, linear), weights, counts, ("h",), (conv, S))
     cache = ("B", spec.num_key_value_heads, "capacity", spec.head_dim)
     kv = (State(f"{name}.k", ACT, cache), State(f"{name}.v", ACT, cache))
-    inputs = ("h", "cos", "sin", "past_len", "n_tokens")
+    inputs = ("h", "n_tokens", "cos", "sin", "past_len")
     return Block(name, lambda linear: GatedAttentionLayer(spec, linear), weights, inputs, ("h",), kv)
 
 

@@ -11,13 +11,13 @@ import pytest
 from deltart.export.lower import ort as ort_lowering
 from deltart.export.lower import portable
 from deltart.export.lower.functions import composite_functions
-from deltart.plugins.registry import OPS
+from deltart.plugins.registry import FUSED_OPS, MODEL_OPS
 from deltart.plugins.spec import DOMAIN, OpSpec
 
 LOWERINGS = {"portable": portable.BODIES, "ort": ort_lowering.BODIES}
 GDN_SIZES = {"num_k_heads": 2, "num_v_heads": 6, "head_k_dim": 128, "head_v_dim": 128}
 ATTENTION_SIZES = {"num_heads": 6, "num_kv_heads": 2, "head_dim": 64}
-BY_NAME = {spec.name: spec for spec in OPS}
+BY_NAME = {spec.name: spec for spec in (*MODEL_OPS, *FUSED_OPS)}
 
 
 def run_body(spec: OpSpec, bodies: portable.Lowering, arrays: list[np.ndarray], attributes: dict) -> list[np.ndarray]:
@@ -149,6 +149,42 @@ def test_fp8_block_gate_up(quantize: int) -> None:
     ]
     arrays = [a for weight, scale in pairs for a in (weight, scale.astype(ml_dtypes.bfloat16))]
     check(BY_NAME["Fp8BlockGateUp"], portable.BODIES, [x, *arrays], {"quantize_activations": quantize})
+
+
+def routed(rng: np.random.Generator, length: int, hidden: int, experts: int) -> list[np.ndarray]:
+    """x, logits and n_tokens of three rows; where there is no token x and logits are NaN."""
+    n_tokens, real = ragged(rng, 3, length)
+    x = rng.standard_normal((3, length, hidden)).astype(np.float32)
+    logits = rng.standard_normal((3, length, experts)).astype(np.float32)
+    logits[real, 0] = logits[real].max(-1)  # expert 0 is every token's, by a tie
+    x[~real] = logits[~real] = np.nan
+    return [x, logits, n_tokens]
+
+
+def routing(chosen: int, hidden: int, width: int) -> dict:
+    return {"num_experts_per_tok": chosen, "hidden_size": hidden, "intermediate_size": width}
+
+
+@pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16])
+@pytest.mark.parametrize(("experts", "chosen", "length"), [(8, 2, 5), (7, 7, 1), (5, 1, 9)])
+def test_moe_experts(experts: int, chosen: int, length: int, dtype: type) -> None:
+    rng = np.random.default_rng(experts)
+    gate_up = rng.standard_normal((experts, 2 * 48, 80)).astype(dtype)
+    down = rng.standard_normal((experts, 80, 48)).astype(dtype)
+    arrays = [*routed(rng, length, 80, experts), gate_up, down]
+    check(BY_NAME["MoeExperts"], portable.BODIES, arrays, routing(chosen, 80, 48))
+
+
+@pytest.mark.parametrize("present", [7, 5], ids=["all", "some"])
+@pytest.mark.parametrize(("hidden", "width"), [(256, 128), (192, 200)])
+def test_fp8_moe_experts(hidden: int, width: int, present: int) -> None:
+    rng = np.random.default_rng(hidden)
+    slots = rng.permutation(7)[:present].astype(np.int32)
+    codes = rng.standard_normal((present, 3, hidden * width)).astype(ml_dtypes.float8_e4m3fn)
+    blocks = -(-hidden // 128) * -(-width // 128)
+    scale = rng.uniform(0.01, 0.1, (present, 3, blocks)).astype(ml_dtypes.bfloat16)
+    arrays = [*routed(rng, 4, hidden, 7), codes, scale, slots]
+    check(BY_NAME["Fp8MoeExperts"], portable.BODIES, arrays, routing(3, hidden, width))
 
 
 def stored(rng: np.random.Generator, n: int, k: int) -> list[np.ndarray]:

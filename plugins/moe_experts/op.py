@@ -1,0 +1,42 @@
+"""Contracts of the routed experts of a sparse MLP, by how their weights are stored."""
+
+from deltart.plugins.moe_experts.reference import fp8_moe_experts, moe_experts
+from deltart.plugins.spec import ACT, F32, FP8, I32, STORED, OpSpec, TensorSpec
+
+TOKENS = (
+    TensorSpec("x", ACT, ("B", "T", "hidden_size")),
+    TensorSpec("logits", F32, ("B", "T", "E")),
+    TensorSpec("n_tokens", I32, ("B",)),
+)
+SIZES = {"num_experts_per_tok": int, "hidden_size": int, "intermediate_size": int}
+MIXED = "the k experts of the largest logits, weighted by the softmax over these; none where t >= n_tokens"
+
+MOE_EXPERTS = OpSpec(
+    name="MoeExperts",
+    doc=f"y = sum_e w_e * down_e(silu(gate_e x) * (up_e x)) over {MIXED}. gate_up holds the gate's rows first.",
+    inputs=(
+        *TOKENS,
+        TensorSpec("gate_up", STORED, ("E", "gate_up_rows", "hidden_size")),
+        TensorSpec("down", STORED, ("E", "hidden_size", "intermediate_size")),
+    ),
+    outputs=(TensorSpec("y", ACT, ("B", "T", "hidden_size")),),
+    attributes=SIZES,
+    reference=moe_experts,
+)
+
+FP8_MOE_EXPERTS = OpSpec(
+    name="Fp8MoeExperts",
+    doc=f"""y as in MoeExperts, over {MIXED}, of experts that are block-128 FP8.
+
+    Slot s of `experts` holds down, gate and up of expert slot_expert[s], row by row, and `experts_scale` their scales.
+    Experts that are in no slot add nothing.""",
+    inputs=(
+        *TOKENS,
+        TensorSpec("experts", FP8, ("S", "parts", "values")),
+        TensorSpec("experts_scale", STORED, ("S", "parts", "blocks")),
+        TensorSpec("slot_expert", I32, ("S",)),
+    ),
+    outputs=(TensorSpec("y", ACT, ("B", "T", "hidden_size")),),
+    attributes=SIZES,
+    reference=fp8_moe_experts,
+)
