@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from deltart.cli.bounds import json_object, positive, real, whole
 from deltart.errors import GenerationError, MissingDependencyError
 
 if TYPE_CHECKING:
@@ -36,37 +36,48 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 def _network(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--host", default="127.0.0.1", help="address to listen on (default: loopback only)")
-    group.add_argument("--port", type=int, default=8000, help="0 takes a free one")
+    group.add_argument("--port", type=whole(0, 65535), default=8000, help="0 takes a free one")
     group.add_argument(
         "--api-key", action="append", metavar="KEY", help="accepted key; repeatable; else $DELTART_API_KEY, else none"
     )
     group.add_argument("--allowed-origins", nargs="+", default=[], metavar="ORIGIN", help="web origins for CORS")
     group.add_argument("--allowed-media-hosts", nargs="+", default=[], metavar="HOST", help="hosts of image URLs")
-    group.add_argument("--replicas", type=int, metavar="N", help="N engines on Ray Serve (extra: ray)")
-    group.add_argument("--drain-seconds", type=float, default=60.0, help="how long requests may go on after SIGTERM")
+    group.add_argument("--replicas", type=whole(1, 1024), metavar="N", help="N engines on Ray Serve (extra: ray)")
+    group.add_argument(
+        "--drain-seconds", type=real(0, 1e6), default=60.0, help="how long requests may go on after SIGTERM"
+    )
 
 
 def _model(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--served-model-name", nargs="+", metavar="NAME", help="names that clients may use (default: DIR's)"
     )
-    group.add_argument("--max-model-len", type=int, metavar="N", help="longest prompt and reply together, in tokens")
     group.add_argument(
-        "--slots", "--max-num-seqs", type=int, default=8, metavar="N", help="replies that are written at once"
+        "--max-model-len", type=positive, metavar="N", help="longest prompt and reply together, in tokens"
     )
-    group.add_argument("--queue", type=int, default=1024, metavar="N", help="requests that may wait")
-    group.add_argument("--draft-tokens", type=int, metavar="N", help="MTP drafts a step (default: what pays)")
-    group.add_argument("--cache-mb", type=int, metavar="N", help="prefix cache; 0 for none")
-    group.add_argument("--memory-mb", type=int, metavar="N", help="memory that the engine may use")
+    group.add_argument(
+        "--slots",
+        "--max-num-seqs",
+        type=whole(1, 1024),
+        default=8,
+        metavar="N",
+        help="replies that are written at once",
+    )
+    group.add_argument("--queue", type=positive, default=1024, metavar="N", help="requests that may wait")
+    group.add_argument("--draft-tokens", type=whole(0, 64), metavar="N", help="MTP drafts a step (default: what pays)")
+    group.add_argument("--cache-mb", type=whole(0, 2**31 - 1), metavar="N", help="prefix cache; 0 for none")
+    group.add_argument("--memory-mb", type=positive, metavar="N", help="memory that the engine may use")
     group.add_argument(
         "--target", default="auto", choices=["auto", "ort", "portable", "tensorrt"], help="what runs the graph"
     )
     group.add_argument("--weights", choices=["folded", "mapped"], default="folded", help="see deltart generate")
-    group.add_argument("--threads", type=int, default=0, metavar="N", help="CPU threads; 0 lets ONNX Runtime choose")
+    group.add_argument(
+        "--threads", type=whole(0, 1024), default=0, metavar="N", help="CPU threads; 0 lets ONNX Runtime choose"
+    )
     group.add_argument("--plugins", type=Path, metavar="FILE", help="TensorRT: C++ plugin library")
     group.add_argument(
         "--default-chat-template-kwargs",
-        type=json.loads,
+        type=json_object,
         default={},
         metavar="JSON",
         help="that requests may override, such as '{\"preserve_thinking\": true}', good for agents",
@@ -74,9 +85,9 @@ def _model(group: argparse._ArgumentGroup) -> None:
 
 
 def _limits(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--max-body-mb", type=int, default=64, metavar="N", help="largest body of a request")
-    group.add_argument("--max-tokens", type=int, metavar="N", help="longest reply, whatever a request asks for")
-    group.add_argument("--request-seconds", type=float, metavar="S", help="a request ends after this long")
+    group.add_argument("--max-body-mb", type=whole(1, 4096), default=64, metavar="N", help="largest body of a request")
+    group.add_argument("--max-tokens", type=positive, metavar="N", help="longest reply, whatever a request asks for")
+    group.add_argument("--request-seconds", type=real(0.001, 1e9), metavar="S", help="a request ends after this long")
 
 
 def _observation(group: argparse._ArgumentGroup) -> None:
