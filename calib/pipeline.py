@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 
-import deltart
 from deltart.calib import layout, page, report, side_scales
 from deltart.calib.dataset import Dataset, read_dataset, spread
 from deltart.calib.evaluate import evaluate, layers_of
@@ -36,6 +35,7 @@ from deltart.export.weights import load_tensor, read_tensor
 from deltart.files import link_or_copy
 from deltart.json_files import read_json
 from deltart.safetensors import INDEX, TensorInfo
+from deltart.version import __version__
 
 EVALUATED_TOKENS, RANKED_TOKENS = 8192, 1024
 STREAMED_TOKENS = 16384  # of the ranking, over all sites
@@ -146,7 +146,7 @@ def _order(job: _Job, caches: Sequence[str]) -> dict[str, Any]:
         "text": job.dataset.sha256 if job.dataset else None,
         "--modules or --keep": job.selection.modules,
         "--kv-cache": bool(caches),
-        "version of deltart": deltart.__version__,
+        "version of deltart": __version__,
     }
 
 

@@ -5,13 +5,16 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from deltart.dtypes import BY_NAME, BY_STORED
 from deltart.errors import ArtifactError
 from deltart.json_files import shown
-from deltart.manifest import AGAIN, FileEntry, GraphEntry, Manifest, StateEntry, TensorEntry, WeightEntry
+
+if TYPE_CHECKING:
+    from deltart.manifest import FileEntry, GraphEntry, Manifest, StateEntry, TensorEntry, WeightEntry
 
 MAX_SIZE = 2**31 - 1  # of a size that native code counts with
 MAX_BYTES = 2**63 - 1
@@ -26,7 +29,7 @@ def check(manifest: Manifest, path: Path) -> None:
     try:
         _check(manifest)
     except _WrongError as error:
-        raise ArtifactError(f"{path}: {error}", "a manifest as `deltart export` writes it", AGAIN) from None
+        raise ArtifactError(f"{path}: {error}", "a manifest as `deltart export` writes it", "export again") from None
 
 
 class _WrongError(ValueError):
@@ -71,9 +74,10 @@ def _check_graph(where: str, graph: GraphEntry, manifest: Manifest) -> None:
     for target, file in graph.files.items():
         _demand(f"{where}: files {shown(target)}", file, _is_name(file))
     for tensor in [*graph.inputs, *graph.outputs]:
-        _check_value(f"{where}: {shown(tensor.name)}", tensor)
+        _check_value(f"{where}: {shown(tensor.name)}", tensor, lambda axis: bool(AXIS.fullmatch(axis)))
     for state in graph.states:
-        _check_value(f"{where}: {shown(state.name)}", state)
+        _check_value(f"{where}: {shown(state.name)}", state, lambda axis: axis in STATE_AXES)
+        _demand(f"{where}: {shown(state.name)}: axes", state.axes, state.axes[:1] == ["B"])
     _distinct(f"{where}: inputs", [t.name for t in graph.inputs] + [s.name for s in graph.states] + graph.weights)
     _distinct(f"{where}: outputs", [t.name for t in graph.outputs] + [s.output for s in graph.states])
     for name in graph.weights:
@@ -84,14 +88,11 @@ def _check_graph(where: str, graph: GraphEntry, manifest: Manifest) -> None:
             _demand(f"{where}: logits", output.axes, bool(output.axes) and output.axes[-1] == manifest.vocab_size)
 
 
-def _check_value(where: str, value: TensorEntry | StateEntry) -> None:
+def _check_value(where: str, value: TensorEntry | StateEntry, is_named: Callable[[str], bool]) -> None:
     _demand(f"{where}: dtype", value.dtype, value.dtype in BY_NAME)
-    state = isinstance(value, StateEntry)
     for axis in value.axes:
-        named = isinstance(axis, str) and (axis in STATE_AXES if state else bool(AXIS.fullmatch(axis)))
-        _demand(f"{where}: axes", value.axes, named or (isinstance(axis, int) and 1 <= axis <= MAX_SIZE))
-    if state:
-        _demand(f"{where}: axes", value.axes, value.axes[:1] == ["B"])
+        fits = is_named(axis) if isinstance(axis, str) else 1 <= axis <= MAX_SIZE
+        _demand(f"{where}: axes", value.axes, fits)
 
 
 def _is_name(text: str) -> bool:

@@ -14,13 +14,13 @@ from typing import Any, Literal
 
 import numpy as np
 
-import deltart
 from deltart.dtypes import BY_NAME, BY_ONNX
 from deltart.errors import ArtifactError
 from deltart.files import write_atomically
 from deltart.json_files import read_json, shown
 from deltart.manifest import GraphEntry, shape_of
 from deltart.typed import typed
+from deltart.version import __version__
 
 Flavour = Literal["rtx", "tensorrt"]
 Activations = Literal["bf16", "fp8"]  # of the block-FP8 linears in prefill
@@ -161,7 +161,7 @@ def bindings(entry: GraphEntry, tensors: Iterable[Binding]) -> list[Binding]:
 def plan_key(onnx_sha256: str, flavour: str, library: str, gpus: Sequence[str], chosen: Profile, plugins: str) -> str:
     """The name of a plan by what it depends on: graph, TensorRT, GPUs, profiles and `plugins`, the hash of the plugins'
     code. Not the weights."""
-    parts = [onnx_sha256, flavour, library, list(gpus), asdict(chosen), deltart.__version__, plugins]
+    parts = [onnx_sha256, flavour, library, list(gpus), asdict(chosen), __version__, plugins]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
