@@ -165,7 +165,7 @@ def collect(
                 reference = reference or (runner, replies)
                 found.divergences[name] = _divergences(*reference, prompts, replies)
         except DeltaRTError as error:
-            found.skipped[name] = str(error).replace("\n", " ")
+            found.skipped[name] = "; ".join(filter(None, (error.found, error.hint)))
             log(f"{name} skipped: {error.found}")
     return found
 
