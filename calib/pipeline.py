@@ -31,6 +31,7 @@ from deltart.export.checkpoint import Checkpoint
 from deltart.export.config_fields import read_json
 from deltart.export.pipeline import account
 from deltart.export.spec import ModelSpec, read_spec
+from deltart.export.structure import settle
 from deltart.export.weights import load_tensor
 from deltart.files import link_or_copy
 from deltart.safetensors import INDEX
@@ -132,7 +133,7 @@ def _open(checkpoint: Path) -> tuple[ModelSpec, Checkpoint]:
         )
     tensors = Checkpoint(checkpoint)
     account(spec, tensors)
-    return spec, tensors
+    return settle(spec, tensors).spec, tensors
 
 
 def _order(job: _Job, caches: Sequence[str]) -> dict[str, Any]:
@@ -227,7 +228,8 @@ def _report(job: _Job, notes: dict[str, Any], staging: Staging, budget: float | 
 def _compare(job: _Job, dataset: Dataset, staging: Staging, result: Report, say: Say) -> None:
     """Fill in what the held-out text shows."""
     original = Variant("original", job.spec, job.tensors)
-    written = Variant(job.method, read_spec(staging.folder), Checkpoint(staging.folder))
+    tensors = Checkpoint(staging.folder)
+    written = Variant(job.method, settle(read_spec(staging.folder), tensors).spec, tensors)
 
     def importance(key: str) -> dict[str, torch.Tensor]:
         found: dict[str, torch.Tensor] = torch.load(_importance_file(staging, key), weights_only=True)

@@ -13,7 +13,7 @@ from deltart.errors import ArtifactError
 from deltart.files import write_atomically
 from deltart.folders import Marker
 
-FORMAT = 2
+FORMAT = 3
 FILE_NAME = "manifest.json"
 # What later commands add: build, verify, and the runtime's caches of compiled kernels.
 ADDED = ("report.html", "report.json", *(f"engine/*/*.{suffix}" for suffix in ("plan", "json", "cache", "kernels")))

@@ -17,6 +17,7 @@ import numpy as np
 
 from deltart.dtypes import BF16, BY_STORED, E4M3, F16, F32
 from deltart.errors import CheckpointError
+from deltart.plurals import counted
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 METADATA = "__metadata__"  # the one key of a header that is no tensor
@@ -152,3 +153,30 @@ def _tensor_info(path: Path, name: str, entry: Any, start: int, size: int) -> Te
             f"{path}: tensor '{name}' spans {end - begin} bytes", f"{math.prod(shape) * item} for {dtype} {list(shape)}"
         )
     return TensorInfo(name, path.name, start + begin, end - begin, dtype, shape)
+
+
+def check_layout(path: Path, tensors: Iterable[TensorInfo]) -> None:
+    """The format's own rule: the tensors fill the data from its first byte to its last, without holes or overlaps.
+
+    Args:
+        tensors: those of the file, as `read_file` gives them.
+
+    Raises:
+        CheckpointError: they do not, as in a file that is damaged or made by hand.
+    """
+    with path.open("rb") as file:
+        end, before = 8 + int.from_bytes(file.read(8), "little"), "the header"
+    for info in sorted(tensors, key=lambda info: (info.offset, info.nbytes)):
+        if info.offset != end:
+            raise CheckpointError(
+                f"{path}: tensor '{info.name}' begins at byte {info.offset}, and {before} ends at {end}",
+                "tensors one after the other, without holes or overlaps",
+                "the file is damaged: download it again, or write it with the safetensors library",
+            )
+        end, before = end + info.nbytes, f"tensor '{info.name}'"
+    if end != path.stat().st_size:
+        raise CheckpointError(
+            f"{path} has {counted(path.stat().st_size - end, 'byte')} behind its last tensor",
+            "a file that ends with its last tensor",
+            "the file is damaged: download it again, or write it with the safetensors library",
+        )

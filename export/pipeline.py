@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
 from collections.abc import Callable
 from dataclasses import asdict
 from importlib.metadata import version
@@ -24,12 +23,14 @@ from deltart.export.lower import ort, portable, tensorrt
 from deltart.export.models.registry import deferred_of, graphs_of
 from deltart.export.regions import Region
 from deltart.export.spec import ModelSpec, read_spec
+from deltart.export.structure import settle
+from deltart.export.text import bring_text, check_text
 from deltart.export.weights import WEIGHTS_FOLDER, Ledger, build_module
 from deltart.folders import staged
+from deltart.plurals import counted
 
 # Lowered from the float32 trace of every export. TensorRT's own, in bfloat16, is traced when asked for.
 TARGETS = {"portable": portable.BODIES, "ort": ort.BODIES}
-TEXT_FILES = ("tokenizer.json", "tokenizer_config.json", "generation_config.json", "chat_template.jinja", "config.json")
 # On ONNX Runtime a convolution state may be read after its successor is written; portable bodies promise no order.
 IN_PLACE = {"S": ["ort", "tensorrt"], "k": ["ort", "tensorrt"], "v": ["ort", "tensorrt"], "conv": ["tensorrt"]}
 
@@ -66,14 +67,20 @@ def export_checkpoint(
     if yarn is not None:
         spec = spec.with_yarn(yarn)
     context = _context(spec, max_context)
+    lacks = check_text(checkpoint)
     tensors = Checkpoint(checkpoint)
-    report(f"{spec.architecture}: {len(spec.layer_types)} layers, {len(tensors)} tensors in {len(tensors.files)} files")
+    settled = settle(spec, tensors)
+    spec = settled.spec
+    size = f"{counted(len(tensors), 'tensor')} in {counted(len(tensors.files), 'file')}"
+    report(f"{spec.architecture}: {counted(len(spec.layer_types), 'layer')}, {size}")
+    for sentence in (*settled, *lacks):
+        report(sentence)
     ledger = account(spec, tensors, mtp)
     with staged(output, manifest.ARTIFACT, overwrite=overwrite, sources=[checkpoint]) as staging:
         entries = _write_graphs(spec, tensors, staging, mtp, report)
         _link_weights(tensors, staging, report)
         _check(staging, entries, report)
-        text_files = _bring_text_files(checkpoint, staging)
+        text_files = bring_text(checkpoint, staging)
         result = _manifest(spec, checkpoint, ledger, entries, context, text_files)
         result.save(staging)
         if for_tensorrt:
@@ -83,22 +90,25 @@ def export_checkpoint(
 
 def account(spec: ModelSpec, tensors: Checkpoint, mtp: bool = True) -> Ledger:
     """The fate of every tensor, settled before anything is traced or written. Raises as `export_checkpoint` does."""
+    spec = settle(spec, tensors).spec
     ledger = _open_ledger(spec, tensors, mtp)
     for graph in graphs_of(spec, torch.float32, mtp):
         for block in graph.blocks:
             module = build_module(block, spec, tensors)
             ledger.bind((block.tensor_name(name) for name, _ in module.named_parameters()), graph.name)
     ledger.settle()
+    tensors.check_layout()
     return ledger
 
 
 def _context(spec: ModelSpec, requested: int | None) -> int:
-    limit = spec.max_position_embeddings
+    limit = spec.context_limit
     if requested is None:
         return limit
     if not 1 <= requested <= limit:
+        stretch = "rope_parameters.factor in config.json" if spec.rope.yarn else "yarn=FACTOR (--yarn FACTOR)"
         raise ExportError(
-            f"--max-context {requested}", f"1 to {limit}, the model's limit", "use --yarn FACTOR to stretch the context"
+            f"a context of {requested} tokens", f"1 to {limit}, the model's limit", f"a larger one needs {stretch}"
         )
     return requested
 
@@ -170,17 +180,6 @@ def _check(staging: Path, entries: dict[str, manifest.GraphEntry], report: Repor
         onnx.checker.check_model(model, full_check=True)
 
 
-def _bring_text_files(checkpoint: Path, staging: Path) -> list[str]:
-    """Copy the tokenizer's and template's files: small ones, which people edit."""
-    brought = []
-    for name in TEXT_FILES:
-        source = (checkpoint / name).resolve()
-        if source.exists():
-            shutil.copyfile(source, staging / name)
-            brought.append(name)
-    return brought
-
-
 def _manifest(
     spec: ModelSpec,
     checkpoint: Path,
@@ -218,5 +217,5 @@ def _manifest(
 
 def _spec_fields(spec: ModelSpec) -> dict[str, Any]:
     fields = asdict(spec)
-    fields["fp8"] = spec.fp8 is not None  # the skip list is in config.json, beside the manifest
+    fields["fp8"] = spec.fp8 is not None  # which tensors are quantized they say themselves
     return fields

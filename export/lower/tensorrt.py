@@ -6,22 +6,25 @@ same bytes. FP8 weights are typed INT8: with FP8-typed tensors a plan can't serv
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import onnx
 import torch
 
-from deltart.errors import ArtifactError
+from deltart.errors import ArtifactError, BuildError
 from deltart.export.assemble import Tracer, assemble
 from deltart.export.checkpoint import Checkpoint
 from deltart.export.lower.fuse import LINEAR_EQUATION, fuse
 from deltart.export.models.registry import graphs_of
-from deltart.export.spec import ModelSpec, read_spec
+from deltart.export.spec import ModelSpec, exported_spec
 from deltart.export.trace import FUNCTION_DOMAIN
+from deltart.export.weights import WEIGHTS_FOLDER
 from deltart.files import write_atomically
 from deltart.manifest import Manifest, load_manifest
+from deltart.plugins.spec import DOMAIN
+from deltart.plurals import counted
 
 TARGET = "tensorrt"
 DTYPE = torch.bfloat16
@@ -55,21 +58,28 @@ def lower_artifact(artifact: Path, report: Callable[[str], None] = lambda step: 
     manifest = load_manifest(artifact)
     if all((artifact / g.files.get(TARGET, "missing")).exists() for g in manifest.graphs.values()):
         return
-    folder = Path(manifest.checkpoint)
-    tensors = Checkpoint(folder)
-    if {f.name: f.header_sha256 for f in tensors.files} != {f.name: f.header_sha256 for f in manifest.files}:
-        raise ArtifactError(f"{folder} is no longer the checkpoint that was exported", hint="export it again")
-    spec = _exported_spec(folder, manifest)
+    tensors = _exported_tensors(artifact, manifest)
+    spec = exported_spec(manifest.spec)
     report("tracing each kind of block in bfloat16")
     files = write_graphs(spec, tensors, artifact, "mtp" in manifest.graphs)
     graphs = {n: replace(g, files={**g.files, TARGET: files[n]}) for n, g in manifest.graphs.items()}
     replace(manifest, graphs=graphs).save(artifact)
 
 
-def _exported_spec(checkpoint: Path, manifest: Manifest) -> ModelSpec:
-    """The checkpoint's spec with the YaRN factor of the export."""
-    spec, yarn = read_spec(checkpoint), manifest.spec["rope"]["yarn"]
-    return spec if yarn is None or spec.rope.yarn is not None else spec.with_yarn(yarn["factor"])
+def _exported_tensors(artifact: Path, manifest: Manifest) -> Checkpoint:
+    """The tensors of the export: as the artifact links them, or in the checkpoint's folder where it can't."""
+    names = [file.name for file in manifest.files]
+    linked = artifact / WEIGHTS_FOLDER
+    whole = all((linked / name).exists() for name in names)
+    folder = linked if whole else Path(manifest.checkpoint)
+    if not all((folder / name).exists() for name in names):
+        raise ArtifactError(
+            f"the weights are neither in {linked} nor in {folder}", "the files that were exported", "export again"
+        )
+    tensors = Checkpoint.of_files(folder, names)
+    if {f.name: f.header_sha256 for f in tensors.files} != {f.name: f.header_sha256 for f in manifest.files}:
+        raise ArtifactError(f"{folder} is no longer the checkpoint that was exported", hint="export it again")
+    return tensors
 
 
 def lower(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -77,6 +87,7 @@ def lower(model: onnx.ModelProto) -> onnx.ModelProto:
     functions = {f.name: f for f in model.functions}
     nodes = _contract_weights([node for call in model.graph.node for node in _inline(call, functions)])
     nodes = fuse(nodes, [output.name for output in model.graph.output])
+    _check_storage(nodes, model.graph.initializer)
     weights = [
         onnx.helper.make_tensor_value_info(w.name, CARRIERS.get(w.data_type, w.data_type), list(w.dims))
         for w in model.graph.initializer
@@ -84,6 +95,19 @@ def lower(model: onnx.ModelProto) -> onnx.ModelProto:
     graph = onnx.helper.make_graph(nodes, model.graph.name, [*model.graph.input, *weights], list(model.graph.output))
     opsets = [o for o in model.opset_import if o.domain != FUNCTION_DOMAIN]
     return onnx.helper.make_model(graph, opset_imports=opsets, ir_version=model.ir_version, producer_name="deltart")
+
+
+def _check_storage(nodes: list[onnx.NodeProto], weights: Sequence[onnx.TensorProto]) -> None:
+    """Raises BuildError for float16 weights of plugins: TensorRT would abort where no plugin takes their type."""
+    half = {weight.name for weight in weights if weight.data_type == onnx.TensorProto.FLOAT16}
+    read = sorted({name for node in nodes if node.domain == DOMAIN for name in node.input} & half)
+    if read:
+        more = f" and {counted(len(read) - 1, 'more tensor')}" if len(read) > 1 else ""
+        raise BuildError(
+            f"'{read[0]}'{more} stored in float16 (F16), read by TensorRT plugins",
+            "bfloat16 or float32",
+            "save it in bfloat16: model.to(torch.bfloat16).save_pretrained(folder); ONNX Runtime runs it as it is",
+        )
 
 
 def _contract_weights(nodes: list[onnx.NodeProto]) -> list[onnx.NodeProto]:
