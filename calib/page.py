@@ -122,7 +122,7 @@ def _weights(report: Report) -> str:
     for module, w in report.weights.items():
         cells = [module, _number(w.sqnr_db), _number(w.peak)]
         cells += [f"{share:.2e}" for share in (w.outliers, w.saturated, w.underflow)]
-        cells += [_number(w.output[name]) for name in methods]
+        cells += [_number(w.output.get(name)) for name in methods]
         rows.append(cells + ([_number(_ratio(w)), *_shares(w, report.method, methods)] if methods else []))
     return _table(heads, rows)
 
@@ -133,11 +133,13 @@ def _inputs(report: Report) -> str:
 
 
 def _ratio(w: WeightFigures) -> float | None:
-    return w.output["chosen"] / w.output["absmax"] if w.output["absmax"] else None
+    return w.output["chosen"] / w.output["absmax"] if w.output.get("absmax") else None
 
 
 def _shares(w: WeightFigures, method: str, methods: Sequence[str]) -> list[str]:
-    picks = w.picks[method]
+    picks = w.picks.get(method, "")
+    if not picks:
+        return [""] * len(methods)
     return [f"{picks.count(str(number)) / len(picks):.0%}" for number in range(len(methods))]
 
 
@@ -173,11 +175,17 @@ def _by_kind(axis: Axes, report: Report, figure: Any) -> None:
     """One line for each kind of linear, over the layers."""
     order = [_layer(key) for key in report.layers]
     axis.plot(order, [math.nan] * len(order))  # fixes the order of the layers
-    for leaf in dict.fromkeys(module.rpartition(".")[2] for module in report.weights):
-        own = [(_layer(m), figure(w)) for m, w in report.weights.items() if m.endswith(f".{leaf}")]
+    for kind in dict.fromkeys(map(_kind, report.weights)):
+        own = [(_layer(m), figure(w)) for m, w in report.weights.items() if _kind(m) == kind]
         points = [(layer, value) for layer, value in own if value is not None]
-        axis.plot([p[0] for p in points], [p[1] for p in points], ".-", label=leaf, linewidth=0.8)
+        axis.plot([p[0] for p in points], [p[1] for p in points], ".-", label=kind, linewidth=0.8)
     axis.legend(fontsize=7, ncols=5)
+
+
+def _kind(module: str) -> str:
+    """ "model.layers.3.mlp.up_proj" -> "up_proj", "model.layers.3.mlp.experts.up_proj" -> "experts.up_proj"."""
+    *_, owner, leaf = module.split(".")
+    return f"{owner}.{leaf}" if "expert" in owner else leaf
 
 
 def _layer(module: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import deltart
 from deltart.calib import layout, page, report, side_scales
 from deltart.calib.dataset import Dataset, read_dataset, spread
 from deltart.calib.evaluate import evaluate, layers_of
+from deltart.calib.experts import merged, unfused
 from deltart.calib.figures import WeightFigures, by_layer
 from deltart.calib.forward import store
 from deltart.calib.memory import release
@@ -27,14 +28,15 @@ from deltart.calib.sensitivity import sensitivities
 from deltart.calib.staging import Staging, sha256_of, staged
 from deltart.calib.variants import Variant, lower_variants
 from deltart.errors import CalibrationError, CheckpointError
+from deltart.export.bound import bind
 from deltart.export.checkpoint import Checkpoint
-from deltart.export.config_fields import read_json
-from deltart.export.pipeline import account
+from deltart.export.ledger import ledger_of
 from deltart.export.spec import ModelSpec, read_spec
 from deltart.export.structure import settle
-from deltart.export.weights import load_tensor
+from deltart.export.weights import load_tensor, read_tensor
 from deltart.files import link_or_copy
-from deltart.safetensors import INDEX
+from deltart.json_files import read_json
+from deltart.safetensors import INDEX, TensorInfo
 
 EVALUATED_TOKENS, RANKED_TOKENS = 8192, 1024
 STREAMED_TOKENS = 16384  # of the ranking, over all sites
@@ -47,6 +49,7 @@ class _Job:
 
     spec: ModelSpec
     tensors: Checkpoint
+    sources: Mapping[str, TensorInfo]  # where each weight lies, fused experts one by one
     candidates: list[Site]
     selection: Selection
     method: Method
@@ -74,7 +77,8 @@ def calibrate(
 
     Args:
         method: scales by absmax (the vendor's way), by least squared error of the weights (with text, each weighted
-            by its input's second moment), or rounding for the least output error. With text, the better of a method
+            by its input's second moment), or rounding for the least output error. Routed experts are quantized from
+            their weights alone, for the least error by mse's scales. With text, the better of a method
             and those before it is taken for every 128 rows, by the output error on text set aside.
         data: JSON lines of text (see read_dataset); "hessian", `kv_cache` and `activations` need it. With text the
             report measures the outputs of layers and model, without it the weights alone.
@@ -95,9 +99,10 @@ def calibrate(
         raise CalibrationError("no calibration text given", "--data FILE or --data default", "absmax and mse need none")
     spec, tensors = _open(checkpoint)
     sites = list(candidates(spec, tensors))
-    selection = select(sites, tensors, modules, keep)
+    sources = unfused(tensors)
+    selection = select(sites, sources, modules, keep)
     dataset = read_dataset(data, checkpoint, spec.vocab_size) if data else None
-    job = _Job(spec, tensors, sites, selection, method, dataset)
+    job = _Job(spec, tensors, sources, sites, selection, method, dataset)
     caches = cache_modules(sites) if kv_cache else []
     with staged(output, layout.plan_files(tensors, selection, "BF16", caches), _order(job, caches)) as staging:
         say(f"{len(selection.modules)} linears of {len(tensors)} tensors by {method}; {len(staging.done)} done before")
@@ -127,13 +132,10 @@ def _open(checkpoint: Path) -> tuple[ModelSpec, Checkpoint]:
             "calibrate the original; an FP8 block-128 checkpoint exports as it is",
         )
     spec = read_spec(checkpoint)
-    if spec.moe is not None:
-        raise CalibrationError(
-            f"{spec.architecture} has no graph yet", "a dense Qwen3.5/3.6 model", "use the vendor's FP8 release"
-        )
     tensors = Checkpoint(checkpoint)
-    account(spec, tensors)
-    return settle(spec, tensors).spec, tensors
+    model = bind(spec, tensors)
+    ledger_of(model)
+    return model.spec, tensors
 
 
 def _order(job: _Job, caches: Sequence[str]) -> dict[str, Any]:
@@ -152,7 +154,7 @@ def _order(job: _Job, caches: Sequence[str]) -> dict[str, Any]:
 
 def _quantize_all(job: _Job, staging: Staging, statistics: Path | None, say: Say) -> dict[str, Any]:
     """Quantize layer by layer what the journal lacks; returns the notes of each layer by its name."""
-    sizes = {m: job.tensors[f"{m}.weight"].nbytes for m in job.selection.modules if m not in staging.done}
+    sizes = {m: job.sources[f"{m}.weight"].nbytes for m in job.selection.modules if m not in staging.done}
     progress = Progress(f"1/{3 if job.dataset else 1} quantizing", sum(sizes.values()), say)
     with staging.behind() as write:
         for key, found in _statistics(job, staging, statistics):
@@ -171,9 +173,14 @@ def _quantize_all(job: _Job, staging: Staging, statistics: Path | None, say: Say
 def _quantized(job: _Job, staging: Staging, site: Site, found: BlockStatistics | None) -> Iterator[Result]:
     """What the journal lacks of the weights that read one input."""
     left = [module for module in site.modules if module not in staging.done]
-    weights = {module: load_tensor(job.tensors, f"{module}.weight") for module in left}
-    yield from quantize(weights, job.method, found.inputs[site.modules[0]] if found else None)
-    del weights
+    if site.routed:  # from the weights alone, one in memory at a time
+        for module in left:
+            weight = read_tensor(job.tensors, job.sources[f"{module}.weight"])
+            yield from quantize({module: weight}, job.method, None)
+    else:
+        weights = {module: load_tensor(job.tensors, f"{module}.weight") for module in left}
+        yield from quantize(weights, job.method, found.inputs[site.modules[0]] if found else None)
+        del weights
     release()
 
 
@@ -188,7 +195,8 @@ def _statistics(job: _Job, staging: Staging, kept: Path | None) -> Iterator[tupl
     wanted |= {site.block for site in job.candidates} - complete
     source = {"files": [asdict(file) for file in job.tensors.files], "data": job.dataset.sha256}
     folder = Statistics(kept or staging.work / "statistics", source, transient=kept is None)
-    yield from folder.gather(job.spec, job.tensors, job.dataset, job.candidates, wanted)
+    watched = [site for site in job.candidates if not site.routed]
+    yield from folder.gather(job.spec, job.tensors, job.dataset, watched, wanted)
 
 
 def _write_side_files(job: _Job, staging: Staging) -> None:
@@ -212,7 +220,7 @@ def _report(job: _Job, notes: dict[str, Any], staging: Staging, budget: float | 
     result = Report(
         method=job.method,
         kept=job.selection.kept,
-        weights=weights,
+        weights=merged(weights),
         layers=by_layer(weights, layers),
         inputs=side_scales.input_peaks(notes) if job.dataset else {},
         files={file.name: sha256_of(staging.folder / file.name) for file in staging.files},
@@ -235,15 +243,18 @@ def _compare(job: _Job, dataset: Dataset, staging: Staging, result: Report, say:
         found: dict[str, torch.Tensor] = torch.load(_importance_file(staging, key), weights_only=True)
         return found
 
+    ranked_sites = [site for site in job.selection.sites if not site.routed]
     lower = lower_variants(original, job.selection, job.method, importance, lambda m: result.weights[m].picks)
+    if len(ranked_sites) < len(job.selection.sites):
+        lower = []  # plainer methods would have written other experts, which were not kept
     count = len(layers_of(job.spec))
     rows = spread(dataset.held_out, EVALUATED_TOKENS)
-    tokens = min(RANKED_TOKENS, STREAMED_TOKENS // len(job.selection.sites))
+    tokens = min(RANKED_TOKENS, STREAMED_TOKENS // max(1, len(ranked_sites)))
     ranked = spread([row[:tokens] for row in dataset.held_out], tokens)
     comparing = Progress("2/3 comparing", count, say)
     result.perplexity, result.agreement = evaluate(original, [written, *lower], rows, comparing)
     ranking = Progress("3/3 ranking", count, say)
-    result.ranking = sensitivities(original, written.tensors, job.selection.sites, ranked, ranking)
+    result.ranking = sensitivities(original, written.tensors, ranked_sites, ranked, ranking)
 
 
 def _importance_file(staging: Staging, key: str) -> Path:

@@ -12,6 +12,7 @@ from deltart.errors import CheckpointError
 from deltart.export.regions import Region, expert_regions
 from deltart.export.weight_files import find_weights
 from deltart.safetensors import INDEX, TensorInfo, WeightFile, check_layout, read_file
+from deltart.text_files import check_folder
 
 
 class Checkpoint(Mapping[str, TensorInfo]):
@@ -22,6 +23,7 @@ class Checkpoint(Mapping[str, TensorInfo]):
     """
 
     def __init__(self, folder: Path) -> None:
+        check_folder(folder, CheckpointError, "a Hugging Face checkpoint folder")
         names, weight_map = find_weights(folder)
         self._read(folder, names)
         if weight_map is not None:

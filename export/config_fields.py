@@ -2,29 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, TypeVar
 
 from deltart.errors import ConfigError
+from deltart.json_files import shown
 
 V = TypeVar("V")
 LARGEST = 2**31 - 1  # of a size or count
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in `path`. Raises ConfigError when it is absent, malformed or not an object."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"{path} does not exist", "a checkpoint folder holding it", "check the path") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not valid JSON ({error})", "a JSON object", "download the file again") from None
-    if not isinstance(value, dict):
-        raise ConfigError(f"{path} holds a JSON {type(value).__name__}", "a JSON object", "download the file again")
-    return value
 
 
 class Fields:
@@ -95,7 +81,7 @@ class Fields:
     def one_of(self, name: str, allowed: Sequence[Any]) -> Any:
         """Field `name`, restricted to `allowed`."""
         value = self.required(name, object)
-        if value not in allowed:
+        if not any(type(value) is type(a) and value == a for a in allowed):
             raise self.error(name, value, " or ".join(repr(a) for a in allowed))
         return value
 
@@ -109,9 +95,3 @@ class Fields:
         return ConfigError(
             f"{self._where}: field '{name}' is {shown(value)}", expected, "this graph depends on it: correct the config"
         )
-
-
-def shown(value: Any) -> str:
-    """`value` as Python writes it, short enough for a message."""
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."

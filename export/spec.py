@@ -11,8 +11,10 @@ from typing import Any
 
 from deltart.errors import ConfigError
 from deltart.export import defaults
-from deltart.export.config_fields import LARGEST, Fields, read_json, shown
+from deltart.export.config_fields import LARGEST, Fields
 from deltart.export.rope import RopeSpec, YarnSpec, read_rope
+from deltart.json_files import read_json, shown
+from deltart.text_files import check_folder
 
 LINEAR, FULL = "linear_attention", "full_attention"
 # Model types of config.json, and the architecture where the file names none.
@@ -148,6 +150,7 @@ def read_spec(checkpoint: Path) -> ModelSpec:
     Raises:
         ConfigError: the file is absent or malformed, or a field holds a value that no graph here implements.
     """
+    check_folder(checkpoint, ConfigError, "a Hugging Face checkpoint folder")
     path = checkpoint / "config.json"
     top = Fields(read_json(path), str(path))
     architecture = _architecture(top, path)

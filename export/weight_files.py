@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from deltart.errors import CheckpointError
-from deltart.export.config_fields import read_json
+from deltart.json_files import read_json
 from deltart.safetensors import INDEX, SINGLE
 
 _SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.safetensors")
@@ -38,7 +38,7 @@ def find_weights(folder: Path) -> tuple[list[str], Mapping[str, str] | None]:
 
 
 def _weight_map(index: Path) -> dict[str, str]:
-    weight_map = read_json(index).get("weight_map")
+    weight_map = read_json(index, CheckpointError).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
         raise CheckpointError(f"{index} has no usable 'weight_map'", "a map of tensor name to shard file")
     if not weight_map:

@@ -10,6 +10,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from deltart.cli import cache_option
 from deltart.errors import DeltaRTError, MissingDependencyError
 from deltart.files import replacing
 from deltart.plugins.native.library import build_library, find_headers, headers_version
@@ -60,7 +61,9 @@ def main(arguments: list[str]) -> int:
         "--include", type=Path, metavar="DIR", help=f"folder of NvInfer.h (default: {', '.join(HOMES)}, the system's)"
     )
     native.add_argument("-o", "--output", type=Path, metavar="FILE", help="copy the library there")
+    cache_option.add(parser)
     options = parser.parse_args(arguments)
+    cache_option.apply(options)
     targets = tuple(t for t in TARGETS if t in options.target)
     try:
         if options.command == "native":

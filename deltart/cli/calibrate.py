@@ -6,6 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from deltart.cli.bounds import real
+
 
 def add_parser(commands: Any) -> None:
     """Add the subcommand."""
@@ -32,12 +34,12 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--keep", nargs="+", metavar="NAME", default=[], help="leave what these name in BF16")
     parser.add_argument(
         "--budget",
-        type=float,
+        type=real(0, 1e6),
         metavar="NATS",
         help="also report what to keep in BF16 for this loss (KL)",
     )
     parser.add_argument("--statistics", type=Path, metavar="FOLDER", help="keep statistics of inputs here for reuse")
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, extra="calib", interrupted="the same command goes on from here")
 
 
 def run(arguments: argparse.Namespace) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -15,8 +14,9 @@ from deltart.errors import ArtifactError, MissingDependencyError
 from deltart.export.checkpoint import Checkpoint
 from deltart.export.spec import ModelSpec, read_spec
 from deltart.export.structure import settle
+from deltart.json_files import read_json
 from deltart.manifest import Manifest
-from deltart.plugins.fp8_block_linear.reference import dequantize
+from deltart.plugins.fp8_linear.reference import dequantize
 
 MAX_PARAMETERS = 2_000_000_000  # in float32 that is 8 GB
 
@@ -60,7 +60,7 @@ class ReferenceModel:
 
 
 def _text_config(folder: Path, manifest: Manifest) -> dict[str, Any]:
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config = read_json(folder / "config.json")
     text: dict[str, Any] = config.get("text_config", config)
     rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
     if (manifest.spec["rope"]["yarn"] is not None) != (rope.get("rope_type") == "yarn"):

@@ -12,7 +12,7 @@ from deltart.export import ops
 from deltart.export.checkpoint import Checkpoint
 from deltart.export.regions import KINDS, PARTS
 from deltart.export.spec import MoeSpec
-from deltart.plugins.fp8_block_linear.reference import BLOCK
+from deltart.plugins.fp8_linear.reference import BLOCK
 
 MAX_RUNS = 8  # pieces of one layer: each is a node of the graph
 
@@ -28,6 +28,7 @@ class FusedExperts(nn.Module):
     def __init__(self, moe: MoeSpec, hidden: int) -> None:
         super().__init__()
         count, width = moe.num_experts, moe.moe_intermediate_size
+        self.count = count
         self.sizes = (moe.num_experts_per_tok, hidden, width)
         self.gate_up_proj = nn.Parameter(torch.empty(count, 2 * width, hidden), requires_grad=False)
         self.down_proj = nn.Parameter(torch.empty(count, hidden, width), requires_grad=False)

@@ -12,6 +12,7 @@ constexpr int64_t KEYS = 32;             // per tile
 constexpr int64_t BLOCK = 128;
 constexpr int64_t BLOCKS = 264;  // in all, two for each multiprocessor of an H100
 constexpr int64_t MOST_SPLITS = 64;
+constexpr int64_t DECODE_TOKENS = 8;  // up to as many a token's sums are the same whatever else is in the call
 
 struct Shape {
   int64_t slots, tokens, heads, kv_heads, head_dim, capacity;
@@ -23,7 +24,7 @@ inline Shape shape_of(const Call& call) {
           call.size("capacity")};
 }
 
-// 16-row tiles per block and parts of the keys: they follow from slots and tokens, never from capacity or lengths.
+// 16-row tiles per block and parts of the keys: they never follow from the capacity or the lengths.
 struct Plan {
   Shape shape;
   int64_t row_tiles, splits;
@@ -48,6 +49,7 @@ inline Plan plan(const Shape& shape) {
           "1 to 16 query heads per KV head");
   int64_t tiles = 16 * ROW_TILES[0] / group >= shape.tokens ? ROW_TILES[0] : ROW_TILES[1];
   int64_t blocks = shape.slots * shape.kv_heads * Plan{shape, tiles, 1}.token_tiles();
+  if (shape.tokens <= DECODE_TOKENS) return {shape, tiles, MOST_SPLITS};
   return {shape, tiles, std::max<int64_t>(1, std::min(MOST_SPLITS, BLOCKS / blocks))};
 }
 

@@ -13,6 +13,7 @@ from deltart.errors import ArtifactError, GenerationError
 from deltart.runtime.text.template_limits import BoundedEnvironment, TemplateTooCostly, render
 from deltart.runtime.text.tool_arguments import tool_schema
 from deltart.runtime.text.vocabulary import read_json, token_text
+from deltart.text_files import read_text
 
 Message = Mapping[str, Any]
 Tool = Mapping[str, Any]
@@ -187,10 +188,7 @@ def _takes_media(folder: Path) -> bool:
 
 
 def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:
-        raise ArtifactError(f"{path} can't be read: {error}", "UTF-8 text", "copy it from the vendor") from error
+    return read_text(path, ArtifactError)
 
 
 def _refuse_media(messages: Sequence[Message]) -> None:

@@ -82,6 +82,24 @@ class Tokenizer:
         found: int | None = self._core.token_to_id(token)
         return found
 
+    def encode_plain(self, text: str) -> list[int]:
+        """Ids of `text` as it stands: not normalised, and no added token is recognised in it."""
+        pieces = self._core.pre_tokenizer.pre_tokenize_str(text)
+        return [token.id for piece, _ in pieces for token in self._core.model.tokenize(piece)]
+
+    def pieces(self) -> list[bytes]:
+        """What each id below vocab_limit stands for: bytes, of an added token its text; empty where there is none."""
+        found, added = [b""] * self.vocab_limit, self._core.get_added_tokens_decoder()
+        for piece, token in self._core.get_vocab(with_added_tokens=False).items():
+            found[token] = _bytes_of(piece)
+        for token, entry in added.items():
+            found[token] = entry.content.encode("utf-8")
+        return found
+
+    def added(self) -> dict[int, bool]:
+        """The ids of added tokens, each with whether it is marked special."""
+        return {token: entry.special for token, entry in self._core.get_added_tokens_decoder().items()}
+
     def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
         """Text of `ids`, without the tokens marked special unless `skip_special` is false.
 
@@ -90,6 +108,17 @@ class Tokenizer:
         """
         kept = [token for token in ids if token not in self._skipped] if skip_special else list(ids)
         return self._core.decode(kept, skip_special_tokens=False)
+
+    def token_bytes(self, token: int) -> bytes:
+        """The bytes that `token` stands for; of special ones their text.
+
+        Raises:
+            GenerationError: an id that is not in the vocabulary.
+        """
+        piece = self._core.id_to_token(token)
+        if piece is None:
+            raise GenerationError(f"token id {token}", "an id of the vocabulary", "use the checkpoint's own ids")
+        return _bytes_of(piece)
 
     def stream(self, skip_special: bool = True) -> Detokenizer:
         """A fresh incremental decoder, whose pieces add up to what `decode` gives."""

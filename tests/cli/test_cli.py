@@ -73,14 +73,14 @@ def test_stream_goes_to_stdout_and_rates_to_stderr(tiny: Path, capsys: pytest.Ca
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["inspect", "/nowhere"], "config.json does not exist"),
-        (["generate", "/nowhere", "hello"], "tokenizer.json"),
+        (["inspect", "/nowhere"], "/nowhere does not exist"),
+        (["generate", "/nowhere", "hello"], "nowhere does not exist"),
         (["generate", "{artifact}", ""], "the prompt is empty"),
         (["generate", "{artifact}", "7" * 64], "the prompt has 64 tokens"),
         (["generate", "{artifact}", "a", "--chat"], "chat template"),
         (["generate", "{artifact}", "a", "--system", "x"], "without --chat"),
         (["generate", "{artifact}", "a", "--temperature", "-1"], "temperature"),
-        (["generate", "{artifact}", "a", "--chat", "--tools", "/nowhere.json"], "--tools"),
+        (["generate", "{artifact}", "a", "--chat", "--tools", "/nowhere.json"], "nowhere.json does not exist"),
         (["export", "{checkpoint}", "-o", "{artifact}"], "already in use"),
         (["synth", "huge", "-o", "{checkpoint}"], "no preset"),
     ],
@@ -124,6 +124,33 @@ def test_verify_shows_the_cost_of_fp8_activations(
     assert not any(d["runner"] == "fp8 prefill" for d in plain["differences"])
     costs = [d["relative_rms"] for d in asked["differences"] if d["runner"] == "fp8 prefill" and d["point"] == "logits"]
     assert len(costs) == 1 and 1e-4 < costs[0] < 0.3
+
+
+def test_verify_writes_through_no_link(tiny: Path, tmp_path: Path) -> None:
+    """An artifact from elsewhere may hold links in the places of the reports."""
+    artifact, victim = tmp_path / "artifact", tmp_path / "victim"
+    shutil.copytree(tiny / "artifact", artifact)
+    victim.write_text("precious")
+    for name in ("report.html", "report.json"):
+        (artifact / name).symlink_to(victim)
+    arguments = ["verify", str(artifact), "--tokens", "4", "--save-outputs", str(artifact / "outputs.json")]
+    (artifact / "outputs.json").symlink_to(victim)
+    assert main(arguments) == 0 and victim.read_text() == "precious"
+    names = ("report.html", "report.json", "outputs.json")
+    assert not any((artifact / name).is_symlink() for name in names) and not list(artifact.glob(".*"))
+    assert main(arguments) == 0, "what verify wrote it may replace"
+
+
+@pytest.mark.parametrize("mine", ["notes.html", "notes.json", "outputs.json"])
+def test_verify_replaces_nothing_of_ones_own(
+    tiny: Path, tmp_path: Path, mine: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`--html notes.html` writes notes.json too."""
+    (tmp_path / mine).write_text('{"precious": true}')
+    arguments = ["--html", str(tmp_path / "notes.html"), "--save-outputs", str(tmp_path / "outputs.json")]
+    assert main(["verify", str(tiny / "artifact"), "--tokens", "4", *arguments]) == 2
+    assert f"{mine} exists" in capsys.readouterr().err
+    assert [p.name for p in tmp_path.iterdir()] == [mine] and "precious" in (tmp_path / mine).read_text()
 
 
 def test_a_chat_reply_is_shown_in_its_parts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -194,7 +194,7 @@ BREAKS: dict[str, tuple[str, Callable[[Path], object], type[DeltaRTError], list[
         "single",
         lambda f: (f / SINGLE).write_bytes((8).to_bytes(8, "little") + b"not json"),
         CheckpointError,
-        ["header is not JSON"],
+        ["header is not valid JSON"],
     ),
     "missing tensor": (
         "single",
@@ -364,7 +364,7 @@ def test_interruption_leaves_nothing(copy: Callable[[str], Path], tmp_path: Path
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        export_checkpoint(copy("single"), tmp_path / "artifact", report=interrupt)
+        export_checkpoint(copy("single"), tmp_path / "artifact", log=interrupt)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["checkpoint"]
 
 

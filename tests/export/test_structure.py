@@ -118,7 +118,7 @@ def test_what_was_settled_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert "lm_head.weight differs" in contradictions
     assert settle(settled.spec, Checkpoint(folder)).spec == settled.spec
     lines: list[str] = []
-    export_checkpoint(folder, tmp_path / "artifact", report=lines.append)
+    export_checkpoint(folder, tmp_path / "artifact", log=lines.append)
     assert all(sentence in lines for sentence in settled)
     assert main(["inspect", str(folder)]) == 2, "config.json says what is not so"
     captured = capsys.readouterr()
