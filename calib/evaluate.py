@@ -55,7 +55,7 @@ def evaluate(
             expected = expected or batches
             if variant is not reference:
                 results[variant.name].drift[key] = relative_change([values["h"] for values in batches], expected)
-            if key.startswith(reference.spec.text_prefix):
+            if not key.startswith(reference.spec.mtp_prefix):
                 final[variant.name] = batches
         progress.advance(1, key)
         release()

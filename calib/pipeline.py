@@ -31,6 +31,7 @@ from deltart.export.bound import bind
 from deltart.export.checkpoint import Checkpoint
 from deltart.export.ledger import ledger_of
 from deltart.export.spec import ModelSpec, read_spec
+from deltart.export.structure import settle
 from deltart.export.weights import load_tensor, read_tensor
 from deltart.files import link_or_copy
 from deltart.json_files import read_json
@@ -132,8 +133,9 @@ def _open(checkpoint: Path) -> tuple[ModelSpec, Checkpoint]:
         )
     spec = read_spec(checkpoint)
     tensors = Checkpoint(checkpoint)
-    ledger_of(bind(spec, tensors))
-    return spec, tensors
+    model = bind(spec, tensors)
+    ledger_of(model)
+    return model.spec, tensors
 
 
 def _order(job: _Job, caches: Sequence[str]) -> dict[str, Any]:
@@ -234,7 +236,8 @@ def _report(job: _Job, notes: dict[str, Any], staging: Staging, budget: float | 
 def _compare(job: _Job, dataset: Dataset, staging: Staging, result: CalibrationReport, log: Log) -> None:
     """Fill in what the held-out text shows."""
     original = Variant("original", job.spec, job.tensors)
-    written = Variant(job.method, read_spec(staging.folder), Checkpoint(staging.folder))
+    tensors = Checkpoint(staging.folder)
+    written = Variant(job.method, settle(read_spec(staging.folder), tensors).spec, tensors)
 
     def importance(key: str) -> dict[str, torch.Tensor]:
         found: dict[str, torch.Tensor] = torch.load(_importance_file(staging, key), weights_only=True)

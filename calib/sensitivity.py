@@ -56,7 +56,7 @@ def sensitivities(
     for step in sweep(original.spec, original.tensors, batches_of(rows)):
         inputs = [dict(values) for values in step.batches]
         step.run()
-        in_text = step.key.startswith(original.spec.text_prefix)
+        in_text = not step.key.startswith(original.spec.mtp_prefix)
         if in_text:
             final = step.batches
             for values in (values for stream in streams.values() for values in stream):

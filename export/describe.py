@@ -74,5 +74,5 @@ def _weight_entries(ledger: Ledger, graphs: Sequence[Written]) -> dict[str, mani
 
 def _spec_fields(spec: ModelSpec) -> dict[str, Any]:
     fields = asdict(spec)
-    fields["fp8"] = spec.fp8 is not None  # the skip list is in config.json, beside the manifest
+    fields["fp8"] = spec.fp8 is not None  # which tensors are quantized they say themselves
     return fields
