@@ -110,4 +110,5 @@ def test_dynamo(nano_artifact: Path, installed: Path, tmp_path: Path) -> None:
         body = {"model": "deltart-nano", "temperature": 0, "stream": True}
         messages = [{"role": "user", "content": 'Type "planet" backwards'}]
         answer = httpx.post(f"http://127.0.0.1:{port}{CHAT}", json={**body, "messages": messages}, timeout=60)
+        assert '"error"' not in answer.text, answer.text + (tmp_path / "worker").read_text(errors="replace")[-3000:]
         assert chat_message(events(answer.text))["content"] == "tenalp", answer.text

@@ -18,7 +18,7 @@ from dynamo.runtime import DistributedRuntime, dynamo_worker
 
 from deltart.runtime.engine import Engine
 from deltart.runtime.server.body import convert
-from deltart.runtime.server.chat.reply import ChatChunks
+from deltart.runtime.server.chat.reply import ChatChunks, ChatCompletion
 from deltart.runtime.server.chat.request import ChatRequest
 from deltart.runtime.server.service import Service
 from deltart.runtime.server.settings import Settings
@@ -33,11 +33,11 @@ async def worker(runtime: DistributedRuntime, folder: str, name: str) -> None:
         job = await service.start(convert(body, ChatRequest).ask(service.settings.limits))
         chunks = ChatChunks(job.key, job.created, name, service.engine.tokenizer)
         try:
-            yield msgspec.to_builtins(chunks.first(0))
+            yield plain(chunks.first(0))
             async for step in job.steps():
                 for chunk in chunks.of(step):
-                    yield msgspec.to_builtins(chunk)
-            yield msgspec.to_builtins(chunks.usage(job.usage))
+                    yield plain(chunk)
+            yield plain(chunks.usage(job.usage))
         finally:
             job.close()
 
@@ -45,6 +45,14 @@ async def worker(runtime: DistributedRuntime, folder: str, name: str) -> None:
     kind = WorkerType.Aggregated
     await register_model(ModelInput.Text, ModelType.Chat, endpoint, folder, name, worker_type=kind)
     await endpoint.serve_endpoint(generate)
+
+
+def plain(chunk: ChatCompletion) -> dict[str, Any]:
+    """The chunk as Dynamo's front end reads it: reasoning under one name only."""
+    body: dict[str, Any] = msgspec.to_builtins(chunk)
+    for choice in body["choices"]:
+        choice["delta"].pop("reasoning", None)
+    return body
 
 
 if __name__ == "__main__":
