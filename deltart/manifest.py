@@ -63,7 +63,7 @@ class StateEntry:
 
 @dataclass(frozen=True)
 class GraphEntry:
-    """One graph: its ONNX file per target ("portable", "ort"), border, states and the weights it reads.
+    """One graph: its ONNX file per target ("portable", "ort", "tensorrt"), border, states and the weights it reads.
 
     `sha256` has the files' hashes, by target too; `Manifest.save` fills it in.
     """
@@ -111,7 +111,6 @@ class Manifest:
     checkpoint: str
     files: list[FileEntry]
     spec: Mapping[str, Any]
-    precision: Mapping[str, str]
     max_context: int
     vocab_size: int
     graphs: Mapping[str, GraphEntry]

@@ -1,10 +1,14 @@
-"""Types of command-line options whose numbers are bounded before any work begins."""
+"""Types of command-line options, checked and bounded before any work begins."""
 
 from __future__ import annotations
 
 import argparse
 import math
 from collections.abc import Callable
+from typing import Any
+
+from deltart.errors import DeltaRTError
+from deltart.json_files import parse_json
 
 
 def whole(low: int, high: int) -> Callable[[str], int]:
@@ -40,3 +44,14 @@ def real(low: float, high: float) -> Callable[[str], float]:
         return value
 
     return parse
+
+
+def json_object(text: str) -> dict[str, Any]:
+    """An argparse type: a JSON object."""
+    try:
+        value = parse_json(text, "it")
+    except DeltaRTError as error:
+        raise argparse.ArgumentTypeError(error.found) from None
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError("it is no JSON object")
+    return value

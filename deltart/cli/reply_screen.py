@@ -7,6 +7,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from deltart.cli.streams import shown_to_people
 from deltart.runtime.text.reply import ContentDelta, Event, ReasoningDelta, ReplyParser, ToolCall
 
 _DIM, _PLAIN = "\x1b[2m", "\x1b[0m"
@@ -49,7 +50,7 @@ class ReplyScreen:
                 self._answer(("\n" if self._answered else "") + f"{event.name} {arguments}")
 
     def _think(self, text: str) -> None:
-        stream = sys.stdout if self._terminal else sys.stderr
+        stream, text = sys.stdout if self._terminal else sys.stderr, shown_to_people(text)
         print(_DIM + text if self._terminal and not self._thinking else text, end="", flush=True, file=stream)
         self._thinking = True
 
@@ -60,5 +61,5 @@ class ReplyScreen:
 
     def _answer(self, text: str) -> None:
         self._end_thinking()
-        print(text, end="", flush=True)
+        print(shown_to_people(text), end="", flush=True)
         self._answered = True

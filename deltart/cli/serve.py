@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from deltart.cli.bounds import json_object, positive, real, whole
 from deltart.errors import GenerationError, MissingDependencyError
 
 if TYPE_CHECKING:
@@ -36,31 +36,33 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 def _network(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--host", default="127.0.0.1", help="address to listen on (default: loopback only)")
-    group.add_argument("--port", type=int, default=8000, help="0 takes a free one")
+    group.add_argument("--port", type=whole(0, 65535), default=8000, help="0 takes a free one")
     group.add_argument(
         "--api-key", action="append", metavar="KEY", help="accepted key; repeatable; else $DELTART_API_KEY, else none"
     )
     group.add_argument("--allowed-origins", nargs="+", default=[], metavar="ORIGIN", help="web origins for CORS")
     group.add_argument("--allowed-media-hosts", nargs="+", default=[], metavar="HOST", help="hosts of image URLs")
-    group.add_argument("--replicas", type=int, metavar="N", help="N engines on Ray Serve (extra: ray)")
-    group.add_argument("--drain-seconds", type=float, default=60.0, help="for requests under way after SIGTERM")
+    group.add_argument("--replicas", type=whole(1, 1024), metavar="N", help="N engines on Ray Serve (extra: ray)")
+    group.add_argument("--drain-seconds", type=real(0, 1e6), default=60.0, help="for requests under way after SIGTERM")
 
 
 def _model(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--served-model-name", nargs="+", metavar="NAME", help="names for clients (default: DIR's)")
-    group.add_argument("--max-model-len", type=int, metavar="N", help="tokens of prompt and reply together")
-    group.add_argument("--slots", "--max-num-seqs", type=int, default=8, metavar="N", help="replies at once")
-    group.add_argument("--queue", type=int, default=1024, metavar="N", help="requests that may wait")
-    group.add_argument("--draft-tokens", type=int, metavar="N", help="MTP drafts a step (default: what pays)")
-    group.add_argument("--cache-mb", type=int, metavar="N", help="prefix cache; 0 for none")
-    group.add_argument("--memory-mb", type=int, metavar="N", help="that the engine may use")
+    group.add_argument("--max-model-len", type=positive, metavar="N", help="tokens of prompt and reply together")
+    group.add_argument("--slots", "--max-num-seqs", type=whole(1, 1024), default=8, metavar="N", help="replies at once")
+    group.add_argument("--queue", type=positive, default=1024, metavar="N", help="requests that may wait")
+    group.add_argument("--draft-tokens", type=whole(0, 64), metavar="N", help="MTP drafts a step (default: what pays)")
+    group.add_argument("--cache-mb", type=whole(0, 2**31 - 1), metavar="N", help="prefix cache; 0 for none")
+    group.add_argument("--memory-mb", type=positive, metavar="N", help="that the engine may use")
     group.add_argument("--target", default="auto", choices=["auto", "ort", "portable", "tensorrt"], help="what runs it")
     group.add_argument("--weights", choices=["folded", "mapped"], default="folded", help="see deltart generate")
-    group.add_argument("--threads", type=int, default=0, metavar="N", help="CPU threads; 0 lets ONNX Runtime choose")
+    group.add_argument(
+        "--threads", type=whole(0, 1024), default=0, metavar="N", help="CPU threads; 0 lets ONNX Runtime choose"
+    )
     group.add_argument("--plugins", type=Path, metavar="FILE", help="TensorRT: C++ plugin library")
     group.add_argument(
         "--default-chat-template-kwargs",
-        type=json.loads,
+        type=json_object,
         default={},
         metavar="JSON",
         help="that requests may override, such as '{\"preserve_thinking\": true}', good for agents",
@@ -68,9 +70,9 @@ def _model(group: argparse._ArgumentGroup) -> None:
 
 
 def _limits(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--max-body-mb", type=int, default=64, metavar="N", help="of a request")
-    group.add_argument("--max-tokens", type=int, metavar="N", help="of a reply, whatever is asked")
-    group.add_argument("--request-seconds", type=float, metavar="S", help="after which a request ends")
+    group.add_argument("--max-body-mb", type=whole(1, 4096), default=64, metavar="N", help="of a request")
+    group.add_argument("--max-tokens", type=positive, metavar="N", help="of a reply, whatever is asked")
+    group.add_argument("--request-seconds", type=real(0.001, 1e9), metavar="S", help="after which a request ends")
 
 
 def _observation(group: argparse._ArgumentGroup) -> None:

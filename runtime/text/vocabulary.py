@@ -6,14 +6,15 @@ from the file, brings normaliser and pre-tokenizer itself, and adds the tokens t
 
 from __future__ import annotations
 
-import json
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
-from deltart.errors import ArtifactError, ConfigError
+from deltart import json_files
+from deltart.errors import ArtifactError
 
 # How Qwen3_5Tokenizer and Qwen2Tokenizer split text before merging: the second does not keep combining marks with
 # their letters.
@@ -42,15 +43,7 @@ def read_json(path: Path) -> Json:
     Raises:
         ConfigError: not JSON, or not a mapping.
     """
-    if not path.exists():
-        return {}
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise ConfigError(f"{path} can't be read: {error}", "a JSON file", "copy the vendor's") from error
-    if not isinstance(value, dict):
-        raise ConfigError(f"{path} holds a {type(value).__name__}", "a JSON mapping", "copy the vendor's")
-    return value
+    return json_files.read_json(path, hint="copy the vendor's") if os.path.lexists(path) else {}
 
 
 def token_text(token: Any) -> str | None:

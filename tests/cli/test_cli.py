@@ -74,7 +74,7 @@ def test_stream_goes_to_stdout_and_rates_to_stderr(tiny: Path, capsys: pytest.Ca
     ("arguments", "words"),
     [
         (["inspect", "/nowhere"], "/nowhere does not exist"),
-        (["generate", "/nowhere", "hello"], "tokenizer.json"),
+        (["generate", "/nowhere", "hello"], "nowhere does not exist"),
         (["generate", "{artifact}", ""], "the prompt is empty"),
         (["generate", "{artifact}", "7" * 64], "the prompt has 64 tokens"),
         (["generate", "{artifact}", "a", "--chat"], "chat template"),

@@ -30,7 +30,9 @@ async def read(client: httpx.AsyncClient, i: int, tokens: int) -> tuple[int, flo
                 last = time.perf_counter()
                 first = first or last
                 assert '"error"' not in line, line
-                count = json.loads(line).get("usage", {}).get("completion_tokens", count) if '"usage"' in line else count
+                count = (
+                    json.loads(line[5:]).get("usage", {}).get("completion_tokens", count) if '"usage"' in line else count
+                )
     return count, last - first
 
 

@@ -20,7 +20,6 @@ from deltart.errors import ArtifactError
 from deltart.files import write_atomically
 from deltart.json_files import read_json, shown
 from deltart.manifest import GraphEntry, shape_of
-from deltart.plugins import trt_plugin
 from deltart.typed import typed
 
 Flavour = Literal["rtx", "tensorrt"]
@@ -164,15 +163,6 @@ def plan_key(onnx_sha256: str, flavour: str, library: str, gpus: Sequence[str], 
     code. Not the weights."""
     parts = [onnx_sha256, flavour, library, list(gpus), asdict(chosen), deltart.__version__, plugins]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def plugin_code() -> str:
-    """Hash of the plugins' Python code: it decides the shapes and the workspace sizes that a plan holds."""
-    digest = hashlib.sha256()
-    folder = Path(trt_plugin.__file__).resolve().parent
-    for path in sorted([*folder.glob("*.py"), *folder.glob("*/*.py")]):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
 
 
 def engine_folder(artifact: Path, flavour: str) -> Path:

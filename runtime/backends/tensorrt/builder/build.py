@@ -98,7 +98,9 @@ def _lowered(artifact: Path, manifest: Manifest, options: BuildOptions) -> dict[
     """The lowered graphs by name."""
     for graph, entry in manifest.graphs.items():
         if TARGET not in entry.files:
-            raise ArtifactError(f"{artifact} has no '{TARGET}' graph of '{graph}'", hint="export it with --tensorrt")
+            raise ArtifactError(
+                f"{artifact} has no '{TARGET}' graph of '{graph}'", hint="'deltart build' adds it; or lower_artifact"
+            )
     contents = {graph: read_graph(artifact, manifest, graph, TARGET) for graph in manifest.graphs}
     if options.prefill_activations != "bf16" and not any(map(can_quantize, contents.values())):
         raise BuildError(
