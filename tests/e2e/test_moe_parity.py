@@ -11,7 +11,6 @@ from deltart.runtime.backends.ort import OrtBackend
 from support.cases import SPARSE_CASES, Export
 from support.reference import MtpReference, transformers_model
 
-
 FAST = ("moe-bf16", "moe-fp8", "moe-fp8-partial")
 
 
