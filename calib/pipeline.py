@@ -28,9 +28,10 @@ from deltart.calib.sensitivity import sensitivities
 from deltart.calib.staging import Staging, sha256_of, staged
 from deltart.calib.variants import Variant, lower_variants
 from deltart.errors import CalibrationError, CheckpointError
+from deltart.export.bound import bind
 from deltart.export.checkpoint import Checkpoint
 from deltart.export.config_fields import read_json
-from deltart.export.pipeline import account
+from deltart.export.ledger import ledger_of
 from deltart.export.spec import ModelSpec, read_spec
 from deltart.export.weights import load_tensor, read_tensor
 from deltart.files import link_or_copy
@@ -131,7 +132,7 @@ def _open(checkpoint: Path) -> tuple[ModelSpec, Checkpoint]:
         )
     spec = read_spec(checkpoint)
     tensors = Checkpoint(checkpoint)
-    account(spec, tensors)
+    ledger_of(bind(spec, tensors))
     return spec, tensors
 
 

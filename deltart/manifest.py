@@ -57,7 +57,7 @@ class StateEntry:
 
 @dataclass(frozen=True)
 class GraphEntry:
-    """One graph: its ONNX file per target ("portable", "ort"), border, states and the weights it reads."""
+    """One graph: its ONNX file per target ("portable", "ort", "tensorrt"), border, states and the weights it reads."""
 
     files: Mapping[str, str]
     inputs: list[TensorEntry]
@@ -100,7 +100,6 @@ class Manifest:
     checkpoint: str
     files: list[FileEntry]
     spec: Mapping[str, Any]
-    precision: Mapping[str, str]
     max_context: int
     vocab_size: int
     graphs: Mapping[str, GraphEntry]

@@ -1,9 +1,6 @@
-"""Binds parameters to checkpoint tensors by name, and accounts for every tensor of the checkpoint."""
+"""Binds parameters to checkpoint tensors by name."""
 
 from __future__ import annotations
-
-from collections.abc import Iterable
-from dataclasses import dataclass, field
 
 import numpy as np
 import onnx
@@ -20,38 +17,6 @@ from deltart.safetensors import TensorInfo
 
 PLAIN = tuple(dtype.stored for dtype in (BF16, F16, F32))
 WEIGHTS_FOLDER = "weights"
-
-
-@dataclass
-class Ledger:
-    """Who consumed which tensor: `bound` maps a tensor to the graphs that read it, `deferred` to the reason."""
-
-    checkpoint: Checkpoint
-    bound: dict[str, list[str]] = field(default_factory=dict)
-    deferred: dict[str, str] = field(default_factory=dict)
-
-    def bind(self, names: Iterable[str], graph: str) -> None:
-        """Record that `graph` reads `names`, of a region every tensor in it."""
-        for name in names:
-            region = self.checkpoint.regions.get(name)
-            for tensor in region.members if region else (name,):
-                graphs = self.bound.setdefault(tensor, [])
-                if graph not in graphs:
-                    graphs.append(graph)
-
-    def defer(self, prefix: str, reason: str) -> None:
-        """Set aside every tensor whose name starts with `prefix`."""
-        self.deferred.update({name: reason for name in self.checkpoint if name.startswith(prefix)})
-
-    def settle(self) -> None:
-        """Raises CheckpointError, naming them, when tensors are neither bound nor deferred."""
-        left = [name for name in self.checkpoint if name not in self.bound and name not in self.deferred]
-        if left:
-            raise CheckpointError(
-                f"{len(left)} tensors of the checkpoint are used by no graph: {_sample(left)}",
-                "every tensor bound or deferred",
-                "a tensor this model does not know would be silently lost: check config.json against the weights",
-            )
 
 
 def torch_dtype(dtype: DType) -> torch.dtype:
@@ -133,8 +98,3 @@ def _dtype_advice(name: str, quantized: bool, fp8: Fp8Spec | None) -> str:
     if fp8 is not None and is_skipped(module, fp8.modules_to_not_convert):
         return f"modules_to_not_convert lists '{module}', yet it is quantized: correct the list"
     return "quantization_config is missing or the file was converted wrongly"
-
-
-def _sample(names: list[str], shown: int = 8) -> str:
-    more = f" and {len(names) - shown} more" if len(names) > shown else ""
-    return ", ".join(names[:shown]) + more

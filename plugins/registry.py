@@ -1,10 +1,12 @@
 """Every composite op of the toolkit. A new op is a folder beside this file and a line here."""
 
-from deltart.plugins.attention_projections.op import ATTENTION_PROJECTIONS
 from deltart.plugins.causal_conv1d.op import CAUSAL_CONV1D
-from deltart.plugins.delta_net_projections.op import DELTA_NET_PROJECTIONS
-from deltart.plugins.fp8_block_gate_up.op import FP8_BLOCK_GATE_UP
-from deltart.plugins.fp8_block_linear.op import FP8_BLOCK_LINEAR
+from deltart.plugins.fp8_linear.op import (
+    ATTENTION_PROJECTIONS,
+    DELTA_NET_PROJECTIONS,
+    FP8_BLOCK_GATE_UP,
+    FP8_BLOCK_LINEAR,
+)
 from deltart.plugins.gated_attention.op import GATED_ATTENTION
 from deltart.plugins.gated_delta_rule.op import GATED_DELTA_RULE
 from deltart.plugins.gated_rms_norm.op import GATED_RMS_NORM

@@ -110,7 +110,7 @@ def verify(artifact: Path, options: argparse.Namespace, scratch: Path) -> dict[s
 
 
 def timings(device: Device, artifact: Path, options: argparse.Namespace) -> dict[str, Any]:
-    """Loading, decode and verify steps, prefill, and generation where the artifact has a tokenizer."""
+    """Loading, decode and speculative steps, prefill, and generation where the artifact has a tokenizer."""
     copy_gbs, flavour = device.copy_gbs(), built_flavour(artifact)
     began = time.perf_counter()
     backend = TensorRtBackend(artifact, flavour, cuda=device.cuda, load=device.load(artifact))
@@ -127,7 +127,7 @@ def timings(device: Device, artifact: Path, options: argparse.Namespace) -> dict
     room = backend.engine.max_context - ROOM - options.steps
     contexts = [context for context in options.context if context <= room]
     found["decode_steps"] = [measure.decode(device, backend, c, options.steps, copy_gbs) for c in contexts]
-    found["verify_steps"] = [measure.verify(device, backend, c, 4, options.steps, copy_gbs) for c in contexts]
+    found["speculative_steps"] = [measure.speculate(device, backend, c, 4, options.steps, copy_gbs) for c in contexts]
     found["prefills"] = [measure.prefill(backend, n) for n in options.prompt if n <= backend.engine.max_context]
     if "tokenizer.json" in manifest.text_files:
         found["generate"] = measure.generation(backend, Tokenizer.from_folder(artifact), options.steps)
@@ -138,7 +138,7 @@ def show(result: dict[str, Any]) -> str:
     """The timings as lines."""
     lines = [f"{result['device']}: {result['model']}, copy {result['copy_gbs']:.0f} GB/s"]
     lines.append("weights: {bytes:,} bytes in {seconds:.2f} s, {gbs:.2f} GB/s".format(**result["weights"]))
-    for kind in ("decode_steps", "verify_steps", "prefills"):
+    for kind in ("decode_steps", "speculative_steps", "prefills"):
         for row in result[kind]:
             values = (f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items())
             lines.append(f"{kind}: {', '.join(values)}")

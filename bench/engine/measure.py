@@ -1,4 +1,4 @@
-"""Timings of an engine through the runtime's own backend: decode and verify steps, prefill, generation."""
+"""Timings of an engine through the runtime's own backend: decode and speculative steps, prefill, generation."""
 
 from __future__ import annotations
 
@@ -43,15 +43,16 @@ def decode(device: Device, backend: TensorRtBackend, context: int, steps: int, c
     return _replayed(device, backend, row, decoder._graph, copy_gbs)
 
 
-def verify(device: Device, backend: TensorRtBackend, context: int, tokens: int, steps: int, copy_gbs: float) -> Row:
-    """A call of `tokens` tokens in every slot and the logits of all, as speculation asks for; else as `decode`."""
+def speculate(device: Device, backend: TensorRtBackend, context: int, tokens: int, steps: int, copy_gbs: float) -> Row:
+    """A call of `tokens` tokens in every slot, all but one drafts, and the logits of all; else as `decode`."""
     slots = backend.engine.slots
     state = backend.new_state("model", slots, context + tokens)
     ids, past = np.zeros((slots, tokens), np.int64), np.full(slots, context, np.int32)
     index = np.tile(np.arange(tokens), (slots, 1))
+    inputs = text_inputs(ids, past, logit_index=index, n_commit=np.ones(slots, np.int32))
 
     def call() -> None:
-        (logits,) = backend.run("model", state, text_inputs(ids, past, logit_index=index), ["logits"])
+        (logits,) = backend.run("model", state, inputs, ["logits"])
         logits.argmax(-1)
 
     for _ in range(WARM_UP):

@@ -61,9 +61,9 @@ def run(arguments: argparse.Namespace) -> None:
     began = time.perf_counter()
     with Steps(Console(stderr=True, highlight=False)) as steps:
         if any(TARGET not in graph.files for graph in load_manifest(arguments.artifact).graphs.values()):
-            from deltart.export.lower.tensorrt import lower_artifact
+            from deltart.export.targets import lower_artifact
 
-            lower_artifact(arguments.artifact, steps.line)
+            lower_artifact(arguments.artifact, TARGET, steps.line)
         options = BuildOptions(
             flavour=arguments.flavour,
             gpus=tuple(arguments.gpu or DEFAULT_GPUS),

@@ -28,9 +28,6 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--yarn", type=float, metavar="FACTOR", help="stretch the context by static YaRN")
     parser.add_argument("--no-mtp", action="store_true", help="leave the MTP head out")
     parser.add_argument(
-        "--tensorrt", action="store_true", help="write the TensorRT graphs too (deltart build adds them)"
-    )
-    parser.add_argument(
         "--overwrite", action="store_true", help="replace an artifact that is already there; never anything else"
     )
     parser.add_argument("--json", action="store_true", help="print a summary as JSON")
@@ -44,7 +41,7 @@ def run(arguments: argparse.Namespace) -> None:
     with console.status("loading the exporter") as status, no_garbage_collection():
         from deltart.export.pipeline import export_checkpoint
 
-        def report(step: str) -> None:
+        def log(step: str) -> None:
             console.print(f"[dim]{time.perf_counter() - began:6.1f} s[/]  {step}")
             status.update(step)
 
@@ -54,9 +51,8 @@ def run(arguments: argparse.Namespace) -> None:
             max_context=arguments.max_context,
             yarn=arguments.yarn,
             mtp=not arguments.no_mtp,
-            for_tensorrt=arguments.tensorrt,
             overwrite=arguments.overwrite,
-            report=report,
+            log=log,
         )
     _summarize(manifest, arguments.output, time.perf_counter() - began, arguments.json)
 

@@ -14,8 +14,8 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from deltart.export.checkpoint import Checkpoint
+    from deltart.export.ledger import Ledger
     from deltart.export.spec import ModelSpec
-    from deltart.export.weights import Ledger
 
 
 def add_parser(commands: Any) -> None:
@@ -31,13 +31,14 @@ def add_parser(commands: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Read headers and config, account for every tensor, print."""
+    from deltart.export.bound import bind
     from deltart.export.checkpoint import Checkpoint
-    from deltart.export.pipeline import account
+    from deltart.export.ledger import ledger_of
     from deltart.export.spec import read_spec
 
     spec = read_spec(arguments.checkpoint)
     checkpoint = Checkpoint(arguments.checkpoint)
-    ledger = account(spec, checkpoint)
+    ledger = ledger_of(bind(spec, checkpoint))
     if arguments.json:
         print(json.dumps({"spec": asdict(spec), "tensors": _entries(ledger)}))
         return

@@ -15,7 +15,7 @@ from deltart.errors import ArtifactError, MissingDependencyError
 from deltart.export.checkpoint import Checkpoint
 from deltart.export.spec import read_spec
 from deltart.manifest import Manifest
-from deltart.plugins.fp8_block_linear.reference import dequantize
+from deltart.plugins.fp8_linear.reference import dequantize
 
 MAX_PARAMETERS = 2_000_000_000  # in float32 that is 8 GB
 

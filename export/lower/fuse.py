@@ -11,10 +11,12 @@ from typing import TypeGuard
 
 import onnx
 
-from deltart.plugins.attention_projections.op import ATTENTION_PROJECTIONS
-from deltart.plugins.delta_net_projections.op import DELTA_NET_PROJECTIONS
-from deltart.plugins.fp8_block_gate_up.op import FP8_BLOCK_GATE_UP
-from deltart.plugins.fp8_block_linear.op import FP8_BLOCK_LINEAR
+from deltart.plugins.fp8_linear.op import (
+    ATTENTION_PROJECTIONS,
+    DELTA_NET_PROJECTIONS,
+    FP8_BLOCK_GATE_UP,
+    FP8_BLOCK_LINEAR,
+)
 from deltart.plugins.gated_attention.op import GATED_ATTENTION
 from deltart.plugins.lm_head.op import LM_HEAD
 from deltart.plugins.qk_norm_rope.op import QK_NORM_ROPE

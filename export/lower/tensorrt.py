@@ -6,70 +6,15 @@ same bytes. FP8 weights are typed INT8: with FP8-typed tensors a plan can't serv
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
-from pathlib import Path
+from collections.abc import Iterator, Mapping
 
 import onnx
-import torch
 
-from deltart.errors import ArtifactError
-from deltart.export.assemble import Tracer, assemble
-from deltart.export.checkpoint import Checkpoint
 from deltart.export.lower.fuse import LINEAR_EQUATION, fuse
-from deltart.export.models.registry import graphs_of
-from deltart.export.spec import ModelSpec, read_spec
 from deltart.export.trace import FUNCTION_DOMAIN
-from deltart.files import write_atomically
-from deltart.manifest import Manifest, load_manifest
 
 TARGET = "tensorrt"
-DTYPE = torch.bfloat16
 CARRIERS = {onnx.TensorProto.FLOAT8E4M3FN: onnx.TensorProto.INT8}
-
-
-def lower_graphs(spec: ModelSpec, checkpoint: Checkpoint, mtp: bool) -> Iterator[tuple[str, onnx.ModelProto]]:
-    """(graph name, lowered model) of every graph, traced with bfloat16 activations."""
-    graphs = graphs_of(spec, DTYPE, mtp)
-    tracer = Tracer(spec, checkpoint, DTYPE, graphs)
-    for graph in graphs:
-        model, _ = assemble(graph, tracer)
-        yield graph.name, lower(model)
-
-
-def write_graphs(spec: ModelSpec, checkpoint: Checkpoint, folder: Path, mtp: bool) -> dict[str, str]:
-    """Write every lowered graph into `folder`; file names by graph name."""
-    files = {}
-    for name, model in lower_graphs(spec, checkpoint, mtp):
-        files[name] = f"{name}.{TARGET}.onnx"
-        write_atomically(folder / files[name], model.SerializeToString(deterministic=True))
-    return files
-
-
-def lower_artifact(artifact: Path, report: Callable[[str], None] = lambda step: None) -> None:
-    """Add the TensorRT graphs to an artifact that was exported without them; does nothing where they are.
-
-    Raises:
-        ArtifactError: the checkpoint is no longer the one that was exported.
-    """
-    manifest = load_manifest(artifact)
-    if all((artifact / g.files.get(TARGET, "missing")).exists() for g in manifest.graphs.values()):
-        return
-    folder = Path(manifest.checkpoint)
-    tensors = Checkpoint(folder)
-    if {f.name: f.header_sha256 for f in tensors.files} != {f.name: f.header_sha256 for f in manifest.files}:
-        raise ArtifactError(f"{folder} is no longer the checkpoint that was exported", hint="export it again")
-    spec = _exported_spec(folder, manifest)
-    report("tracing each kind of block in bfloat16")
-    files = write_graphs(spec, tensors, artifact, "mtp" in manifest.graphs)
-    graphs = {n: replace(g, files={**g.files, TARGET: files[n]}) for n, g in manifest.graphs.items()}
-    replace(manifest, graphs=graphs).save(artifact)
-
-
-def _exported_spec(checkpoint: Path, manifest: Manifest) -> ModelSpec:
-    """The checkpoint's spec with the YaRN factor of the export."""
-    spec, yarn = read_spec(checkpoint), manifest.spec["rope"]["yarn"]
-    return spec if yarn is None or spec.rope.yarn is not None else spec.with_yarn(yarn["factor"])
 
 
 def lower(model: onnx.ModelProto) -> onnx.ModelProto:

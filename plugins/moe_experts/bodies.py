@@ -5,10 +5,16 @@ An `If` inside does the work only where a token chose the slot's expert.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from deltart.plugins.fp8_block_linear.reference import BLOCK
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from deltart.plugins.bodies import Bodies
+from deltart.plugins.fp8_linear.bodies import expanded
+from deltart.plugins.fp8_linear.reference import BLOCK
 
 
 def moe_experts(attributes: Mapping[str, Any]) -> str:
@@ -168,3 +174,57 @@ def _expanded(part: str, count: int, rows: int, columns: int) -> str:
         {part}_scale_rows = Gather <axis = 0> ({part}_scale_2d, {part}_row_block)
         {part}_scale_all = Gather <axis = 1> ({part}_scale_rows, {part}_column_block)
         {part}_weight = Mul ({part}_2d, {part}_scale_all)"""
+
+
+def fast_moe_experts(
+    x: Tensor, logits: Tensor, n_tokens: Tensor, gate_up: Tensor, down: Tensor,
+    num_experts_per_tok: int, hidden_size: int, intermediate_size: int,
+) -> Tensor:  # fmt: skip
+    """Expert by expert, those that a token chose."""
+
+    def weights(slot: int) -> tuple[Tensor, Tensor]:
+        return gate_up[slot].to(x.dtype), down[slot].to(x.dtype)
+
+    return _routed(x, logits, n_tokens, num_experts_per_tok, range(len(down)), weights)
+
+
+def fast_fp8_moe_experts(
+    x: Tensor, logits: Tensor, n_tokens: Tensor, experts: Tensor, experts_scale: Tensor, slot_expert: Tensor,
+    num_experts_per_tok: int, hidden_size: int, intermediate_size: int,
+) -> Tensor:  # fmt: skip
+    """Expert by expert, those that a token chose."""
+    rows, columns = -(-hidden_size // BLOCK), -(-intermediate_size // BLOCK)
+
+    def matrix(slot: int, part: int, shape: tuple[int, int], blocks: tuple[int, int]) -> Tensor:
+        return expanded(experts[slot, part].view(shape), experts_scale[slot, part].view(blocks), x.dtype)
+
+    def weights(slot: int) -> tuple[Tensor, Tensor]:
+        across = (intermediate_size, hidden_size)
+        gate, up = (matrix(slot, part, across, (columns, rows)) for part in (1, 2))
+        return torch.cat([gate, up]), matrix(slot, 0, (hidden_size, intermediate_size), (rows, columns))
+
+    return _routed(x, logits, n_tokens, num_experts_per_tok, slot_expert.tolist(), weights)
+
+
+def _routed(
+    x: Tensor, logits: Tensor, n_tokens: Tensor, count: int, numbers: Sequence[int],
+    weights: Callable[[int], tuple[Tensor, Tensor]],
+) -> Tensor:  # fmt: skip
+    """The experts `numbers` over the tokens that chose them; weights(slot) is (gate above up, down)."""
+    rows, real = x.flatten(0, 1), (torch.arange(x.shape[1]) < n_tokens[:, None]).flatten()
+    best, chosen = (values[:, :count] for values in logits.flatten(0, 1).sort(descending=True, stable=True))
+    share, chosen = best.softmax(-1), chosen.masked_fill(~real[:, None], -1)
+    y = torch.zeros_like(rows)
+    for slot, number in enumerate(numbers):
+        token, rank = (chosen == number).nonzero(as_tuple=True)
+        if len(token):
+            gate_up, down = weights(slot)
+            gate, up = F.linear(rows[token], gate_up).chunk(2, -1)
+            y.index_add_(0, token, share[token, rank, None] * F.linear(F.silu(gate) * up, down))
+    return y.view_as(x)
+
+
+BODIES = {
+    "MoeExperts": Bodies(moe_experts, torch=fast_moe_experts),
+    "Fp8MoeExperts": Bodies(fp8_moe_experts, torch=fast_fp8_moe_experts),
+}

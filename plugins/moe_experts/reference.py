@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from deltart.plugins.fp8_block_linear.reference import BLOCK, dequantize
+from deltart.plugins.fp8_linear.reference import BLOCK, dequantize
 
 Expert = tuple[np.ndarray, np.ndarray, np.ndarray]  # gate [I, H], up [I, H], down [H, I]
 

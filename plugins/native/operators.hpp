@@ -1,10 +1,7 @@
 // The ops of the library: a launch.hpp beside each launch.py, and a row here.
 #pragma once
-#include "../attention_projections/launch.hpp"
 #include "../causal_conv1d/launch.hpp"
-#include "../delta_net_projections/launch.hpp"
-#include "../fp8_block_gate_up/launch.hpp"
-#include "../fp8_block_linear/launch.hpp"
+#include "../fp8_linear/launch.hpp"
 #include "../gated_attention/launch.hpp"
 #include "../gated_delta_rule/launch.hpp"
 #include "../gated_rms_norm/launch.hpp"

@@ -370,7 +370,7 @@ def test_interruption_leaves_nothing(copy: Callable[[str], Path], tmp_path: Path
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        export_checkpoint(copy("single"), tmp_path / "artifact", report=interrupt)
+        export_checkpoint(copy("single"), tmp_path / "artifact", log=interrupt)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["checkpoint"]
 
 

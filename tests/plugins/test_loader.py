@@ -89,9 +89,8 @@ def test_decode_on_the_gpu() -> None:
     torch = pytest.importorskip("torch")
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device")
-    import gdr_on_shim as shim
-
     from deltart.plugins.gated_delta_rule import inputs, launch
+    from support import gdr_on_shim as shim
 
     kernels = loader.GpuModule(toolchain.compile_gpu(shim.FOLDER / "decode.cu").fatbin, loader.Device())
 

@@ -16,7 +16,6 @@ from deltart.dtypes import BY_NAME, BY_ONNX
 from deltart.errors import ArtifactError
 from deltart.files import write_atomically
 from deltart.manifest import GraphEntry, shape_of
-from deltart.plugins import trt_plugin
 
 Flavour = Literal["rtx", "tensorrt"]
 Activations = Literal["bf16", "fp8"]  # of the block-FP8 linears in prefill
@@ -152,15 +151,6 @@ def plan_key(onnx_sha256: str, flavour: str, library: str, gpus: Sequence[str], 
     code. Not the weights."""
     parts = [onnx_sha256, flavour, library, list(gpus), asdict(chosen), deltart.__version__, plugins]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def plugin_code() -> str:
-    """Hash of the plugins' Python code: it decides the shapes and the workspace sizes that a plan holds."""
-    digest = hashlib.sha256()
-    folder = Path(trt_plugin.__file__).resolve().parent
-    for path in sorted([*folder.glob("*.py"), *folder.glob("*/*.py")]):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
 
 
 def engine_folder(artifact: Path, flavour: str) -> Path:

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from deltart.errors import MissingDependencyError
+from deltart.plugins.code_hash import plugin_code
 from deltart.plugins.registry import OPS
 from deltart.plugins.trt_plugin import register_plugins, take_failure, unregister_plugins
-from deltart.runtime.backends.gpu.engine_manifest import Flavour, plugin_code
+from deltart.runtime.backends.gpu.engine_manifest import Flavour
 from deltart.runtime.backends.tensorrt.elf_alias import load_alias
 from deltart.runtime.backends.tensorrt.native_plugins import NativePlugins
 

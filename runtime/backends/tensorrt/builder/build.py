@@ -138,7 +138,9 @@ def _lowered(artifact: Path, manifest: Manifest, options: BuildOptions) -> dict[
     """The lowered graphs by name."""
     for graph, entry in manifest.graphs.items():
         if TARGET not in entry.files:
-            raise ArtifactError(f"{artifact} has no '{TARGET}' graph of '{graph}'", hint="export it with --tensorrt")
+            raise ArtifactError(
+                f"{artifact} has no '{TARGET}' graph of '{graph}'", hint="'deltart build' adds it; or lower_artifact"
+            )
     contents = {graph: (artifact / entry.files[TARGET]).read_bytes() for graph, entry in manifest.graphs.items()}
     if options.prefill_activations != "bf16" and not any(map(can_quantize, contents.values())):
         raise BuildError(

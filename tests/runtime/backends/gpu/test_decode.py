@@ -12,6 +12,7 @@ import pytest
 
 from deltart.errors import GenerationError
 from deltart.manifest import load_manifest
+from deltart.plugins.cpu_shim.host_cuda import HostCuda
 from deltart.runtime.backends.base import Backend, Decoder, DecodeRow
 from deltart.runtime.backends.gpu.backend import TensorRtBackend
 from deltart.runtime.backends.inputs import text_inputs
@@ -19,8 +20,9 @@ from deltart.runtime.backends.ort import OrtBackend
 from deltart.runtime.generate import step
 from deltart.runtime.sampling.params import SamplingParams
 from deltart.runtime.sampling.sampler import Sampler
+from deltart.verify.ort_executor import OrtExecutor
 from support.cases import VOCAB
-from support.host_gpu import HostCuda, OrtExecutor, write_engine
+from support.host_gpu import write_engine
 
 SLOTS, CAPACITY = 3, 64
 PROMPTS = [[5, 17, 200, 4], [9, 9]]

@@ -9,6 +9,7 @@ import pytest
 
 from deltart.errors import MissingDependencyError
 from deltart.export.pipeline import export_checkpoint
+from deltart.export.targets import lower_artifact
 from deltart.plugins.gated_delta_rule.op import GATED_DELTA_RULE
 from deltart.plugins.native.library import build_library
 from deltart.plugins.tolerance import TOLERANCE, relative_rms
@@ -71,7 +72,8 @@ def test_either_runs_the_plans_of_the_other(
 ) -> None:
     """The trained nano: a prefill, then decode steps that become a CUDA graph; equal logits from both."""
     artifact, flavour = tmp_path / "artifact", installed()[0]
-    export_checkpoint(NANO, artifact, for_tensorrt=True)
+    export_checkpoint(NANO, artifact)
+    lower_artifact(artifact, "tensorrt")
     options = BuildOptions(flavour, (PRESENT_GPU,), 2, 256, 64, plugins=library if built_with_library else None)
     build_engine(artifact, options)
     results = []

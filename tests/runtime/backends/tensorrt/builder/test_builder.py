@@ -17,6 +17,7 @@ import pytest
 from deltart.errors import ArtifactError, BuildError
 from deltart.manifest import load_manifest
 from deltart.plugins import trt_plugin
+from deltart.plugins.code_hash import plugin_code
 from deltart.plugins.gated_delta_rule import plugin as gated_delta_rule
 from deltart.plugins.registry import FUSED_OPS, OPS
 from deltart.runtime.backends.gpu import engine_manifest as tensorrt_plans
@@ -114,9 +115,7 @@ def test_options_change_the_key(built: Path, change: dict) -> None:
         tensorrt_plans.profile(p, options.slots, options.max_context or 0, options.chunk) for p in ("decode", "prefill")
     ]
     keys = {
-        tensorrt_plans.plan_key(
-            plan.onnx_sha256, "rtx", plan.library, options.gpus, profile, tensorrt_plans.plugin_code()
-        )
+        tensorrt_plans.plan_key(plan.onnx_sha256, "rtx", plan.library, options.gpus, profile, plugin_code())
         for profile in profiles
     }
     assert not keys >= {engine.plans["model.decode"].key, plan.key}
@@ -139,7 +138,8 @@ def test_an_error_inside_a_plugin_stops_the_build(artifact: Path, monkeypatch: p
     def refuse(call: object) -> int:
         raise BuildError("no tiling for this shape")
 
-    monkeypatch.setattr(gated_delta_rule, "KERNEL", replace(gated_delta_rule.KERNEL, workspace_bytes=refuse))
+    broken = replace(gated_delta_rule.KERNELS["GatedDeltaRule"], workspace_bytes=refuse)
+    monkeypatch.setitem(gated_delta_rule.KERNELS, "GatedDeltaRule", broken)
     with pytest.raises(BuildError, match="no tiling"):
         build_engine(artifact, OPTIONS)
     assert not list((artifact / "engine").rglob("*.*"))
@@ -188,8 +188,8 @@ def test_timings_are_kept_by_a_build_that_succeeds(
         compile_one(lowered, timings=TimingCache(path))
         assert path.stat().st_size > 100
     path.unlink()
-    broken = replace(gated_delta_rule.KERNEL, workspace_bytes=lambda call: 1 // 0)
-    monkeypatch.setattr(gated_delta_rule, "KERNEL", broken)
+    broken = replace(gated_delta_rule.KERNELS["GatedDeltaRule"], workspace_bytes=lambda call: 1 // 0)
+    monkeypatch.setitem(gated_delta_rule.KERNELS, "GatedDeltaRule", broken)
     with pytest.raises(BuildError, match="ZeroDivisionError"):
         compile_one(lowered, timings=TimingCache(path))
     assert not path.exists()
