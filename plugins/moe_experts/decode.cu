@@ -225,7 +225,7 @@ __device__ void down(const Stored& in, const Places& places, const Act* h, int s
     const Stored in = STORED;                                                                                            \
     gate_up<Act, Weight, tiles>(in, {slot, nullptr, places, choices}, x, h, stride, memory);                             \
   }                                                                                                                      \
-  extern "C" __global__ void __launch_bounds__(512) moe_experts_down_##suffix##_##stored##_m##tiles(                     \
+  extern "C" __global__ void __launch_bounds__(320) moe_experts_down_##suffix##_##stored##_m##tiles(                     \
       const Act* h, const int* slot, const float* weight, Act* y, STORED_ARGUMENTS, int places, int choices,             \
       int stride) {                                                                                                      \
     SHARED_MEMORY(memory);                                                                                               \

@@ -50,8 +50,8 @@ __device__ __forceinline__ float silu(float x) { return x * sigmoid(x); }
 // A kernel's arguments for all that is stored.
 #define STORED_ARGUMENTS                                                                                            \
   const void *gate_up_weight, const void *down_weight, const void *scale, const void *shared_gate,                  \
-      const void *shared_up, const void *shared_down, const void *shared_gate_scale, const void *shared_up_scale,   \
-      const void *shared_down_scale, int bf16_scales, int slots, int H, int I, int shared_width
+      const void *shared_up, const void *shared_down, const void *shared_gate_scale_inv, const void *shared_up_scale_inv,   \
+      const void *shared_down_scale_inv, int bf16_scales, int slots, int H, int I, int shared_width
 #define STORED                                                                                                  \
   {gate_up_weight, down_weight, scale, {shared_down, shared_gate, shared_up},                                   \
-   {shared_down_scale, shared_gate_scale, shared_up_scale}, bf16_scales, slots, H, I, shared_width}
+   {shared_down_scale_inv, shared_gate_scale_inv, shared_up_scale_inv}, bf16_scales, slots, H, I, shared_width}

@@ -96,7 +96,7 @@ def _matrix(shape: Shape, rng: np.random.Generator, part: str, size: tuple[int, 
         return {part: cast(values, "bf16")}
     blocks = (-(-size[0] // BLOCK), -(-size[1] // BLOCK))
     scale = cast(rng.uniform(0.5, 1.0, blocks) / 128, shape.scale_dtype)
-    return {part: (values * 128).astype(fp8.weight(rng, 1, 1).dtype), f"{part}_scale": scale}
+    return {part: (values * 128).astype(fp8.weight(rng, 1, 1).dtype), f"{part}_scale_inv": scale}
 
 
 def outputs(shape: Shape) -> dict[str, np.ndarray]:

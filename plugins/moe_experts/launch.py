@@ -11,7 +11,7 @@ MAX_DECODE_TOKENS, MAX_DECODE_PLACES = 16, 256
 ALIGNMENT = 256  # of the arrays in the workspace
 TILE_STRIDE = 20
 HALF_ROWS, ROWS = 8, 16  # of a weight: a block of gate_up, and of down
-GATE_UP_WARPS, MIN_WARPS, MAX_WARPS = 4, 4, 16
+GATE_UP_WARPS, MIN_WARPS, MAX_WARPS = 4, 4, 10
 ROUTE_THREADS, THREADS = 256, 256
 TILE_TOKENS, TILE_ROWS, STAGES = 64, 128, 3
 STAGE_BYTES = {"e4m3": TILE_TOKENS * 160 + TILE_ROWS * 80, "bf16": (TILE_TOKENS + TILE_ROWS) * 144}
@@ -52,7 +52,7 @@ def check(shape: Shape) -> None:
     require(shape.rows > 0 and min(shape.hidden, shape.width) > 0, found, "no empty axis")
     require(all(size % 16 == 0 for size in sizes.values()), found, "multiples of 16")
     require(
-        0 < shape.chosen <= shape.experts, f"{shape.chosen} of {shape.experts} experts", "at least one, at most all"
+        0 < shape.chosen <= shape.experts, f"{shape.chosen} of {shape.experts} experts", "1 to all of them"
     )
 
 
@@ -83,7 +83,7 @@ def _stored(shape: Shape, at: dict[str, int]) -> Arguments:
     if shape.shared:
         shared = ("shared_gate", "shared_up", "shared_down")
         if shape.stored == "e4m3":
-            scales = ("shared_gate_scale", "shared_up_scale", "shared_down_scale")
+            scales = ("shared_gate_scale_inv", "shared_up_scale_inv", "shared_down_scale_inv")
     return (
         *pointers(NULL | at, *routed, *shared, *scales),
         *ints(shape.scale_dtype == "bf16", shape.stored_experts, shape.hidden, shape.width, shape.shared),

@@ -128,11 +128,11 @@ def fp8_sparse_moe(
     experts_scale: np.ndarray,
     slot_expert: np.ndarray,
     shared_gate: np.ndarray,
-    shared_gate_scale: np.ndarray,
+    shared_gate_scale_inv: np.ndarray,
     shared_up: np.ndarray,
-    shared_up_scale: np.ndarray,
+    shared_up_scale_inv: np.ndarray,
     shared_down: np.ndarray,
-    shared_down_scale: np.ndarray,
+    shared_down_scale_inv: np.ndarray,
     shared_expert_gate: np.ndarray,
     num_experts_per_tok: int,
     hidden_size: int,
@@ -142,7 +142,11 @@ def fp8_sparse_moe(
     (routed,) = fp8_moe_experts(
         x, logits, n_tokens, experts, experts_scale, slot_expert, num_experts_per_tok, hidden_size, intermediate_size
     )
-    pairs = ((shared_gate, shared_gate_scale), (shared_up, shared_up_scale), (shared_down, shared_down_scale))
+    pairs = (
+        (shared_gate, shared_gate_scale_inv),
+        (shared_up, shared_up_scale_inv),
+        (shared_down, shared_down_scale_inv),
+    )
     gate, up, down = (dequantize(*pair) for pair in pairs)
     return (routed + _shared(x, n_tokens, (gate, up, down), shared_expert_gate),)
 
