@@ -5,6 +5,7 @@
 # make gpu         all that needs a GPU: its tests, the kernels and an engine, checked and timed (CHECKPOINT=...)
 # make test        the fast tests; make test ARGS="-m slow" the others
 # make check       lint, format, types, import rules
+# make clients     the server's tests with other people's clients and suites (installs them)
 # make bench       side by side with peers (installs them)
 # make clean       what make and deltart made: caches, environment, artifacts; names what it does not know and leaves
 
@@ -19,7 +20,7 @@ PROMPT ?= Type "planet" backwards
 ARTIFACT := artifacts/$(NAME)
 PROMPTS := $(if $(filter tools/nano/checkpoint,$(CHECKPOINT)),--prompts tools/nano/heldout.jsonl)
 
-.PHONY: help engine plugins gpu test check bench clean
+.PHONY: help engine plugins gpu test check clients bench clean
 .DEFAULT_GOAL := help
 
 help:
@@ -28,13 +29,13 @@ help:
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q --upgrade pip
-	$(BIN)/python -m pip install -q -c constraints.txt -e '.[calib,rtx,kernels,dev]'
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[calib,rtx,kernels,serve,dev]'
 	@touch $@
 
 engine: $(READY)
 	$(BIN)/deltart inspect $(CHECKPOINT)
 	$(BIN)/deltart export $(CHECKPOINT) -o $(ARTIFACT) --overwrite
-	$(BIN)/python -m deltart.plugins build --target 80 89 120a
+	$(BIN)/python -m deltart.plugins build --gpu sm_80 sm_89 sm_120a
 	$(BIN)/deltart build $(ARTIFACT)
 	$(BIN)/deltart verify $(ARTIFACT) $(PROMPTS)
 	$(BIN)/deltart generate $(ARTIFACT) '$(PROMPT)' --chat --temperature 0
@@ -57,6 +58,10 @@ check: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+clients: $(READY)
+	PYTHON=$(abspath $(BIN))/python tests/clients/install.sh .clients
+	$(BIN)/python -m pytest -m clients tests/clients
 
 bench: $(READY)
 	$(BIN)/python -m pip install -q -c constraints.txt onnxruntime-genai==0.18.0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from deltart.calib.selection import Selection, cache_scale_names
 from deltart.dtypes import E4M3, F32
 from deltart.export.checkpoint import Checkpoint
 from deltart.export.formats.fp8_block import quantization_config
+from deltart.json_files import read_json
 from deltart.plugins.fp8_linear.reference import BLOCK
 from deltart.safetensors import INDEX, TensorInfo, index_of, plan_file, unplaced, written_order
 
@@ -76,7 +76,7 @@ def weight_map(files: Sequence[OutputFile], tensors: Checkpoint) -> dict[str, An
 
 def output_config(tensors: Checkpoint, selection: Selection) -> dict[str, Any]:
     """The input's config.json with the vendor's quantization_config, every module that stays in its skip list."""
-    config: dict[str, Any] = json.loads((tensors.folder / "config.json").read_text(encoding="utf-8"))
+    config: dict[str, Any] = read_json(tensors.folder / "config.json")
     quantized = set(selection.modules)
     kept = {fused_experts(name) or name.removesuffix(".weight").removesuffix(".bias") for name in tensors} - quantized
     kept -= {str(experts_of(module)) for module in quantized}

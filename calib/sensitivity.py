@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from deltart.calib.evaluate import divergences, relative_change
-from deltart.calib.forward import Step, Values, batches_of, normalise, run_block, sweep
+from deltart.calib.forward import LayerPass, Values, batches_of, normalise, run_block, sweep
 from deltart.calib.memory import release
 from deltart.calib.progress import Progress
 from deltart.calib.scales import Quantized
@@ -101,7 +101,7 @@ def _extra_bytes(site: Site, quantized: Checkpoint) -> int:
 
 
 @contextmanager
-def _replaced(step: Step, site: Site, quantized: Checkpoint) -> Iterator[None]:
+def _replaced(step: LayerPass, site: Site, quantized: Checkpoint) -> Iterator[None]:
     """The step's module with the quantized weights of one site."""
     kept = {}
     for name in site.modules:

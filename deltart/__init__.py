@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 from importlib import import_module
+from os import PathLike
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from deltart import privacy
+from deltart.version import __version__
 
 if TYPE_CHECKING:
     from deltart.export.pipeline import export_checkpoint
@@ -12,8 +17,8 @@ if TYPE_CHECKING:
     from deltart.runtime.engine import Engine, EngineOptions
     from deltart.runtime.sampling.params import SamplingParams
     from deltart.runtime.sequence import Request
+    from deltart.runtime.structure.structure import Structure
 
-__version__ = "0.1.0"
 __all__ = [
     "BuildOptions",
     "Chats",
@@ -21,6 +26,8 @@ __all__ = [
     "EngineOptions",
     "Request",
     "SamplingParams",
+    "Structure",
+    "__version__",
     "build_engine",
     "export_checkpoint",
     "load",
@@ -36,14 +43,18 @@ _HOMES = {
     "EngineOptions": "deltart.runtime.engine",
     "SamplingParams": "deltart.runtime.sampling.params",
     "Request": "deltart.runtime.sequence",
+    "Structure": "deltart.runtime.structure.structure",
 }
 
 
-def load(artifact: str, **arguments: Any) -> Engine:
+privacy.switch_off()  # before any dependency is imported
+
+
+def load(artifact: str | PathLike[str], **arguments: Any) -> Engine:
     """An engine over the artifact folder `artifact`; arguments as for `Engine.open`."""
     from deltart.runtime.engine import Engine
 
-    return Engine.open(artifact, **arguments)
+    return Engine.open(Path(artifact), **arguments)
 
 
 def __getattr__(name: str) -> Any:

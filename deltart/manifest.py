@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import glob
+import hashlib
 import json
+import os
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from deltart.errors import ArtifactError
+from deltart.errors import ArtifactError, ConfigError
 from deltart.files import write_atomically
 from deltart.folders import Marker
+from deltart.identity import Identity
+from deltart.json_files import read_json, shown
+from deltart.text_files import check_folder, read_bytes
 
-FORMAT = 2
-FILE_NAME = "manifest.json"
+FORMAT = 3
+FILE_NAME, DIGEST = "manifest.json", "sha256"
+WRITTEN_BY, AGAIN = "a folder written by `deltart export`", "export again"
 # What later commands add: build, verify, and the runtime's caches of compiled kernels.
 ADDED = ("report.html", "report.json", *(f"engine/*/*.{suffix}" for suffix in ("plan", "json", "cache", "kernels")))
 
@@ -57,13 +63,17 @@ class StateEntry:
 
 @dataclass(frozen=True)
 class GraphEntry:
-    """One graph: its ONNX file per target ("portable", "ort", "tensorrt"), border, states and the weights it reads."""
+    """One graph: its ONNX file per target ("portable", "ort", "tensorrt"), border, states and the weights it reads.
+
+    `sha256` has the files' hashes, by target too; `Manifest.save` fills it in.
+    """
 
     files: Mapping[str, str]
     inputs: list[TensorEntry]
     outputs: list[TensorEntry]
     states: list[StateEntry]
     weights: list[str]
+    sha256: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -85,11 +95,12 @@ class WeightEntry:
 
 @dataclass(frozen=True)
 class FileEntry:
-    """One safetensors file; the header hash fixes every tensor's name, dtype, shape and offset."""
+    """One safetensors file; the header hash fixes every tensor's name, dtype, shape and offset, `identity` the rest."""
 
     name: str
     size: int
     header_sha256: str
+    identity: Identity
 
 
 @dataclass(frozen=True)
@@ -109,8 +120,11 @@ class Manifest:
     format: int = FORMAT
 
     def save(self, folder: Path) -> None:
-        """Write `folder`/manifest.json atomically."""
-        write_atomically(folder / FILE_NAME, (json.dumps(asdict(self), indent=1) + "\n").encode())
+        """Write `folder`/manifest.json atomically, with the hashes of the graphs that `folder` holds, and its own."""
+        graphs = {name: replace(graph, sha256=_hashes(folder, graph)) for name, graph in self.graphs.items()}
+        content = asdict(replace(self, graphs=graphs))
+        text = json.dumps(content | {DIGEST: _digest(content)}, indent=1) + "\n"
+        write_atomically(folder / FILE_NAME, text.encode())
 
 
 def load_manifest(folder: Path) -> Manifest:
@@ -120,22 +134,47 @@ def load_manifest(folder: Path) -> Manifest:
         ArtifactError: it is absent, malformed or of another format version.
     """
     path = folder / FILE_NAME
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-        if raw["format"] != FORMAT:
-            raise ArtifactError(
-                f"{path} has format {raw['format']}", f"format {FORMAT}", "export again with this version"
-            )
-        raw["files"] = [FileEntry(**f) for f in raw["files"]]
-        raw["tensors"] = {name: WeightEntry(**t) for name, t in raw["tensors"].items()}
-        raw["graphs"] = {name: _graph(g) for name, g in raw["graphs"].items()}
-        return Manifest(**raw)
-    except FileNotFoundError:
+    check_folder(folder, ArtifactError, WRITTEN_BY)
+    if not os.path.lexists(path):
+        raise ArtifactError(f"{folder} holds no {FILE_NAME}", WRITTEN_BY, "export a checkpoint there first")
+    from deltart.manifest_check import check  # `make clean` needs ARTIFACT alone, before anything is installed
+    from deltart.typed import typed
+
+    raw = read_json(path, ArtifactError, AGAIN)
+    if raw.get("format") != FORMAT:
+        found = f"{path} has format {shown(raw.get('format'))}"
+        raise ArtifactError(found, f"format {FORMAT}", f"{AGAIN} with this version")
+    stated, found = raw.pop(DIGEST, None), _digest(raw)
+    for part, kind in (("tensors", WeightEntry), ("graphs", GraphEntry)):
+        entries = raw.get(part)
+        if isinstance(entries, dict):
+            where = f"{path}: {part}"
+            raw[part] = {n: typed(e, kind, f"{where} {shown(n)}", ArtifactError, AGAIN) for n, e in entries.items()}
+    manifest = typed(raw, Manifest, str(path), ArtifactError, AGAIN)
+    check(manifest, path)
+    if stated != found:
+        raise ArtifactError(f"{path} was changed after it was written", "the manifest of an export or build", AGAIN)
+    return manifest
+
+
+def read_graph(folder: Path, manifest: Manifest, graph: str, target: str) -> bytes:
+    """The ONNX file of a graph for a target, as it was exported.
+
+    Raises:
+        ArtifactError: there is none, or it is another.
+    """
+    entry = manifest.graphs.get(graph)
+    if entry is None or target not in entry.files:
         raise ArtifactError(
-            f"{folder} holds no {FILE_NAME}", "a folder written by 'deltart export'", "export a checkpoint there first"
-        ) from None
-    except (KeyError, TypeError, json.JSONDecodeError) as error:
-        raise ArtifactError(f"{path} is not a manifest of this version ({error})", hint="export again") from None
+            f"{folder} has no '{graph}' graph for target '{target}'",
+            f"one of {', '.join(manifest.graphs)}",
+            "export again, with the MTP head if the checkpoint has one",
+        )
+    path = folder / entry.files[target]
+    content = read_bytes(path, ArtifactError)
+    if hashlib.sha256(content).hexdigest() != entry.sha256.get(target):
+        raise ArtifactError(f"{path} is not the graph that was exported", "the same bytes", AGAIN)
+    return content
 
 
 def written_files(folder: Path) -> list[str] | None:
@@ -145,25 +184,26 @@ def written_files(folder: Path) -> list[str] | None:
     format do not matter, and nor does whether the artifact still works.
     """
     try:
-        raw = json.loads((folder / FILE_NAME).read_text(encoding="utf-8"))
+        raw = read_json(folder / FILE_NAME)
         if not isinstance(raw["format"], int) or "deltart" not in raw["versions"] or not raw["tensors"].keys():
             return None
         graphs = [glob.escape(name) for name in raw["graphs"]]
         named = [*raw["text_files"], *(f"weights/{file['name']}" for file in raw["files"])]
         named += [file for graph in raw["graphs"].values() for file in graph["files"].values()]
         return [FILE_NAME, *ADDED, *map(glob.escape, named), *(f"{graph}.*.onnx" for graph in graphs)]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (ConfigError, KeyError, TypeError, AttributeError):
         return None
 
 
-def _graph(raw: dict[str, Any]) -> GraphEntry:
-    return GraphEntry(
-        files=raw["files"],
-        inputs=[TensorEntry(**t) for t in raw["inputs"]],
-        outputs=[TensorEntry(**t) for t in raw["outputs"]],
-        states=[StateEntry(**s) for s in raw["states"]],
-        weights=raw["weights"],
-    )
+def _hashes(folder: Path, graph: GraphEntry) -> dict[str, str]:
+    there = {target: folder / file for target, file in graph.files.items() if (folder / file).is_file()}
+    return {**graph.sha256, **{t: hashlib.sha256(path.read_bytes()).hexdigest() for t, path in there.items()}}
+
+
+def _digest(content: Mapping[str, Any]) -> str:
+    """SHA-256 of a manifest's content, however it is laid out; the checkpoint may have moved."""
+    kept = {name: value for name, value in content.items() if name != "checkpoint"}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
 
 
 ARTIFACT = Marker("an artifact", FILE_NAME, written_files)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -9,9 +10,10 @@ import numpy as np
 
 from deltart.dtypes import BY_STORED
 from deltart.errors import CheckpointError
-from deltart.export.config_fields import read_json
 from deltart.export.regions import Region, expert_regions
+from deltart.json_files import read_json
 from deltart.safetensors import INDEX, SINGLE, TensorInfo, WeightFile, read_file
+from deltart.text_files import check_folder
 
 
 class Checkpoint(Mapping[str, TensorInfo]):
@@ -22,13 +24,14 @@ class Checkpoint(Mapping[str, TensorInfo]):
     """
 
     def __init__(self, folder: Path) -> None:
+        check_folder(folder, CheckpointError, "a Hugging Face checkpoint folder")
         self.folder = folder
         self.files: list[WeightFile] = []
         self._tensors: dict[str, TensorInfo] = {}
         index = folder / INDEX
-        if index.exists():
+        if os.path.lexists(index):
             self._read_sharded(index)
-        elif (folder / SINGLE).exists():
+        elif os.path.lexists(folder / SINGLE):
             self._add(folder / SINGLE)
         else:
             raise CheckpointError(
@@ -56,7 +59,7 @@ class Checkpoint(Mapping[str, TensorInfo]):
         return np.memmap(path, BY_STORED[info.dtype].numpy, mode="r", offset=info.offset, shape=info.shape)
 
     def _read_sharded(self, index: Path) -> None:
-        weight_map = read_json(index).get("weight_map")
+        weight_map = read_json(index, CheckpointError).get("weight_map")
         if not isinstance(weight_map, dict) or not all(isinstance(v, str) for v in weight_map.values()):
             raise CheckpointError(f"{index} has no usable 'weight_map'", "a map of tensor name to shard file")
         for shard in sorted(set(weight_map.values())):

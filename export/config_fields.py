@@ -2,27 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, TypeVar
 
 from deltart.errors import ConfigError
+from deltart.json_files import shown
 
 V = TypeVar("V")
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in `path`. Raises ConfigError when it is absent, malformed or not an object."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"{path} does not exist", "a checkpoint folder holding it", "check the path") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not valid JSON ({error})", "a JSON object", "download the file again") from None
-    if not isinstance(value, dict):
-        raise ConfigError(f"{path} holds a JSON {type(value).__name__}", "a JSON object", "download the file again")
-    return value
+LARGEST = 2**31 - 1  # of a size or count
 
 
 class Fields:
@@ -50,10 +37,10 @@ class Fields:
         return value
 
     def positive(self, name: str) -> int:
-        """Field `name` as an int of at least 1."""
+        """Field `name` as an int from 1 to LARGEST."""
         value = self.required(name, int)
-        if value < 1:
-            raise self.error(name, value, "an integer of at least 1")
+        if not 1 <= value <= LARGEST:
+            raise self.error(name, value, f"an integer of at least 1 and at most {LARGEST}")
         return value
 
     def optional(self, name: str, kind: type[V], absent: V) -> V:
@@ -63,7 +50,7 @@ class Fields:
     def one_of(self, name: str, allowed: Sequence[Any]) -> Any:
         """Field `name`, restricted to `allowed`."""
         value = self.required(name, object)
-        if value not in allowed:
+        if not any(type(value) is type(a) and value == a for a in allowed):
             raise self.error(name, value, " or ".join(repr(a) for a in allowed))
         return value
 
@@ -75,5 +62,5 @@ class Fields:
     def error(self, name: str, value: Any, expected: str) -> ConfigError:
         """A ConfigError about field `name`."""
         return ConfigError(
-            f"{self._where}: field '{name}' is {value!r}", expected, "this graph depends on it: correct the config"
+            f"{self._where}: field '{name}' is {shown(value)}", expected, "this graph depends on it: correct the config"
         )

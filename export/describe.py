@@ -7,7 +7,6 @@ from dataclasses import asdict
 from importlib.metadata import version
 from typing import Any
 
-import deltart
 from deltart import manifest
 from deltart.export.bound import BoundModel
 from deltart.export.graph import State
@@ -16,24 +15,26 @@ from deltart.export.regions import Region
 from deltart.export.spec import ModelSpec
 from deltart.export.states import state_output
 from deltart.export.targets import Written
-from deltart.safetensors import TensorInfo
+from deltart.identity import identify
+from deltart.version import __version__
 
 
 def describe(
     ledger: Ledger, model: BoundModel, graphs: Sequence[Written], max_context: int, text_files: list[str]
 ) -> manifest.Manifest:
     """What was written, from what, and how to bind it."""
+    folder = model.checkpoint.folder
     return manifest.Manifest(
         architecture=model.spec.architecture,
-        checkpoint=str(model.checkpoint.folder.resolve()),
-        files=[manifest.FileEntry(**asdict(file)) for file in model.checkpoint.files],
+        checkpoint=str(folder.resolve()),
+        files=[manifest.FileEntry(**asdict(f), identity=identify(folder / f.name)) for f in model.checkpoint.files],
         spec=_spec_fields(model.spec),
         max_context=max_context,
         vocab_size=model.spec.vocab_size,
         graphs={written.bound.graph.name: _graph_entry(written, model) for written in graphs},
         tensors=_weight_entries(ledger, graphs),
         text_files=text_files,
-        versions={"deltart": deltart.__version__} | {p: version(p) for p in ("torch", "onnx", "onnxscript")},
+        versions={"deltart": __version__} | {p: version(p) for p in ("torch", "onnx", "onnxscript")},
     )
 
 
@@ -54,21 +55,21 @@ def _graph_entry(written: Written, model: BoundModel) -> manifest.GraphEntry:
 
 
 def _weight_entries(ledger: Ledger, graphs: Sequence[Written]) -> dict[str, manifest.WeightEntry]:
-    """Every tensor, those in a region that a graph reads as that one."""
+    """The regions that graphs read, then every tensor outside of them."""
     checkpoint = ledger.checkpoint
-    regions = sorted({name for written in graphs for name in written.weights} & checkpoint.regions.keys())
+    regions = {name for written in graphs for name in written.weights} & checkpoint.regions.keys()
     covered = {member for name in regions for member in checkpoint.regions[name].members}
-    entries = {name: _weight_entry(checkpoint.regions[name], "") for name in regions}
-    for name, info in checkpoint.items():
-        if name not in covered:
-            entries[name] = _weight_entry(info, "" if name in ledger.bound else ledger.deferred[name])
-    return entries
 
+    def entry(name: str) -> manifest.WeightEntry:
+        info = checkpoint.at(name)
+        bound = name in ledger.bound or name in regions
+        fate, reason = ("bound", "") if bound else ("deferred", ledger.deferred[name])
+        count = len(info.members) if isinstance(info, Region) else 1
+        return manifest.WeightEntry(
+            fate, info.dtype, list(info.shape), info.file, info.offset, info.nbytes, reason, count
+        )
 
-def _weight_entry(info: TensorInfo, reason: str) -> manifest.WeightEntry:
-    """Of a tensor or region that is left out for `reason`; bound where that is empty."""
-    fate, count = "deferred" if reason else "bound", len(info.members) if isinstance(info, Region) else 1
-    return manifest.WeightEntry(fate, info.dtype, list(info.shape), info.file, info.offset, info.nbytes, reason, count)
+    return {name: entry(name) for name in [*sorted(regions), *checkpoint] if name not in covered}
 
 
 def _spec_fields(spec: ModelSpec) -> dict[str, Any]:

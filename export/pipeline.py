@@ -54,7 +54,8 @@ def export_checkpoint(
         spec = spec.with_yarn(yarn)
     context = _context(spec, max_context)
     tensors = Checkpoint(checkpoint)
-    log(f"{spec.architecture}: {len(spec.layer_types)} layers, {len(tensors)} tensors in {len(tensors.files)} files")
+    files = f"{len(tensors.files)} file" + ("s" if len(tensors.files) > 1 else "")
+    log(f"{spec.architecture}: {len(spec.layer_types)} layers, {len(tensors)} tensors in {files}")
     model = bind(spec, tensors, mtp=mtp)
     ledger = ledger_of(model)
     with staged(output, manifest.ARTIFACT, overwrite=overwrite, sources=[checkpoint]) as staging:

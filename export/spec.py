@@ -6,7 +6,9 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from deltart.errors import ConfigError
-from deltart.export.config_fields import Fields, read_json
+from deltart.export.config_fields import Fields
+from deltart.json_files import read_json
+from deltart.text_files import check_folder
 
 LINEAR, FULL = "linear_attention", "full_attention"
 DENSE_ARCHITECTURES = ("Qwen3_5ForConditionalGeneration", "Qwen3_5ForCausalLM")
@@ -134,6 +136,7 @@ def read_spec(checkpoint: Path) -> ModelSpec:
     Raises:
         ConfigError: the file is absent or malformed, a field is missing, or holds a value no graph here implements.
     """
+    check_folder(checkpoint, ConfigError, "a Hugging Face checkpoint folder")
     path = checkpoint / "config.json"
     top = Fields(read_json(path), str(path))
     architecture = _architecture(top, path)

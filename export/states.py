@@ -9,11 +9,12 @@ from deltart.plugins.registry import MODEL_OPS
 from deltart.plugins.spec import DOMAIN, OpSpec
 
 OPS = {spec.name: spec for spec in MODEL_OPS}
+NEXT = ".next"  # ends the name of the graph output that carries a state after the call
 
 
 def state_output(state: State) -> str:
     """Name of the graph output that carries `state` after the call."""
-    return f"{state.name}.next"
+    return state.name + NEXT
 
 
 def writers(block: Block, function: onnx.FunctionProto) -> dict[str, OpSpec | None]:

@@ -10,6 +10,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from deltart.cli import cache_option
 from deltart.errors import DeltaRTError, MissingDependencyError
 from deltart.files import replacing
 from deltart.plugins.native.library import build_library, find_headers, headers_version
@@ -49,19 +50,31 @@ def build_native(options: argparse.Namespace, targets: tuple[str, ...]) -> None:
     print(f"{library}  {library.stat().st_size >> 10} KiB, headers {headers_version(include)} of {include}")
 
 
+def _gpu(name: str) -> str:
+    """One of TARGETS, by "sm_90a" or "90a"."""
+    target = name.removeprefix("sm_")
+    if target not in TARGETS:
+        raise argparse.ArgumentTypeError(f"'{name}' is none of {', '.join(f'sm_{t}' for t in TARGETS)}")
+    return target
+
+
 def main(arguments: list[str]) -> int:
     """Exit code 0, or with a message 2 when something does not compile and 3 when something is missing."""
     parser = argparse.ArgumentParser(prog="python -m deltart.plugins", description=__doc__)
     parser.add_argument("command", choices=("build", "report", "native"))
     parser.add_argument("--nvcc", type=Path, help="the compiler to use (default: PATH, CUDA_HOME, PyPI wheel)")
-    parser.add_argument("--target", nargs="+", choices=TARGETS, default=list(TARGETS), help="GPU architectures")
+    names = " ".join(f"sm_{target}" for target in TARGETS)
+    parser.add_argument("--gpu", nargs="+", type=_gpu, default=TARGETS, metavar="SM", help=f"of {names} (default: all)")
+    parser.add_argument("--target", nargs="+", type=_gpu, dest="gpu", default=TARGETS, help=argparse.SUPPRESS)
     native = parser.add_argument_group("native")
     native.add_argument(
         "--include", type=Path, metavar="DIR", help=f"folder of NvInfer.h (default: {', '.join(HOMES)}, the system's)"
     )
     native.add_argument("-o", "--output", type=Path, metavar="FILE", help="copy the library there")
+    cache_option.add(parser)
     options = parser.parse_args(arguments)
-    targets = tuple(t for t in TARGETS if t in options.target)
+    cache_option.apply(options)
+    targets = tuple(t for t in TARGETS if t in options.gpu)
     try:
         if options.command == "native":
             build_native(options, targets)

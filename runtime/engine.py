@@ -31,6 +31,8 @@ from deltart.runtime.schedule.scheduler import Scheduler
 from deltart.runtime.schedule.snapshot_files import read_prefix, write_prefix
 from deltart.runtime.sequence import Delta, Request, Usage
 from deltart.runtime.sequence import Sequence as Reply
+from deltart.runtime.structure.compiler import Compiled, StructureCompiler
+from deltart.runtime.structure.structure import Structure
 from deltart.runtime.text.chat import ChatTemplate
 from deltart.runtime.text.stops import StopMatcher
 from deltart.runtime.text.tokenizer import Tokenizer
@@ -89,8 +91,10 @@ class Engine:
         self.defaults = SamplingParams.from_generation_config(tokenizer.generation_config)
         self.vocab_limit = min(tokenizer.vocab_limit, self.manifest.vocab_size)
         self._slots = backend.open_slots(options.slots, self.max_context, self.vocab_limit)
+        self.max_context = min(self.max_context, self._slots.limits.capacity)  # a GPU engine is built for so many
         limits = replace(self._slots.limits, capacity=self.max_context)
         self.plan: MemoryPlan = plan_memory(limits, backend.weight_bytes, options.memory_bytes, options.cache_bytes)
+        self._structures = StructureCompiler(tokenizer, self.vocab_limit)
         self._cache = PrefixCache(self.plan.cache) if self.plan.cache else None
         self._drafts = _policy(options, limits.draft_tokens)
         self._scheduler = Scheduler(
@@ -118,6 +122,15 @@ class Engine:
         folder = Path(artifact)
         backend = open_backend(folder, target, weights, threads, plugins)
         return cls(backend, Tokenizer.from_folder(folder), ChatTemplate.found_in(folder), options or EngineOptions())
+
+    def compile(self, structure: Structure) -> Compiled:
+        """What `Request.structure` takes: compiled the first time, then kept. It may take seconds, in this thread.
+
+        Raises:
+            GenerationError: it can't be enforced, or takes too long; the message names the keyword.
+            MissingDependencyError: llguidance is not installed.
+        """
+        return self._structures.compile(structure)
 
     def submit(self, request: Request) -> Handle:
         """Start on a request.
@@ -276,6 +289,7 @@ class Engine:
             self.tokenizer.stream(),
             StopMatcher(params.stop),
             usage,
+            constraint=request.structure.matcher(request.thinking) if request.structure else None,
             end_thinking=self.tokenizer.id_of(END_OF_THINKING) if request.thinking else None,
         )
 
@@ -316,6 +330,7 @@ class Engine:
             self._give_up(error)
         finally:
             self._slots.close()
+            self._structures.close()
             if self._cache is not None:
                 self._cache.clear()
 

@@ -24,6 +24,11 @@ class Completion:
     logprobs: list[TokenLogprobs] = field(default_factory=list)
     usage: Usage = field(default_factory=Usage)
 
+    @property
+    def drawn(self) -> list[int]:
+        """`tokens` and the token that ended it, if one did."""
+        return [*self.tokens, *([self.stop] if isinstance(self.stop, int) else [])]
+
     def add(self, delta: Delta) -> None:
         """Append what a step added."""
         self.tokens += delta.tokens

@@ -10,7 +10,7 @@ from typing import Literal
 
 from deltart.errors import DeltaRTError
 from deltart.runtime.backends.slots import Drawn, Row, Snapshot, TokenLogprobs
-from deltart.runtime.sampling.constraint import Constraint, Structure
+from deltart.runtime.sampling.constraint import CompiledStructure, Constraint
 from deltart.runtime.sampling.params import SamplingParams
 from deltart.runtime.sampling.sampler import Sampler
 from deltart.runtime.text.stops import StopMatcher
@@ -27,7 +27,7 @@ class Request:
         ids: tokens of the prompt, at least one.
         params: how tokens are drawn and when a reply ends.
         n: replies to one prompt; they share its prefill. Reply i draws with the seed + i.
-        structure: what the reply must look like; None for any text.
+        structure: what the reply must look like, from Engine.compile; None for any text.
         logprobs: None for none, else how many of the likeliest tokens come with each token's log-probability.
         prompt_logprobs: the same for the prompt's tokens but the first.
         deadline: `time.monotonic()` after which replies end as they are; None for never.
@@ -38,7 +38,7 @@ class Request:
     ids: tuple[int, ...]
     params: SamplingParams = field(default_factory=SamplingParams)
     n: int = 1
-    structure: Structure | None = None
+    structure: CompiledStructure | None = None
     logprobs: int | None = None
     prompt_logprobs: int | None = None
     deadline: float | None = None

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections import defaultdict
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
 from rich.table import Table
+
+from deltart.cli.screen import console, table
+from deltart.cli.streams import print_json
 
 if TYPE_CHECKING:
     from deltart.export.checkpoint import Checkpoint
@@ -26,7 +27,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("checkpoint", type=Path, help="Hugging Face checkpoint folder")
     parser.add_argument("--tensors", action="store_true", help="list every tensor")
     parser.add_argument("--json", action="store_true", help="print everything as JSON")
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, extra="export")
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -40,13 +41,13 @@ def run(arguments: argparse.Namespace) -> None:
     checkpoint = Checkpoint(arguments.checkpoint)
     ledger = ledger_of(bind(spec, checkpoint))
     if arguments.json:
-        print(json.dumps({"spec": asdict(spec), "tensors": _entries(ledger)}))
+        print_json({"spec": asdict(spec), "tensors": _entries(ledger)})
         return
-    console = Console(highlight=False)
-    console.print(_model_table(spec, checkpoint))
-    console.print(_fate_table(ledger))
+    out = console()
+    out.print(_model_table(spec, checkpoint))
+    out.print(_fate_table(ledger))
     if arguments.tensors:
-        console.print(_tensor_table(ledger))
+        out.print(_tensor_table(ledger))
 
 
 def _entries(ledger: Ledger) -> dict[str, dict[str, Any]]:
@@ -73,10 +74,7 @@ def _model_table(spec: ModelSpec, checkpoint: Checkpoint) -> Table:
         f"{'FP8 block-128' if spec.fp8 else 'unquantized'}",
         "MTP / vision": f"{'yes' if spec.mtp_num_hidden_layers else 'no'} / {'yes' if spec.vision else 'no'}",
     }
-    table = Table(show_header=False, title=str(checkpoint.folder), title_justify="left")
-    for name, value in rows.items():
-        table.add_row(name, value)
-    return table
+    return table((), rows.items(), title=str(checkpoint.folder))
 
 
 def _width(spec: ModelSpec) -> str:
@@ -94,18 +92,20 @@ def _fate_table(ledger: Ledger) -> Table:
         group = groups[entry["fate"], where, entry["dtype"]]
         group[0] += 1
         group[1] += entry["nbytes"]
-    table = Table("fate", "graph or reason", "dtype", "tensors", "MB")
-    for (fate, where, dtype), (count, nbytes) in sorted(groups.items()):
-        table.add_row(fate, where, dtype, str(count), f"{nbytes / 1e6:,.1f}")
-    table.add_section()
+    rows = [
+        (fate, where, dtype, str(count), f"{nbytes / 1e6:,.1f}")
+        for (fate, where, dtype), (count, nbytes) in sorted(groups.items())
+    ]
     total = sum(info.nbytes for info in ledger.checkpoint.values())
-    table.add_row("all", "", "", str(len(ledger.checkpoint)), f"{total / 1e6:,.1f}")
-    return table
+    shown = table(("fate", "graph or reason", "dtype", "tensors", "MB"), rows)
+    shown.add_section()
+    shown.add_row("all", "", "", str(len(ledger.checkpoint)), f"{total / 1e6:,.1f}")
+    return shown
 
 
 def _tensor_table(ledger: Ledger) -> Table:
-    table = Table("tensor", "dtype", "shape", "fate")
+    rows = []
     for name, entry in _entries(ledger).items():
         fate = "bound: " + "+".join(entry["graphs"]) if "graphs" in entry else f"deferred: {entry['reason']}"
-        table.add_row(name, entry["dtype"], " x ".join(map(str, entry["shape"])), fate)
-    return table
+        rows.append((name, entry["dtype"], " x ".join(map(str, entry["shape"])), fate))
+    return table(("tensor", "dtype", "shape", "fate"), rows)

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from deltart.manifest import Manifest
-from deltart.runtime.backends.base import Backend
+from deltart.runtime.backends.base import ServingBackend
 from deltart.runtime.backends.gpu.backend import TensorRtBackend
 from deltart.runtime.backends.gpu.engine_manifest import Activations, load_engine
 from deltart.runtime.backends.ort import WeightMode
@@ -87,7 +87,7 @@ class ArtifactRunners:
 
         return Runner(backend_points(self._gpu, points(self._gpu.engine), self._prefill, GRAPH))
 
-    def _reply(self, backend: Backend) -> Callable[[Sequence[int]], list[int]] | None:
+    def _reply(self, backend: ServingBackend) -> Callable[[Sequence[int]], list[int]] | None:
         if self._max_new_tokens is None:
             return None
         return backend_reply(backend, self._tokenizer, self._max_new_tokens)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ import torch
 from deltart.errors import ArtifactError, MissingDependencyError
 from deltart.export.checkpoint import Checkpoint
 from deltart.export.spec import read_spec
+from deltart.json_files import read_json
 from deltart.manifest import Manifest
 from deltart.plugins.fp8_linear.reference import dequantize
 
@@ -48,10 +48,10 @@ class ReferenceModel:
         return points | {"hidden": hidden, "logits": outputs.logits[0].numpy()}
 
     @torch.no_grad()
-    def reply(self, prompt: Sequence[int], stops: Collection[int], most: int) -> list[int]:
-        """At most `most` greedy tokens after `prompt`, the stop token included."""
+    def reply(self, prompt: Sequence[int], stops: Collection[int], limit: int) -> list[int]:
+        """At most `limit` greedy tokens after `prompt`, the stop token included."""
         tokens, cache, reply = torch.tensor([list(prompt)]), None, list[int]()
-        while len(reply) < most and not (reply and reply[-1] in stops):
+        while len(reply) < limit and not (reply and reply[-1] in stops):
             outputs = self._model(tokens, past_key_values=cache, use_cache=True, logits_to_keep=1)
             cache, tokens = outputs.past_key_values, outputs.logits[:, -1].argmax(-1, keepdim=True)
             reply.append(int(tokens))
@@ -59,7 +59,7 @@ class ReferenceModel:
 
 
 def _text_config(folder: Path, manifest: Manifest) -> dict[str, Any]:
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config = read_json(folder / "config.json")
     text: dict[str, Any] = config.get("text_config", config)
     rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
     if (manifest.spec["rope"]["yarn"] is not None) != (rope.get("rope_type") == "yarn"):

@@ -9,12 +9,12 @@ import onnx
 
 from deltart.errors import ExportError
 from deltart.plugins.bodies import Body, bodies_of
-from deltart.plugins.registry import MODEL_OPS, OPS
+from deltart.plugins.registry import FUSED_OPS, MODEL_OPS
 from deltart.plugins.spec import DOMAIN
 
 Lowering = Mapping[str, Body]  # by op
 
-PORTABLE: Lowering = {spec.name: bodies_of(spec).portable for spec in OPS}
+PORTABLE: Lowering = {spec.name: bodies_of(spec).portable for spec in (*MODEL_OPS, *FUSED_OPS)}
 ORT: Lowering = {spec.name: bodies_of(spec).ort or bodies_of(spec).portable for spec in MODEL_OPS}
 # The ops that write their states over the old ones on ONNX Runtime.
 ORT_IN_PLACE = frozenset(spec.name for spec in MODEL_OPS if bodies_of(spec).ort_in_place)

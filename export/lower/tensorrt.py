@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 
 import onnx
 
+from deltart.export.check import check_inlined
 from deltart.export.lower.fuse import LINEAR_EQUATION, fuse
 from deltart.export.trace import FUNCTION_DOMAIN
 
@@ -18,7 +19,11 @@ CARRIERS = {onnx.TensorProto.FLOAT8E4M3FN: onnx.TensorProto.INT8}
 
 
 def lower(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy of an assembled `model` in TensorRT's terms; inputs are the model's own, then its weights by name."""
+    """A copy of an assembled `model` in TensorRT's terms; inputs are the model's own, then its weights by name.
+
+    Raises:
+        ExportError: see `check_inlined`.
+    """
     functions = {f.name: f for f in model.functions}
     nodes = _contract_weights([node for call in model.graph.node for node in _inline(call, functions)])
     nodes = fuse(nodes, [output.name for output in model.graph.output])
@@ -28,7 +33,9 @@ def lower(model: onnx.ModelProto) -> onnx.ModelProto:
     ]
     graph = onnx.helper.make_graph(nodes, model.graph.name, [*model.graph.input, *weights], list(model.graph.output))
     opsets = [o for o in model.opset_import if o.domain != FUNCTION_DOMAIN]
-    return onnx.helper.make_model(graph, opset_imports=opsets, ir_version=model.ir_version, producer_name="deltart")
+    lowered = onnx.helper.make_model(graph, opset_imports=opsets, ir_version=model.ir_version, producer_name="deltart")
+    check_inlined(lowered)
+    return lowered
 
 
 def _contract_weights(nodes: list[onnx.NodeProto]) -> list[onnx.NodeProto]:

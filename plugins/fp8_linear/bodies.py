@@ -140,11 +140,11 @@ def fast(x: Tensor, weight: Tensor, weight_scale_inv: Tensor, quantize_activatio
     """The weight widened first; activations as they are."""
     if quantize_activations:
         raise ValueError("calibration runs on activations as they are")
-    return F.linear(x, expanded(weight, weight_scale_inv, x.dtype))
+    return F.linear(x, widened(weight, weight_scale_inv, x.dtype))
 
 
-def expanded(weight: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
-    """The values of a weight [N, K] in `dtype`."""
+def widened(weight: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    """The weight [N, K] times its block scales, in `dtype`."""
     scale = scale.to(dtype).repeat_interleave(BLOCK, 0).repeat_interleave(BLOCK, 1)
     return weight.to(dtype) * scale[: weight.shape[0], : weight.shape[1]]
 

@@ -13,7 +13,7 @@ TILES = (1, 2, 4)  # tokens per block, in eights
 ROWS = 16  # of the weight, per warp
 TILE_STRIDE = 20
 ENOUGH_WARPS = 2048  # with 2 KiB on the way for each: covers the memory latency of any of the targets
-MAX_WARPS = 8
+MAX_WARPS, MAX_GROUPS = 8, 4
 
 
 @dataclass(frozen=True)
@@ -35,13 +35,13 @@ class Split:
 
 
 def split(shape: Shape, weights: int = 1) -> Split:
-    """As many parts of K as fill the GPU with warps. It follows from the shape alone, so results repeat."""
+    """As many parts of K as fill the GPU with warps when there is one row. They follow from the weight alone, so a
+    row's sums are the same whatever rows share the call."""
     tiles = next((t for t in TILES if shape.rows <= 8 * t), TILES[-1])
-    row_groups = 1 if tiles <= 2 else 4
-    warps = weights * -(-shape.n // ROWS) * -(-shape.rows // (8 * tiles))
-    parts, limit = 1, min(MAX_WARPS // (row_groups * weights), -(-shape.k // BLOCK))
+    warps, parts, limit = weights * -(-shape.n // ROWS), 1, min(MAX_WARPS // weights, -(-shape.k // BLOCK))
     while 2 * parts <= limit and warps * parts < ENOUGH_WARPS:
         parts *= 2
+    row_groups = 1 if tiles <= 2 else min(MAX_GROUPS, MAX_WARPS // (parts * weights))
     return Split(tiles, row_groups, parts, weights)
 
 

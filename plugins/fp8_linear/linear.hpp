@@ -10,7 +10,7 @@ constexpr int64_t TILES[] = {1, 2, 4};  // tokens per block, in eights
 constexpr int64_t ROWS = 16;            // of the weight, per warp
 constexpr int64_t TILE_STRIDE = 20;
 constexpr int64_t ENOUGH_WARPS = 2048;
-constexpr int64_t MAX_WARPS = 8;
+constexpr int64_t MAX_WARPS = 8, MAX_GROUPS = 4;
 
 // How a block divides its work: tokens (in eights), 16-row groups of each weight, parts of K, and weights.
 struct Split {
@@ -24,10 +24,10 @@ inline Split split(const Shape& shape, int64_t weights) {
   int64_t tiles = TILES[2];
   for (int64_t t : {TILES[1], TILES[0]})
     if (shape.rows <= 8 * t) tiles = t;
-  int64_t row_groups = tiles <= 2 ? 1 : 4;
-  int64_t warps = weights * ceil_div(shape.n, ROWS) * ceil_div(shape.rows, 8 * tiles);
-  int64_t parts = 1, limit = std::min(MAX_WARPS / (row_groups * weights), ceil_div(shape.k, SCALE_BLOCK));
+  int64_t warps = weights * ceil_div(shape.n, ROWS);
+  int64_t parts = 1, limit = std::min(MAX_WARPS / weights, ceil_div(shape.k, SCALE_BLOCK));
   while (2 * parts <= limit && warps * parts < ENOUGH_WARPS) parts *= 2;
+  int64_t row_groups = tiles <= 2 ? 1 : std::min(MAX_GROUPS, MAX_WARPS / (parts * weights));
   return {tiles, row_groups, parts, weights};
 }
 

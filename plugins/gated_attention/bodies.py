@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from deltart.plugins.bodies import Bodies
+from deltart.plugins.bodies import Bodies, integers
 
 
 def portable(attributes: Mapping[str, Any]) -> str:
@@ -29,6 +29,16 @@ GatedAttention <num_heads, num_kv_heads, head_dim>
 }
 """
     )
+
+
+def appended(x: str, cache: str) -> str:
+    """The nodes that write the call's rows of `x` (k or v) into its cache."""
+    return f"""
+  {x}_rows = GatherND <batch_dims = 1> ({x}, source_index)
+  {x}_rows_4d = Reshape ({x}_rows, kv_shape)
+  {x}_new = Transpose <perm = [0, 2, 1, 3]> ({x}_rows_4d)
+  {cache} = Where (written_4d, {x}_new, {x}_cache)
+"""
 
 
 def attend_over_capacity(attributes: Mapping[str, Any], o: str, k_out: str, v_out: str) -> str:
@@ -59,16 +69,10 @@ def attend_over_capacity(attributes: Mapping[str, Any], o: str, k_out: str, v_ou
   last_token = Sub (t_size_0d, by_1)
   source_clipped = Clip (source, from_0, last_token)
   source_index = Unsqueeze (source_clipped, last)
-  kv_shape = Constant <value_ints: ints = [0, 0, {kv_heads}, {dim}]> ()
-  k_rows = GatherND <batch_dims = 1> (k, source_index)
-  k_rows_4d = Reshape (k_rows, kv_shape)
-  k_new = Transpose <perm = [0, 2, 1, 3]> (k_rows_4d)
-  {k_out} = Where (written_4d, k_new, k_cache)
-  v_rows = GatherND <batch_dims = 1> (v, source_index)
-  v_rows_4d = Reshape (v_rows, kv_shape)
-  v_new = Transpose <perm = [0, 2, 1, 3]> (v_rows_4d)
-  {v_out} = Where (written_4d, v_new, v_cache)
-  q_shape = Constant <value_ints: ints = [0, 0, {kv_heads}, {group}, {dim}]> ()
+  kv_shape = {integers(0, 0, kv_heads, dim)}
+  {appended("k", k_out)}
+  {appended("v", v_out)}
+  q_shape = {integers(0, 0, kv_heads, group, dim)}
   q_5d = Reshape (q, q_shape)
   q_heads = Transpose <perm = [0, 2, 3, 1, 4]> (q_5d)
   group_axis = Constant <value_ints: ints = [2]> ()
@@ -88,7 +92,7 @@ def attend_over_capacity(attributes: Mapping[str, Any], o: str, k_out: str, v_ou
   weights = Softmax <axis = -1> (masked)
   mixed = MatMul (weights, v_5d)
   mixed_t = Transpose <perm = [0, 3, 1, 2, 4]> (mixed)
-  flat = Constant <value_ints: ints = [0, 0, {kv_heads * group * dim}]> ()
+  flat = {integers(0, 0, kv_heads * group * dim)}
   {o} = Reshape (mixed_t, flat)
 """
 

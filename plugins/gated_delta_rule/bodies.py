@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from deltart.plugins.bodies import Bodies
+from deltart.plugins.bodies import Bodies, integers
 from deltart.plugins.gated_delta_rule.reference import EPSILON
 
 CHUNK = 64  # tokens that `fast` solves at a time
@@ -27,6 +27,19 @@ REAL = """
   last_axis = Constant <value_ints: ints = [-1]> ()
   counts = Unsqueeze (n_tokens, last_axis)
   real = Less (steps, counts)
+"""
+
+
+def unit_heads(x: str, y: str) -> str:
+    """The nodes that normalise each key head of `x` and repeat it for its value heads: y [B, T, Hv, Dk]."""
+    return f"""
+  {x}_5d = Reshape ({x}, k_shape)
+  {x}_sum = ReduceSumSquare <keepdims = 1> ({x}_5d, last_axis)
+  {x}_eps = Add ({x}_sum, epsilon)
+  {x}_norm = Sqrt ({x}_eps)
+  {x}_unit = Div ({x}_5d, {x}_norm)
+  {x}_tiled = Tile ({x}_unit, group)
+  {y} = Reshape ({x}_tiled, head_shape)
 """
 
 
@@ -52,29 +65,17 @@ GatedDeltaRule <num_k_heads, num_v_heads, head_k_dim, head_v_dim>
   g = Mul (decay_neg, mask)
   beta_all = Sigmoid (b)
   beta = Mul (beta_all, mask)
-  sizes = Constant <value_ints: ints = [{k_heads * k_dim}, {k_heads * k_dim}, {v_heads * v_dim}]> ()
+  sizes = {integers(k_heads * k_dim, k_heads * k_dim, v_heads * v_dim)}
   q_flat, k_flat, v_flat = Split <axis = -1> (qkv, sizes)
-  k_shape = Constant <value_ints: ints = [0, 0, {k_heads}, 1, {k_dim}]> ()
-  group = Constant <value_ints: ints = [1, 1, 1, {v_heads // k_heads}, 1]> ()
-  head_shape = Constant <value_ints: ints = [0, 0, {v_heads}, {k_dim}]> ()
-  v_shape = Constant <value_ints: ints = [0, 0, {v_heads}, {v_dim}]> ()
+  k_shape = {integers(0, 0, k_heads, 1, k_dim)}
+  group = {integers(1, 1, 1, v_heads // k_heads, 1)}
+  head_shape = {integers(0, 0, v_heads, k_dim)}
+  v_shape = {integers(0, 0, v_heads, v_dim)}
   epsilon = Constant <value_float: float = 1e-6> ()
   scale = Constant <value_float: float = {k_dim**-0.5!r}> ()
-  q_5d = Reshape (q_flat, k_shape)
-  q_sum = ReduceSumSquare <keepdims = 1> (q_5d, last_axis)
-  q_eps = Add (q_sum, epsilon)
-  q_norm = Sqrt (q_eps)
-  q_unit = Div (q_5d, q_norm)
-  q_scaled = Mul (q_unit, scale)
-  q_tiled = Tile (q_scaled, group)
-  q = Reshape (q_tiled, head_shape)
-  k_5d = Reshape (k_flat, k_shape)
-  k_sum = ReduceSumSquare <keepdims = 1> (k_5d, last_axis)
-  k_eps = Add (k_sum, epsilon)
-  k_norm = Sqrt (k_eps)
-  k_unit = Div (k_5d, k_norm)
-  k_tiled = Tile (k_unit, group)
-  k = Reshape (k_tiled, head_shape)
+  {unit_heads("q_flat", "q_unit")}
+  q = Mul (q_unit, scale)
+  {unit_heads("k_flat", "k")}
   v = Reshape (v_flat, v_shape)
   commits = Unsqueeze (n_commit, last_axis)
   committed = Less (steps, commits)
@@ -103,7 +104,7 @@ GatedDeltaRule <num_k_heads, num_v_heads, head_k_dim, head_v_dim>
       o_row = MatMul (q_row, S_next)
       o_t = Squeeze (o_row, row_axis)
     }}> (S, S, q, k, v, g, beta, committed)
-  flat = Constant <value_ints: ints = [0, 0, {v_heads * v_dim}]> ()
+  flat = {integers(0, 0, v_heads * v_dim)}
   o = Reshape (o_4d, flat)
 }}
 """
@@ -127,15 +128,15 @@ GatedDeltaRule <num_k_heads, num_v_heads, head_k_dim, head_v_dim>
   A = Exp (A_log_f)
   A_neg = Neg (A)
   g, beta = com.microsoft.LinearAttentionGate (a, dt_bias_f, A_neg, b)
-  sizes = Constant <value_ints: ints = [{2 * k_heads * k_dim}, {v_size}]> ()
+  sizes = {integers(2 * k_heads * k_dim, v_size)}
   qk_raw, v = Split <axis = -1> (qkv, sizes)
-  qk_shape = Constant <value_ints: ints = [0, 0, {2 * k_heads}, {k_dim}]> ()
+  qk_shape = {integers(0, 0, 2 * k_heads, k_dim)}
   qk_heads = Reshape (qk_raw, qk_shape)
   unit = Constant <value = float[{k_dim}] {{{", ".join([repr(k_dim**-0.5)] * k_dim)}}}> ()
   qk_unit = RMSNormalization <axis = -1, epsilon = {1e-6 / k_dim!r}> (qk_heads, unit)
-  qk_flat_shape = Constant <value_ints: ints = [0, 0, {2 * k_heads * k_dim}]> ()
+  qk_flat_shape = {integers(0, 0, 2 * k_heads * k_dim)}
   qk = Reshape (qk_unit, qk_flat_shape)
-  halves = Constant <value_ints: ints = [{k_heads * k_dim}, {k_heads * k_dim}]> ()
+  halves = {integers(k_heads * k_dim, k_heads * k_dim)}
   q, k = Split <axis = -1> (qk, halves)
   fed = Shape <start = 1, end = 2> (qkv)
   commits_64 = Cast <to = 7> (n_commit)

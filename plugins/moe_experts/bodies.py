@@ -1,4 +1,4 @@
-"""Portable bodies of the routed experts: a Scan over the slots, which takes an expert's weights without copying others.
+"""Bodies of the routed experts: in ONNX a Scan over the slots, which takes an expert's weights without copying others.
 
 An `If` inside does the work only where a token chose the slot's expert.
 """
@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from deltart.plugins.bodies import Bodies
-from deltart.plugins.fp8_linear.bodies import dequantized, expanded
+from deltart.plugins.fp8_linear.bodies import dequantized, widened
 from deltart.plugins.fp8_linear.reference import BLOCK
 
 
@@ -236,11 +236,11 @@ def _expanded(part: str, count: int, rows: int, columns: int) -> str:
         {part}_weight = Mul ({part}_2d, {part}_scale_all)"""
 
 
-def fast_moe_experts(
+def fast(
     x: Tensor, logits: Tensor, n_tokens: Tensor, gate_up: Tensor, down: Tensor,
     num_experts_per_tok: int, hidden_size: int, intermediate_size: int,
 ) -> Tensor:  # fmt: skip
-    """Expert by expert, those that a token chose."""
+    """The experts one after the other, each over its tokens."""
 
     def weights(slot: int) -> tuple[Tensor, Tensor]:
         return gate_up[slot].to(x.dtype), down[slot].to(x.dtype)
@@ -248,20 +248,21 @@ def fast_moe_experts(
     return _routed(x, logits, n_tokens, num_experts_per_tok, range(len(down)), weights)
 
 
-def fast_fp8_moe_experts(
+def fast_fp8(
     x: Tensor, logits: Tensor, n_tokens: Tensor, experts: Tensor, experts_scale: Tensor, slot_expert: Tensor,
     num_experts_per_tok: int, hidden_size: int, intermediate_size: int,
 ) -> Tensor:  # fmt: skip
-    """Expert by expert, those that a token chose."""
+    """The experts one after the other, each over its tokens."""
     rows, columns = -(-hidden_size // BLOCK), -(-intermediate_size // BLOCK)
 
-    def matrix(slot: int, part: int, shape: tuple[int, int], blocks: tuple[int, int]) -> Tensor:
-        return expanded(experts[slot, part].view(shape), experts_scale[slot, part].view(blocks), x.dtype)
+    def expanded(slot: int, part: int, shape: tuple[int, int], blocks: tuple[int, int]) -> Tensor:
+        scale = experts_scale[slot, part].view(blocks)
+        return widened(experts[slot, part].view(shape), scale, x.dtype)
 
     def weights(slot: int) -> tuple[Tensor, Tensor]:
         across = (intermediate_size, hidden_size)
-        gate, up = (matrix(slot, part, across, (columns, rows)) for part in (1, 2))
-        return torch.cat([gate, up]), matrix(slot, 0, (hidden_size, intermediate_size), (rows, columns))
+        gate, up = (expanded(slot, part, across, (columns, rows)) for part in (1, 2))
+        return torch.cat([gate, up]), expanded(slot, 0, (hidden_size, intermediate_size), (rows, columns))
 
     return _routed(x, logits, n_tokens, num_experts_per_tok, slot_expert.tolist(), weights)
 
@@ -285,8 +286,8 @@ def _routed(
 
 
 BODIES = {
-    "MoeExperts": Bodies(moe_experts, torch=fast_moe_experts),
-    "Fp8MoeExperts": Bodies(fp8_moe_experts, torch=fast_fp8_moe_experts),
+    "MoeExperts": Bodies(moe_experts, torch=fast),
+    "Fp8MoeExperts": Bodies(fp8_moe_experts, torch=fast_fp8),
     "SparseMoe": Bodies(sparse_moe),
     "Fp8SparseMoe": Bodies(fp8_sparse_moe),
 }

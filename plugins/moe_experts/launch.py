@@ -51,9 +51,7 @@ def check(shape: Shape) -> None:
     found = ", ".join(f"{name} {size}" for name, size in sizes.items())
     require(shape.rows > 0 and min(shape.hidden, shape.width) > 0, found, "no empty axis")
     require(all(size % 16 == 0 for size in sizes.values()), found, "multiples of 16")
-    require(
-        0 < shape.chosen <= shape.experts, f"{shape.chosen} of {shape.experts} experts", "1 to all of them"
-    )
+    require(0 < shape.chosen <= shape.experts, f"{shape.chosen} of {shape.experts} experts", "1 to all of them")
 
 
 def experts(shape: Shape, at: dict[str, int]) -> list[Launch]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from deltart.plugins.bodies import Bodies
+from deltart.plugins.bodies import Bodies, integers
 
 
 def portable(attributes: Mapping[str, Any]) -> str:
@@ -26,7 +26,7 @@ def portable(attributes: Mapping[str, Any]) -> str:
   {x}_left = Sub ({x}_a, {x}_b)
   {x}_right = Add ({x}_c, {x}_d)
   {x}_turned = Concat <axis = -1> ({x}_left, {x}_right, {x}_rest)
-  {x}_flat = Constant <value_ints: ints = [0, 0, {count * dim}]> ()
+  {x}_flat = {integers(0, 0, count * dim)}
   {y} = Reshape ({x}_turned, {x}_flat)
 """
 
@@ -38,16 +38,16 @@ QkNormRope <num_heads, num_kv_heads, head_dim, epsilon> (q_gate, k, q_weight, k_
   sin_4d = Unsqueeze (sin, head_axis)
   pairs = Shape <start = 2, end = 3> (cos)
   two = Constant <value_ints: ints = [2]> ()
-  width = Constant <value_ints: ints = [{dim}]> ()
+  width = {integers(dim)}
   rotary = Mul (pairs, two)
   passed = Sub (width, rotary)
   turned = Concat <axis = 0> (rotary, passed)
-  both_shape = Constant <value_ints: ints = [0, 0, {heads}, {2 * dim}]> ()
+  both_shape = {integers(0, 0, heads, 2 * dim)}
   both = Reshape (q_gate, both_shape)
   queries, gates = Split <axis = -1, num_outputs = 2> (both)
-  gate_shape = Constant <value_ints: ints = [0, 0, {heads * dim}]> ()
+  gate_shape = {integers(0, 0, heads * dim)}
   gate = Reshape (gates, gate_shape)
-  keys_shape = Constant <value_ints: ints = [0, 0, {kv_heads}, {dim}]> ()
+  keys_shape = {integers(0, 0, kv_heads, dim)}
   keys = Reshape (k, keys_shape)
   {rotated("queries", "q_weight", heads, "q")}
   {rotated("keys", "k_weight", kv_heads, "k_out")}

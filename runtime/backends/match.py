@@ -19,16 +19,16 @@ def draw(row: Row, logits: np.ndarray, drafts: Sequence[int]) -> Drawn:
     tokens: list[int] = []
     logprobs: list[TokenLogprobs] = []
     for place, scores in enumerate(logits):
-        allowed = row.constraint.allowed() if row.constraint else None
         try:
+            allowed = row.constraint.allowed() if row.constraint else None
             token = row.sampler.sample(scores, allowed)
+            if row.constraint and token not in row.ends:
+                row.constraint.accept(token)
         except DeltaRTError as error:
             return Drawn(tuple(tokens), tuple(logprobs), len(drafts), len(tokens), error)
         tokens.append(token)
         if row.logprobs is not None:
             logprobs.append(token_logprobs(scores[: row.sampler.vocab_limit], token, row.logprobs))
-        if row.constraint and token not in row.ends:
-            row.constraint.accept(token)
         if token in row.ends or place == len(drafts) or token != drafts[place]:
             break
     return Drawn(tuple(tokens), tuple(logprobs), len(drafts), len(tokens) - 1)

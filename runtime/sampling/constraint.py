@@ -12,8 +12,9 @@ import numpy.typing as npt
 class Constraint(Protocol):
     """The tokens that may come next in one sequence. It lives on the host and is advanced by its own tokens only."""
 
-    finished: bool
-    """Whether nothing but an end-of-sequence token may follow."""
+    @property
+    def finished(self) -> bool:
+        """Whether nothing but an end-of-sequence token may follow."""
 
     def allowed(self) -> npt.NDArray[np.int32] | None:
         """int32 [ceil(V / 32)], bit i % 32 of word i // 32 set where token i may come next; None for any token."""
@@ -28,7 +29,7 @@ class Constraint(Protocol):
         """Forget the last `tokens` accepted ones."""
 
 
-class Structure(Protocol):
+class CompiledStructure(Protocol):
     """What a reply must look like, compiled for a vocabulary."""
 
     def matcher(self, thinking: bool) -> Constraint:

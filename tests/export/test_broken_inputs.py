@@ -194,7 +194,7 @@ BREAKS: dict[str, tuple[str, Callable[[Path], object], type[DeltaRTError], list[
         "single",
         lambda f: (f / SINGLE).write_bytes((8).to_bytes(8, "little") + b"not json"),
         CheckpointError,
-        ["header is not JSON"],
+        ["header is not valid JSON"],
     ),
     "missing tensor": (
         "single",

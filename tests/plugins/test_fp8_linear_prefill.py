@@ -150,7 +150,7 @@ def test_splits_are_whole_and_within_the_declared_bytes(kernel: TileKernel) -> N
             shape = Shape(tokens=tokens, n=n, k=k)
             count, blocks = prefill.splits(shape, kernel), -(-k // 128)
             assert (count - 1) * -(-blocks // count) < blocks
-            assert count == 1 or count * kernel.tiles(shape) <= prefill.MOST_ITEMS
+            assert count == 1 or count * kernel.tiles(shape) <= prefill.MAX_ITEMS
             most = max(most, prefill.partial_bytes(shape, kernel))
             assert most <= prefill.most_partial_bytes(shape, kernel.tokens)
 
@@ -186,7 +186,7 @@ def test_unsplit_sums_of_every_k(n: int, k: int, kernel: TileKernel) -> None:
     given = inputs.make(shape, 2)
     split = run(module(kernel), kernel, shape, given)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(prefill, "MOST_SPLITS", 1)
+        patch.setattr(prefill, "MAX_SPLITS", 1)
         whole = run(module(kernel), kernel, shape, given)
     assert "partial" in split and "partial" not in whole
     assert errors(kernel, shape, given, whole)[1] <= SAME_ROUNDING

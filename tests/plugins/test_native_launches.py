@@ -30,10 +30,10 @@ PLANTED = {
         "gated_delta_rule/launch.hpp",
         ("chunk * chunk * 2 + 16 * chunk", "chunk * chunk * 2 + 8 * chunk"),
     ),
-    "GatedRMSNorm": ("gated_rms_norm/launch.hpp", ("MOST_CHANNELS = 512", "MOST_CHANNELS = 516")),
-    "LmHead": ("lm_head/launch.hpp", ("FEW_TILES = 1", "FEW_TILES = 2")),
+    "GatedRMSNorm": ("gated_rms_norm/launch.hpp", ("MAX_CHANNELS = 512", "MAX_CHANNELS = 516")),
+    "LmHead": ("lm_head/launch.hpp", ("DECODE_TILES = 1", "DECODE_TILES = 2")),
     "MoeExperts": ("moe_experts/launch.hpp", ("HALF_ROWS = 8", "HALF_ROWS = 16")),
-    "QkNormRope": ("qk_norm_rope/launch.hpp", ("MOST_CHANNELS = 256", "MOST_CHANNELS = 264")),
+    "QkNormRope": ("qk_norm_rope/launch.hpp", ("MAX_CHANNELS = 256", "MAX_CHANNELS = 264")),
     "SparseMoe": ("moe_experts/launch.hpp", ("GATE_UP_WARPS = 4,", "GATE_UP_WARPS = 5,")),
 }
 

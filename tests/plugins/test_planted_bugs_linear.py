@@ -183,12 +183,12 @@ BUGS: dict[str, tuple[str, str, str, str, Callable[[Path], bool]]] = {
         "describe(stage.x[1 - group])",
         by_wgmma,
     ),
-    "one key too many": (ATTENTION, KERNEL, "past + token + 1 - first", "past + token + 2 - first", attends),
+    "one key too many": (ATTENTION, KERNEL, "+ 1) * mine, seen)", "+ 1) * mine, seen + 1)", attends),
     "one key too few": (
         ATTENTION,
         KERNEL,
-        "past + token + 1 - first",
-        "past + token - first + (past + token == 0)",
+        "+ 1) * mine, seen)",
+        "+ 1) * mine, max(seen - 1, 1))",
         attends,
     ),
     "scores read before they are there": (

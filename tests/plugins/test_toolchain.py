@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import functools
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from deltart import caches
 from deltart.errors import BuildError, MissingDependencyError
 from deltart.plugins import cache, toolchain
 from deltart.plugins.causal_conv1d import launch as conv
@@ -92,8 +95,15 @@ def test_cache_key_follows_headers_and_flags(tmp_path: Path) -> None:
     assert cache.key(tmp_path / "a.cu", ("-O3",)) != first
 
 
-def test_cache_builds_once_and_leaves_nothing_of_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cache, "DIRECTORY", tmp_path / "build")
+@pytest.fixture
+def kernels(tmp_path: Path) -> Iterator[Path]:
+    """An empty cache of kernels for one test."""
+    caches.move(tmp_path / "caches")
+    yield tmp_path / "caches" / caches.KERNELS
+    caches.move(None)
+
+
+def test_cache_builds_once_and_leaves_nothing_of_a_failure(tmp_path: Path, kernels: Path) -> None:
     source = tmp_path / "a.cu"
     source.write_text("")
     calls: list[Path] = []
@@ -106,9 +116,34 @@ def test_cache_builds_once_and_leaves_nothing_of_a_failure(tmp_path: Path, monke
 
     with pytest.raises(BuildError):
         cache.build(source, (), functools.partial(make, fails=True))
-    assert list((tmp_path / "build").iterdir()) == []
+    assert list(kernels.iterdir()) == []
     built = [cache.build(source, (), functools.partial(make, fails=False)) for _ in range(2)]
     assert built[0] == built[1] and len(calls) == 2 and (built[0] / "x").read_text() == "half"
+
+
+DAMAGES: dict[str, Callable[[Path], object]] = {
+    "an empty file": lambda entry: (entry / "x").write_bytes(b""),
+    "another file": lambda entry: (entry / "x").write_bytes(b"whale"),
+    "a file gone": lambda entry: (entry / "x").unlink(),
+    "a file more": lambda entry: (entry / "y").touch(),
+    "no digests": lambda entry: (entry / cache.DIGESTS).unlink(),
+    "empty digests": lambda entry: (entry / cache.DIGESTS).write_bytes(b""),
+    "a folder for a file": lambda entry: ((entry / "x").unlink(), (entry / "x").mkdir()),
+    "an empty entry": lambda entry: [path.unlink() for path in entry.iterdir()],
+    "a file for the entry": lambda entry: (shutil.rmtree(entry), entry.write_bytes(b"x")),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=list(DAMAGES))
+def test_a_damaged_entry_is_made_again(damage: Callable[[Path], object], tmp_path: Path, kernels: Path) -> None:
+    (tmp_path / "a.cu").write_text("")
+
+    def make(folder: Path) -> None:
+        (folder / "x").write_text("whole")
+
+    damage(cache.build(tmp_path / "a.cu", (), make))
+    entry = cache.build(tmp_path / "a.cu", (), make)
+    assert (entry / "x").read_text() == "whole" and list(kernels.iterdir()) == [entry]
 
 
 def every_launch() -> list[Launch]:

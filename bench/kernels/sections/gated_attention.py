@@ -36,7 +36,7 @@ def expected_attention(shape: inputs.Shape, given: Arrays) -> np.ndarray:
 
 
 def attention(run: Run) -> Iterator[Row]:
-    """Decode and verify by length, prefill; the E4M3 cache is timed, its errors are the tests'."""
+    """Decode and speculation by length, prefill; the E4M3 cache is timed, its errors are the tests'."""
     heads = {"heads": 6, "kv_heads": 1} if run.small else {}
     cases = [(1, 1, 100), (2, 4, 70)] if run.small else [(1, 1, 1024), (1, 1, 32768), (1, 4, 32768), (16, 1, 4096)]
     cases += [(1, 70, 30)] if run.small else [(1, 2048, 0), (1, 2048, 6144)]

@@ -48,10 +48,10 @@ def text(body: str) -> list[onnx.NodeProto]:
 
 
 MLP = """
-  gate = deltart.Fp8BlockLinear (x, w, s)
+  gate = deltart.Fp8BlockLinear <quantize_activations = 0> (x, w, s)
   opened = Sigmoid (gate)
   silu = Mul ({silu})
-  up = deltart.Fp8BlockLinear ({other}, v, t)
+  up = deltart.Fp8BlockLinear <quantize_activations = 0> ({other}, v, t)
   y = Mul ({product})
 """
 
@@ -86,7 +86,9 @@ def test_a_value_that_is_read_elsewhere_stays() -> None:
 
 def linears(*lines: str) -> list[onnx.NodeProto]:
     plain = 'Einsum <equation = "btk,nk->btn">'
-    nodes = text("\n".join(lines).replace("PLAIN", plain).replace("FP8", "deltart.Fp8BlockLinear"))
+    nodes = text(
+        "\n".join(lines).replace("PLAIN", plain).replace("FP8", "deltart.Fp8BlockLinear <quantize_activations = 0>")
+    )
     for index, node in enumerate(nodes):
         node.name = str(index)
     return nodes

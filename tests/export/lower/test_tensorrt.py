@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -123,9 +124,8 @@ def test_bfloat16_keeps_the_trained_model() -> None:
 def test_a_changed_checkpoint_is_refused(exported: Export, tmp_path: Path) -> None:
     made = exported("heads-1-3")
     artifact = Path(shutil.copytree(made.artifact, tmp_path / "artifact"))
-    text = (artifact / "manifest.json").read_text()
     other = small_checkpoint(tmp_path / "other", 0)
-    (artifact / "manifest.json").write_text(text.replace(str(made.checkpoint), str(other)))
+    replace(load_manifest(artifact), checkpoint=str(other)).save(artifact)
     with pytest.raises(ArtifactError, match="no longer the checkpoint"):
         lower_artifact(artifact, "tensorrt")
     assert not list(artifact.glob("*.tensorrt.onnx"))

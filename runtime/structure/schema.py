@@ -1,0 +1,158 @@
+"""JSON schemas on their way to llguidance: what it would take wrongly, and where in a schema it stumbles."""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from deltart.errors import GenerationError
+
+Json = Any
+
+MAX_BYTES = 1 << 20  # of a schema's text
+MAX_OPTIONAL = 900  # properties of one object that may be left out: each of them may come next
+
+# White space between tokens is a blank or a line break with its indentation: a model could go on with it for ever.
+_SPACE = r" |\r?\n[ \t]{0,32}"
+
+# Formats that llguidance enforces. JSON Schema has others pass, and so do we.
+_FORMATS = frozenset({
+    "date-time", "date", "time", "duration", "email", "hostname", "ipv4", "ipv6", "uuid", "uri",
+})  # fmt: skip
+
+# What llguidance's messages are about, where they do not quote the keyword.
+_ABOUT = (
+    ("circular reference", "$ref"), ("Reference", "$ref"), ("Resource", "$ref"), ("Pointer", "$ref"),
+    ("regex", "pattern"),
+    ("min/maxProperties", "minProperties"), ("patternProperty", "patternProperties"), ("multipleOf", "multipleOf"),
+    ("oneOf", "oneOf"), ("Invalid type", "type"), ("float range", "maximum"), ("items; max is", "properties"),
+)  # fmt: skip
+
+# Keywords whose value is one schema, a list of schemas, or a mapping of names to schemas.
+_ONE = ("items", "additionalItems", "additionalProperties", "not", "contains", "propertyNames", "if", "then", "else",
+        "unevaluatedItems", "unevaluatedProperties")  # fmt: skip
+_LISTS = ("items", "prefixItems", "anyOf", "oneOf", "allOf")
+_MAPS = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
+
+
+def parse_schema(text: str) -> Json:
+    """The schema in a text.
+
+    Raises:
+        GenerationError: not JSON, too large, or neither a mapping nor true or false.
+    """
+    if len(text.encode("utf-8", "replace")) > MAX_BYTES:
+        raise GenerationError(
+            f"a JSON schema of {len(text)} characters", f"at most {MAX_BYTES} bytes", "make it smaller"
+        )
+    try:
+        schema = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise GenerationError(f"a JSON schema that is not JSON: {error}", "JSON", "correct the schema") from error
+    if not isinstance(schema, dict | bool):
+        raise GenerationError(f"a JSON schema that is a {type(schema).__name__}", "a mapping, true or false")
+    return schema
+
+
+def prepared(schema: Json, strict: bool) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """The schema as llguidance is to read it, with our options and not its own; and what it leaves out, in words.
+
+    Raises:
+        GenerationError: under `strict`, a keyword that llguidance would not enforce to the letter; too many properties.
+    """
+    made = {"allOf": [schema]} if isinstance(schema, bool) else copy.deepcopy(schema)
+    skipped = []
+    for where, node in list(subschemas(made)):
+        _check_optional(where, node)
+        if strict:
+            _check_minimum(where, node)
+        if node.get("uniqueItems") is False:
+            del node["uniqueItems"]
+        if isinstance(node.get("format"), str) and node["format"] not in _FORMATS:
+            skipped.append(f"format {node.pop('format')!r} at {where} is not enforced")
+    options = {"whitespace_pattern": _SPACE, "coerce_one_of": not strict, "lenient": not strict}
+    return {**made, "x-guidance": options}, tuple(skipped)
+
+
+def _check_optional(where: str, node: Mapping[str, Any]) -> None:
+    properties, required = node.get("properties"), node.get("required")
+    if isinstance(properties, dict):
+        optional = len(properties) - len(set(properties) & set(required if isinstance(required, list) else ()))
+        if optional > MAX_OPTIONAL:
+            raise GenerationError(
+                f"{optional} optional properties at {where}/properties",
+                f"at most {MAX_OPTIONAL}",
+                "require some of them",
+            )
+
+
+def _check_minimum(where: str, node: Mapping[str, Any]) -> None:
+    """Keys that are no properties may be repeated, and then count once only."""
+    minimum, required = node.get("minProperties", 0), node.get("required", [])
+    if not isinstance(minimum, int | float) or not isinstance(required, list):
+        return
+    repeatable = node.get("additionalProperties") is not False or "patternProperties" in node
+    if repeatable and minimum > len(required) + 1:
+        raise GenerationError(
+            f"minProperties = {minimum} at {where}",
+            f"at most {len(required) + 1} where keys are free, for they can't be kept from being repeated",
+            "list the properties and require them, or do without strict",
+        )
+
+
+def subschemas(schema: Json, where: str = "#") -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every mapping of the schema that is itself a schema, with its JSON pointer; `$ref`s are not followed."""
+    stack = [(where, schema)]
+    while stack:
+        where, node = stack.pop()
+        if isinstance(node, dict):
+            yield where, node
+            stack += _inner(where, node)
+
+
+def _inner(where: str, node: Mapping[str, Any]) -> Iterator[tuple[str, Json]]:
+    for key, value in node.items():
+        if key in _MAPS and isinstance(value, Mapping):
+            yield from ((f"{where}/{key}/{_escaped(name)}", inner) for name, inner in value.items())
+        elif key in _LISTS and isinstance(value, list):
+            yield from ((f"{where}/{key}/{index}", inner) for index, inner in enumerate(value))
+        elif key in _ONE:
+            yield f"{where}/{key}", value
+
+
+def _escaped(name: object) -> str:
+    return str(name).replace("~", "~0").replace("/", "~1")
+
+
+def place_of(schema: Json, message: str) -> str:
+    """JSON pointer of the keyword that llguidance's message is about, or else of what weighs most; empty where neither
+    is found."""
+    names = [*re.findall(r"[\"'](\$?\w+)[\"']", message), *(name for words, name in _ABOUT if words in message)]
+    for name in names:
+        for where, node in subschemas(schema):
+            if name in node:
+                return f"{where}/{name}"
+    return heaviest(schema)
+
+
+def heaviest(schema: Json) -> str:
+    """JSON pointer of the keyword that is likeliest to make a schema hard; empty where none stands out."""
+    weights = [
+        (_weight(key, value), f"{where}/{key}") for where, node in subschemas(schema) for key, value in node.items()
+    ]
+    weight, pointer = max(weights, default=(0.0, ""))
+    return pointer if weight >= 1 else ""
+
+
+def _weight(key: str, value: Json) -> float:
+    """Roughly how many times over it is what a reasonable schema has."""
+    if key == "multipleOf" and isinstance(value, int | float):
+        return abs(value) / 1000
+    if key == "pattern" and isinstance(value, str):
+        return len(value) / 1000 + sum(int(count) for count in re.findall(r"\{\d*,?(\d{1,9})\}", value)) / 1000
+    if isinstance(value, list | dict):
+        return len(value) ** 2 / {"patternProperties": 2_500, "properties": 250_000}.get(key, 10_000)
+    return 0.0

@@ -1,0 +1,28 @@
+"""instructor: a typed object by tools, JSON, JSON schema, and partial objects from a stream."""
+
+from typing import Literal
+
+import instructor
+from openai import OpenAI
+from pydantic import BaseModel, Field
+
+
+class Address(BaseModel):
+    street: str = Field(max_length=20)
+    zip: str | None = None
+
+
+class User(BaseModel):
+    name: str = Field(max_length=20)
+    age: int
+    kind: Literal["a", "b"]
+    address: Address
+
+
+ask = {"model": "deltart-nano", "messages": [{"role": "user", "content": "x"}], "max_retries": 0, "max_tokens": 600}
+for mode in (instructor.Mode.TOOLS, instructor.Mode.JSON_SCHEMA):
+    client = instructor.from_openai(OpenAI(), mode=mode)
+    assert isinstance(client.chat.completions.create(response_model=User, **ask), User), mode
+client = instructor.from_openai(OpenAI(), mode=instructor.Mode.TOOLS)
+*_, last = client.chat.completions.create_partial(response_model=User, **ask)
+assert last.kind in ("a", "b")
