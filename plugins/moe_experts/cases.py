@@ -28,7 +28,7 @@ SPECS = {
 
 def calls(spec: OpSpec) -> Iterator[OpCall]:
     """Launches to compare: see cases.calls_of."""
-    tokens = ((1, 0), (1, 1), (1, 8), (3, 3), (1, 16), (2, 8), (1, 17), (4, 8), (1, 1000))
+    tokens = ((1, 0), (1, 1), (1, 8), (3, 3), (2, 8), (1, 17), (8, 8), (1, 65), (1, 1000))
     routed = ((256, 8, 2048, 512), (7, 7, 128, 80), (5, 1, 336, 16), (300, 300, 32, 48), (4, 5, 32, 16), (4, 2, 40, 16))
     for (b, t), (e, k, hidden, width), shared, types in product(tokens, routed, (512, 16, 24), PAIRS):
         sizes = {"B": b, "T": t, "E": e, "gate_up_rows": 2 * width, "one": 1, "shared_size": shared}
@@ -73,7 +73,7 @@ def case(shape: Shape) -> KernelCase:
 def timed(small: bool) -> Iterator[KernelCase]:
     """Decode, verify and prefill of a layer of the 35B model, or `small` ones."""
     layer = Shape(hidden=128, experts=8, chosen=2, width=64, shared=64) if small else Shape()
-    for stored, tokens in product(("e4m3", "bf16"), (1, 65) if small else (1, 4, 16, 512, 2048)):
+    for stored, tokens in product(("e4m3", "bf16"), (1, 65) if small else (1, 4, 16, 64, 512, 2048)):
         yield case(replace(layer, tokens=tokens, stored=stored))
 
 

@@ -20,11 +20,11 @@ struct ExpertTile {
 
   const Weight W[2];
   const Act* x[MT];  // of this lane's tokens, null where there is none
-  int g, t, row[2];
+  int tokens, g, t, row[2];
   float sum[MT][4] = {};
 
-  __device__ ExpertTile(const Weight& upper, const Weight& lower, int upper_row, int lower_row)
-      : W{upper, lower}, g(threadIdx.x % 32 / 4), t(threadIdx.x % 4),
+  __device__ ExpertTile(const Weight& upper, const Weight& lower, int upper_row, int lower_row, int tokens)
+      : W{upper, lower}, tokens(tokens), g(threadIdx.x % 32 / 4), t(threadIdx.x % 4),
         row{min(upper_row + g, upper.N - 1), min(lower_row + g, lower.N - 1)} {
 #pragma unroll
     for (int m = 0; m < MT; ++m) x[m] = nullptr;
@@ -57,6 +57,7 @@ struct ExpertTile {
       }
 #pragma unroll
       for (int m = 0; m < MT; ++m) {
+        if (8 * m >= tokens) break;
         Activations<kChunk / 4, kTerms> b = {};
         if (x[m] && column(block, i) < W[0].K) b.get(x[m] + column(block, i));
 #pragma unroll
@@ -105,22 +106,27 @@ struct Places {
   int count, choices;
 };
 
-// The places that hold `slot`, in order, to `list` and how many to list[kMembers]; by one warp. A token, of at most 32,
-// chooses a slot once at most.
+// The places that hold `slot`, in order, to `list` and how many to list[kMembers]; by one warp. A token chooses a slot
+// once at most.
 template <int kMembers>
 __device__ void find_places(const Places& in, int slot, const int* slots, int* list) {
-  const int token = threadIdx.x % 32, tokens = in.count / in.choices;
-  int mine = -1;
-  for (int i = token * in.choices; token < tokens && i < (token + 1) * in.choices; ++i)
-    if (slots[i] == slot) mine = i;
-  int upto = mine >= 0;  // how many tokens up to this one chose it
+  const int lane = threadIdx.x % 32, tokens = in.count / in.choices;
+  int before = 0;
+  for (int first = 0; first < tokens; first += 32) {
+    const int token = first + lane;
+    int mine = -1;
+    for (int i = token * in.choices; token < tokens && i < (token + 1) * in.choices; ++i)
+      if (slots[i] == slot) mine = i;
+    int upto = mine >= 0;  // how many tokens up to this one chose it
 #pragma unroll
-  for (int delta = 1; delta < 32; delta *= 2) {
-    const int below = __shfl_up_sync(kFullWarp, upto, delta);
-    if (token >= delta) upto += below;
+    for (int delta = 1; delta < 32; delta *= 2) {
+      const int below = __shfl_up_sync(kFullWarp, upto, delta);
+      if (lane >= delta) upto += below;
+    }
+    if (mine >= 0) list[before + upto - 1] = mine;
+    before += __shfl_sync(kFullWarp, upto, 31);
   }
-  if (mine >= 0) list[upto - 1] = mine;
-  if (token == 31) list[kMembers] = upto;
+  if (lane == 0) list[kMembers] = before;
   __syncwarp();
 }
 
@@ -159,7 +165,7 @@ __device__ void gate_up(const Stored& in, const Places& places, const Act* x, Ac
   __syncthreads();
   const int tokens = list[8 * MT];
   if (list[0] != place) return;
-  Tile tile(matrix<Weight>(in, slot, kGate), matrix<Weight>(in, slot, kUp), first_row, first_row);
+  Tile tile(matrix<Weight>(in, slot, kGate), matrix<Weight>(in, slot, kUp), first_row, first_row, tokens);
 #pragma unroll
   for (int m = 0; m < MT; ++m)
     if (8 * m + tile.g < tokens) tile.x[m] = x + size_t(list[8 * m + tile.g] / places.choices) * in.H;
@@ -194,7 +200,7 @@ __device__ void down(const Stored& in, const Places& places, const Act* h, int s
     find_places<8 * MT>(places, slots[firsts[n]], slots, list);
     const int tokens = list[8 * MT];
     const Weight W = matrix<Weight>(in, slots[firsts[n]], kDown);
-    Tile tile(W, W, first_row, first_row + kHalf);
+    Tile tile(W, W, first_row, first_row + kHalf, tokens);
 #pragma unroll
     for (int m = 0; m < MT; ++m)
       if (8 * m + tile.g < tokens) tile.x[m] = h + size_t(list[8 * m + tile.g]) * stride;
@@ -243,5 +249,6 @@ __device__ void down(const Stored& in, const Places& places, const Act* h, int s
 
 DECODE_TILES(1)
 DECODE_TILES(2)
+DECODE_TILES(8)
 ROUTE_KERNEL(float, f32)
 ROUTE_KERNEL(bf16, bf16)

@@ -1,13 +1,15 @@
 // launch.py and plugin.py of the routed experts in C++; tests/plugins/test_native_launches.py holds them equal.
 #pragma once
 #include <algorithm>
+#include <iterator>
 #include <set>
 
 #include "../native/launch.hpp"
 
 namespace deltart::moe_experts {
 
-constexpr int64_t MAX_DECODE_TOKENS = 16, MAX_DECODE_PLACES = 256;
+constexpr int64_t TILES[] = {1, 2, 8};  // tokens that chose one expert, in eights
+constexpr int64_t MAX_DECODE_TOKENS = 64, MAX_DECODE_PLACES = 1024;
 constexpr int64_t ALIGNMENT = 256;  // of the arrays in the workspace
 constexpr int64_t TILE_STRIDE = 20;
 constexpr int64_t HALF_ROWS = 8, ROWS = 16;  // of a weight: a block of gate_up, and of down
@@ -116,7 +118,8 @@ inline Arguments& add_stored(Arguments& args, const Call& call, const Shape& sha
 inline std::string stored(const Shape& shape) { return shape.is_fp8 ? "e4m3" : "bf16"; }
 
 inline void decode(std::vector<Launch>& list, const Call& call, const Shape& shape) {
-  int64_t tokens = shape.rows <= 8 ? 8 : 16, warps = std::min(MAX_WARPS, std::max(MIN_WARPS, shape.choices()));
+  int64_t tokens = 8 * *std::find_if(std::begin(TILES), std::end(TILES), [&](int64_t t) { return shape.rows <= 8 * t; });
+  int64_t warps = std::min(MAX_WARPS, std::max(MIN_WARPS, shape.choices()));
   std::string kind = name(shape.dtype) + "_" + stored(shape) + "_m" + std::to_string(tokens / 8);
   Arguments gate_up, down;
   add_stored(gate_up.pointers(call, {"x", "slot", "h"}), call, shape)

@@ -7,7 +7,8 @@ import ctypes
 from deltart.plugins.launch import Arguments, Launch, ints, pointers, require
 from deltart.plugins.moe_experts.inputs import Shape
 
-MAX_DECODE_TOKENS, MAX_DECODE_PLACES = 16, 256
+TILES = (1, 2, 8)  # tokens that chose one expert, in eights
+MAX_DECODE_TOKENS, MAX_DECODE_PLACES = 8 * TILES[-1], 1024
 ALIGNMENT = 256  # of the arrays in the workspace
 TILE_STRIDE = 20
 HALF_ROWS, ROWS = 8, 16  # of a weight: a block of gate_up, and of down
@@ -89,8 +90,8 @@ def _stored(shape: Shape, at: dict[str, int]) -> Arguments:
 
 
 def _decode(shape: Shape, at: dict[str, int]) -> list[Launch]:
-    tokens = 8 if shape.rows <= 8 else 16
-    kind = f"{shape.dtype}_{shape.stored}_m{tokens // 8}"
+    tile = next(t for t in TILES if shape.rows <= 8 * t)
+    kind, tokens = f"{shape.dtype}_{shape.stored}_m{tile}", 8 * tile
     sizes = ints(shape.places, shape.choices, shape.stride)
     gate_up = (*pointers(at, "x", "slot", "h"), *_stored(shape, at), *sizes)
     down = (*pointers(at, "h", "slot", "weight", "y"), *_stored(shape, at), *sizes)
