@@ -69,7 +69,7 @@ def add_parser(commands: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Compare, write report.html and report.json, print a table. Returns 1 when a tolerance is broken."""
-    from deltart.manifest import load_manifest
+    from deltart.artifact import load_manifest
     from deltart.verify.artifact_runners import ArtifactRunners
     from deltart.verify.compare import collect, judge
     from deltart.verify.page import page

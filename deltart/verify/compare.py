@@ -1,7 +1,6 @@
 """Compares runners of one model: every block's hidden state, the final one, the logits, and greedy replies.
 
-Outputs are Polygraphy's `RunResults`, so that its tools read them; errors and verdicts come of its signal-to-noise
-ratio.
+Outputs are Polygraphy's `RunResults`, so that its tools read them.
 """
 
 from __future__ import annotations
@@ -14,11 +13,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
-from polygraphy.comparator import IterationResult, RunResults, SnrCompareFunc
+from polygraphy.comparator import IterationResult, RunResults
 from polygraphy.logger import G_LOGGER
 
 from deltart.errors import DeltaRTError
 from deltart.files import replacing, write_atomically
+from deltart.plugins.tolerance import relative_rms
 
 
 @dataclass(frozen=True)
@@ -221,20 +221,13 @@ def _compared(results: Mapping[str, IterationResult], tolerances: Mapping[str, f
 def _differences(
     expected: IterationResult, other: IterationResult, points: Sequence[str], tolerance: float
 ) -> list[Difference]:
-    """Those of `points` that `other` has. The ratio of signal to noise in dB is the relative RMS on another scale."""
-    points = [point for point in points if point in other]
-    if not points:
-        return []
-    signal, noisy = (IterationResult({p: r[p] for p in points}, runner_name=r.runner_name) for r in (expected, other))
-    with G_LOGGER.verbosity(G_LOGGER.CRITICAL), np.errstate(invalid="ignore"):
-        ratios = SnrCompareFunc(snr_threshold=-20 * math.log10(tolerance))(signal, noisy)
+    """Those of `points` that `other` has; infinite where shapes differ or a value is not finite."""
     differences = []
-    for point in points:
-        ratio = getattr(ratios[point], "snr", math.nan)  # shapes that differ have none
+    for point in (point for point in points if point in other):
+        found, right = np.asarray(other[point]), np.asarray(expected[point])
         error, largest = math.inf, math.inf
-        if ratio == math.inf or math.isfinite(ratio):
-            error = 10 ** (-ratio / 20)
-            largest = float(np.abs(noisy[point].astype(np.float32) - signal[point]).max())
+        if found.shape == right.shape and math.isfinite(finite := relative_rms(found, right)):
+            error, largest = finite, float(np.abs(found.astype(np.float32) - right).max(initial=0.0))
         names = (point, other.runner_name, expected.runner_name)
-        differences.append(Difference(*names, error, largest, bool(ratios[point])))
+        differences.append(Difference(*names, error, largest, error <= tolerance))
     return differences

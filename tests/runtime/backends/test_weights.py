@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
+from deltart.artifact import load_manifest
 from deltart.errors import ArtifactError, WeightsRewrittenWarning
 from deltart.export.pipeline import export_checkpoint
 from deltart.identity import SAMPLE_BYTES
-from deltart.manifest import load_manifest
 from deltart.runtime.backends.weights import MappedWeights
 from support.cases import Export
 
