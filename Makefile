@@ -42,7 +42,7 @@ $(READY): pyproject.toml constraints.txt
 engine: $(READY)
 	$(BIN)/deltart inspect "$$GIVEN_CHECKPOINT"
 	$(BIN)/deltart export "$$GIVEN_CHECKPOINT" -o "$$GIVEN_ARTIFACT" --overwrite
-	$(BIN)/python -m deltart.plugins build --target 80 89 120a
+	$(BIN)/python -m deltart.plugins build --gpu sm_80 sm_89 sm_120a
 	$(BIN)/deltart build "$$GIVEN_ARTIFACT"
 	$(BIN)/deltart verify "$$GIVEN_ARTIFACT" $(PROMPTS)
 	$(BIN)/deltart generate "$$GIVEN_ARTIFACT" --chat --temperature 0 -- "$$GIVEN_PROMPT"

@@ -13,7 +13,7 @@ from deltart.dtypes import E4M3, F32
 from deltart.export.checkpoint import Checkpoint
 from deltart.export.formats.fp8_block import quantization_config
 from deltart.json_files import read_json
-from deltart.plugins.fp8_block_linear.reference import BLOCK
+from deltart.plugins.fp8_linear.reference import BLOCK
 from deltart.safetensors import INDEX, TensorInfo, index_of, plan_file, unplaced, written_order
 
 

@@ -19,7 +19,7 @@ from deltart.calib.figures import WeightFigures, measure
 from deltart.calib.observe import InputStatistics
 from deltart.calib.scales import Quantized, absmax, one_thread, rounded, search, search_scale
 from deltart.errors import CheckpointError
-from deltart.plugins.fp8_block_linear.reference import BLOCK
+from deltart.plugins.fp8_linear.reference import BLOCK
 
 Method = Literal["absmax", "mse", "hessian"]
 LADDER: tuple[Method, ...] = ("absmax", "mse", "hessian")

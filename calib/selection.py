@@ -17,7 +17,7 @@ from deltart.export.models.registry import graphs_of
 from deltart.export.regions import PARTS
 from deltart.export.spec import ModelSpec
 from deltart.export.weights import build_module
-from deltart.plugins.fp8_block_linear.reference import BLOCK
+from deltart.plugins.fp8_linear.reference import BLOCK
 from deltart.safetensors import TensorInfo
 
 

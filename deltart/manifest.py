@@ -20,7 +20,7 @@ from deltart.text_files import check_folder, read_bytes
 
 FORMAT = 3
 FILE_NAME, DIGEST = "manifest.json", "sha256"
-WRITTEN_BY, AGAIN = "a folder written by 'deltart export'", "export again"
+WRITTEN_BY, AGAIN = "a folder written by `deltart export`", "export again"
 # What later commands add: build, verify, and the runtime's caches of compiled kernels.
 ADDED = ("report.html", "report.json", *(f"engine/*/*.{suffix}" for suffix in ("plan", "json", "cache", "kernels")))
 
@@ -63,7 +63,7 @@ class StateEntry:
 
 @dataclass(frozen=True)
 class GraphEntry:
-    """One graph: its ONNX file per target ("portable", "ort"), border, states and the weights it reads.
+    """One graph: its ONNX file per target ("portable", "ort", "tensorrt"), border, states and the weights it reads.
 
     `sha256` has the files' hashes, by target too; `Manifest.save` fills it in.
     """
@@ -111,7 +111,6 @@ class Manifest:
     checkpoint: str
     files: list[FileEntry]
     spec: Mapping[str, Any]
-    precision: Mapping[str, str]
     max_context: int
     vocab_size: int
     graphs: Mapping[str, GraphEntry]

@@ -219,11 +219,10 @@ class Engine:
 
     @cached_property
     def _model(self) -> str:
-        """Names weights, graphs and precision: what a state depends on."""
+        """Names weights, states and sizes: what a state depends on."""
         parts = [
             [[file.name, file.size, file.header_sha256] for file in self.manifest.files],
             {name: [asdict(state) for state in graph.states] for name, graph in self.manifest.graphs.items()},
-            dict(self.manifest.precision),
             self.manifest.spec,
         ]
         return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()

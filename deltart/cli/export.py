@@ -25,13 +25,10 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("checkpoint", type=Path, help="Hugging Face checkpoint folder: BF16, F16, F32 or FP8")
     parser.add_argument("-o", "--output", type=Path, required=True, help="artifact folder to create")
     parser.add_argument(
-        "--max-context", type=positive, metavar="N", help="longest sequence to serve (default: the model's)"
+        "--max-context", type=positive, metavar="N", help="longest sequence to serve, in tokens (default: the model's)"
     )
     parser.add_argument("--yarn", type=real(1, 1024), metavar="FACTOR", help="stretch the context by static YaRN")
     parser.add_argument("--no-mtp", action="store_true", help="leave the MTP head out")
-    parser.add_argument(
-        "--tensorrt", action="store_true", help="write the TensorRT graphs too (deltart build adds them)"
-    )
     parser.add_argument(
         "--overwrite", action="store_true", help="replace an artifact that is already there; never anything else"
     )
@@ -46,7 +43,7 @@ def run(arguments: argparse.Namespace) -> None:
     with errors.status("loading the exporter") as status, no_garbage_collection():
         from deltart.export.pipeline import export_checkpoint
 
-        def report(step: str) -> None:
+        def log(step: str) -> None:
             errors.print(line(f"{time.perf_counter() - began:6.1f} s  ", "dim") + line(step))
             status.update(line(step))
 
@@ -56,9 +53,8 @@ def run(arguments: argparse.Namespace) -> None:
             max_context=arguments.max_context,
             yarn=arguments.yarn,
             mtp=not arguments.no_mtp,
-            for_tensorrt=arguments.tensorrt,
             overwrite=arguments.overwrite,
-            report=report,
+            log=log,
         )
     _summarize(manifest, arguments.output, time.perf_counter() - began, arguments.json)
 

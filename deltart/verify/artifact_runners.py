@@ -72,11 +72,10 @@ class ArtifactRunners:
         return Runner(backend_points(backend, backend.points, self._prefill), reply)
 
     def _fp8_prefill(self) -> Runner:
-        from deltart.export.lower.functions import parse_function
-        from deltart.export.lower.portable_linear import fp8_block_linear
+        from deltart.export.lower.functions import PORTABLE, parse_function
         from deltart.verify.fp8_prefill import Fp8PrefillBackend
 
-        linear = parse_function(fp8_block_linear({"quantize_activations": 1}))
+        linear = parse_function(PORTABLE["Fp8BlockLinear"]({"quantize_activations": 1}))
         backend = Fp8PrefillBackend(self._artifact, linear, weights=self._weights)
         return Runner(backend_points(backend, backend.points, self._prefill))
 

@@ -9,8 +9,7 @@ import numpy as np
 import onnx
 
 from deltart.errors import ArtifactError
-from deltart.runtime.backends.base import DecodeRow, SlotState
-from deltart.runtime.backends.host_decode import HostDecoder
+from deltart.runtime.backends.base import SlotState
 from deltart.runtime.backends.ort import WeightMode
 from deltart.verify.exposed import ExposedBackend
 
@@ -44,10 +43,6 @@ class Fp8PrefillBackend:
         """See Backend."""
         backend = self._prefill if inputs["input_ids"].shape[1] > 1 else self._decode
         return backend.run(graph, state, inputs, outputs)
-
-    def decoder(self, state: SlotState, rows: Sequence[DecodeRow], steps: int) -> HostDecoder:
-        """See Backend."""
-        return HostDecoder(self, state, rows, steps)
 
 
 class _Replaced(ExposedBackend):

@@ -53,10 +53,10 @@ class ReferenceModel:
         return points | {"hidden": hidden, "logits": outputs.logits[0].numpy()}
 
     @torch.no_grad()
-    def reply(self, prompt: Sequence[int], stops: Collection[int], most: int) -> list[int]:
-        """At most `most` greedy tokens after `prompt`, the stop token included."""
+    def reply(self, prompt: Sequence[int], stops: Collection[int], limit: int) -> list[int]:
+        """At most `limit` greedy tokens after `prompt`, the stop token included."""
         tokens, cache, reply = torch.tensor([list(prompt)]), None, list[int]()
-        while len(reply) < most and not (reply and reply[-1] in stops):
+        while len(reply) < limit and not (reply and reply[-1] in stops):
             with _quietly():
                 outputs = self._model(tokens, past_key_values=cache, use_cache=True, logits_to_keep=1)
             cache, tokens = outputs.past_key_values, outputs.logits[:, -1].argmax(-1, keepdim=True)

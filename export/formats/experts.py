@@ -12,7 +12,7 @@ from deltart.export import ops
 from deltart.export.checkpoint import Checkpoint
 from deltart.export.regions import KINDS, PARTS
 from deltart.export.spec import MoeSpec
-from deltart.plugins.fp8_block_linear.reference import BLOCK
+from deltart.plugins.fp8_linear.reference import BLOCK
 
 MAX_RUNS = 8  # pieces of one layer: each is a node of the graph
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from deltart.export import ops
-from deltart.plugins.fp8_block_linear.reference import BLOCK
+from deltart.plugins.fp8_linear.reference import BLOCK
 
 # The linears that the vendor quantizes. Those of one group read the same input, and runtimes fuse them into one
 # matrix, so a group is quantized as a whole or not at all.

@@ -23,7 +23,7 @@ from deltart.export.models.registry import graphs_of
 from deltart.export.spec import ModelSpec, VisionSpec, read_spec
 from deltart.export.synthetic.presets import FILE_PER_LAYER, PRESETS, Config
 from deltart.folders import Marker, staged
-from deltart.plugins.fp8_block_linear.reference import BLOCK
+from deltart.plugins.fp8_linear.reference import BLOCK
 from deltart.safetensors import INDEX, FilePlan, TensorInfo, index_of, plan_file, shard_name, unplaced, written_order
 
 SHARD_BYTES = 5_000_000_000

@@ -13,8 +13,7 @@ import onnxruntime as ort
 
 from deltart.errors import ArtifactError
 from deltart.manifest import GraphEntry, Manifest, StateEntry, load_manifest, read_graph
-from deltart.runtime.backends.base import DecodeRow, SlotState
-from deltart.runtime.backends.host_decode import HostDecoder
+from deltart.runtime.backends.base import SlotState
 from deltart.runtime.backends.host_slots import HostSlots
 from deltart.runtime.backends.mtp_drafts import MtpDrafts
 from deltart.runtime.backends.onnx_border import check_border
@@ -120,10 +119,6 @@ class OrtBackend:
 
     def _buffers(self, graph: str, slots: int, capacity: int) -> OrtBuffers:
         return OrtBuffers(self.session(graph), self._entry(graph), self.target, slots, capacity)
-
-    def decoder(self, state: SlotState, rows: Sequence[DecodeRow], steps: int) -> HostDecoder:
-        """See Backend."""
-        return HostDecoder(self, state, rows, steps)
 
     def session(self, graph: str) -> ort.InferenceSession:
         """The graph's session, created on first use."""

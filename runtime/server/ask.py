@@ -31,11 +31,13 @@ class OutputFormat:
         kind: of `value`.
         value: a JSON schema, or the text of a regular expression or llguidance grammar; None for json_object.
         param: the request's field that asked for it.
+        strict: a schema that can't be enforced to the letter is refused; else what can be is enforced.
     """
 
     kind: Literal["json_schema", "json_object", "regex", "grammar"]
     value: Any = None
     param: str = "response_format"
+    strict: bool = True
 
 
 @dataclass(frozen=True)

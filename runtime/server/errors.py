@@ -19,6 +19,7 @@ _TYPES = {
     429: ("rate_limit_error", "rate_limit_error"),
     499: ("invalid_request_error", "invalid_request_error"),
     500: ("server_error", "api_error"),
+    501: ("server_error", "api_error"),
     503: ("service_unavailable_error", "overloaded_error"),
     504: ("timeout_error", "timeout_error"),
 }

@@ -61,7 +61,7 @@ def prepare(ask: Ask, engine: Engine, chats: Chats | None, settings: Settings) -
         ids=ids,
         params=params_from(engine.defaults, given),
         n=ask.n,
-        structure=structure_of(ask, settings.limits),
+        structure=structure_of(ask, engine, settings.limits),
         logprobs=ask.logprobs,
         prompt_logprobs=ask.prompt_logprobs,
         deadline=None if settings.request_seconds is None else time.monotonic() + settings.request_seconds,

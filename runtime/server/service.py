@@ -52,7 +52,7 @@ class Service:
         self.started = int(time.time())
         self._workers = ThreadPoolExecutor(_WORKERS, "deltart-prepare")
 
-    async def start(self, ask: Ask, request: Request) -> Job:
+    async def start(self, ask: Ask, request: Request | None = None) -> Job:
         """Hands an ask to the engine on behalf of `request`, whose log line it goes into.
 
         Raises:
@@ -61,7 +61,8 @@ class Service:
         self.check_open()
         job = await self.aside(lambda: self._submit(prepare(ask, self.engine, self.chats, self.settings)))
         self.jobs.add(job)
-        note_job(request, job, self.settings.log_content)
+        if request is not None:
+            note_job(request, job, self.settings.log_content)
         return job
 
     async def count(self, ask: Ask) -> list[int]:

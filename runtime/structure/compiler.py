@@ -149,14 +149,16 @@ class StructureCompiler:
     def _json(self, structure: Structure) -> Grammar:
         schema = {"type": "object"} if structure.kind == "json_object" else parse_schema(structure.text)
         strict = structure.strict and structure.kind == "json_schema"
-        grammar = load_llguidance().LLMatcher.grammar_from_json_schema(prepared(schema, strict))
+        made, skipped = prepared(schema, strict)
         try:
-            return self._grammars.compile(grammar)
+            grammar = self._grammars.compile(load_llguidance().LLMatcher.grammar_from_json_schema(made))
         except GenerationError as error:
             place = place_of(schema, error.found)
             at = f" at {place}" if place else ""
             hint = "change the schema" + (", or do without strict" if strict else "")
             raise GenerationError(f"the JSON schema{at}: {error.found}", "one that can be enforced", hint) from error
+        grammar.warnings += skipped
+        return grammar
 
     def _named(self, what: str, grammar: str) -> Grammar:
         try:
@@ -174,7 +176,9 @@ class StructureCompiler:
 
     @cached_property
     def _call_text(self) -> CallText:
-        return CallText(self._vocabulary)
+        text = CallText(self._vocabulary)
+        text.warm()
+        return text
 
 
 def _any_grammar(text: str) -> str:

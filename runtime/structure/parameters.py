@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +23,17 @@ ANNOTATIONS = frozenset({
     "deprecated", "description", "examples", "id", "readOnly", "title", "writeOnly", "x-guidance",
 })  # fmt: skip
 _STRING = ("pattern", "minLength", "maxLength", "format")
-_TYPES = ("object", "array", "number", "integer", "boolean", "null")
+# Keywords of the other types, which say nothing about a string.
+_OBJECT = frozenset({
+    "properties", "required", "additionalProperties", "patternProperties", "propertyNames", "minProperties",
+    "maxProperties", "dependentRequired", "dependentSchemas", "dependencies", "unevaluatedProperties",
+})  # fmt: skip
+_ARRAY = frozenset({
+    "items", "prefixItems", "additionalItems", "minItems", "maxItems", "uniqueItems", "contains", "minContains",
+    "maxContains", "unevaluatedItems",
+})  # fmt: skip
+_NUMBER = frozenset({"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"})
+_KINDS = {str: "string", bool: "boolean", int: "integer", float: "number", type(None): "null", list: "array"}
 _DATE, _TIME = (
     r"[0-9]{4}-(0[1-9]|1[0-2])-(0[1-9]|[12][0-9]|3[01])",
     r"([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](\.[0-9]+)?(Z|[+-]([01][0-9]|2[0-3]):[0-5][0-9])",
@@ -49,7 +59,7 @@ class Value:
     Attributes:
         text: any text.
         words: exactly one of them.
-        schemas: JSON that is valid under one of them.
+        schemas: JSON that is valid under one of them, prepared.
         patterns: text that a terminal of llguidance's Lark dialect describes.
         skipped: what is not enforced, in words.
     """
@@ -71,11 +81,11 @@ class Value:
         """Whether `words` say it all."""
         return not (self.text or self.schemas or self.patterns)
 
-    def grammar(self, root: Mapping[str, Json], strict: bool) -> str:
+    def grammar(self) -> str:
         """In llguidance's Lark dialect, up to and with the closing tag. Not for free text."""
         rules, names = ["%llguidance {}"], [json.dumps(word, ensure_ascii=False) for word in self.words]
         for index, schema in enumerate(self.schemas):
-            rules.append(f"json_{index}: %json {json.dumps(_rooted(schema, root, strict), ensure_ascii=False)}")
+            rules.append(f"json_{index}: %json {json.dumps(schema, ensure_ascii=False)}")
             names.append(f"json_{index}")
         close = json.dumps(CLOSE_PARAMETER)
         alternatives = [f"({' | '.join(names)}) {close}"] if names else []
@@ -108,33 +118,35 @@ class ParameterReader:
             self._refuse(f"{where}: false, which allows nothing")
         if not isinstance(schema, Mapping):
             return Value(text=True)
-        keys = set(schema) - ANNOTATIONS - {"nullable"}
-        null = Value(words=("null",)) if schema.get("nullable") is True else Value()
+        keys = set(schema) - ANNOTATIONS - {"nullable"}  # OpenAPI's word, which JSON Schema does not know
+        null = Value(words=("null",)) if schema.get("nullable") is True and not self._strict else Value()
         return null | self._of(schema, keys, where, followed)
 
     def _of(self, schema: Mapping[str, Json], keys: set[str], where: str, followed: frozenset[str]) -> Value:
-        if "const" in keys or "enum" in keys:
-            return self._words(schema, where)
+        if keys & {"const", "enum"}:
+            return self._words(schema, where) | self._beside(keys - {"const", "enum", "type"}, where)
         if "$ref" in keys:
-            return self._referred(schema["$ref"], where, followed)
-        for key in ("anyOf", "oneOf"):
+            return self._referred(schema["$ref"], where, followed) | self._beside(keys - {"$ref"}, where)
+        for key in ("anyOf", "oneOf", "allOf"):
             if key in keys:
-                return self._any_of(key, schema, keys - {key, "type"}, where, followed)
-        types = schema.get("type")
-        names = types if isinstance(types, list) else [types] if isinstance(types, str) else self._implied(keys)
-        found = Value(schemas=({**schema, "type": rest},)) if (rest := [n for n in names if n != "string"]) else Value()
-        return found | self._string(schema, where) if "string" in names else found
+                return self._combined(key, schema, keys - {key, "type"}, where, followed)
+        types = schema.get("type", _implied(keys))
+        names = types if isinstance(types, list) else [types]
+        rest = [name for name in names if name != "string"]
+        found = self._json({**schema, "type": rest}) if rest else Value()
+        return found | self._string(schema, keys, where) if "string" in names else found
 
-    def _implied(self, keys: set[str]) -> list[str]:
-        """Types of a schema that names none: what its keywords are about, or a string."""
-        if keys & {"properties", "required", "additionalProperties", "patternProperties"}:
-            return ["object"]
-        if keys & {"items", "prefixItems", "minItems", "maxItems"}:
-            return ["array"]
-        return ["number"] if keys & {"minimum", "maximum", "multipleOf"} else ["string"]
+    def _json(self, schema: Mapping[str, Json]) -> Value:
+        """JSON under a schema, with what its references may point to."""
+        shared = {key: self._root[key] for key in ("$defs", "definitions", "$schema") if key in self._root}
+        made, skipped = prepared({**schema, **shared}, self._strict)
+        return Value(schemas=(made,), skipped=tuple(f"{self._where}: {what}" for what in skipped))
 
     def _words(self, schema: Mapping[str, Json], where: str) -> Value:
         values = [schema["const"]] if "const" in schema else schema["enum"]
+        types = schema.get("type")
+        if isinstance(types, str | list) and isinstance(values, list):
+            values = [value for value in values if _kinds(value) & {*([types] if isinstance(types, str) else types)}]
         if not isinstance(values, list) or not values:
             self._refuse(f"{where}/enum, which allows nothing")
         texts = [value if isinstance(value, str) else json.dumps(value, ensure_ascii=False) for value in values]
@@ -149,7 +161,7 @@ class ParameterReader:
             self._refuse(f"{where}/$ref to {reference!r}")
         return self.read(node, str(reference), followed | {str(reference)})
 
-    def _any_of(
+    def _combined(
         self, key: str, schema: Mapping[str, Json], beside: set[str], where: str, followed: frozenset[str]
     ) -> Value:
         options = schema[key]
@@ -159,25 +171,27 @@ class ParameterReader:
         for index, option in enumerate(options):
             found |= self.read(option, f"{where}/{key}/{index}", followed)
         if not found.text and not found.words and not found.patterns:
-            return Value(schemas=({**schema},))  # llguidance reads it all
-        inexact = beside | ({key} if key == "oneOf" and len(options) > 1 else set())
-        return found | self._skipped(f"{where}/{name}" for name in sorted(inexact))
+            return self._json(schema)  # llguidance reads it all
+        exact = key == "anyOf" or len(options) == 1
+        return found | self._beside(beside if exact else beside | {key}, where)
 
-    def _string(self, schema: Mapping[str, Json], where: str) -> Value:
-        keys = [key for key in _STRING if key in schema]
-        if keys and self._strict:
-            return Value(patterns=(self._terminal(schema, where),))
-        return Value(text=True) | self._skipped(f"{where}/{key}" for key in keys)
+    def _string(self, schema: Mapping[str, Json], keys: set[str], where: str) -> Value:
+        own = [key for key in _STRING if key in keys]
+        beside = self._beside(keys - {"type", *_STRING} - _OBJECT - _ARRAY - _NUMBER, where)
+        if "format" in own and schema["format"] not in _FORMATS:  # JSON Schema has other formats pass
+            own.remove("format")
+            beside |= Value(skipped=(f"{self._where}: format {schema['format']!r} at {where} is not enforced",))
+        if own and self._strict:
+            return beside | Value(patterns=(self._terminal(schema, own, where),))
+        return beside | Value(text=True) | self._beside(own, where)
 
-    def _terminal(self, schema: Mapping[str, Json], where: str) -> str:
+    def _terminal(self, schema: Mapping[str, Json], keys: list[str], where: str) -> str:
         parts = ["/(?s:.*)/"]
-        if "minLength" in schema or "maxLength" in schema:
+        if "minLength" in keys or "maxLength" in keys:
             parts.append(f"/(?s:.{{{schema.get('minLength', 0)},{schema.get('maxLength', '')}}})/")
-        if "format" in schema:
-            if schema["format"] not in _FORMATS:
-                self._refuse(f"{where}/format = {schema['format']!r}")
+        if "format" in keys:
             parts.append(f"/{_slashed(_FORMATS[schema['format']])}/")
-        if "pattern" in schema:
+        if "pattern" in keys:
             parts.append(f"/{_slashed(self._searching(str(schema['pattern']), where))}/")
         return " & ".join(parts)
 
@@ -190,8 +204,9 @@ class ParameterReader:
             self._refuse(f"{where}/pattern = {pattern!r}, with ^ or $ inside")
         return ("" if begins else "(?s:.*)") + f"({body})" + ("" if ends else "(?s:.*)")
 
-    def _skipped(self, places: Sequence[str] | Any) -> Value:
-        places = tuple(places)
+    def _beside(self, keys: Iterable[str], where: str) -> Value:
+        """Keywords that are passed over."""
+        places = [f"{where}/{key}" for key in sorted(keys)]
         if places and self._strict:
             self._refuse(places[0])
         return Value(skipped=tuple(f"{self._where}: {place} is not enforced" for place in places))
@@ -202,10 +217,17 @@ class ParameterReader:
         )
 
 
-def _rooted(schema: Json, root: Mapping[str, Json], strict: bool) -> dict[str, Json]:
-    """A schema that stands alone: what its references may point to comes with it."""
-    shared = {key: root[key] for key in ("$defs", "definitions", "$schema") if key in root}
-    return prepared({**shared, **schema}, strict)
+def _implied(keys: set[str]) -> str:
+    """The type of a schema that names none: what its keywords are about, or a string."""
+    kinds = {"object": _OBJECT, "array": _ARRAY, "number": _NUMBER}
+    return next((name for name, about in kinds.items() if keys & about), "string")
+
+
+def _kinds(value: Json) -> set[str]:
+    """The types of a JSON value."""
+    kind = _KINDS.get(type(value), "object")
+    whole = kind == "integer" or (isinstance(value, float) and value.is_integer())
+    return {kind, "number", "integer"} if whole else {kind}
 
 
 def _slashed(pattern: str) -> str:
@@ -220,6 +242,3 @@ def _enclosed(body: str) -> bool:
         if found[0] == "|" and depth == 0:
             return False
     return True
-
-
-Compile = Callable[[str], Any]

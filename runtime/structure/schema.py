@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 from collections.abc import Iterator, Mapping
@@ -12,9 +13,23 @@ from deltart.errors import GenerationError
 Json = Any
 
 MAX_BYTES = 1 << 20  # of a schema's text
+MAX_OPTIONAL = 900  # properties of one object that may be left out: each of them may come next
 
 # White space between tokens is a blank or a line break with its indentation: a model could go on with it for ever.
 _SPACE = r" |\r?\n[ \t]{0,32}"
+
+# Formats that llguidance enforces. JSON Schema has others pass, and so do we.
+_FORMATS = frozenset({
+    "date-time", "date", "time", "duration", "email", "hostname", "ipv4", "ipv6", "uuid", "uri",
+})  # fmt: skip
+
+# What llguidance's messages are about, where they do not quote the keyword.
+_ABOUT = (
+    ("circular reference", "$ref"), ("Reference", "$ref"), ("Resource", "$ref"), ("Pointer", "$ref"),
+    ("regex", "pattern"),
+    ("min/maxProperties", "minProperties"), ("patternProperty", "patternProperties"), ("multipleOf", "multipleOf"),
+    ("oneOf", "oneOf"), ("Invalid type", "type"), ("float range", "maximum"), ("items; max is", "properties"),
+)  # fmt: skip
 
 # Keywords whose value is one schema, a list of schemas, or a mapping of names to schemas.
 _ONE = ("items", "additionalItems", "additionalProperties", "not", "contains", "propertyNames", "if", "then", "else",
@@ -42,19 +57,36 @@ def parse_schema(text: str) -> Json:
     return schema
 
 
-def prepared(schema: Json, strict: bool) -> dict[str, Any]:
-    """The schema as llguidance is to read it: without options of its own in it, and with ours.
+def prepared(schema: Json, strict: bool) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """The schema as llguidance is to read it, with our options and not its own; and what it leaves out, in words.
 
     Raises:
-        GenerationError: under `strict`, a keyword that llguidance would not enforce to the letter.
+        GenerationError: under `strict`, a keyword that llguidance would not enforce to the letter; too many properties.
     """
-    if isinstance(schema, bool):
-        schema = {"allOf": [schema]}
-    for where, node in subschemas(schema):
+    made = {"allOf": [schema]} if isinstance(schema, bool) else copy.deepcopy(schema)
+    skipped = []
+    for where, node in list(subschemas(made)):
+        _check_optional(where, node)
         if strict:
             _check_minimum(where, node)
+        if node.get("uniqueItems") is False:
+            del node["uniqueItems"]
+        if isinstance(node.get("format"), str) and node["format"] not in _FORMATS:
+            skipped.append(f"format {node.pop('format')!r} at {where} is not enforced")
     options = {"whitespace_pattern": _SPACE, "coerce_one_of": not strict, "lenient": not strict}
-    return {**schema, "x-guidance": options}
+    return {**made, "x-guidance": options}, tuple(skipped)
+
+
+def _check_optional(where: str, node: Mapping[str, Any]) -> None:
+    properties, required = node.get("properties"), node.get("required")
+    if isinstance(properties, dict):
+        optional = len(properties) - len(set(properties) & set(required if isinstance(required, list) else ()))
+        if optional > MAX_OPTIONAL:
+            raise GenerationError(
+                f"{optional} optional properties at {where}/properties",
+                f"at most {MAX_OPTIONAL}",
+                "require some of them",
+            )
 
 
 def _check_minimum(where: str, node: Mapping[str, Any]) -> None:
@@ -71,12 +103,12 @@ def _check_minimum(where: str, node: Mapping[str, Any]) -> None:
         )
 
 
-def subschemas(schema: Json, where: str = "#") -> Iterator[tuple[str, Mapping[str, Any]]]:
+def subschemas(schema: Json, where: str = "#") -> Iterator[tuple[str, dict[str, Any]]]:
     """Every mapping of the schema that is itself a schema, with its JSON pointer; `$ref`s are not followed."""
     stack = [(where, schema)]
     while stack:
         where, node = stack.pop()
-        if isinstance(node, Mapping):
+        if isinstance(node, dict):
             yield where, node
             stack += _inner(where, node)
 
@@ -96,10 +128,11 @@ def _escaped(name: object) -> str:
 
 
 def place_of(schema: Json, message: str) -> str:
-    """JSON pointer of the keyword that a message quotes, or else of what weighs most; empty where neither is found."""
-    quoted = [found for pair in re.findall(r"[\"'](\$?\w+)[\"']|\b(oneOf|allOf|\$ref)\b", message) for found in pair]
-    for where, node in subschemas(schema):
-        for name in quoted:
+    """JSON pointer of the keyword that llguidance's message is about, or else of what weighs most; empty where neither
+    is found."""
+    names = [*re.findall(r"[\"'](\$?\w+)[\"']", message), *(name for words, name in _ABOUT if words in message)]
+    for name in names:
+        for where, node in subschemas(schema):
             if name in node:
                 return f"{where}/{name}"
     return heaviest(schema)

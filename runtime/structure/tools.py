@@ -26,12 +26,9 @@ Begin = Callable[[Then], State]
 CompileGrammar = Callable[[str], Grammar]
 
 
-@dataclass(frozen=True)
-class Parameter:
-    """One parameter: the tokens of its opening tag, and where its value begins."""
-
-    opening: tuple[int, ...]
-    value: Begin
+# How a parameter may begin: the tokens of its opening tag, and the value behind them. A token that ends the tag may
+# hold the first line breaks of the value too.
+Ways = tuple[tuple[tuple[int, ...], Begin], ...]
 
 
 @dataclass(frozen=True)
@@ -39,7 +36,7 @@ class Function:
     """One function on offer: the tokens of its opening tag, and its parameters by name."""
 
     opening: tuple[int, ...]
-    parameters: Mapping[str, Parameter]
+    parameters: Mapping[str, Ways]
     required: frozenset[str]
 
 
@@ -77,16 +74,14 @@ class ToolCalls:
 
     def _body(self, function: Function, given: frozenset[str] = frozenset()) -> State:
         choices: list[tuple[tuple[int, ...], Then]] = [
-            (parameter.opening, partial(self._value, function, given, name, parameter))
-            for name, parameter in function.parameters.items()
+            (opening, partial(value, partial(self._body, function, given | {name})))
+            for name, ways in function.parameters.items()
             if name not in given
+            for opening, value in ways
         ]
         if function.required <= given:
             choices.append((self._closing, self._after_call))
         return Literal(self.vocabulary, choices)
-
-    def _value(self, function: Function, given: frozenset[str], name: str, parameter: Parameter) -> State:
-        return parameter.value(lambda: self._body(function, given | {name}))
 
     def _after_call(self) -> State:
         if not self.parallel:
@@ -125,7 +120,7 @@ class ToolCompiler:
             value = reader.read(schema, f"#/properties/{key}")
             self.skipped += value.skipped
             opening = tuple(self._vocabulary.encode(f"<parameter={key}>\n"))
-            parameters[key] = Parameter(opening, self._begin(value, root, strict, f"{where}, parameter {key!r}"))
+            parameters[key] = self._ways(opening, value, strict, f"{where}, parameter {key!r}")
         return Function(tuple(self._vocabulary.encode(f"\n<function={name}>\n")), parameters, required)
 
     def _signature(self, root: Mapping[str, Any], where: str, strict: bool) -> tuple[Mapping[str, Any], frozenset[str]]:
@@ -147,22 +142,25 @@ class ToolCompiler:
         extra = {key: True for key in required if key not in properties}
         return {**properties, **extra}, frozenset(required)
 
-    def _begin(self, value: Value, root: Mapping[str, Any], strict: bool, where: str) -> Begin:
+    def _ways(self, opening: tuple[int, ...], value: Value, strict: bool, where: str) -> Ways:
         text = self._text
         if value.text:
-            return lambda then: TextValue(text, text.start, then)
+            longer = [((*opening[:-1], token), place) for token, place in text.openings(opening[-1])]
+            return tuple(
+                (tokens, partial(TextValue, text, place)) for tokens, place in [(opening, text.start), *longer]
+            )
         if value.listed:
             words = [tuple(self._vocabulary.encode(word + CLOSE_PARAMETER)) for word in value.words]
-            return lambda then: Literal(self._vocabulary, [(tokens, then) for tokens in words])
+            return ((opening, lambda then: Literal(self._vocabulary, [(tokens, then) for tokens in words])),)
         try:
-            grammar = self._compile(value.grammar(root, strict))
+            grammar = self._compile(value.grammar())
         except GenerationError as error:
             if strict:
                 raise GenerationError(f"{where}: {error.found}", error.expected, error.hint) from error
             self.skipped.append(f"{where} is JSON, but otherwise not enforced ({error.found})")
-            grammar = self._compile(Value(schemas=({},)).grammar({}, strict))
+            grammar = self._compile(Value(schemas=({},)).grammar())
         self.skipped += [f"{where}: {warning}" for warning in grammar.warnings]
-        return lambda then: grammar.value(text, then)
+        return ((opening, partial(grammar.value, text)),)
 
     def _check_name(self, name: str, where: str) -> None:
         if not name or len(name) > LONGEST_NAME or set(name) & set("<>\n") or name != name.strip():

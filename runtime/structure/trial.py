@@ -10,25 +10,27 @@ import json
 import subprocess
 import sys
 import threading
-from typing import IO, Any
+from typing import Any
 
 from deltart.errors import GenerationError
 
-_MAIN = (
-    "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from deltart.runtime.structure.trial import main; main()"
-)
-_MEMORY = 1 << 31  # bytes of address space that a trial may take
+_MAIN = """
+import json, sys
+sys.path[:], memory = json.loads(sys.argv[1])
+from deltart.runtime.structure.trial import main
+main(memory)
+"""
 
 
 class Trial:
     """Compiles grammars in a child process, one at a time; started by the first, and again after one that failed.
 
     Args:
-        seconds: what a grammar may take.
+        seconds, memory: what a grammar may take; memory in bytes of the child's whole address space.
     """
 
-    def __init__(self, seconds: float) -> None:
-        self._seconds = seconds
+    def __init__(self, seconds: float, memory: int = 1 << 31) -> None:
+        self._seconds, self._memory = seconds, memory
         self._lock = threading.Lock()
         self._child: subprocess.Popen[str] | None = None
 
@@ -53,7 +55,7 @@ class Trial:
             self._child = None
             child.kill()
             child.wait()
-        found = f"needs more than {_MEMORY >> 30} GiB" if in_time else f"takes more than {self._seconds:g} s"
+        found = f"needs more than {self._memory >> 20} MiB" if in_time else f"takes more than {self._seconds:g} s"
         raise GenerationError(f"a grammar that {found} to compile", "a simpler one", "make it smaller")
 
     def close(self) -> None:
@@ -66,7 +68,7 @@ class Trial:
 
     def _running(self) -> subprocess.Popen[str]:
         if self._child is None or self._child.poll() is not None:
-            command = [sys.executable, "-c", _MAIN, json.dumps(sys.path)]
+            command = [sys.executable, "-c", _MAIN, json.dumps([sys.path, self._memory])]
             pipe = subprocess.PIPE
             self._child = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, text=True)
             _ask(self._child, "start: ")  # imports take longer than a grammar may
@@ -84,26 +86,25 @@ def _ask(child: subprocess.Popen[str], grammar: str) -> str:
         return ""
 
 
-def main(source: IO[str] = sys.stdin, answers: IO[str] = sys.stdout) -> None:
+def main(memory: int) -> None:
     """The child: a grammar a line, as JSON; for each, null or the reason against it."""
-    import llguidance
+    import llguidance  # alone: nothing else of the runtime's is needed
 
-    _limit_memory()
+    _limit_memory(memory)
     tokenizer = llguidance.LLTokenizer("byte")
-    for line in source:
+    for line in sys.stdin:
         matcher = llguidance.LLMatcher(tokenizer, json.loads(line), log_level=0, limits=limits(llguidance))
-        answers.write(json.dumps(matcher.get_error() or None) + "\n")
-        answers.flush()
+        print(json.dumps(matcher.get_error() or None), flush=True)
 
 
 def limits(llguidance: Any) -> Any:
-    """llguidance's own bounds: its defaults, without the state of a parser in error messages."""
-    return llguidance.LLParserLimits(verbose_errors=False, max_lexer_states=100_000)
+    """llguidance's own bounds: less memory than by default, wider objects, no state of the parser in messages."""
+    return llguidance.LLParserLimits(verbose_errors=False, max_lexer_states=100_000, max_items_in_row=4_000)
 
 
-def _limit_memory() -> None:
+def _limit_memory(memory: int) -> None:
     try:
         import resource
     except ImportError:  # not on this system
         return
-    resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
+    resource.setrlimit(resource.RLIMIT_AS, (memory, memory))

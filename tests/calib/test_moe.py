@@ -16,8 +16,10 @@ from deltart.calib import layout
 from deltart.calib.experts import unfused
 from deltart.calib.pipeline import calibrate
 from deltart.calib.selection import candidates, select
+from deltart.export.bound import bind
 from deltart.export.checkpoint import Checkpoint
-from deltart.export.pipeline import account, export_checkpoint
+from deltart.export.ledger import ledger_of
+from deltart.export.pipeline import export_checkpoint
 from deltart.export.spec import read_spec
 from deltart.export.synthetic import write as synthetic
 from deltart.export.synthetic.presets import Experts
@@ -70,7 +72,7 @@ def test_files_are_as_the_library_writes_them(sparse: Path, quantized: Path, tmp
         save_file(load_file(quantized / file.name), tmp_path / file.name, {"format": "pt"})
         assert (tmp_path / file.name).read_bytes() == (quantized / file.name).read_bytes()
     assert len(after.regions) == 2 * 5  # a layer's experts are one piece
-    account(read_spec(quantized), after)
+    ledger_of(bind(read_spec(quantized), after))
 
 
 def test_values_are_those_of_the_fused_experts(sparse: Path, quantized: Path) -> None:

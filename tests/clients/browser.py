@@ -69,7 +69,7 @@ def browser() -> Iterator[Browser]:
         made = httpx.post(base, json={"capabilities": {"alwaysMatch": options}}, timeout=60).json()["value"]
         with httpx.Client(base_url=f"{base}/{made['sessionId']}/", timeout=60) as session:
             yield Browser(session)
-            session.delete("")
+            httpx.delete(f"{base}/{made['sessionId']}", timeout=60)
     finally:
         process.terminate()
         process.wait(10)

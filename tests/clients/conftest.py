@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -15,13 +16,14 @@ ROOT = Path(__file__).resolve().parents[2]
 CLIENTS = Path(os.environ.get("DELTART_CLIENTS", ROOT / ".clients"))
 
 
-@pytest.fixture(scope="session")
-def address(nano_artifact: Path) -> Iterator[str]:
-    """http://HOST:PORT of the server."""
-    flags = ["--port", "0", "--served-model-name", "deltart-nano"]
-    command = [sys.executable, "-m", "deltart", "serve", str(nano_artifact), *flags]
+@contextmanager
+def serving(artifact: Path, *flags: str) -> Iterator[str]:
+    """http://HOST:PORT of a server."""
+    command = [sys.executable, "-m", "deltart", "serve", str(artifact), "--port", "0", *flags]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+    process = subprocess.Popen(
+        [*command, "--served-model-name", "deltart-nano"], stdout=subprocess.PIPE, text=True, env=environment
+    )
     try:
         assert process.stdout is not None
         ready = re.search(r"at (http://\S+)", process.stdout.readline())
@@ -30,6 +32,20 @@ def address(nano_artifact: Path) -> Iterator[str]:
     finally:
         process.terminate()
         process.wait(20)
+
+
+@pytest.fixture(scope="session")
+def address(nano_artifact: Path) -> Iterator[str]:
+    """A server with the defaults."""
+    with serving(nano_artifact) as address:
+        yield address
+
+
+@pytest.fixture(scope="session")
+def short(nano_artifact: Path) -> Iterator[str]:
+    """A server whose replies are short, whatever is asked."""
+    with serving(nano_artifact, "--max-tokens", "16", "--max-model-len", "8192") as address:
+        yield address
 
 
 @pytest.fixture(scope="session")

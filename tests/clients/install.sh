@@ -17,6 +17,18 @@ python_client() {  # NAME PACKAGE...
     && touch "$folder/$name/.ready" || echo "$name was not installed"
 }
 
+# One of Dynamo's requirements is on NVIDIA's own index only; the worker does without it.
+dynamo_client() {
+  python_client dynamo uvloop 'pydantic<2.13.5' pyyaml msgspec transformers aiohttp pyzmq prometheus-client sortedcontainers
+  "$folder/dynamo/bin/python" -m pip install -q --no-deps ai-dynamo ai-dynamo-runtime && project dynamo
+}
+
+# A client that runs this project too: its packages are those of the environment that installs.
+project() {
+  purelib='import sysconfig; print(sysconfig.get_path("purelib"))'
+  "$PYTHON" -c "$purelib" > "$("$folder/$1/bin/python" -c "$purelib")/project.pth"
+}
+
 node_client() {  # NAME PACKAGE...
   name=$1
   shift
@@ -40,6 +52,8 @@ install() {
     lm-eval) python_client lm-eval 'lm-eval[api]' transformers ;;
     schemathesis) python_client schemathesis schemathesis ;;
     sglang-router) python_client sglang-router sglang-router ;;
+    ray) python_client ray 'ray[serve]' && project ray ;;
+    dynamo) dynamo_client ;;
     openai-js) node_client openai-js openai ;;
     ai) node_client ai ai @ai-sdk/openai-compatible zod ;;
     qwen-code) node_client qwen-code node@22 @qwen-code/qwen-code ;;
@@ -49,5 +63,5 @@ install() {
 }
 
 [ $# -gt 0 ] || set -- openai anthropic instructor langchain litellm pydantic-ai smolagents qwen-agent lm-eval schemathesis \
-  sglang-router openai-js ai qwen-code codex
+  sglang-router ray dynamo openai-js ai qwen-code codex
 for client in "$@"; do install "$client"; done

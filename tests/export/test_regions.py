@@ -13,8 +13,10 @@ from e2e.test_parity import TOLERANCE, call, random_ids
 from safetensors.torch import load_file, save_file
 
 from deltart.errors import CheckpointError
+from deltart.export.bound import bind
 from deltart.export.checkpoint import Checkpoint
-from deltart.export.pipeline import account, export_checkpoint
+from deltart.export.ledger import ledger_of
+from deltart.export.pipeline import export_checkpoint
 from deltart.export.spec import read_spec
 from deltart.export.synthetic.presets import causal_lm, text_config
 from deltart.export.synthetic.write import synthesize, write_checkpoint
@@ -38,7 +40,7 @@ def test_the_vendors_files_hold_a_layer_in_two_regions(tmp_path: Path) -> None:
     assert weight.experts[:5] == scale.experts[:5] == (0, 1, 10, 100, 101)
     stem = "model.language_model.layers.0.mlp.experts.10"
     assert weight.members[6:9] == tuple(f"{stem}.{part}_proj.weight" for part in ("down", "gate", "up"))
-    ledger = account(read_spec(checkpoint.folder), checkpoint)
+    ledger = ledger_of(bind(read_spec(checkpoint.folder), checkpoint))
     assert len(checkpoint) == 64_196 == len(ledger.bound) + len(ledger.deferred)
     assert all(name.startswith("model.visual.") for name in ledger.deferred)
     bound = {name for region in checkpoint.regions.values() for name in region.members}
@@ -156,7 +158,7 @@ def test_other_layouts_are_refused_by_name(what: str, sound: Exported, tmp_path:
     place, change, words = REFUSED[what]
     folder = rewrite(sound, tmp_path / "in", place, change)
     with pytest.raises(CheckpointError) as error:
-        account(read_spec(folder), Checkpoint(folder))
+        ledger_of(bind(read_spec(folder), Checkpoint(folder)))
     assert all(word in str(error.value) for word in words), error.value
 
 
@@ -165,4 +167,4 @@ def test_an_expert_that_the_config_does_not_have(sound: Exported, tmp_path: Path
     config = json.loads((folder / "config.json").read_text()) | {"num_experts": 11}
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(CheckpointError, match=r"holds 'model\.layers\.0\.mlp\.experts\.11'"):
-        account(read_spec(folder), Checkpoint(folder))
+        ledger_of(bind(read_spec(folder), Checkpoint(folder)))

@@ -12,8 +12,9 @@ from safetensors import safe_open
 
 from deltart.errors import CheckpointError, OutputError
 from deltart.export import synthetic
+from deltart.export.bound import bind
 from deltart.export.checkpoint import Checkpoint
-from deltart.export.pipeline import account
+from deltart.export.ledger import ledger_of
 from deltart.export.spec import read_spec
 from deltart.export.synthetic.write import synthesize
 
@@ -52,7 +53,7 @@ def test_files_are_of_the_published_sizes(tmp_path: Path) -> None:
 
 def test_27b_fp8_is_accounted_for(tmp_path: Path) -> None:
     synthesize("qwen3.6-27b-fp8", tmp_path / "checkpoint", sparse=True)
-    ledger = account(read_spec(tmp_path / "checkpoint"), Checkpoint(tmp_path / "checkpoint"))
+    ledger = ledger_of(bind(read_spec(tmp_path / "checkpoint"), Checkpoint(tmp_path / "checkpoint")))
     assert len(ledger.bound) == 1273 and len(ledger.deferred) == 333
     assert all(name.startswith("model.visual.") for name in ledger.deferred)
     shared = [name for name, graphs in ledger.bound.items() if graphs == ["model", "mtp"]]

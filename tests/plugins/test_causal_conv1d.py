@@ -6,14 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from gdr_on_shim import addresses
-from speculation_on_shim import convolution_holds
 
 from deltart.errors import BuildError
 from deltart.plugins.causal_conv1d import inputs, launch
 from deltart.plugins.causal_conv1d.inputs import Shape
 from deltart.plugins.cpu_shim.runner import CpuModule, compile_cpu
 from deltart.plugins.tolerance import TOLERANCE, relative_rms
+from support.gdr_on_shim import addresses
+from support.speculation_on_shim import convolution_holds
 
 FOLDER = Path(inputs.__file__).resolve().parent
 TYPES = pytest.mark.parametrize("dtype", ["f32", "bf16"])

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import functools
 
-import gdr_on_shim as shim
 import numpy as np
 import pytest
-from speculation_on_shim import worst_errors
 
 from deltart.errors import BuildError
 from deltart.plugins.cpu_shim.runner import FORWARD, REVERSE
@@ -15,6 +13,8 @@ from deltart.plugins.gated_delta_rule import inputs, launch
 from deltart.plugins.gated_delta_rule.inputs import Shape
 from deltart.plugins.gated_delta_rule.launch import Tiling
 from deltart.plugins.tolerance import relative_rms
+from support import gdr_on_shim as shim
+from support.speculation_on_shim import worst_errors
 
 FEW_HEADS = {"key_heads": 2, "value_heads": 6}
 TYPES = pytest.mark.parametrize("dtype", ["f32", "bf16"])

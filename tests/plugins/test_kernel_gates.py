@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from deltart.plugins import toolchain
-from deltart.plugins.fp8_block_gate_up import launch as gate_up
-from deltart.plugins.fp8_block_linear import inputs as linear_inputs
-from deltart.plugins.fp8_block_linear import launch as linear
-from deltart.plugins.fp8_block_linear import prefill as tiles
-from deltart.plugins.fp8_block_linear.projections import Projection, few
+from deltart.plugins.fp8_linear import gate_up
+from deltart.plugins.fp8_linear import inputs as linear_inputs
+from deltart.plugins.fp8_linear import launch as linear
+from deltart.plugins.fp8_linear import prefill as tiles
+from deltart.plugins.fp8_linear.projections import Projection, decode
 from deltart.plugins.gated_attention import inputs as attention_inputs
 from deltart.plugins.gated_attention import launch as attention
 from deltart.plugins.gated_rms_norm import inputs as norm_inputs
@@ -49,7 +49,7 @@ CEILINGS = {
 }
 SPILLS = {"lm_head_f32": 64}  # bytes; f32 activations serve the tests only
 FOLDERS = (
-    "fp8_block_linear",
+    "fp8_linear",
     "gated_attention",
     "gated_rms_norm",
     "lm_head",
@@ -70,8 +70,8 @@ def every_launch() -> list[Launch]:
     for dtype in ("f32", "bf16"):
         for tokens in (1, 9, 17):
             shape = linear_inputs.Shape(tokens=tokens, dtype=dtype)
-            launches += [linear.decode(shape, at), linear.gate_up(shape, at)]
-            launches.append(few(shape, [Projection(5120, "weight", "y", "scale")], at))
+            launches += [linear.decode(shape, at), linear.decode_gate_up(shape, at)]
+            launches.append(decode(shape, [Projection(5120, "weight", "y", "scale")], at))
         launches.append(rope.rope(rope_inputs.Shape(dtype=dtype), at))
         launches.append(norm.norm(norm_inputs.Shape(dtype=dtype), at))
         launches.append(residual.norm(residual_inputs.Shape(dtype=dtype), at))
@@ -123,7 +123,7 @@ def test_gates_on_every_target(source: Path) -> None:
 
 def test_warpgroups_deal_out_what_the_launch_gave() -> None:
     """setmaxnreg waits for ever for more registers than the launch took: the text's own sum against the assembler's."""
-    source = toolchain.sources()[0].parents[1] / "fp8_block_linear" / "prefill_wgmma.cu"
+    source = toolchain.sources()[0].parents[1] / "fp8_linear" / "prefill_wgmma.cu"
     text = source.read_text()
     producer, multiplier = (
         int(re.search(rf"k{name}Registers = (\d+)", text)[1]) for name in ("Producer", "Multiplier")

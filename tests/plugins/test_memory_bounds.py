@@ -8,7 +8,6 @@ import mmap
 import multiprocessing
 from collections.abc import Callable
 
-import gdr_on_shim as shim
 import numpy as np
 import pytest
 import test_causal_conv1d as conv
@@ -17,6 +16,7 @@ from deltart.plugins.causal_conv1d import inputs as conv_inputs
 from deltart.plugins.causal_conv1d import launch as conv_launch
 from deltart.plugins.gated_delta_rule import inputs, launch
 from deltart.plugins.gated_delta_rule.inputs import Shape
+from support import gdr_on_shim as shim
 
 ALIGNMENT = 16
 Place = Callable[[dict[str, np.ndarray]], dict[str, int]]

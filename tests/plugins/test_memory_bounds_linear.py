@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import test_fp8_block_linear as linear
-import test_fp8_block_linear_prefill as prefill
+import test_fp8_linear as linear
+import test_fp8_linear_prefill as prefill
 import test_gated_attention as attention
 import test_gated_rms_norm as norm
 import test_lm_head as head
@@ -15,11 +15,11 @@ import test_residual_rms_norm as residual
 import test_sampler as sampler
 from test_memory_bounds import Place, exit_code
 
-from deltart.plugins.fp8_block_gate_up import launch as gate_up
-from deltart.plugins.fp8_block_linear import inputs as linear_inputs
-from deltart.plugins.fp8_block_linear import launch as linear_launch
-from deltart.plugins.fp8_block_linear import prefill as tiles
-from deltart.plugins.fp8_block_linear.projections import few
+from deltart.plugins.fp8_linear import gate_up
+from deltart.plugins.fp8_linear import inputs as linear_inputs
+from deltart.plugins.fp8_linear import launch as linear_launch
+from deltart.plugins.fp8_linear import prefill as tiles
+from deltart.plugins.fp8_linear.projections import decode
 from deltart.plugins.gated_attention import inputs as attention_inputs
 from deltart.plugins.gated_attention import launch as attention_launch
 from deltart.plugins.gated_rms_norm import inputs as norm_inputs
@@ -40,7 +40,7 @@ def multiply(place: Place) -> None:
         given = linear_inputs.make(shape, 0) | linear_inputs.outputs(shape)
         given |= {f"up_{name}": given[name] for name in ("weight", "weight_scale_inv")}
         at = place(given)
-        linear.module().run([linear_launch.decode(shape, at), linear_launch.gate_up(shape, at)])
+        linear.module().run([linear_launch.decode(shape, at), linear_launch.decode_gate_up(shape, at)])
 
 
 def project(place: Place) -> None:
@@ -48,7 +48,7 @@ def project(place: Place) -> None:
         shape = linear_inputs.Shape(tokens=3, k=400)
         given, members = projections.make(shape, fp8, plain)
         at = place(given | {m.y: np.zeros((3, m.n), np.uint16) for m in members})
-        projections.module().run([few(shape, members, at)])
+        projections.module().run([decode(shape, members, at)])
 
 
 def multiply_many(place: Place) -> None:

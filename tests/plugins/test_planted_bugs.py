@@ -8,17 +8,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import gdr_on_shim as shim
 import numpy as np
 import pytest
 import test_causal_conv1d as conv
-from speculation_on_shim import convolution_holds, worst_errors
 
 from deltart.errors import BuildError
 from deltart.plugins.causal_conv1d.inputs import Shape as ConvShape
 from deltart.plugins.cpu_shim.runner import FORWARD, REVERSE
 from deltart.plugins.gated_delta_rule.inputs import Shape
 from deltart.plugins.gated_delta_rule.launch import Tiling
+from support import gdr_on_shim as shim
+from support.speculation_on_shim import convolution_holds, worst_errors
 
 
 def decodes(op: Path) -> bool:

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import test_fp8_block_linear as linear
-import test_fp8_block_linear_prefill as prefill
+import test_fp8_linear as linear
+import test_fp8_linear_prefill as prefill
 import test_gated_attention as attention
 import test_gated_rms_norm as norm
 import test_lm_head as head
@@ -21,9 +21,9 @@ import test_sampler as sampler
 
 from deltart.errors import BuildError
 from deltart.plugins.cpu_shim.runner import REVERSE
-from deltart.plugins.fp8_block_linear.inputs import Shape as LinearShape
-from deltart.plugins.fp8_block_linear.prefill import W8A8, W8A8_WGMMA, W8A16
-from deltart.plugins.fp8_block_linear.prefill import Kernel as PrefillKernel
+from deltart.plugins.fp8_linear.inputs import Shape as LinearShape
+from deltart.plugins.fp8_linear.prefill import W8A8, W8A8_WGMMA, W8A16
+from deltart.plugins.fp8_linear.prefill import Kernel as PrefillKernel
 from deltart.plugins.gated_attention.inputs import Shape as AttentionShape
 from deltart.plugins.gated_rms_norm.inputs import Shape as NormShape
 from deltart.plugins.lm_head.inputs import Shape as HeadShape
@@ -91,7 +91,7 @@ def draws_again(op: Path) -> bool:
     return sampler.feeds(sampler.module(op))
 
 
-LINEAR, ATTENTION, HEAD, SAMPLER = "fp8_block_linear", "gated_attention", "lm_head", "sampler"
+LINEAR, ATTENTION, HEAD, SAMPLER = "fp8_linear", "gated_attention", "lm_head", "sampler"
 KERNEL, DRAW, ROW = "kernel.cu", "draw.cuh", "row.cuh"
 WGMMA, HOPPER = "prefill_wgmma.cu", "../common/hopper.cuh"
 by_w8a16, by_w8a8, by_wgmma = (functools.partial(multiplies_many, kernel=k) for k in (W8A16, W8A8, W8A8_WGMMA))

@@ -9,20 +9,18 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-import gdr_on_shim as shim
 import numpy as np
 import pytest
 import test_causal_conv1d as conv
-import test_fp8_block_linear as linear
+import test_fp8_linear as linear
 import test_gated_attention as attention
 import test_lm_head as head
 import test_projections as projections
-from gdr_on_shim import addresses
 
 from deltart.plugins import gated_rms_norm, qk_norm_rope, residual_rms_norm
 from deltart.plugins.causal_conv1d import launch as conv_launch
 from deltart.plugins.cpu_shim.runner import CpuModule, compile_cpu
-from deltart.plugins.fp8_block_linear import launch as linear_launch
+from deltart.plugins.fp8_linear import launch as linear_launch
 from deltart.plugins.gated_attention import launch as attention_launch
 from deltart.plugins.gated_rms_norm import inputs as norm_inputs
 from deltart.plugins.gated_rms_norm import launch as norm_launch
@@ -30,6 +28,8 @@ from deltart.plugins.qk_norm_rope import inputs as rope_inputs
 from deltart.plugins.qk_norm_rope import launch as rope_launch
 from deltart.plugins.residual_rms_norm import inputs as residual_inputs
 from deltart.plugins.residual_rms_norm import launch as residual_launch
+from support import gdr_on_shim as shim
+from support.gdr_on_shim import addresses
 
 Arrays = dict[str, np.ndarray]
 MOST = 64  # rows of a call up to which the linears promise it
@@ -72,7 +72,7 @@ def test_gate_and_up(dtype: str) -> None:
         x = np.ascontiguousarray(given["x"][rows])
         one = replace(shape, slots=len(x))
         found = linear.inputs.outputs(one)
-        linear.module().run([linear_launch.gate_up(one, addresses(given | {"x": x}, found))])
+        linear.module().run([linear_launch.decode_gate_up(one, addresses(given | {"x": x}, found))])
         return found
 
     rows_alone(call)

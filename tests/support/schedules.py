@@ -220,8 +220,12 @@ class Tally:
         self.finished += other.finished
 
 
-def check(bench: Bench, setting: Setting, arrivals: Sequence[Arrival]) -> Tally:
-    """Run a schedule and hold every reply against its request alone; a client that left has a part of it."""
+def check(bench: Bench, setting: Setting, arrivals: Sequence[Arrival], reference: Bench | None = None) -> Tally:
+    """Run a schedule and hold every reply against its request alone; a client that left has a part of it.
+
+    Args:
+        reference: what the request runs alone on; the same bench when None.
+    """
     groups, scheduler, cache = bench.run(setting, arrivals)
     tally = Tally(scheduler.counters.preemptions, evicted=cache.statistics.evicted if cache else 0)
     for arrival, group in zip(arrivals, groups, strict=True):
@@ -229,7 +233,7 @@ def check(bench: Bench, setting: Setting, arrivals: Sequence[Arrival]) -> Tally:
         tally.accepted += group[0].usage.accepted_tokens
         tally.cached_tokens += group[0].usage.cached_tokens
         for reply in group:
-            expected = bench.alone(arrival.request, reply.index)
+            expected = (reference or bench).alone(arrival.request, reply.index)
             assert reply.error is None, reply.error
             if reply.finish_reason == "cancelled":
                 assert reply.tokens == expected[: len(reply.tokens)]

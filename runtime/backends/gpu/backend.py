@@ -10,13 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from deltart.errors import ArtifactError, GenerationError
+from deltart.errors import ArtifactError
 from deltart.manifest import Manifest, load_manifest
-from deltart.runtime.backends.base import DecodeRow, SlotState
+from deltart.plugins.sampler.inputs import Shape
+from deltart.runtime.backends.base import SlotState
 from deltart.runtime.backends.gpu import calls as calls
 from deltart.runtime.backends.gpu.buffers import GpuBuffers
 from deltart.runtime.backends.gpu.cuda import Cuda, CudaDriver, Graph, captured
-from deltart.runtime.backends.gpu.decode import DeviceDecoder
+from deltart.runtime.backends.gpu.decode import DeviceLoop
 from deltart.runtime.backends.gpu.engine_manifest import (
     CAPTURED,
     SPECULATE_TOKENS,
@@ -27,8 +28,8 @@ from deltart.runtime.backends.gpu.engine_manifest import (
     load_engine,
 )
 from deltart.runtime.backends.gpu.executor import Executor, Load
+from deltart.runtime.backends.gpu.slots import GpuSlots
 from deltart.runtime.backends.gpu.weight_stream import ALIGNMENT, align, layout, reads, stream_weights
-from deltart.runtime.backends.host_slots import HostSlots
 from deltart.runtime.backends.mtp_drafts import MtpDrafts
 from deltart.runtime.backends.slots import Limits, Slots
 from deltart.runtime.backends.tensorrt.load import built_flavour, executors
@@ -65,21 +66,33 @@ class _Plan:
 
 @dataclass
 class _DecodeStep:
-    """The decode plan on all slots of a state, for a `DeviceDecoder`."""
+    """The decode plan on all slots of a state, for a `DeviceLoop`."""
 
     backend: TensorRtBackend
     plan: _Plan
     state: TensorRtState
 
     def bind(self, at: Mapping[str, int]) -> None:
-        sizes = {**self.state.sizes, "T": 1, "L": 1}
-        self.backend.bind(self.plan, self.state, 0, sizes, at)
+        self.backend.bind(self.plan, self.state, 0, self._sizes, at)
 
     def enqueue(self) -> None:
         self.plan.executor.enqueue(self.backend.cuda.stream)
+        target = self.plan.host["hidden"][: self._hidden.nbytes(self._sizes)]
+        self.backend.cuda.to_host(target, self.plan.device["hidden"])
 
     def capturable(self) -> bool:
         return self.plan.executor.capturable(self.backend.cuda.stream)
+
+    def hidden(self) -> np.ndarray:
+        return _view(self.plan.host["hidden"], self._hidden, self._sizes)[:, 0].astype(np.float32)
+
+    @property
+    def _sizes(self) -> dict[str, int]:
+        return {**self.state.sizes, "T": 1, "L": 1}
+
+    @property
+    def _hidden(self) -> Binding:
+        return next(b for b in self.plan.entry.by_role["output"] if b.name == "hidden")
 
 
 class TensorRtBackend:
@@ -164,22 +177,16 @@ class TensorRtBackend:
             slot_bytes=sum(buffers.slot_bytes for buffers in used),
             token_bytes=sum(buffers.token_bytes for buffers in used),
         )
-        return HostSlots(text, drafts, limits)
+        return GpuSlots(text, drafts, limits, self.decode_loop(text.state, vocab_limit))
+
+    def decode_loop(self, state: TensorRtState, vocab_limit: int) -> DeviceLoop:
+        """Decode steps on the device over all slots of a text state; ids from `vocab_limit` on are never drawn."""
+        step = _DecodeStep(self, self._plan("model.decode"), state)
+        return DeviceLoop(self.cuda, step, Shape(self.engine.slots, self.manifest.vocab_size, vocab_limit))
 
     def states_of(self, graph: str) -> list[Binding]:
         """The states of a graph, as its plans bind them."""
         return self._entry(graph, "decode").by_role["state"]
-
-    def decoder(self, state: SlotState, rows: Sequence[DecodeRow], steps: int) -> DeviceDecoder:
-        """See Backend."""
-        assert isinstance(state, TensorRtState)
-        longest = max(row.past for row in rows) + steps
-        if len(rows) > state.slots or longest > state.capacity:
-            raise GenerationError(
-                f"{len(rows)} rows of up to {longest} tokens", f"{state.slots} slots of {state.capacity}, the state's"
-            )
-        step = _DecodeStep(self, self._plan("model.decode"), state)
-        return DeviceDecoder(self.cuda, step, self.engine.slots, self.manifest.vocab_size, rows, steps)
 
     def _prefill(
         self,
@@ -301,7 +308,7 @@ class TensorRtBackend:
         entries = self._entries(graph)
         if phase not in entries:
             raise ArtifactError(
-                f"{self._folder} has no plan of '{graph}'", ", ".join(self.engine.plans), "run 'deltart build' again"
+                f"{self._folder} has no plan of '{graph}'", ", ".join(self.engine.plans), "run `deltart build` again"
             )
         return entries[phase]
 

@@ -24,7 +24,7 @@ class GpuBuffers:
 
     def __init__(self, backend: TensorRtBackend, graph: str, slots: int, capacity: int) -> None:
         self._backend, self._graph, self._slots = backend, graph, slots
-        self._state = backend.new_state(graph, slots, capacity)
+        self.state = backend.new_state(graph, slots, capacity)
         self._staging = backend.cuda.pinned(STAGING_BYTES)
         self._bindings = {binding.name: binding for binding in backend.states_of(graph)}
         self.caches = [name for name, binding in self._bindings.items() if "capacity" in binding.axes]
@@ -46,7 +46,7 @@ class GpuBuffers:
         """See SlotBuffers."""
         assert not hold
         whole = {name: self._all_slots(name, rows, array) for name, array in inputs.items()}
-        return [array[rows[0] : rows[1]] for array in self._backend.run(self._graph, self._state, whole, list(outputs))]
+        return [array[rows[0] : rows[1]] for array in self._backend.run(self._graph, self.state, whole, list(outputs))]
 
     def keep(self) -> None:
         """See SlotBuffers; nothing is ever held."""
@@ -55,7 +55,7 @@ class GpuBuffers:
         """See SlotBuffers."""
         for name in self._recurrent:
             binding = self._bindings[name]
-            self._backend.cuda.zero(self._state.at(binding, slot), binding.nbytes({"B": 1}))
+            self._backend.cuda.zero(self.state.at(binding, slot), binding.nbytes({"B": 1}))
 
     def read_cache(self, name: str, slot: int, first: int, last: int) -> np.ndarray:
         """See SlotBuffers."""
@@ -71,13 +71,13 @@ class GpuBuffers:
         found = {}
         for name in self._recurrent:
             binding = self._bindings[name]
-            found[name] = self._copy_out(binding, (self._state.at(binding, slot), binding.shape({"B": 1})[1:]))
+            found[name] = self._copy_out(binding, (self.state.at(binding, slot), binding.shape({"B": 1})[1:]))
         return found
 
     def write_recurrent(self, slot: int, states: Mapping[str, np.ndarray]) -> None:
         """See SlotBuffers."""
         for name, array in states.items():
-            self._copy_in(self._state.at(self._bindings[name], slot), array)
+            self._copy_in(self.state.at(self._bindings[name], slot), array)
 
     def free(self, slot: int) -> None:
         """See SlotBuffers; the device's memory is one block for all slots."""
@@ -85,7 +85,7 @@ class GpuBuffers:
     def close(self) -> None:
         """See SlotBuffers; the states' block goes with the last reference to it."""
         self._backend.cuda.unpin(self._staging)
-        del self._state
+        del self.state
 
     def _all_slots(self, name: str, rows: Range, array: np.ndarray) -> np.ndarray:
         """An input with a row for every slot; the others have no tokens."""
@@ -97,9 +97,9 @@ class GpuBuffers:
     def _heads(self, name: str, slot: int, first: int, last: int) -> list[tuple[int, tuple[int, ...]]]:
         """Address and shape of rows [first, last) of each head of a slot's cache."""
         binding = self._bindings[name]
-        _, heads, capacity, width = binding.shape({**self._state.sizes, "B": 1})
+        _, heads, capacity, width = binding.shape({**self.state.sizes, "B": 1})
         row = binding.nbytes({"B": 1, "capacity": 1}) // heads
-        base = self._state.at(binding, slot)
+        base = self.state.at(binding, slot)
         return [(base + (head * capacity + first) * row, (last - first, width)) for head in range(heads)]
 
     def _copy_out(self, binding: Binding, place: tuple[int, tuple[int, ...]]) -> np.ndarray:

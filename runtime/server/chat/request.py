@@ -113,8 +113,10 @@ def response_format(asked: Mapping[str, Any] | None) -> OutputFormat | None:
         expected = '"text", "json_object" or "json_schema"'
         raise RequestError(f"response_format of type {kind!r}"[:200], expected, "", param="response_format.type")
     inner = asked.get("json_schema")
-    schema = inner.get("schema", True) if isinstance(inner, Mapping) else asked.get("schema")
+    outer = inner if isinstance(inner, Mapping) else asked  # of /v1/responses: without the inner object
+    schema = outer.get("schema", None if outer is asked else True)
     if not isinstance(schema, (Mapping, bool)):
         param = "response_format.json_schema.schema"
         raise RequestError("a json_schema without a schema", "a JSON schema", "", param=param)
-    return OutputFormat("json_schema", schema, "response_format.json_schema.schema")
+    param = "response_format.json_schema.schema"
+    return OutputFormat("json_schema", schema, param, strict=outer.get("strict") is not False)

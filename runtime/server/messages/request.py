@@ -96,7 +96,7 @@ def _output(fields: MessagesRequest) -> OutputFormat | None:
     inner = (fields.output_config or {}).get("format")
     asked = inner if isinstance(inner, dict) else fields.output_format
     output = response_format(asked)
-    return output and OutputFormat(output.kind, output.value, "output_config.format.schema")
+    return output and replace(output, param="output_config.format.schema")
 
 
 def _tools(tools: list[dict[str, Any]], limits: Limits) -> tuple[Tool, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -100,7 +101,9 @@ def response_tools(tools: Sequence[Mapping[str, Any]], limits: Limits) -> tuple[
         for one in inner if isinstance(inner, list) else [tool]:
             if isinstance(one, Mapping) and one.get("type") == "function":
                 check_function(one, f"tools[{i}]")
-                kept = {key: one[key] for key in ("name", "description", "parameters") if one.get(key) is not None}
+                kept = {
+                    key: one[key] for key in ("name", "description", "parameters", "strict") if one.get(key) is not None
+                }
                 functions.append({"type": "function", "function": kept})
     if len(functions) > limits.tools:
         raise RequestError(f"{len(functions)} tools", f"at most {limits.tools}", "send fewer", param="tools")
@@ -112,7 +115,7 @@ def _format(text: TextOptions | None) -> OutputFormat | None:
     output = response_format(asked)
     if output is None or output.kind != "json_schema":
         return output
-    return OutputFormat("json_schema", output.value, "text.format.schema")
+    return replace(output, param="text.format.schema")
 
 
 def _stateful(param: str) -> RequestError:

@@ -11,7 +11,7 @@ class City(BaseModel):
     """A city."""
 
     name: str = Field(max_length=20)
-    population: int
+    population: int = Field(ge=0, le=10**8)
 
 
 @tool

@@ -11,7 +11,7 @@ base, hi = os.environ["OPENAI_BASE_URL"], [{"role": "user", "content": "hi"}]
 
 class City(BaseModel):
     name: str = Field(max_length=20)
-    population: int
+    population: int = Field(ge=0, le=10**8)
 
 
 fields = {"model": "openai/deltart-nano", "api_base": base, "api_key": "x", "max_tokens": 400}

@@ -3,14 +3,14 @@
 import json
 
 import openai
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 client, model = openai.OpenAI(), "deltart-nano"
 
 
 class City(BaseModel):
-    name: str
-    population: int
+    name: str = Field(max_length=20)
+    population: int = Field(ge=0, le=10**8)
 
 
 schema = {"type": "object", "properties": {"city": {"type": "string", "maxLength": 20}}, "required": ["city"]}

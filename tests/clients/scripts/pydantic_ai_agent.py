@@ -12,7 +12,7 @@ from pydantic_ai.settings import ModelSettings
 
 class City(BaseModel):
     name: str = Field(max_length=20)
-    population: int
+    population: int = Field(ge=0, le=10**8)
 
 
 provider = OpenAIProvider(base_url=os.environ["OPENAI_BASE_URL"], api_key="x")

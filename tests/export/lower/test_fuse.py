@@ -11,12 +11,11 @@ import pytest
 import torch
 
 from deltart.export.assemble import Tracer, assemble
+from deltart.export.bound import bind
 from deltart.export.checkpoint import Checkpoint
-from deltart.export.lower import portable
-from deltart.export.lower.functions import composite_functions
+from deltart.export.lower.functions import PORTABLE, composite_functions
 from deltart.export.lower.fuse import fuse
 from deltart.export.lower.tensorrt import lower
-from deltart.export.models.registry import graphs_of
 from deltart.export.spec import read_spec
 from support.cases import Export
 
@@ -29,8 +28,10 @@ def composites(nodes: list[onnx.NodeProto]) -> Counter[str]:
 def test_every_chain_is_found(exported: Export, dtype: torch.dtype) -> None:
     made = exported("fp8")
     spec, tensors = read_spec(made.checkpoint), Checkpoint(made.checkpoint)
-    for graph in graphs_of(spec, dtype, mtp=True):
-        nodes = lower(assemble(graph, Tracer(spec, tensors, dtype, [graph]))[0]).graph.node
+    bound = bind(spec, tensors, dtype)
+    tracer = Tracer(bound)
+    for graph in (b.graph for b in bound.graphs):
+        nodes = lower(assemble(graph, tracer)[0]).graph.node
         count = composites(nodes)
         layers = len(spec.layer_types) if graph.name == "model" else 1
         assert count["Fp8BlockGateUp"] == layers
@@ -47,10 +48,10 @@ def text(body: str) -> list[onnx.NodeProto]:
 
 
 MLP = """
-  gate = deltart.Fp8BlockLinear (x, w, s)
+  gate = deltart.Fp8BlockLinear <quantize_activations = 0> (x, w, s)
   opened = Sigmoid (gate)
   silu = Mul ({silu})
-  up = deltart.Fp8BlockLinear ({other}, v, t)
+  up = deltart.Fp8BlockLinear <quantize_activations = 0> ({other}, v, t)
   y = Mul ({product})
 """
 
@@ -85,7 +86,9 @@ def test_a_value_that_is_read_elsewhere_stays() -> None:
 
 def linears(*lines: str) -> list[onnx.NodeProto]:
     plain = 'Einsum <equation = "btk,nk->btn">'
-    nodes = text("\n".join(lines).replace("PLAIN", plain).replace("FP8", "deltart.Fp8BlockLinear"))
+    nodes = text(
+        "\n".join(lines).replace("PLAIN", plain).replace("FP8", "deltart.Fp8BlockLinear <quantize_activations = 0>")
+    )
     for index, node in enumerate(nodes):
         node.name = str(index)
     return nodes
@@ -131,8 +134,9 @@ def test_fused_graph_computes_the_unfused_one(exported: Export, monkeypatch: pyt
     """In float32, with portable bodies, over a prompt and states that are not zero."""
     made = exported(case)
     spec, tensors = read_spec(made.checkpoint), Checkpoint(made.checkpoint)
-    graph = graphs_of(spec, torch.float32, mtp=True)[0]
-    assembled = assemble(graph, Tracer(spec, tensors, torch.float32, [graph]))[0]
+    bound = bind(spec, tensors)
+    graph = bound.graphs[0].graph
+    assembled = assemble(graph, Tracer(bound))[0]
     fused = lower(assembled)
     monkeypatch.setattr("deltart.export.lower.tensorrt.fuse", lambda nodes, results: nodes)
     plain = lower(assembled)
@@ -146,7 +150,7 @@ def test_fused_graph_computes_the_unfused_one(exported: Export, monkeypatch: pyt
 def run(model: onnx.ModelProto, tensors: Checkpoint) -> list[np.ndarray]:
     """Every output for seeded inputs; FP8 weights come as values, which is what the int8 bits stand for."""
     rng = np.random.default_rng(0)
-    model.functions.extend(composite_functions(model.graph.node, portable.BODIES))
+    model.functions.extend(composite_functions(model.graph.node, PORTABLE))
     sizes = {"B": 2, "T": 5, "L": 2, "capacity": 16}
     values = {
         "input_ids": rng.integers(0, 320, (2, 5)),

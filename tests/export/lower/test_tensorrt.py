@@ -17,14 +17,14 @@ from tokenizers import Tokenizer
 
 from deltart.errors import ArtifactError
 from deltart.export.assemble import Tracer, assemble
+from deltart.export.bound import bind
 from deltart.export.checkpoint import Checkpoint
-from deltart.export.lower import portable
-from deltart.export.lower.functions import composite_functions
-from deltart.export.lower.tensorrt import lower, lower_artifact, lower_graphs
-from deltart.export.models.registry import graphs_of
+from deltart.export.lower.functions import PORTABLE, composite_functions
+from deltart.export.lower.tensorrt import lower
 from deltart.export.spec import read_spec
 from deltart.export.synthetic.presets import causal_lm, text_config
 from deltart.export.synthetic.write import write_checkpoint
+from deltart.export.targets import lower_artifact
 from deltart.manifest import load_manifest
 from deltart.plugins.tolerance import relative_rms
 from deltart.runtime.backends.inputs import text_inputs
@@ -51,8 +51,8 @@ def lowered(tmp_path_factory: pytest.TempPathFactory) -> list[onnx.ModelProto]:
     models = []
     for seed in (0, 1):
         checkpoint = small_checkpoint(tmp_path_factory.mktemp("seed") / "checkpoint", seed)
-        ((_, model),) = lower_graphs(read_spec(checkpoint), Checkpoint(checkpoint), True)
-        models.append(model)
+        bound = bind(read_spec(checkpoint), Checkpoint(checkpoint), torch.bfloat16)
+        models += [lower(assemble(graph.graph, Tracer(bound))[0]) for graph in bound.graphs]
     return models
 
 
@@ -94,9 +94,10 @@ def test_lowered_graph_computes_the_model(exported: Export) -> None:
     """In float32 and with portable bodies put back: inlining and contractions change nothing."""
     made = exported("heads-1-3")
     spec, tensors = read_spec(made.checkpoint), Checkpoint(made.checkpoint)
-    graph = graphs_of(spec, torch.float32, False)[0]
-    model = lower(assemble(graph, Tracer(spec, tensors, torch.float32, [graph]))[0])
-    model.functions.extend(composite_functions(model.graph.node, portable.BODIES))
+    bound = bind(spec, tensors, mtp=False)
+    graph = bound.graphs[0].graph
+    model = lower(assemble(graph, Tracer(bound))[0])
+    model.functions.extend(composite_functions(model.graph.node, PORTABLE))
     session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
 
     backend = OrtBackend(made.artifact, "portable")
@@ -126,5 +127,5 @@ def test_a_changed_checkpoint_is_refused(exported: Export, tmp_path: Path) -> No
     other = small_checkpoint(tmp_path / "other", 0)
     replace(load_manifest(artifact), checkpoint=str(other)).save(artifact)
     with pytest.raises(ArtifactError, match="no longer the checkpoint"):
-        lower_artifact(artifact)
+        lower_artifact(artifact, "tensorrt")
     assert not list(artifact.glob("*.tensorrt.onnx"))

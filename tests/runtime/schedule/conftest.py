@@ -8,15 +8,17 @@ from pathlib import Path
 
 import pytest
 
-from deltart.export.lower.tensorrt import lower_artifact
+from deltart.export.targets import lower_artifact
 from deltart.manifest import load_manifest
+from deltart.plugins.cpu_shim.host_cuda import HostCuda
 from deltart.runtime.backends.gpu.backend import TensorRtBackend
 from deltart.runtime.backends.gpu.engine_manifest import PlanEntry
 from deltart.runtime.backends.ort import OrtBackend
 from deltart.runtime.schedule.positions import Marks
 from deltart.runtime.text.chat import ChatTemplate
 from deltart.runtime.text.tokenizer import Tokenizer
-from support.host_gpu import HostCuda, OrtExecutor, write_engine
+from deltart.verify.ort_executor import OrtExecutor
+from support.host_gpu import write_engine
 from support.schedules import CONTEXT, Bench
 
 HELDOUT = Path(__file__).resolve().parents[3] / "tools" / "nano" / "heldout.jsonl"
@@ -47,7 +49,7 @@ def cpu(nano_artifact: Path) -> Bench:
 def gpu(nano_artifact: Path, tmp_path_factory: pytest.TempPathFactory) -> Bench:
     """A GPU engine over host memory, its plans run by ONNX Runtime in float32."""
     folder = Path(shutil.copytree(nano_artifact, tmp_path_factory.mktemp("gpu") / "artifact"))
-    lower_artifact(folder)
+    lower_artifact(folder, "tensorrt")
     write_engine(folder, 5, CONTEXT + 10, 64)
     graphs = load_manifest(folder).graphs
 

@@ -15,8 +15,8 @@ from support.serving import Served, served
 
 @pytest.fixture(scope="session")
 def engine(nano_artifact: Path) -> Iterator[Engine]:
-    """Four slots of 2048 tokens."""
-    with Engine.open(nano_artifact, threads=1, options=EngineOptions(slots=4, max_model_len=2048)) as engine:
+    """Four slots of 8192 tokens."""
+    with Engine.open(nano_artifact, threads=1, options=EngineOptions(slots=4, max_model_len=8192)) as engine:
         yield engine
 
 

@@ -1,4 +1,4 @@
-"""Every request body that a real client was seen to send is answered; images are a clear refusal without a vision encoder."""
+"""Every request body that a real client was seen to send is answered; images are refused without a vision encoder."""
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ def test_urls_that_are_not_allowed(url: str) -> None:
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "2130706433", "[::1]", "localhost"])
 def test_allowed_names_of_this_machine_are_still_refused(host: str) -> None:
-    with pytest.raises(RequestError, match="not a public one|no address"):
+    with pytest.raises(RequestError, match=r"not a public one|no address"):
         read_media(f"http://{host}/x.png", SETTINGS, "p")
 
 

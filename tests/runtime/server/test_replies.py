@@ -39,8 +39,8 @@ TOOLS = tuple(
     for name, schema in (("write_file", STRINGS), ("set", MIXED), ("now", {"type": "object", "properties": {}}))
 )
 WORDS = (
-    "The", " sky", " is", " blue", ".", "\n", "\n\n", "  ", "é", "日本", "👩‍🚀", "```py\n", "x = [1, 2]\n", "```", "<b>", "</b>",
-    "<tool", " < ", "</", "think", '{"a": "b"}', "\\n", '"', "\t", "&amp;", "data: ", "[DONE]", "\u2028",
+    "The", " sky", " is", " blue", ".", "\n", "\n\n", "  ", "é", "日本", "👩‍🚀", "```py\n", "x = [1, 2]\n", "```",
+    "<b>", "</b>", "<tool", " < ", "</", "think", '{"a": "b"}', "\\n", '"', "\t", "&amp;", "data: ", "[DONE]", "\u2028",
 )  # fmt: skip
 
 

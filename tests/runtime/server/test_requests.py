@@ -1,4 +1,4 @@
-"""Requests of the four APIs as the engine's: fields by their documentation, bodies as clients were seen to send them."""
+"""Requests of the four APIs as the engine's: fields by their documentation, bodies as clients send them."""
 
 from __future__ import annotations
 

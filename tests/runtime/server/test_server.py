@@ -130,11 +130,11 @@ def test_max_tokens_beyond_the_context_is_clamped(server: Served) -> None:
 
 
 def test_a_prompt_beyond_the_context_is_refused(server: Served) -> None:
-    body = {"messages": [{"role": "user", "content": "word " * 4000}]}
+    body = {"messages": [{"role": "user", "content": "word " * 9000}]}
     answer = server.client.post("/v1/chat/completions", json=body)
     error = answer.json()["error"]
     assert (answer.status_code, error["code"], error["param"]) == (400, "context_length_exceeded", "messages")
-    assert "2048" in error["expected"]
+    assert "8192" in error["expected"]
 
 
 def test_a_conversation_comes_back_from_the_cache(server: Served) -> None:
@@ -204,7 +204,7 @@ def test_tokens(server: Served, engine: Engine) -> None:
 def test_information(server: Served) -> None:
     get = server.client.get
     assert get("/v1/models").json()["data"][0]["id"] == NAME
-    assert get(f"/v1/models/{NAME}").json()["max_model_len"] == 2048
+    assert get(f"/v1/models/{NAME}").json()["max_model_len"] == 8192
     for path in ("/health", "/health/live", "/health/ready", "/version", "/server_info", "/model_info"):
         assert get(path).status_code == 200, path
     paths = get("/openapi.json").json()["paths"]

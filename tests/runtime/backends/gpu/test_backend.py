@@ -14,6 +14,7 @@ import pytest
 from deltart.cli import main
 from deltart.errors import ArtifactError, BuildError, GenerationError, MissingDependencyError
 from deltart.manifest import load_manifest
+from deltart.plugins.cpu_shim.host_cuda import HostCuda
 from deltart.plugins.registry import OPS
 from deltart.runtime.backends.gpu import backend, cuda
 from deltart.runtime.backends.gpu.backend import TensorRtBackend
@@ -22,10 +23,11 @@ from deltart.runtime.backends.inputs import mtp_inputs, text_inputs
 from deltart.runtime.backends.ort import OrtBackend
 from deltart.verify import tensorrt_exposed
 from deltart.verify.exposed import ExposedBackend
+from deltart.verify.ort_executor import OrtExecutor
 from deltart.verify.runners import backend_points
 from deltart.verify.tensorrt_exposed import GRAPH, points
 from support.cases import VOCAB
-from support.host_gpu import HostCuda, OrtExecutor, write_engine, write_exposed
+from support.host_gpu import write_engine, write_exposed
 
 SLOTS, CHUNK = 3, 16
 TOLERANCE = 1e-4  # relative RMS, float32 against float32
