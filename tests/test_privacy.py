@@ -44,9 +44,7 @@ def run(watcher: Path, tmp_path: Path) -> Run:
         )
         assert done.returncode == 0, done.stderr
         found = noted.read_text().splitlines() if noted.exists() else []
-        strangers = [
-            path for path in home.rglob("*") if path.is_file() and home / ".cache/deltart" not in path.parents
-        ]
+        strangers = [path for path in home.rglob("*") if path.is_file() and home / ".cache/deltart" not in path.parents]
         if calls:
             assert found or strangers
         else:
@@ -69,7 +67,7 @@ session.run(None, {"a": numpy.ones(1, "f")})
 
 def test_without_the_switches_something_would_be_noticed(run: Run) -> None:
     run("-c", LOAD, calls=True)
-    
+
 
 def test_importing_deltart_first_switches_it_off(run: Run) -> None:
     run("-c", "import deltart" + LOAD)
