@@ -166,4 +166,7 @@ def _print(report: VerifyReport, target: Path) -> None:
     for reason in dict.fromkeys(report.skipped.values()):
         names = ", ".join(name for name, why in report.skipped.items() if why == reason)
         out.print(line(f"{names} did not run: {reason}"))
-    out.print(line("passed" if report.passed else "FAILED", "bold") + line(f"; {target} has the plot"))
+    verdict = "passed" if report.passed else "FAILED"
+    if report.reference != report.outside:
+        verdict = f"NOT VERIFIED: {report.outside}, the outside reference, did not run"
+    out.print(line(verdict, "bold") + line(f"; {target} has the plot"))
