@@ -35,7 +35,7 @@ $(READY): pyproject.toml constraints.txt
 engine: $(READY)
 	$(BIN)/deltart inspect $(CHECKPOINT)
 	$(BIN)/deltart export $(CHECKPOINT) -o $(ARTIFACT) --overwrite
-	$(BIN)/python -m deltart.plugins build --target 80 89 120a
+	$(BIN)/python -m deltart.plugins build --gpu sm_80 sm_89 sm_120a
 	$(BIN)/deltart build $(ARTIFACT)
 	$(BIN)/deltart verify $(ARTIFACT) $(PROMPTS)
 	$(BIN)/deltart generate $(ARTIFACT) '$(PROMPT)' --chat --temperature 0

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 
-import deltart
 from deltart.calib import layout, page, report, side_scales
 from deltart.calib.dataset import Dataset, read_dataset, spread
 from deltart.calib.evaluate import evaluate, layers_of
@@ -20,9 +19,9 @@ from deltart.calib.figures import WeightFigures, by_layer
 from deltart.calib.forward import store
 from deltart.calib.memory import release
 from deltart.calib.observe import BlockStatistics, Statistics
-from deltart.calib.progress import Progress, Say
+from deltart.calib.progress import Log, Progress
 from deltart.calib.quantize import Method, Result, quantize
-from deltart.calib.report import Report
+from deltart.calib.report import CalibrationReport
 from deltart.calib.selection import Selection, Site, cache_modules, candidates, select
 from deltart.calib.sensitivity import sensitivities
 from deltart.calib.staging import Staging, sha256_of, staged
@@ -32,10 +31,12 @@ from deltart.export.bound import bind
 from deltart.export.checkpoint import Checkpoint
 from deltart.export.ledger import ledger_of
 from deltart.export.spec import ModelSpec, read_spec
+from deltart.export.structure import settle
 from deltart.export.weights import load_tensor, read_tensor
 from deltart.files import link_or_copy
 from deltart.json_files import read_json
 from deltart.safetensors import INDEX, TensorInfo
+from deltart.version import __version__
 
 EVALUATED_TOKENS, RANKED_TOKENS = 8192, 1024
 STREAMED_TOKENS = 16384  # of the ranking, over all sites
@@ -67,8 +68,8 @@ def calibrate(
     keep: Sequence[str] = (),
     budget: float | None = None,
     statistics: Path | None = None,
-    say: Say = lambda line: None,
-) -> Report:
+    log: Log = lambda line: None,
+) -> CalibrationReport:
     """Quantize `checkpoint` into the new folder `output`, in the vendor's layout, with report.html and report.json.
 
     A run that was killed goes on where it was when started again with the same arguments, and ends with the same
@@ -87,7 +88,7 @@ def calibrate(
         keep: what of it to leave in BF16.
         budget: loss in nats of KL for which the report says what to keep; it does so for shares of the loss anyway.
         statistics: folder that keeps the inputs' statistics for other runs; they are deleted when None.
-        say: called with a line for every step.
+        log: called with a line for every step.
 
     Raises:
         ConfigError, CheckpointError: the input is broken, unsupported or already quantized.
@@ -104,9 +105,9 @@ def calibrate(
     job = _Job(spec, tensors, sources, sites, selection, method, dataset)
     caches = cache_modules(sites) if kv_cache else []
     with staged(output, layout.plan_files(tensors, selection, "BF16", caches), _order(job, caches)) as staging:
-        say(f"{len(selection.modules)} linears of {len(tensors)} tensors by {method}; {len(staging.done)} done before")
-        notes = _quantize_all(job, staging, statistics, say)
-        say("copying what stays as it is")
+        log(f"{len(selection.modules)} linears of {len(tensors)} tensors by {method}; {len(staging.done)} done before")
+        notes = _quantize_all(job, staging, statistics, log)
+        log("copying what stays as it is")
         staging.copy_rest(tensors)
         _write_side_files(job, staging)
         if kv_cache:
@@ -115,7 +116,7 @@ def calibrate(
                 staging.write_scalar(name, value)
         if activations:
             _write_json(staging.folder / side_scales.ACTIVATION_FILE, side_scales.activation_scales(notes))
-        result = _report(job, notes, staging, budget, say)
+        result = _report(job, notes, staging, budget, log)
         report.write(result, staging.folder)
         page.write(result, staging.folder)
     return result
@@ -132,8 +133,9 @@ def _open(checkpoint: Path) -> tuple[ModelSpec, Checkpoint]:
         )
     spec = read_spec(checkpoint)
     tensors = Checkpoint(checkpoint)
-    ledger_of(bind(spec, tensors))
-    return spec, tensors
+    model = bind(spec, tensors)
+    ledger_of(model)
+    return model.spec, tensors
 
 
 def _order(job: _Job, caches: Sequence[str]) -> dict[str, Any]:
@@ -146,15 +148,15 @@ def _order(job: _Job, caches: Sequence[str]) -> dict[str, Any]:
         "text": job.dataset.sha256 if job.dataset else None,
         "--modules or --keep": job.selection.modules,
         "--kv-cache": bool(caches),
-        "version of deltart": deltart.__version__,
+        "version of deltart": __version__,
     }
 
 
-def _quantize_all(job: _Job, staging: Staging, statistics: Path | None, say: Say) -> dict[str, Any]:
+def _quantize_all(job: _Job, staging: Staging, statistics: Path | None, log: Log) -> dict[str, Any]:
     """Quantize layer by layer what the journal lacks; returns the notes of each layer by its name."""
     sizes = {m: job.sources[f"{m}.weight"].nbytes for m in job.selection.modules if m not in staging.done}
-    progress = Progress(f"1/{3 if job.dataset else 1} quantizing", sum(sizes.values()), say)
-    with staging.behind() as write:
+    progress = Progress(f"1/{3 if job.dataset else 1} quantizing", sum(sizes.values()), log)
+    with staging.in_background() as write:
         for key, found in _statistics(job, staging, statistics):
             for site in (site for site in job.selection.sites if site.block == key):
                 for module, quantized, figures in _quantized(job, staging, site, found):
@@ -210,12 +212,12 @@ def _write_json(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
-def _report(job: _Job, notes: dict[str, Any], staging: Staging, budget: float | None, say: Say) -> Report:
+def _report(job: _Job, notes: dict[str, Any], staging: Staging, budget: float | None, log: Log) -> CalibrationReport:
     weights = {module: WeightFigures(**staging.done[module]) for module in job.selection.modules}
     layers: dict[str, list[str]] = {}
     for site in job.selection.sites:
         layers.setdefault(site.block, []).extend(site.modules)
-    result = Report(
+    result = CalibrationReport(
         method=job.method,
         kept=job.selection.kept,
         weights=merged(weights),
@@ -227,14 +229,15 @@ def _report(job: _Job, notes: dict[str, Any], staging: Staging, budget: float | 
         budget=budget,
     )
     if job.dataset is not None:
-        _compare(job, job.dataset, staging, result, say)
+        _compare(job, job.dataset, staging, result, log)
     return result
 
 
-def _compare(job: _Job, dataset: Dataset, staging: Staging, result: Report, say: Say) -> None:
+def _compare(job: _Job, dataset: Dataset, staging: Staging, result: CalibrationReport, log: Log) -> None:
     """Fill in what the held-out text shows."""
     original = Variant("original", job.spec, job.tensors)
-    written = Variant(job.method, read_spec(staging.folder), Checkpoint(staging.folder))
+    tensors = Checkpoint(staging.folder)
+    written = Variant(job.method, settle(read_spec(staging.folder), tensors).spec, tensors)
 
     def importance(key: str) -> dict[str, torch.Tensor]:
         found: dict[str, torch.Tensor] = torch.load(_importance_file(staging, key), weights_only=True)
@@ -248,9 +251,9 @@ def _compare(job: _Job, dataset: Dataset, staging: Staging, result: Report, say:
     rows = spread(dataset.held_out, EVALUATED_TOKENS)
     tokens = min(RANKED_TOKENS, STREAMED_TOKENS // max(1, len(ranked_sites)))
     ranked = spread([row[:tokens] for row in dataset.held_out], tokens)
-    comparing = Progress("2/3 comparing", count, say)
+    comparing = Progress("2/3 comparing", count, log)
     result.perplexity, result.agreement = evaluate(original, [written, *lower], rows, comparing)
-    ranking = Progress("3/3 ranking", count, say)
+    ranking = Progress("3/3 ranking", count, log)
     result.ranking = sensitivities(original, written.tensors, ranked_sites, ranked, ranking)
 
 

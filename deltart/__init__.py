@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deltart import privacy
+from deltart.version import __version__
 
 if TYPE_CHECKING:
     from deltart.export.pipeline import export_checkpoint
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
     from deltart.runtime.sequence import Request
     from deltart.runtime.structure.structure import Structure
 
-__version__ = "0.1.0"
 __all__ = [
     "BuildOptions",
     "Chats",
@@ -27,6 +27,7 @@ __all__ = [
     "Request",
     "SamplingParams",
     "Structure",
+    "__version__",
     "build_engine",
     "export_checkpoint",
     "load",

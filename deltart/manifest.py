@@ -20,7 +20,7 @@ from deltart.text_files import check_folder, read_bytes
 
 FORMAT = 3
 FILE_NAME, DIGEST = "manifest.json", "sha256"
-WRITTEN_BY, AGAIN = "a folder written by 'deltart export'", "export again"
+WRITTEN_BY, AGAIN = "a folder written by `deltart export`", "export again"
 # What later commands add: build, verify, and the runtime's caches of compiled kernels.
 ADDED = ("report.html", "report.json", *(f"engine/*/*.{suffix}" for suffix in ("plan", "json", "cache", "kernels")))
 

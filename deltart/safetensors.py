@@ -19,6 +19,7 @@ import numpy as np
 from deltart.dtypes import BF16, BY_STORED, E4M3, F16, F32
 from deltart.errors import CheckpointError
 from deltart.json_files import kind_of, parse_json, shown
+from deltart.plurals import counted
 from deltart.text_files import open_regular
 from deltart.typed import Count, typed
 
@@ -162,3 +163,29 @@ def _tensor_info(path: Path, name: str, raw: Any, start: int, size: int) -> Tens
         expected = f"{math.prod(entry.shape) * item} for {entry.dtype} {shown(entry.shape)}"
         raise CheckpointError(f"{where} spans {end - begin} bytes", expected)
     return TensorInfo(name, path.name, start + begin, end - begin, entry.dtype, tuple(entry.shape))
+
+
+def check_layout(path: Path, tensors: Iterable[TensorInfo]) -> None:
+    """The format's own rule: the tensors fill the data from its first byte to its last, without holes or overlaps.
+
+    Args:
+        tensors: those of the file, as `read_file` gives them.
+
+    Raises:
+        CheckpointError: they do not, as in a file that is damaged or made by hand.
+    """
+    with open_regular(path, CheckpointError) as file:
+        size = os.fstat(file.fileno()).st_size
+        end, before = 8 + int.from_bytes(file.read(8), "little"), "the header"
+    hint = f"the file is damaged: {DAMAGED}, or write it with the safetensors library"
+    for info in sorted(tensors, key=lambda info: (info.offset, info.nbytes)):
+        if info.offset != end:
+            raise CheckpointError(
+                f"{path}: tensor {shown(info.name)} begins at byte {info.offset}, and {before} ends at {end}",
+                "tensors one after the other, without holes or overlaps",
+                hint,
+            )
+        end, before = end + info.nbytes, f"tensor {shown(info.name)}"
+    if end != size:
+        found = f"{path} has {counted(size - end, 'byte')} behind its last tensor"
+        raise CheckpointError(found, "a file that ends with its last tensor", hint)

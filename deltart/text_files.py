@@ -69,7 +69,7 @@ def check_folder(path: Path, error: type[DeltaRTError], expected: str) -> None:
     """Raises a DeltaRTError of class `error` unless `path` is a folder that can be listed.
 
     Args:
-        expected: what it should be: "a folder written by 'deltart export'".
+        expected: what it should be: "a folder written by `deltart export`".
     """
     try:
         os.scandir(path).close()

@@ -11,6 +11,7 @@ from deltart.export.checkpoint import Checkpoint
 from deltart.export.graph import Block, ModelGraph
 from deltart.export.models.registry import graphs_of
 from deltart.export.spec import ModelSpec
+from deltart.export.structure import settle
 from deltart.export.weights import build_module
 
 
@@ -47,11 +48,13 @@ class BoundModel:
 
 
 def bind(spec: ModelSpec, checkpoint: Checkpoint, dtype: torch.dtype = torch.float32, mtp: bool = True) -> BoundModel:
-    """The graphs of `spec` over the tensors of `checkpoint`, the MTP head's where there is one and `mtp` asks for it.
+    """The graphs of `spec`, settled by the tensors of `checkpoint`, over them; the MTP head's where there is one and
+    `mtp` asks for it.
 
     Raises:
-        CheckpointError: a block's tensors do not fit its module.
+        CheckpointError: a block's tensors do not fit its module; see also `settle`.
     """
+    spec = settle(spec, checkpoint).spec
     graphs = graphs_of(spec, dtype, mtp)
     return BoundModel(spec, checkpoint, dtype, mtp, tuple(bind_graph(graph, spec, checkpoint) for graph in graphs))
 

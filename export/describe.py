@@ -7,7 +7,6 @@ from dataclasses import asdict
 from importlib.metadata import version
 from typing import Any
 
-import deltart
 from deltart import manifest
 from deltart.export.bound import BoundModel
 from deltart.export.graph import State
@@ -17,6 +16,7 @@ from deltart.export.spec import ModelSpec
 from deltart.export.states import state_output
 from deltart.export.targets import Written
 from deltart.identity import identify
+from deltart.version import __version__
 
 
 def describe(
@@ -34,7 +34,7 @@ def describe(
         graphs={written.bound.graph.name: _graph_entry(written, model) for written in graphs},
         tensors=_weight_entries(ledger, graphs),
         text_files=text_files,
-        versions={"deltart": deltart.__version__} | {p: version(p) for p in ("torch", "onnx", "onnxscript")},
+        versions={"deltart": __version__} | {p: version(p) for p in ("torch", "onnx", "onnxscript")},
     )
 
 
@@ -74,5 +74,5 @@ def _weight_entries(ledger: Ledger, graphs: Sequence[Written]) -> dict[str, mani
 
 def _spec_fields(spec: ModelSpec) -> dict[str, Any]:
     fields = asdict(spec)
-    fields["fp8"] = spec.fp8 is not None  # the skip list is in config.json, beside the manifest
+    fields["fp8"] = spec.fp8 is not None  # which tensors are quantized they say themselves
     return fields

@@ -9,6 +9,7 @@ from deltart.errors import CheckpointError
 from deltart.export.bound import BoundModel
 from deltart.export.checkpoint import Checkpoint
 from deltart.export.models.registry import deferred_of
+from deltart.plurals import counted
 
 
 @dataclass
@@ -37,7 +38,7 @@ class Ledger:
         left = [name for name in self.checkpoint if name not in self.bound and name not in self.deferred]
         if left:
             raise CheckpointError(
-                f"{len(left)} tensors of the checkpoint are used by no graph: {_sample(left)}",
+                f"used by no graph: {counted(len(left), 'tensor')} of the checkpoint, {_sample(left)}",
                 "every tensor bound or deferred",
                 "a tensor this model does not know would be silently lost: check config.json against the weights",
             )
@@ -47,7 +48,7 @@ def ledger_of(model: BoundModel) -> Ledger:
     """The fate of every tensor of the model's checkpoint.
 
     Raises:
-        CheckpointError: a tensor has none.
+        CheckpointError: a tensor has none, or the tensors of a file overlap.
     """
     ledger = Ledger(model.checkpoint)
     for prefix, reason in deferred_of(model.spec, model.mtp):
@@ -56,6 +57,7 @@ def ledger_of(model: BoundModel) -> Ledger:
         for block in bound.blocks:
             ledger.bind(block.tensors, bound.graph.name)
     ledger.settle()
+    model.checkpoint.check_layout()
     return ledger
 
 

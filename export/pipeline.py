@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,13 +13,14 @@ from deltart.export.bound import bind
 from deltart.export.check import check_graphs
 from deltart.export.checkpoint import Checkpoint
 from deltart.export.describe import describe
-from deltart.export.ledger import ledger_of
+from deltart.export.ledger import Ledger, ledger_of
 from deltart.export.spec import ModelSpec, read_spec
+from deltart.export.structure import settle
 from deltart.export.targets import EXPORTED, PORTABLE, write_graphs
+from deltart.export.text import bring_text, check_text
 from deltart.export.weights import WEIGHTS_FOLDER
 from deltart.folders import staged
-
-TEXT_FILES = ("tokenizer.json", "tokenizer_config.json", "generation_config.json", "chat_template.jinja", "config.json")
+from deltart.plurals import counted
 
 Log = Callable[[str], None]
 
@@ -53,27 +53,38 @@ def export_checkpoint(
     if yarn is not None:
         spec = spec.with_yarn(yarn)
     context = _context(spec, max_context)
+    lacks = check_text(checkpoint)
     tensors = Checkpoint(checkpoint)
-    log(f"{spec.architecture}: {len(spec.layer_types)} layers, {len(tensors)} tensors in {len(tensors.files)} files")
-    model = bind(spec, tensors, mtp=mtp)
+    settled = settle(spec, tensors)
+    size = f"{counted(len(tensors), 'tensor')} in {counted(len(tensors.files), 'file')}"
+    log(f"{spec.architecture}: {counted(len(spec.layer_types), 'layer')}, {size}")
+    for sentence in (*settled, *lacks):
+        log(sentence)
+    model = bind(settled.spec, tensors, mtp=mtp)
     ledger = ledger_of(model)
     with staged(output, manifest.ARTIFACT, overwrite=overwrite, sources=[checkpoint]) as staging:
         graphs = write_graphs(model, EXPORTED, staging, log)
         _link_weights(tensors, staging, log)
         log("checking the ONNX graphs")
         check_graphs(staging / graph.files[PORTABLE] for graph in graphs)
-        text_files = _bring_text_files(checkpoint, staging)
+        text_files = bring_text(checkpoint, staging)
         describe(ledger, model, graphs, context, text_files).save(staging)
     return manifest.load_manifest(output)
 
 
+def account(spec: ModelSpec, tensors: Checkpoint, mtp: bool = True) -> Ledger:
+    """The fate of every tensor; raises what stops an export before it traces or writes anything."""
+    return ledger_of(bind(spec, tensors, mtp=mtp))
+
+
 def _context(spec: ModelSpec, requested: int | None) -> int:
-    limit = spec.max_position_embeddings
+    limit = spec.context_limit
     if requested is None:
         return limit
     if not 1 <= requested <= limit:
+        stretch = "rope_parameters.factor in config.json" if spec.rope.yarn else "yarn=FACTOR (--yarn FACTOR)"
         raise ExportError(
-            f"--max-context {requested}", f"1 to {limit}, the model's limit", "use --yarn FACTOR to stretch the context"
+            f"a context of {requested} tokens", f"1 to {limit}, the model's limit", f"a larger one needs {stretch}"
         )
     return requested
 
@@ -89,14 +100,3 @@ def _link_weights(tensors: Checkpoint, staging: Path, log: Log) -> None:
             if error.errno not in (errno.EXDEV, errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK):
                 raise
             log(f"{file.name} can't be hard-linked ({error.strerror}): deltart will map it from {tensors.folder}")
-
-
-def _bring_text_files(checkpoint: Path, staging: Path) -> list[str]:
-    """Copy the tokenizer's and template's files: small ones, which people edit."""
-    brought = []
-    for name in TEXT_FILES:
-        source = (checkpoint / name).resolve()
-        if source.exists():
-            shutil.copyfile(source, staging / name)
-            brought.append(name)
-    return brought

@@ -14,8 +14,9 @@ from deltart.export.assemble import Tracer, assemble, lower
 from deltart.export.bound import BoundGraph, BoundModel, bind
 from deltart.export.checkpoint import Checkpoint
 from deltart.export.lower import functions, tensorrt
-from deltart.export.spec import ModelSpec, read_spec
+from deltart.export.spec import exported_spec
 from deltart.export.states import writers
+from deltart.export.weights import WEIGHTS_FOLDER
 from deltart.files import write_atomically
 from deltart.manifest import Manifest, load_manifest
 from deltart.plugins.registry import MODEL_OPS
@@ -100,17 +101,27 @@ def lower_artifact(artifact: Path, name: str, log: Callable[[str], None] = lambd
     manifest, target = load_manifest(artifact), TARGETS[name]
     if all((artifact / g.files.get(name, "missing")).exists() for g in manifest.graphs.values()):
         return
-    folder = Path(manifest.checkpoint)
-    tensors = Checkpoint(folder)
-    if {f.name: f.header_sha256 for f in tensors.files} != {f.name: f.header_sha256 for f in manifest.files}:
-        raise ArtifactError(f"{folder} is no longer the checkpoint that was exported", hint="export it again")
-    model = bind(_exported_spec(folder, manifest), tensors, target.dtype, "mtp" in manifest.graphs)
+    tensors = _exported_tensors(artifact, manifest)
+    model = bind(exported_spec(manifest.spec), tensors, target.dtype, "mtp" in manifest.graphs)
     files = {w.bound.graph.name: w.files for w in write_graphs(model, [target], artifact, log)}
     graphs = {n: replace(g, files={**g.files, **files[n]}) for n, g in manifest.graphs.items()}
     replace(manifest, graphs=graphs).save(artifact)
 
 
-def _exported_spec(checkpoint: Path, manifest: Manifest) -> ModelSpec:
-    """The checkpoint's spec with the YaRN factor of the export."""
-    spec, yarn = read_spec(checkpoint), manifest.spec["rope"]["yarn"]
-    return spec if yarn is None or spec.rope.yarn is not None else spec.with_yarn(yarn["factor"])
+def _exported_tensors(artifact: Path, manifest: Manifest) -> Checkpoint:
+    """The tensors of the export: as the artifact links them, or in the checkpoint's folder where it can't.
+
+    Raises:
+        ArtifactError: they are in neither, or no longer those that were exported.
+    """
+    names = [file.name for file in manifest.files]
+    linked = artifact / WEIGHTS_FOLDER
+    folder = linked if all((linked / name).exists() for name in names) else Path(manifest.checkpoint)
+    if not all((folder / name).exists() for name in names):
+        raise ArtifactError(
+            f"the weights are neither in {linked} nor in {folder}", "the files that were exported", "export it again"
+        )
+    tensors = Checkpoint.of_files(folder, names)
+    if {f.name: f.header_sha256 for f in tensors.files} != {f.name: f.header_sha256 for f in manifest.files}:
+        raise ArtifactError(f"{folder} is no longer the checkpoint that was exported", hint="export it again")
+    return tensors

@@ -31,11 +31,12 @@ def build_module(block: Block, spec: ModelSpec, checkpoint: Checkpoint) -> nn.Mo
     Raises:
         CheckpointError: a tensor is missing, misshapen, of an unexpected dtype, or contradicts the skip list.
     """
-    linears = Linears(spec.fp8, block.prefixes.get("", ""), checkpoint)
+    renamed = {} if "" in block.prefixes else block.prefixes
+    linears = Linears(spec.fp8, block.prefixes.get("", ""), checkpoint, renamed)
     with torch.device("meta" if block.prefixes else "cpu"):
         module = block.make(linears)
     for name, parameter in list(module.named_parameters()):
-        info = _expect(checkpoint, block.tensor_name(name), parameter, spec.fp8)
+        info = _expect(checkpoint, block.tensor_name(name), parameter, spec)
         owner = module.get_submodule(name.rpartition(".")[0])
         stored = torch.empty(info.shape, dtype=torch_dtype(BY_STORED[info.dtype]), device="meta")
         setattr(owner, name.rpartition(".")[2], nn.Parameter(stored, requires_grad=False))
@@ -71,30 +72,39 @@ def external_initializer(info: TensorInfo) -> onnx.TensorProto:
     return tensor
 
 
-def _expect(checkpoint: Checkpoint, name: str, parameter: nn.Parameter, fp8: Fp8Spec | None) -> TensorInfo:
+def _expect(checkpoint: Checkpoint, name: str, parameter: nn.Parameter, spec: ModelSpec) -> TensorInfo:
     info = checkpoint.get(name) or checkpoint.regions.get(name)
     if info is None:
-        raise CheckpointError(f"tensor '{name}' is missing", f"{list(parameter.shape)}", "the checkpoint is incomplete")
+        raise CheckpointError(f"tensor '{name}' is missing", f"{list(parameter.shape)}", _missing_advice(name, spec))
     quantized = parameter.dtype == torch.float8_e4m3fn
     if info.dtype not in ((E4M3.stored,) if quantized else PLAIN):
         raise CheckpointError(
             f"tensor '{name}' is stored as {info.dtype}",
             E4M3.stored if quantized else " or ".join(PLAIN),
-            _dtype_advice(name, quantized, fp8),
+            _dtype_advice(name, spec.fp8),
         )
     if tuple(parameter.shape) != info.shape:
         raise CheckpointError(
             f"tensor '{name}' has shape {list(info.shape)}",
             f"{list(parameter.shape)}, as config.json implies",
-            "config.json and weights are of different models",
+            "config.json and weights are of different models"
+            + (f"; missing, and taken from transformers: {', '.join(spec.defaults)}" if spec.defaults else ""),
         )
     return info
 
 
-def _dtype_advice(name: str, quantized: bool, fp8: Fp8Spec | None) -> str:
+def _missing_advice(name: str, spec: ModelSpec) -> str:
+    if name.startswith(spec.mtp_prefix):
+        return "the MTP head is incomplete: download it again, or export without it (mtp=False, --no-mtp)"
+    if name == f"{spec.head_prefix}weight":
+        return "the checkpoint is incomplete; or, if the head is the embedding, set tie_word_embeddings in config.json"
+    if name.endswith("_scale_inv"):
+        return "the checkpoint is incomplete, or its FP8 weights are not scaled by blocks of 128"
+    return "the checkpoint is incomplete"
+
+
+def _dtype_advice(name: str, fp8: Fp8Spec | None) -> str:
     module = name.rpartition(".")[0]
-    if quantized:
-        return f"add '{module}' to quantization_config.modules_to_not_convert, or store it in FP8"
     if fp8 is not None and is_skipped(module, fp8.modules_to_not_convert):
         return f"modules_to_not_convert lists '{module}', yet it is quantized: correct the list"
     return "quantization_config is missing or the file was converted wrongly"

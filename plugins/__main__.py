@@ -50,12 +50,22 @@ def build_native(options: argparse.Namespace, targets: tuple[str, ...]) -> None:
     print(f"{library}  {library.stat().st_size >> 10} KiB, headers {headers_version(include)} of {include}")
 
 
+def _gpu(name: str) -> str:
+    """One of TARGETS, by "sm_90a" or "90a"."""
+    target = name.removeprefix("sm_")
+    if target not in TARGETS:
+        raise argparse.ArgumentTypeError(f"'{name}' is none of {', '.join(f'sm_{t}' for t in TARGETS)}")
+    return target
+
+
 def main(arguments: list[str]) -> int:
     """Exit code 0, or with a message 2 when something does not compile and 3 when something is missing."""
     parser = argparse.ArgumentParser(prog="python -m deltart.plugins", description=__doc__)
     parser.add_argument("command", choices=("build", "report", "native"))
     parser.add_argument("--nvcc", type=Path, help="the compiler to use (default: PATH, CUDA_HOME, PyPI wheel)")
-    parser.add_argument("--target", nargs="+", choices=TARGETS, default=list(TARGETS), help="GPU architectures")
+    names = " ".join(f"sm_{target}" for target in TARGETS)
+    parser.add_argument("--gpu", nargs="+", type=_gpu, default=TARGETS, metavar="SM", help=f"of {names} (default: all)")
+    parser.add_argument("--target", nargs="+", type=_gpu, dest="gpu", default=TARGETS, help=argparse.SUPPRESS)
     native = parser.add_argument_group("native")
     native.add_argument(
         "--include", type=Path, metavar="DIR", help=f"folder of NvInfer.h (default: {', '.join(HOMES)}, the system's)"
@@ -64,7 +74,7 @@ def main(arguments: list[str]) -> int:
     cache_option.add(parser)
     options = parser.parse_args(arguments)
     cache_option.apply(options)
-    targets = tuple(t for t in TARGETS if t in options.target)
+    targets = tuple(t for t in TARGETS if t in options.gpu)
     try:
         if options.command == "native":
             build_native(options, targets)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from deltart.plugins.launch import Launch
-from deltart.plugins.loader import Device, GpuModule
+from deltart.plugins.loader import GpuDevice, GpuModule
 from deltart.plugins.spec import OpSpec
 from deltart.plugins.toolchain import compile_gpu
 
@@ -70,7 +70,7 @@ def enqueue(spec: OpSpec, call: Call, stream: int) -> None:
     _module(kernel.folder / source).run(launches, stream)
 
 
-def on_device(call: Call, device: Device) -> Call:
+def on_device(call: Call, device: GpuDevice) -> Call:
     """`call` with what its launches may depend on besides sizes and types."""
     return replace(
         call,
@@ -81,8 +81,8 @@ def on_device(call: Call, device: Device) -> Call:
 
 
 @cache
-def _device() -> Device:
-    return Device()
+def _device() -> GpuDevice:
+    return GpuDevice()
 
 
 @cache

@@ -11,7 +11,7 @@ from deltart.plugins.gated_attention.op import GATED_ATTENTION
 from deltart.plugins.gated_delta_rule.op import GATED_DELTA_RULE
 from deltart.plugins.gated_rms_norm.op import GATED_RMS_NORM
 from deltart.plugins.lm_head.op import LM_HEAD
-from deltart.plugins.moe_experts.op import FP8_MOE_EXPERTS, MOE_EXPERTS
+from deltart.plugins.moe_experts.op import FP8_MOE_EXPERTS, FP8_SPARSE_MOE, MOE_EXPERTS, SPARSE_MOE
 from deltart.plugins.qk_norm_rope.op import QK_NORM_ROPE
 from deltart.plugins.spec import OpSpec
 
@@ -32,7 +32,7 @@ FUSED_OPS: tuple[OpSpec, ...] = (
     DELTA_NET_PROJECTIONS,
     LM_HEAD,
     QK_NORM_ROPE,
+    SPARSE_MOE,
+    FP8_SPARSE_MOE,
 )
-# Ops that ONNX Runtime alone runs: they have no kernels yet.
-HOST_OPS: tuple[OpSpec, ...] = (MOE_EXPERTS, FP8_MOE_EXPERTS)
-OPS: tuple[OpSpec, ...] = (*(spec for spec in MODEL_OPS if spec not in HOST_OPS), *FUSED_OPS)
+OPS: tuple[OpSpec, ...] = (*MODEL_OPS, *FUSED_OPS)

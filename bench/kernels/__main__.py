@@ -23,7 +23,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--section", nargs="+", choices=list(SECTIONS), default=list(SECTIONS))
     parser.add_argument("--out", type=Path, default=Path(".bench/kernels"), help="results are kept here, and resumed")
     parser.add_argument("--minutes", type=float, default=9.0, help="start no section after this long")
-    parser.add_argument("--seed", type=int, default=int(time.time()), help="of the inputs (default: the clock)")
+    parser.add_argument("--seed", type=int, default=int(time.time()), help="seed of the inputs (default: the clock)")
     parser.add_argument("--dry-run", action="store_true", help="small sizes on the CPU shim; no GPU needed")
     parser.add_argument("--check-only", action="store_true", help="small sizes, no timing")
     parser.add_argument(

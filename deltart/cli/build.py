@@ -28,26 +28,38 @@ def add_parser(commands: Any) -> None:
     parser: argparse.ArgumentParser = commands.add_parser(
         "build", help="build TensorRT plans for an artifact", description=__doc__
     )
-    parser.add_argument("artifact", type=Path, help="folder written by 'deltart export'")
+    parser.add_argument("artifact", type=Path, help="folder written by `deltart export`")
     parser.add_argument(
         "--flavour",
         choices=["rtx", "tensorrt"],
-        help="rtx needs no GPU; tensorrt builds for the GPU of this machine (default: what is installed, rtx first)",
+        help="which TensorRT builds: rtx (TensorRT-RTX) needs no GPU; tensorrt builds for this machine's (default: the "
+        "installed one, rtx first)",
     )
     parser.add_argument(
         "--gpu",
         nargs="+",
         metavar="SM",
-        help="rtx: compute capabilities of one plan, or current (default: sm_80 sm_89 sm_120)",
+        help="GPUs that a plan of flavour rtx serves, or current for this machine's (default: sm_80 sm_89 sm_120)",
     )
     parser.add_argument(
-        "--slots", type=whole(1, MAX_SLOTS), default=1, metavar="N", help="sequences decoded together (default 1)"
+        "--slots",
+        type=whole(1, MAX_SLOTS),
+        default=1,
+        metavar="N",
+        help="sequences that are decoded together (default 1)",
     )
     parser.add_argument(
-        "--max-context", type=whole(1, 2**31 - 1), metavar="N", help="longest sequence (default: the artifact's)"
+        "--max-context",
+        type=whole(1, 2**31 - 1),
+        metavar="N",
+        help="longest sequence, in tokens (default: the artifact's)",
     )
     parser.add_argument(
-        "--chunk", type=whole(1, MAX_CHUNK), default=1024, metavar="N", help="tokens of a prefill call (default 1024)"
+        "--chunk",
+        type=whole(1, MAX_CHUNK),
+        default=1024,
+        metavar="N",
+        help="tokens that one prefill call takes (default 1024)",
     )
     parser.add_argument(
         "--prefill-activations",
@@ -105,7 +117,7 @@ class Steps:
         self._bar.stop()
 
     def line(self, step: str) -> None:
-        """A step begins or is done: `build_engine`'s `report`."""
+        """A step begins or is done: `build_engine`'s `log`."""
         self._console.print(line(f"{time.perf_counter() - self._began:6.1f} s  ", "dim") + line(step))
         self._bar.reset(self._task, description=step.split(":")[0], total=None)
 

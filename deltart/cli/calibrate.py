@@ -28,7 +28,9 @@ def add_parser(commands: Any) -> None:
         help="calibration text, JSON lines of messages or text; 'default' for the set that ships with deltart, "
         "which is what hessian, --kv-cache, --activations and --budget take when this is left out",
     )
-    parser.add_argument("--kv-cache", action="store_true", help="also write FP8 KV-cache scales, by vLLM's names")
+    parser.add_argument(
+        "--kv-cache", action="store_true", help="also write scales of an FP8 KV cache, under the names that vLLM reads"
+    )
     parser.add_argument("--activations", action="store_true", help="also write static activation scales")
     parser.add_argument("--modules", nargs="+", metavar="NAME", help="quantize only what these name, e.g. mlp layers.3")
     parser.add_argument("--keep", nargs="+", metavar="NAME", default=[], help="leave what these name in BF16")
@@ -58,7 +60,7 @@ def run(arguments: argparse.Namespace) -> None:
         keep=arguments.keep,
         budget=arguments.budget,
         statistics=arguments.statistics,
-        say=lambda line: print(line, flush=True),
+        log=lambda line: print(line, flush=True),
     )
     for variant, found in result.agreement.items():
         print(f"{variant}: KL {found.kl:.3g} nats, top-1 {found.top1:.2%}, perplexity {found.perplexity:.4g}")

@@ -30,12 +30,12 @@ def add_parser(commands: Any) -> None:
         "chat", help="talk with an artifact's model", description=f"A conversation in the terminal.\n\n{HELP}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
-    parser.add_argument("artifact", type=Path, help="folder written by 'deltart export'")
+    parser.add_argument("artifact", type=Path, help="folder written by `deltart export`")
     parser.add_argument("--system", default="", metavar="TEXT", help="system message")
     parser.add_argument(
         "--thinking",
         action=argparse.BooleanOptionalAction,
-        help="ask the template for thinking or none (default: its own choice)",
+        help="switch the template's thinking on or off (default: the template's choice)",
     )
     parser.add_argument("--preserve-thinking", action="store_true", help="keep earlier thinking in the conversation")
     add_sampling(parser)

@@ -22,6 +22,7 @@ from deltart.cli import (
 )
 from deltart.cli.guard import say
 from deltart.cli.signals import ending
+from deltart.version import __version__
 
 COMMANDS = (inspect, calibrate, export, build, verify, generate, chat, serve, synthesize, doctor)
 
@@ -30,7 +31,7 @@ def parser() -> argparse.ArgumentParser:
     """The command line, every subcommand included."""
     root = argparse.ArgumentParser(prog="deltart", description=deltart.__doc__)
     root.set_defaults(extra="", interrupted="nothing was left half-written")
-    root.add_argument("--version", action="version", version=f"deltart {deltart.__version__}")
+    root.add_argument("--version", action="version", version=f"deltart {__version__}")
     commands = root.add_subparsers(title="commands", required=True, metavar="COMMAND", dest="command")
     for module in COMMANDS:
         module.add_parser(commands)

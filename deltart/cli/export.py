@@ -25,7 +25,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("checkpoint", type=Path, help="Hugging Face checkpoint folder: BF16, F16, F32 or FP8")
     parser.add_argument("-o", "--output", type=Path, required=True, help="artifact folder to create")
     parser.add_argument(
-        "--max-context", type=positive, metavar="N", help="longest sequence to serve (default: the model's)"
+        "--max-context", type=positive, metavar="N", help="longest sequence to serve, in tokens (default: the model's)"
     )
     parser.add_argument("--yarn", type=real(1, 1024), metavar="FACTOR", help="stretch the context by static YaRN")
     parser.add_argument("--no-mtp", action="store_true", help="leave the MTP head out")

@@ -27,7 +27,7 @@ def add_parser(commands: Any) -> None:
     parser: argparse.ArgumentParser = commands.add_parser(
         "generate", help="generate text from an artifact", description=__doc__
     )
-    parser.add_argument("artifact", type=Path, help="folder written by 'deltart export'")
+    parser.add_argument("artifact", type=Path, help="folder written by `deltart export`")
     parser.add_argument("prompt", help="text to continue, or with --chat a message; - reads standard input")
     chat = parser.add_argument_group("chat")
     chat.add_argument("--chat", action="store_true", help="wrap the prompt in the checkpoint's chat template")
@@ -35,7 +35,7 @@ def add_parser(commands: Any) -> None:
     chat.add_argument(
         "--thinking",
         action=argparse.BooleanOptionalAction,
-        help="ask the template for thinking or none (default: its own choice)",
+        help="switch the template's thinking on or off (default: the template's choice)",
     )
     chat.add_argument("--tools", type=Path, metavar="FILE", help="JSON list of tool schemas")
     add_sampling(parser)

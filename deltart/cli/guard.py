@@ -20,10 +20,10 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-import deltart
 from deltart.cli import streams
 from deltart.cli.signals import ending
 from deltart.errors import DeltaRTError
+from deltart.version import __version__
 
 ERROR, FAULT = 2, 70
 SHOWN = 200  # characters of a foreign exception's message
@@ -78,7 +78,7 @@ def _fault(error: Exception) -> str:
 def _log(error: Exception) -> str:
     """Where the traceback is."""
     said = [
-        f"deltart {deltart.__version__}, Python {platform.python_version()}, {platform.platform()}",
+        f"deltart {__version__}, Python {platform.python_version()}, {platform.platform()}",
         shlex.join(sys.argv),
         *traceback.format_exception(error),
     ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections import defaultdict
 from dataclasses import asdict
 from pathlib import Path
@@ -12,6 +13,7 @@ from rich.table import Table
 
 from deltart.cli.screen import console, table
 from deltart.cli.streams import print_json
+from deltart.plurals import counted
 
 if TYPE_CHECKING:
     from deltart.export.checkpoint import Checkpoint
@@ -30,24 +32,35 @@ def add_parser(commands: Any) -> None:
     parser.set_defaults(run=run, extra="export")
 
 
-def run(arguments: argparse.Namespace) -> None:
-    """Read headers and config, account for every tensor, print."""
-    from deltart.export.bound import bind
+def run(arguments: argparse.Namespace) -> int:
+    """Read headers and config, account for every tensor, print.
+
+    Returns:
+        2 where config.json says of the weights what is not so; 0 otherwise.
+    """
     from deltart.export.checkpoint import Checkpoint
-    from deltart.export.ledger import ledger_of
+    from deltart.export.pipeline import account
     from deltart.export.spec import read_spec
+    from deltart.export.structure import settle
 
     spec = read_spec(arguments.checkpoint)
     checkpoint = Checkpoint(arguments.checkpoint)
-    ledger = ledger_of(bind(spec, checkpoint))
+    settled = settle(spec, checkpoint)
+    ledger = account(settled.spec, checkpoint)
     if arguments.json:
-        print_json({"spec": asdict(spec), "tensors": _entries(ledger)})
-        return
-    out = console()
-    out.print(_model_table(spec, checkpoint))
-    out.print(_fate_table(ledger))
-    if arguments.tensors:
-        out.print(_tensor_table(ledger))
+        found = {"notes": settled.notes, "contradictions": settled.contradictions}
+        print_json({"spec": asdict(settled.spec), "tensors": _entries(ledger)} | found)
+    else:
+        out = console()
+        out.print(_model_table(settled.spec, checkpoint))
+        out.print(_fate_table(ledger))
+        if arguments.tensors:
+            out.print(_tensor_table(ledger))
+        for note in settled.notes:
+            out.print(f"note: {note}", markup=False, soft_wrap=True)
+    for contradiction in settled.contradictions:
+        print(f"deltart: {contradiction}", file=sys.stderr)
+    return 2 if settled.contradictions else 0
 
 
 def _entries(ledger: Ledger) -> dict[str, dict[str, Any]]:
@@ -69,8 +82,8 @@ def _model_table(spec: ModelSpec, checkpoint: Checkpoint) -> Table:
         "GDN heads": f"{spec.linear_num_key_heads} k, {spec.linear_num_value_heads} v, {spec.linear_key_head_dim} wide",
         "attention": f"{spec.num_attention_heads} q, {spec.num_key_value_heads} kv, {spec.head_dim} wide, "
         f"{spec.rope.rotary_dim} rotary{', YaRN x' + str(spec.rope.yarn.factor) if spec.rope.yarn else ''}",
-        "vocabulary / context": f"{spec.vocab_size} / {spec.max_position_embeddings}",
-        "weights": f"{size / 1e9:.2f} GB in {len(checkpoint.files)} files, "
+        "vocabulary / context": f"{spec.vocab_size} / {spec.context_limit}",
+        "weights": f"{size / 1e9:.2f} GB in {counted(len(checkpoint.files), 'file')}, "
         f"{'FP8 block-128' if spec.fp8 else 'unquantized'}",
         "MTP / vision": f"{'yes' if spec.mtp_num_hidden_layers else 'no'} / {'yes' if spec.vision else 'no'}",
     }

@@ -58,7 +58,7 @@ def add_engine(parser: argparse.ArgumentParser, slots: int) -> argparse._Argumen
         "--draft-tokens",
         type=whole(0, 64),
         metavar="N",
-        help="drafts of the MTP head in a step (default: as many as pay)",
+        help="tokens that the MTP head drafts per step (default: as many as pay)",
     )
     group.add_argument(
         "--max-model-len", type=positive, metavar="N", help="longest prompt and reply together, in tokens"

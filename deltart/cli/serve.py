@@ -43,18 +43,33 @@ def _network(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--allowed-origins", nargs="+", default=[], metavar="ORIGIN", help="web origins for CORS")
     group.add_argument("--allowed-media-hosts", nargs="+", default=[], metavar="HOST", help="hosts of image URLs")
     group.add_argument("--replicas", type=whole(1, 1024), metavar="N", help="N engines on Ray Serve (extra: ray)")
-    group.add_argument("--drain-seconds", type=real(0, 1e6), default=60.0, help="for requests under way after SIGTERM")
+    group.add_argument(
+        "--drain-seconds", type=real(0, 1e6), default=60.0, help="how long requests may go on after SIGTERM"
+    )
 
 
 def _model(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--served-model-name", nargs="+", metavar="NAME", help="names for clients (default: DIR's)")
-    group.add_argument("--max-model-len", type=positive, metavar="N", help="tokens of prompt and reply together")
-    group.add_argument("--slots", "--max-num-seqs", type=whole(1, 1024), default=8, metavar="N", help="replies at once")
+    group.add_argument(
+        "--served-model-name", nargs="+", metavar="NAME", help="names that clients may use (default: DIR's)"
+    )
+    group.add_argument(
+        "--max-model-len", type=positive, metavar="N", help="longest prompt and reply together, in tokens"
+    )
+    group.add_argument(
+        "--slots",
+        "--max-num-seqs",
+        type=whole(1, 1024),
+        default=8,
+        metavar="N",
+        help="replies that are written at once",
+    )
     group.add_argument("--queue", type=positive, default=1024, metavar="N", help="requests that may wait")
     group.add_argument("--draft-tokens", type=whole(0, 64), metavar="N", help="MTP drafts a step (default: what pays)")
     group.add_argument("--cache-mb", type=whole(0, 2**31 - 1), metavar="N", help="prefix cache; 0 for none")
-    group.add_argument("--memory-mb", type=positive, metavar="N", help="that the engine may use")
-    group.add_argument("--target", default="auto", choices=["auto", "ort", "portable", "tensorrt"], help="what runs it")
+    group.add_argument("--memory-mb", type=positive, metavar="N", help="memory that the engine may use")
+    group.add_argument(
+        "--target", default="auto", choices=["auto", "ort", "portable", "tensorrt"], help="what runs the graph"
+    )
     group.add_argument("--weights", choices=["folded", "mapped"], default="folded", help="see deltart generate")
     group.add_argument(
         "--threads", type=whole(0, 1024), default=0, metavar="N", help="CPU threads; 0 lets ONNX Runtime choose"
@@ -70,15 +85,15 @@ def _model(group: argparse._ArgumentGroup) -> None:
 
 
 def _limits(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--max-body-mb", type=whole(1, 4096), default=64, metavar="N", help="of a request")
-    group.add_argument("--max-tokens", type=positive, metavar="N", help="of a reply, whatever is asked")
-    group.add_argument("--request-seconds", type=real(0.001, 1e9), metavar="S", help="after which a request ends")
+    group.add_argument("--max-body-mb", type=whole(1, 4096), default=64, metavar="N", help="largest body of a request")
+    group.add_argument("--max-tokens", type=positive, metavar="N", help="longest reply, whatever a request asks for")
+    group.add_argument("--request-seconds", type=real(0.001, 1e9), metavar="S", help="a request ends after this long")
 
 
 def _observation(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--log-requests", action="store_true", help="one JSON line for each, on stderr")
-    group.add_argument("--log-content", action="store_true", help="prompts in those lines too")
-    group.add_argument("--debug", action="store_true", help="log what requests hold that is not known here")
+    group.add_argument("--log-content", action="store_true", help="write prompts into those lines too")
+    group.add_argument("--debug", action="store_true", help="log fields of requests that are not known here")
     group.add_argument("--otlp-traces-endpoint", metavar="URL", help="OpenTelemetry collector (extra: trace)")
 
 

@@ -1,4 +1,4 @@
-"""deltart synth: a checkpoint without trained weights, random or sparse, for tests and dry runs."""
+"""deltart synthesize: a checkpoint without trained weights, random or sparse, for tests and dry runs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from deltart.cli.streams import plain
 def add_parser(commands: Any) -> None:
     """Add the subcommand."""
     parser: argparse.ArgumentParser = commands.add_parser(
-        "synth", help="write a synthetic checkpoint of a preset", description=__doc__
+        "synthesize", aliases=["synth"], help="write a synthetic checkpoint of a preset", description=__doc__
     )
     presets = "qwen3.6-27b, qwen3.6-27b-fp8, tiny, tiny-fp8, mid, mid-fp8"
     parser.add_argument("preset", help=presets)

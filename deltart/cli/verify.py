@@ -17,7 +17,7 @@ from deltart.files import write_atomically
 
 if TYPE_CHECKING:
     from deltart.manifest import Manifest
-    from deltart.verify.compare import Report
+    from deltart.verify.compare import VerifyReport
 
 # What tells a file of each kind that verify writes, within so many bytes of its beginning or its end.
 SIGNS = {
@@ -33,28 +33,35 @@ def add_parser(commands: Any) -> None:
     parser: argparse.ArgumentParser = commands.add_parser(
         "verify", help="compare an artifact with transformers, layer by layer", description=__doc__
     )
-    parser.add_argument("artifact", type=Path, help="folder written by 'deltart export'")
-    parser.add_argument("--tokens", type=positive, default=100, metavar="N", help="tokens to run (default 100, random)")
+    parser.add_argument("artifact", type=Path, help="folder written by `deltart export`")
     parser.add_argument(
-        "--prefill", type=positive, metavar="N", help="of these in one call, the rest one by one (default 3/4)"
+        "--tokens", type=positive, default=100, metavar="N", help="how many tokens to run (default 100, random)"
+    )
+    parser.add_argument(
+        "--prefill",
+        type=positive,
+        metavar="N",
+        help="how many of the tokens go in the first call; the rest follow one by one (default: 3/4)",
     )
     parser.add_argument(
         "--prefill-activations",
         choices=["bf16", "fp8"],
         default="bf16",
-        help="fp8: show what 'deltart build --prefill-activations fp8' costs, and allow the engine as much",
+        help="fp8: show what `deltart build --prefill-activations fp8` costs, and allow the engine as much",
     )
     parser.add_argument("--prompt", metavar="TEXT", help="run this text's tokens instead")
     parser.add_argument(
         "--prompts", type=Path, metavar="FILE",
         help='compare greedy replies too, and run these tokens: a JSON object a line with "messages" or "prompt"',
     )  # fmt: skip
-    parser.add_argument("--count", type=positive, default=20, metavar="N", help="of these prompts (default 20)")
-    parser.add_argument("--max-new-tokens", type=positive, default=128, metavar="N", help="of a reply (default 128)")
-    parser.add_argument("--seed", type=whole(0, 2**64 - 1), default=0, help="of the random tokens")
+    parser.add_argument("--count", type=positive, default=20, metavar="N", help="how many of the prompts (default 20)")
+    parser.add_argument(
+        "--max-new-tokens", type=positive, default=128, metavar="N", help="longest reply, in tokens (default 128)"
+    )
+    parser.add_argument("--seed", type=whole(0, 2**64 - 1), default=0, help="seed of the random tokens")
     parser.add_argument("--weights", choices=["folded", "mapped"], default="folded", help="see deltart generate")
-    parser.add_argument("--html", type=Path, metavar="FILE", help="default: ARTIFACT/report.html")
-    parser.add_argument("--save-outputs", type=Path, metavar="FILE", help="every runner's outputs, for polygraphy")
+    parser.add_argument("--html", type=Path, metavar="FILE", help="the report (default: ARTIFACT/report.html)")
+    parser.add_argument("--save-outputs", type=Path, metavar="FILE", help="keep all outputs, for polygraphy")
     parser.add_argument("--json", action="store_true", help="print the report as JSON instead of a table")
     cache_option.add(parser)
     parser.set_defaults(run=run, extra="verify")
@@ -139,7 +146,7 @@ def _ids(arguments: argparse.Namespace, manifest: Manifest, prompts: list[list[i
     return ids
 
 
-def _print(report: Report, target: Path) -> None:
+def _print(report: VerifyReport, target: Path) -> None:
     from deltart.verify.page import compared_points
 
     runners = list(dict.fromkeys(d.runner for d in report.differences))

@@ -36,7 +36,7 @@ class Runner:
 
 
 @dataclass(frozen=True)
-class Parting:
+class Divergence:
     """Where a reply leaves the reference's: prompt, position in the reply, and how near a tie that was.
 
     `gap` is the difference of the reference's logits for the two tokens there, over the RMS of its logits.
@@ -49,12 +49,12 @@ class Parting:
 
 @dataclass
 class Collected:
-    """What the runners gave: outputs (one iteration each), partings of those that replied, why others did not run."""
+    """What the runners gave: outputs (one iteration each), where replies diverged, and why some did not run."""
 
     tokens: int
     prompts: int
     outputs: RunResults = field(default_factory=RunResults)
-    partings: dict[str, list[Parting]] = field(default_factory=dict)
+    divergences: dict[str, list[Divergence]] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
 
     def save(self, path: Path) -> None:
@@ -84,18 +84,18 @@ class Agreement:
 
     runner: str
     prompts: int
-    partings: Sequence[Parting]
+    divergences: Sequence[Divergence]
     tolerance: float
 
     @property
     def equal(self) -> int:
         """Replies that are the reference's, token by token."""
-        return self.prompts - len(self.partings)
+        return self.prompts - len(self.divergences)
 
     @property
     def ties(self) -> int:
         """Replies that part at a tie."""
-        return sum(p.gap <= self.tolerance for p in self.partings)
+        return sum(p.gap <= self.tolerance for p in self.divergences)
 
     @property
     def passed(self) -> bool:
@@ -104,11 +104,11 @@ class Agreement:
 
     def __str__(self) -> str:
         text = f"{self.equal} of {self.prompts} replies equal"
-        return text + (f", {len(self.partings)} part, {self.ties} of them at a tie" if self.partings else "")
+        return text + (f", {len(self.divergences)} part, {self.ties} of them at a tie" if self.divergences else "")
 
 
 @dataclass(frozen=True)
-class Report:
+class VerifyReport:
     """The outcome of a comparison.
 
     `reference` is the first runner, which most points are compared with; `greedy` is, by runner, the share of positions
@@ -143,7 +143,7 @@ def collect(
     makers: Mapping[str, Callable[[], Runner]],
     ids: np.ndarray,
     prompts: Sequence[Sequence[int]] = (),
-    report: Callable[[str], None] = lambda line: None,
+    log: Callable[[str], None] = lambda line: None,
 ) -> Collected:
     """Run every runner on `ids` and, where it replies, on `prompts`, one after the other.
 
@@ -154,40 +154,40 @@ def collect(
     reference: tuple[Runner, list[list[int]]] | None = None
     for name, make in makers.items():
         try:
-            report(f"running {name}")
+            log(f"running {name}")
             runner = make()
             began = time.perf_counter()
             outputs = runner.points(ids)
             found.outputs.add([outputs], time.perf_counter() - began, name)
             if prompts and runner.reply is not None:
-                report(f"{name}: {len(prompts)} replies")
+                log(f"{name}: {len(prompts)} replies")
                 replies = [runner.reply(prompt) for prompt in prompts]
                 reference = reference or (runner, replies)
-                found.partings[name] = _partings(*reference, prompts, replies)
+                found.divergences[name] = _divergences(*reference, prompts, replies)
         except DeltaRTError as error:
-            found.skipped[name] = str(error).replace("\n", " ")
-            report(f"{name} skipped: {error.found}")
+            found.skipped[name] = "; ".join(filter(None, (error.found, error.hint)))
+            log(f"{name} skipped: {error.found}")
     return found
 
 
-def _partings(
+def _divergences(
     reference: Runner, expected: Sequence[list[int]], prompts: Sequence[Sequence[int]], replies: Sequence[list[int]]
-) -> list[Parting]:
+) -> list[Divergence]:
     found = []
     for number, (mine, theirs) in enumerate(zip(replies, expected, strict=True)):
         if mine == theirs:
             continue
         at = next((i for i, (a, b) in enumerate(zip(mine, theirs, strict=False)) if a != b), None)
         if at is None:  # one stopped where the other went on
-            found.append(Parting(number, min(len(mine), len(theirs)), math.inf))
+            found.append(Divergence(number, min(len(mine), len(theirs)), math.inf))
             continue
         logits = reference.points(np.array([*prompts[number], *theirs[:at]], np.int64))["logits"][-1].astype(np.float64)
         gap = abs(logits[theirs[at]] - logits[mine[at]]) / np.sqrt(np.mean(logits**2))
-        found.append(Parting(number, at, float(gap)))
+        found.append(Divergence(number, at, float(gap)))
     return found
 
 
-def judge(artifact: Path, found: Collected, tolerances: Mapping[str, float]) -> Report:
+def judge(artifact: Path, found: Collected, tolerances: Mapping[str, float]) -> VerifyReport:
     """Compare what was collected, each point with that of the first runner that has it.
 
     Args:
@@ -197,9 +197,9 @@ def judge(artifact: Path, found: Collected, tolerances: Mapping[str, float]) -> 
     reference, *others = results or [""]
     best = {name: result["logits"].argmax(-1) for name, result in results.items()}
     greedy = {name: float(np.mean(best[name] == best[reference])) for name in others}
-    _, *rest = found.partings or [""]
-    replies = [Agreement(name, found.prompts, found.partings[name], tolerances[name]) for name in rest]
-    return Report(
+    _, *rest = found.divergences or [""]
+    replies = [Agreement(name, found.prompts, found.divergences[name], tolerances[name]) for name in rest]
+    return VerifyReport(
         str(artifact), reference, found.tokens, dict(tolerances), _compared(results, tolerances), greedy, replies,
         found.skipped,
     )  # fmt: skip

@@ -12,7 +12,8 @@ import torch
 
 from deltart.errors import ArtifactError, MissingDependencyError
 from deltart.export.checkpoint import Checkpoint
-from deltart.export.spec import read_spec
+from deltart.export.spec import ModelSpec, read_spec
+from deltart.export.structure import settle
 from deltart.json_files import read_json
 from deltart.manifest import Manifest
 from deltart.plugins.fp8_linear.reference import dequantize
@@ -36,7 +37,7 @@ class ReferenceModel:
             raise ArtifactError(
                 f"{count / 1e9:.1f} billion parameters in float32", f"at most {MAX_PARAMETERS / 1e9:.0f}"
             )
-        self._model = _load(_text_config(folder, manifest), tensors, read_spec(folder).text_prefix)
+        self._model = _load(_text_config(folder, manifest), tensors, settle(read_spec(folder), tensors).spec)
 
     @torch.no_grad()
     def points(self, ids: np.ndarray) -> dict[str, np.ndarray]:
@@ -48,10 +49,10 @@ class ReferenceModel:
         return points | {"hidden": hidden, "logits": outputs.logits[0].numpy()}
 
     @torch.no_grad()
-    def reply(self, prompt: Sequence[int], stops: Collection[int], most: int) -> list[int]:
-        """At most `most` greedy tokens after `prompt`, the stop token included."""
+    def reply(self, prompt: Sequence[int], stops: Collection[int], limit: int) -> list[int]:
+        """At most `limit` greedy tokens after `prompt`, the stop token included."""
         tokens, cache, reply = torch.tensor([list(prompt)]), None, list[int]()
-        while len(reply) < most and not (reply and reply[-1] in stops):
+        while len(reply) < limit and not (reply and reply[-1] in stops):
             outputs = self._model(tokens, past_key_values=cache, use_cache=True, logits_to_keep=1)
             cache, tokens = outputs.past_key_values, outputs.logits[:, -1].argmax(-1, keepdim=True)
             reply.append(int(tokens))
@@ -70,7 +71,7 @@ def _text_config(folder: Path, manifest: Manifest) -> dict[str, Any]:
     }
 
 
-def _load(config: dict[str, Any], tensors: Checkpoint, prefix: str) -> Any:
+def _load(config: dict[str, Any], tensors: Checkpoint, spec: ModelSpec) -> Any:
     try:
         from transformers import Qwen3_5ForCausalLM, Qwen3_5TextConfig
     except ImportError:
@@ -81,7 +82,10 @@ def _load(config: dict[str, Any], tensors: Checkpoint, prefix: str) -> Any:
     made._attn_implementation = "eager"
     model = Qwen3_5ForCausalLM(made).eval().float()
     wanted = model.state_dict()
-    names = {name: name.replace("model.", prefix, 1) if name.startswith("model.") else name for name in wanted}
+    starts = {"model.": spec.text_prefix, "lm_head.": spec.head_prefix}
+    names = {
+        name: name.replace(start, to, 1) for start, to in starts.items() for name in wanted if name.startswith(start)
+    }
     if made.tie_word_embeddings:
         names["lm_head.weight"] = names["model.embed_tokens.weight"]
     model.load_state_dict({name: _float32(tensors, names[name]) for name in wanted})

@@ -74,9 +74,9 @@ def _fed(
     return {name: np.concatenate(arrays) for name, arrays in zip(names, zip(*parts, strict=True), strict=True)}
 
 
-def backend_reply(backend: ServingBackend, tokenizer: Tokenizer, most: int) -> Callable[[Sequence[int]], list[int]]:
-    """`Runner.reply` of at most `most` tokens, by the engine that serves users; the end token is the last."""
-    greedy = SamplingParams(temperature=0, max_new_tokens=most)
+def backend_reply(backend: ServingBackend, tokenizer: Tokenizer, limit: int) -> Callable[[Sequence[int]], list[int]]:
+    """`Runner.reply` of at most `limit` tokens, by the engine that serves users; the end token is the last."""
+    greedy = SamplingParams(temperature=0, max_new_tokens=limit)
     options = EngineOptions(slots=1, draft_tokens=0, cache_bytes=0)
 
     def reply(prompt: Sequence[int]) -> list[int]:

@@ -19,6 +19,7 @@ from deltart.plugins.fp8_linear.op import (
 )
 from deltart.plugins.gated_attention.op import GATED_ATTENTION
 from deltart.plugins.lm_head.op import LM_HEAD
+from deltart.plugins.moe_experts.op import FP8_MOE_EXPERTS, FP8_SPARSE_MOE, MOE_EXPERTS, SPARSE_MOE
 from deltart.plugins.qk_norm_rope.op import QK_NORM_ROPE
 from deltart.plugins.spec import DOMAIN, OpSpec
 
@@ -80,15 +81,33 @@ def _normed(x: Op, weight: str, name: str = "") -> Op:
     return Op("RotaryEmbedding", (Op("Reshape", (norm,)), Value("cos"), Value("sin")))
 
 
+def _silu(x: Op) -> Op:
+    return Op("Mul", (x, Op("Sigmoid", (x,))), any_order=True)
+
+
+def _linear(weight: str, name: str = "") -> Op:
+    return Op("Einsum", (Value("x"), Value(weight, stored=True)), name, when=_is_linear)
+
+
+def _experts(op: OpSpec) -> Op:
+    return Op(op.name, tuple(Value(tensor.name) for tensor in op.inputs), name="experts")
+
+
+def _beside(experts: Op, shared: Op) -> Op:
+    """Routed experts and, behind its own gate, the shared one."""
+    gate = Op("Sigmoid", (_linear("shared_expert_gate"),))
+    return Op("Add", (experts, Op("Mul", (gate, shared), any_order=True)), any_order=True)
+
+
 GATE = _fp8_linear("gate", name="gate")
-SILU = Op("Mul", (GATE, Op("Sigmoid", (GATE,))), any_order=True)
+SHARED_GATE, SHARED_FP8_GATE = _linear("shared_gate", name="gate"), _fp8_linear("shared_gate", name="gate")
 HEADS = Op("Reshape", (Value("q_gate"),), name="heads")  # per head: q, then the gate of its output
 
 FUSIONS = (
     # silu(x W^T) * (x U^T)
     Fusion(
         FP8_BLOCK_GATE_UP,
-        Op("Mul", (SILU, _fp8_linear("up")), any_order=True),
+        Op("Mul", (_silu(GATE), _fp8_linear("up")), any_order=True),
         ("x", "gate", "gate_scale", "up", "up_scale"),
     ),
     # Logits: a linear with a stored weight whose result leaves the graph, in f32.
@@ -98,6 +117,43 @@ FUSIONS = (
         ("x", "weight"),
         only_results=True,
         through_casts=True,
+    ),
+    # A router's logits: both sides of the product were widened to f32, which is what the op sums in.
+    Fusion(
+        LM_HEAD,
+        Op("Einsum", (Op("Cast", (Value("x"),)), Op("Cast", (Value("weight", stored=True),))), when=_is_linear),
+        ("x", "weight"),
+    ),
+    # A sparse MLP with its shared expert.
+    Fusion(
+        SPARSE_MOE,
+        _beside(
+            _experts(MOE_EXPERTS),
+            Op(
+                "Einsum",
+                (
+                    Op("Mul", (_silu(SHARED_GATE), _linear("shared_up")), any_order=True),
+                    Value("shared_down", stored=True),
+                ),
+                when=_is_linear,
+            ),
+        ),
+        tuple(tensor.name for tensor in SPARSE_MOE.inputs),
+    ),
+    Fusion(
+        FP8_SPARSE_MOE,
+        _beside(
+            _experts(FP8_MOE_EXPERTS),
+            Op(
+                FP8_BLOCK_LINEAR.name,
+                (
+                    Op("Mul", (_silu(SHARED_FP8_GATE), _fp8_linear("shared_up")), any_order=True),
+                    Value("shared_down"),
+                    Value("shared_down_scale"),
+                ),
+            ),
+        ),
+        tuple(tensor.name.removesuffix("_inv") for tensor in FP8_SPARSE_MOE.inputs),
     ),
     # What lies between the projections of an attention layer and the attention itself.
     Fusion(

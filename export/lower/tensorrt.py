@@ -6,13 +6,16 @@ same bytes. FP8 weights are typed INT8: with FP8-typed tensors a plan can't serv
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import onnx
 
+from deltart.errors import BuildError
 from deltart.export.check import check_inlined
 from deltart.export.lower.fuse import LINEAR_EQUATION, fuse
 from deltart.export.trace import FUNCTION_DOMAIN
+from deltart.plugins.spec import DOMAIN
+from deltart.plurals import counted
 
 TARGET = "tensorrt"
 CARRIERS = {onnx.TensorProto.FLOAT8E4M3FN: onnx.TensorProto.INT8}
@@ -27,6 +30,7 @@ def lower(model: onnx.ModelProto) -> onnx.ModelProto:
     functions = {f.name: f for f in model.functions}
     nodes = _contract_weights([node for call in model.graph.node for node in _inline(call, functions)])
     nodes = fuse(nodes, [output.name for output in model.graph.output])
+    _check_storage(nodes, model.graph.initializer)
     weights = [
         onnx.helper.make_tensor_value_info(w.name, CARRIERS.get(w.data_type, w.data_type), list(w.dims))
         for w in model.graph.initializer
@@ -36,6 +40,19 @@ def lower(model: onnx.ModelProto) -> onnx.ModelProto:
     lowered = onnx.helper.make_model(graph, opset_imports=opsets, ir_version=model.ir_version, producer_name="deltart")
     check_inlined(lowered)
     return lowered
+
+
+def _check_storage(nodes: list[onnx.NodeProto], weights: Sequence[onnx.TensorProto]) -> None:
+    """Raises BuildError for float16 weights of plugins: TensorRT would abort where no plugin takes their type."""
+    half = {weight.name for weight in weights if weight.data_type == onnx.TensorProto.FLOAT16}
+    read = sorted({name for node in nodes if node.domain == DOMAIN for name in node.input} & half)
+    if read:
+        more = f" and {counted(len(read) - 1, 'more tensor')}" if len(read) > 1 else ""
+        raise BuildError(
+            f"'{read[0]}'{more} stored in float16 (F16), read by TensorRT plugins",
+            "bfloat16 or float32",
+            "save it in bfloat16: model.to(torch.bfloat16).save_pretrained(folder); ONNX Runtime runs it as it is",
+        )
 
 
 def _contract_weights(nodes: list[onnx.NodeProto]) -> list[onnx.NodeProto]:

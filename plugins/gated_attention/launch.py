@@ -12,7 +12,7 @@ ROW_TILES = (1, 3)  # of 16 query rows; three at head 256 fit the 99 KiB of the 
 KEYS = 32  # per tile
 BLOCK = 128
 BLOCKS = 264  # in all, two for each multiprocessor of an H100
-MOST_SPLITS = 64
+MAX_SPLITS = 64
 DECODE_TOKENS = 8  # up to as many a token's sums are the same whatever else is in the call
 
 
@@ -52,8 +52,8 @@ def plan(shape: Shape, splits: int = 0) -> Plan:
     )
     tiles = next((t for t in ROW_TILES if 16 * t // group >= shape.tokens), ROW_TILES[-1])
     blocks = shape.slots * shape.kv_heads * Plan(shape, tiles, 1).token_tiles
-    most = MOST_SPLITS if shape.tokens <= DECODE_TOKENS else max(1, min(MOST_SPLITS, BLOCKS // blocks))
-    return Plan(shape, tiles, splits or most)
+    limit = MAX_SPLITS if shape.tokens <= DECODE_TOKENS else max(1, min(MAX_SPLITS, BLOCKS // blocks))
+    return Plan(shape, tiles, splits or limit)
 
 
 def attention(by: Plan, at: dict[str, int]) -> list[Launch]:

@@ -32,9 +32,9 @@ inline Launch decode(const Call& call, const Shape& shape) {
   require(1 <= shape.tokens && shape.tokens <= DECODE_TOKENS, std::to_string(shape.tokens) + " tokens",
           "1 to " + std::to_string(DECODE_TOKENS) + " for gated_delta_rule_decode");
   require(shape.value_dim % 8 == 0, "value heads of " + std::to_string(shape.value_dim), "a multiple of 8");
-  int64_t tile = shape.value_dim % 16 == 0 ? 16 : 8, most = shape.slots * shape.value_heads < 256 ? 1 : 4, warps = 1;
+  int64_t tile = shape.value_dim % 16 == 0 ? 16 : 8, limit = shape.slots * shape.value_heads < 256 ? 1 : 4, warps = 1;
   for (int64_t w : {2, 4})
-    if (w <= most && shape.value_dim % (tile * w) == 0) warps = w;
+    if (w <= limit && shape.value_dim % (tile * w) == 0) warps = w;
   int64_t columns = tile * warps;
   Arguments args = operands(call, shape)
                        .pointers(call, {"S", "n_tokens", "n_commit", "o"})
@@ -112,11 +112,11 @@ inline std::vector<Launch> prefill(const Call& call, const Chunking& by) {
 // Scratch memory of prefill, whichever chunk the device allows; decode needs none.
 inline int64_t workspace_bytes(const Call& call) {
   Shape shape = shape_of(call);
-  int64_t most = 0;
+  int64_t largest = 0;
   if (shape.tokens > DECODE_TOKENS)
     for (int64_t chunk : chunks(shape.dtype))
-      most = std::max(most, chunking(shape, ANY_SHARED, {chunk}).workspace_bytes());
-  return most;
+      largest = std::max(largest, chunking(shape, ANY_SHARED, {chunk}).workspace_bytes());
+  return largest;
 }
 
 inline Launches launches(const Call& call) {

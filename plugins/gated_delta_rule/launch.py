@@ -21,8 +21,8 @@ class Tiling:
 def tiling(shape: Shape) -> Tiling:
     """Two sectors per row of S where the head allows it; few warps per block until the GPU is full anyway."""
     columns = 16 if shape.value_dim % 16 == 0 else 8
-    most = 1 if shape.slots * shape.value_heads < 256 else 4
-    warps = max(w for w in (1, 2, 4) if w <= most and shape.value_dim % (columns * w) == 0)
+    limit = 1 if shape.slots * shape.value_heads < 256 else 4
+    warps = max(w for w in (1, 2, 4) if w <= limit and shape.value_dim % (columns * w) == 0)
     return Tiling(columns, warps)
 
 

@@ -13,18 +13,86 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from deltart.plugins.bodies import Bodies
-from deltart.plugins.fp8_linear.bodies import widened
+from deltart.plugins.fp8_linear.bodies import dequantized, widened
 from deltart.plugins.fp8_linear.reference import BLOCK
 
 
 def moe_experts(attributes: Mapping[str, Any]) -> str:
     """Experts in two stored tensors, slot s holding expert s."""
+    return f"""
+MoeExperts <num_experts_per_tok, hidden_size, intermediate_size>
+  (x, logits, n_tokens, gate_up, down) => (y) {{
+{_plain_experts(attributes, "y")}
+}}
+"""
+
+
+def fp8_moe_experts(attributes: Mapping[str, Any]) -> str:
+    """Experts in a region of the vendor's file, each down, gate and up with their scales."""
+    return f"""
+Fp8MoeExperts <num_experts_per_tok, hidden_size, intermediate_size>
+  (x, logits, n_tokens, experts, experts_scale, slot_expert) => (y) {{
+{_fp8_experts(attributes, "y")}
+}}
+"""
+
+
+def sparse_moe(attributes: Mapping[str, Any]) -> str:
+    """The same, and the shared expert."""
+    return f"""
+SparseMoe <num_experts_per_tok, hidden_size, intermediate_size>
+  (x, logits, n_tokens, gate_up, down, shared_gate, shared_up, shared_down, shared_expert_gate) => (y) {{
+{_plain_experts(attributes, "routed_y")}
+{"".join(_transposed(part) for part in SHARED)}
+{SHARED_EXPERT}
+}}
+"""
+
+
+def fp8_sparse_moe(attributes: Mapping[str, Any]) -> str:
+    """The same of block-FP8 weights."""
+    return f"""
+Fp8SparseMoe <num_experts_per_tok, hidden_size, intermediate_size>
+  (x, logits, n_tokens, experts, experts_scale, slot_expert, shared_gate, shared_gate_scale_inv, shared_up,
+   shared_up_scale_inv, shared_down, shared_down_scale_inv, shared_expert_gate) => (y) {{
+{_fp8_experts(attributes, "routed_y")}
+{"".join(dequantized(part, f"{part}_scale_inv", f"{part}_t") for part in SHARED)}
+{SHARED_EXPERT}
+}}
+"""
+
+
+SHARED = ("shared_gate", "shared_up", "shared_down")
+# y of routed_y, x, the transposed weights and the `real` tokens [B, T].
+SHARED_EXPERT = """
+  shared_gate_y = MatMul (x, shared_gate_t)
+  shared_up_y = MatMul (x, shared_up_t)
+  shared_opened = Sigmoid (shared_gate_y)
+  shared_silu = Mul (shared_gate_y, shared_opened)
+  shared_activated = Mul (shared_silu, shared_up_y)
+  shared_y = MatMul (shared_activated, shared_down_t)
+  own_gate_wide = Cast <to = 1> (shared_expert_gate)
+  own_gate_t = Transpose <perm = [1, 0]> (own_gate_wide)
+  own_gate_y = MatMul (x, own_gate_t)
+  own_gate = Sigmoid (own_gate_y)
+  shared_weighted = Mul (shared_y, own_gate)
+  all_y = Add (routed_y, shared_weighted)
+  real_3d = Unsqueeze (real, last)
+  no_y = Constant <value_float: float = 0.0> ()
+  y = Where (real_3d, all_y, no_y)"""
+
+
+def _transposed(weight: str) -> str:
+    return f"""
+  {weight}_wide = Cast <to = 1> ({weight})
+  {weight}_t = Transpose <perm = [1, 0]> ({weight}_wide)"""
+
+
+def _plain_experts(attributes: Mapping[str, Any], y: str) -> str:
     weights = """
         gate_up_weight = Cast <to = 1> (gate_up_stored)
         down_weight = Cast <to = 1> (down_stored)"""
     return f"""
-MoeExperts <num_experts_per_tok, hidden_size, intermediate_size>
-  (x, logits, n_tokens, gate_up, down) => (y) {{
   one_slot = Constant <value_int: int = 1> ()
   from_slot = Constant <value_int: int = 0> ()
   slots_1d = Shape <start = 0, end = 1> (down)
@@ -32,25 +100,17 @@ MoeExperts <num_experts_per_tok, hidden_size, intermediate_size>
   slots = Squeeze (slots_1d, slots_axis)
   slot_expert_64 = Range (from_slot, slots, one_slot)
   slot_expert = Cast <to = 6> (slot_expert_64)
-{_scan(attributes, ("gate_up", "down"), weights)}
-}}
-"""
+{_scan(attributes, ("gate_up", "down"), weights, y)}"""
 
 
-def fp8_moe_experts(attributes: Mapping[str, Any]) -> str:
-    """Experts in a region of the vendor's file, each down, gate and up with their scales."""
+def _fp8_experts(attributes: Mapping[str, Any], y: str) -> str:
     hidden, width = attributes["hidden_size"], attributes["intermediate_size"]
     weights = _whole_blocks(hidden, width) if hidden % BLOCK == width % BLOCK == 0 else _partial_blocks(hidden, width)
-    return f"""
-Fp8MoeExperts <num_experts_per_tok, hidden_size, intermediate_size>
-  (x, logits, n_tokens, experts, experts_scale, slot_expert) => (y) {{
-{_scan(attributes, ("experts", "experts_scale"), weights)}
-}}
-"""
+    return _scan(attributes, ("experts", "experts_scale"), weights, y)
 
 
-def _scan(attributes: Mapping[str, Any], stored: tuple[str, ...], weights: str) -> str:
-    """y of `slot_expert` and the `stored` tensors, a slot each; `weights` makes gate_up_ and down_weight of a slot."""
+def _scan(attributes: Mapping[str, Any], stored: tuple[str, ...], weights: str, y: str) -> str:
+    """`y` of `slot_expert` and the `stored` tensors; `weights` makes gate_up_weight and down_weight of a slot."""
     hidden = attributes["hidden_size"]
     return f"""
   row_shape = Constant <value_ints: ints = [-1, {hidden}]> ()
@@ -114,7 +174,7 @@ def _scan(attributes: Mapping[str, Any], stored: tuple[str, ...], weights: str) 
         }}>
     }}> (nothing, is_hit, pairs, {", ".join(stored)})
   x_shape = Shape (x)
-  y = Reshape (y_rows, x_shape)"""
+  {y} = Reshape (y_rows, x_shape)"""
 
 
 def _whole_blocks(hidden: int, width: int) -> str:
@@ -225,4 +285,9 @@ def _routed(
     return y.view_as(x)
 
 
-BODIES = {"MoeExperts": Bodies(moe_experts, torch=fast), "Fp8MoeExperts": Bodies(fp8_moe_experts, torch=fast_fp8)}
+BODIES = {
+    "MoeExperts": Bodies(moe_experts, torch=fast),
+    "Fp8MoeExperts": Bodies(fp8_moe_experts, torch=fast_fp8),
+    "SparseMoe": Bodies(sparse_moe),
+    "Fp8SparseMoe": Bodies(fp8_sparse_moe),
+}

@@ -1,6 +1,6 @@
-"""Contracts of the routed experts of a sparse MLP, by how their weights are stored."""
+"""Contracts of a sparse MLP: its routed experts, alone and with the shared one, by how weights are stored."""
 
-from deltart.plugins.moe_experts.reference import fp8_moe_experts, moe_experts
+from deltart.plugins.moe_experts.reference import fp8_moe_experts, fp8_sparse_moe, moe_experts, sparse_moe
 from deltart.plugins.spec import ACT, F32, FP8, I32, STORED, OpSpec, TensorSpec
 
 TOKENS = (
@@ -39,4 +39,37 @@ FP8_MOE_EXPERTS = OpSpec(
     outputs=(TensorSpec("y", ACT, ("B", "T", "hidden_size")),),
     attributes=SIZES,
     reference=fp8_moe_experts,
+)
+
+SPARSE_MOE = OpSpec(
+    name="SparseMoe",
+    doc="MoeExperts + sigmoid(x shared_expert_gate^T) * shared_down(silu(shared_gate x) * (shared_up x)).",
+    inputs=(
+        *MOE_EXPERTS.inputs,
+        TensorSpec("shared_gate", STORED, ("shared_size", "hidden_size")),
+        TensorSpec("shared_up", STORED, ("shared_size", "hidden_size")),
+        TensorSpec("shared_down", STORED, ("hidden_size", "shared_size")),
+        TensorSpec("shared_expert_gate", STORED, ("one", "hidden_size")),
+    ),
+    outputs=MOE_EXPERTS.outputs,
+    attributes=SIZES,
+    reference=sparse_moe,
+)
+
+FP8_SPARSE_MOE = OpSpec(
+    name="Fp8SparseMoe",
+    doc="As SparseMoe, of Fp8MoeExperts and a shared expert that is block-128 FP8.",
+    inputs=(
+        *FP8_MOE_EXPERTS.inputs,
+        TensorSpec("shared_gate", FP8, ("shared_size", "hidden_size")),
+        TensorSpec("shared_gate_scale_inv", STORED, ("shared_blocks", "hidden_blocks")),
+        TensorSpec("shared_up", FP8, ("shared_size", "hidden_size")),
+        TensorSpec("shared_up_scale_inv", STORED, ("shared_blocks", "hidden_blocks")),
+        TensorSpec("shared_down", FP8, ("hidden_size", "shared_size")),
+        TensorSpec("shared_down_scale_inv", STORED, ("hidden_blocks", "shared_blocks")),
+        TensorSpec("shared_expert_gate", STORED, ("one", "hidden_size")),
+    ),
+    outputs=FP8_MOE_EXPERTS.outputs,
+    attributes=SIZES,
+    reference=fp8_sparse_moe,
 )

@@ -99,3 +99,61 @@ def swiglu(x: np.ndarray, gate: np.ndarray, up: np.ndarray, down: np.ndarray) ->
     opened = gate @ x
     result: np.ndarray = down @ (opened / (1.0 + np.exp(-opened)) * (up @ x))
     return result
+
+
+def sparse_moe(
+    x: np.ndarray,
+    logits: np.ndarray,
+    n_tokens: np.ndarray,
+    gate_up: np.ndarray,
+    down: np.ndarray,
+    shared_gate: np.ndarray,
+    shared_up: np.ndarray,
+    shared_down: np.ndarray,
+    shared_expert_gate: np.ndarray,
+    num_experts_per_tok: int,
+    hidden_size: int,
+    intermediate_size: int,
+) -> tuple[np.ndarray]:
+    """`moe_experts`, and the expert that every token takes through its own sigmoid gate [1, H]."""
+    (routed,) = moe_experts(x, logits, n_tokens, gate_up, down, num_experts_per_tok, hidden_size, intermediate_size)
+    return (routed + _shared(x, n_tokens, (shared_gate, shared_up, shared_down), shared_expert_gate),)
+
+
+def fp8_sparse_moe(
+    x: np.ndarray,
+    logits: np.ndarray,
+    n_tokens: np.ndarray,
+    experts: np.ndarray,
+    experts_scale: np.ndarray,
+    slot_expert: np.ndarray,
+    shared_gate: np.ndarray,
+    shared_gate_scale_inv: np.ndarray,
+    shared_up: np.ndarray,
+    shared_up_scale_inv: np.ndarray,
+    shared_down: np.ndarray,
+    shared_down_scale_inv: np.ndarray,
+    shared_expert_gate: np.ndarray,
+    num_experts_per_tok: int,
+    hidden_size: int,
+    intermediate_size: int,
+) -> tuple[np.ndarray]:
+    """`fp8_moe_experts`, and the expert that every token takes through its own sigmoid gate [1, H]."""
+    (routed,) = fp8_moe_experts(
+        x, logits, n_tokens, experts, experts_scale, slot_expert, num_experts_per_tok, hidden_size, intermediate_size
+    )
+    pairs = (
+        (shared_gate, shared_gate_scale_inv),
+        (shared_up, shared_up_scale_inv),
+        (shared_down, shared_down_scale_inv),
+    )
+    gate, up, down = (dequantize(*pair) for pair in pairs)
+    return (routed + _shared(x, n_tokens, (gate, up, down), shared_expert_gate),)
+
+
+def _shared(x: np.ndarray, n_tokens: np.ndarray, expert: Expert, gate: np.ndarray) -> np.ndarray:
+    y = np.zeros_like(x)
+    for b, real in enumerate(n_tokens):
+        for t in range(real):
+            y[b, t] = swiglu(x[b, t], *expert) / (1.0 + np.exp(-(gate[0] @ x[b, t])))
+    return y

@@ -7,9 +7,9 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-import deltart
 from deltart.runtime.server.answers import json_answer
 from deltart.runtime.server.service import Service
+from deltart.version import __version__
 
 
 async def models(request: Request) -> Response:
@@ -38,7 +38,7 @@ async def live(request: Request) -> Response:
 
 async def version(request: Request) -> Response:
     """GET /version."""
-    return json_answer({"version": deltart.__version__})
+    return json_answer({"version": __version__})
 
 
 async def metrics(request: Request) -> Response:
@@ -64,7 +64,7 @@ async def server_info(request: Request) -> Response:
     counts = service.engine.metrics
     return json_answer(
         {
-            "version": deltart.__version__,
+            "version": __version__,
             "served_model_name": service.settings.names[0],
             "model_path": service.settings.names[0],
             "context_length": service.engine.max_context,

@@ -9,7 +9,6 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-import deltart
 from deltart.runtime.server.answers import json_answer
 from deltart.runtime.server.chat.reply import ChatCompletion
 from deltart.runtime.server.chat.request import ChatRequest
@@ -18,6 +17,7 @@ from deltart.runtime.server.completions.request import CompletionRequest
 from deltart.runtime.server.messages.request import CountRequest, MessagesRequest
 from deltart.runtime.server.responses.request import ResponsesRequest
 from deltart.runtime.server.tokens import DetokenizeRequest, TokenizeRequest
+from deltart.version import __version__
 
 _POSTS: dict[str, tuple[type[msgspec.Struct], type[msgspec.Struct] | None, str]] = {
     "/v1/chat/completions": (ChatRequest, ChatCompletion, "A reply to a conversation"),
@@ -68,7 +68,7 @@ def document() -> dict[str, Any]:
     paths["/v1/models/{name}"] = {"get": _operation("One name of the model", _json({"type": "object"}), [name])}
     return {
         "openapi": "3.1.0",
-        "info": {"title": "DeltaRT", "version": deltart.__version__},
+        "info": {"title": "DeltaRT", "version": __version__},
         "paths": paths,
         "components": {"schemas": schemas, "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}}},
         "security": [{"key": []}],

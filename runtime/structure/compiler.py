@@ -176,7 +176,9 @@ class StructureCompiler:
 
     @cached_property
     def _call_text(self) -> CallText:
-        return CallText(self._vocabulary)
+        text = CallText(self._vocabulary)
+        text.warm()
+        return text
 
 
 def _any_grammar(text: str) -> str:

@@ -53,6 +53,11 @@ class ChatTemplate:
             )
 
     @classmethod
+    def is_in(cls, folder: Path) -> bool:
+        """Whether a folder has a template, usable or not."""
+        return bool(_sources(folder))
+
+    @classmethod
     def from_folder(cls, folder: str | Path) -> ChatTemplate:
         """The templates of chat_template.jinja and additional_chat_templates, else those of tokenizer_config.json.
 
@@ -60,14 +65,14 @@ class ChatTemplate:
             ArtifactError: there are none, or one does not compile.
         """
         folder = Path(folder)
-        config = read_json(folder / "tokenizer_config.json")
-        sources = _files(folder) or _inline(config.get("chat_template"))
+        sources = _sources(folder)
         if not sources:
             raise ArtifactError(
                 f"{folder} has no chat template",
                 "chat_template.jinja, or a chat_template text in tokenizer_config.json",
                 "copy chat_template.jinja from the vendor's checkpoint, or generate without chat",
             )
+        config = read_json(folder / "tokenizer_config.json")
         texts = {name: token_text(config[name]) for name in config if name.endswith("_token")}
         special_tokens = {name: text for name, text in texts.items() if text is not None}
         return cls(sources, special_tokens, _takes_media(folder))
@@ -152,6 +157,10 @@ def _compiled(source: str) -> jinja2.Template:
             "a jinja2 template for transformers",
             "copy chat_template.jinja from the vendor's checkpoint",
         ) from error
+
+
+def _sources(folder: Path) -> dict[str, str]:
+    return _files(folder) or _inline(read_json(folder / "tokenizer_config.json").get("chat_template"))
 
 
 def _files(folder: Path) -> dict[str, str]:

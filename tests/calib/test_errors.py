@@ -119,7 +119,7 @@ def test_disk_full_half_way(tiny: Path, tmp_path: Path, monkeypatch: pytest.Monk
     assert not (tmp_path / "out").exists()
     monkeypatch.undo()
     lines: list[str] = []
-    calibrate(tiny, tmp_path / "out", method="absmax", say=lines.append)
+    calibrate(tiny, tmp_path / "out", method="absmax", log=lines.append)
     assert "32 done before" in lines[0] and not list(tmp_path.glob(".*partial*"))
 
 

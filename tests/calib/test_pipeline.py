@@ -190,7 +190,7 @@ def test_modules_restrict_and_statistics_are_reused(tiny: Path, text: Path, cali
     calibrate(tiny, tmp_path / "first", **arguments)  # type: ignore[arg-type]
     stamps = {p.name: p.stat().st_mtime_ns for p in kept.glob("*.pt")}
     assert len(stamps) == 5
-    calibrate(tiny, tmp_path / "second", **arguments, say=lines.append)  # type: ignore[arg-type]
+    calibrate(tiny, tmp_path / "second", **arguments, log=lines.append)  # type: ignore[arg-type]
     assert {p.name: p.stat().st_mtime_ns for p in kept.glob("*.pt")} == stamps
     first, whole = Checkpoint(tmp_path / "first"), Checkpoint(calibrated("hessian"))
     assert (tmp_path / "second" / "model.safetensors").read_bytes() == (

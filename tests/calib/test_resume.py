@@ -31,13 +31,13 @@ def run_until(line: int, tiny: Path, output: Path, text: Path, method: str) -> b
     """Start (or go on with) a calibration and kill it after `line` lines; whether it got to its end first."""
     left = [line]
 
-    def say(_: str) -> None:
+    def log(_: str) -> None:
         left[0] -= 1
         if left[0] < 0:
             raise Killed
 
     try:
-        calibrate(tiny, output, method=method, data=text, kv_cache=True, activations=True, say=say)  # type: ignore
+        calibrate(tiny, output, method=method, data=text, kv_cache=True, activations=True, log=log)  # type: ignore
     except Killed:
         return False
     return True
@@ -100,20 +100,20 @@ def test_unfinished_work_of_other_arguments_is_not_thrown_away(
 def absmax_killed_while_copying(tiny: Path, output: Path) -> None:
     """The quickest calibration there is, killed when every weight is done."""
 
-    def say(line: str) -> None:
+    def log(line: str) -> None:
         if line.startswith("copying"):
             raise Killed
 
     with pytest.raises(Killed):
-        calibrate(tiny, output, method="absmax", say=say)
+        calibrate(tiny, output, method="absmax", log=log)
 
 
 def test_two_runs_do_not_share_the_work(tiny: Path, tmp_path: Path) -> None:
-    def say(_: str) -> None:
+    def log(_: str) -> None:
         with pytest.raises(CalibrationError, match="another run is at work"):
             calibrate(tiny, tmp_path / "out", method="absmax")
 
-    calibrate(tiny, tmp_path / "out", method="absmax", say=say)
+    calibrate(tiny, tmp_path / "out", method="absmax", log=log)
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
 
 
@@ -126,7 +126,7 @@ def test_unfinished_work_survives_an_output_that_is_in_use(tiny: Path, tmp_path:
         calibrate(tiny, output, method="absmax")
     (output / "precious").unlink()
     said: list[str] = []
-    calibrate(tiny, output, method="absmax", say=said.append)
+    calibrate(tiny, output, method="absmax", log=said.append)
     assert "32 done before" in said[0] and (output / "report.json").exists()
 
 
@@ -148,7 +148,7 @@ from pathlib import Path
 from deltart.calib.pipeline import calibrate
 checkpoint, output, text = map(Path, sys.argv[1:])
 arguments = dict(method="hessian", data=text, kv_cache=True, activations=True)
-calibrate(checkpoint, output, **arguments, say=lambda line: print(line, flush=True))
+calibrate(checkpoint, output, **arguments, log=lambda line: print(line, flush=True))
 """
 
 

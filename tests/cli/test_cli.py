@@ -1,4 +1,4 @@
-"""The command line as a person uses it: synth, inspect, export, generate, doctor, errors."""
+"""The command line as a person uses it: synthesize, inspect, export, generate, doctor, errors."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny random FP8 checkpoint with nano's tokenizer, and its artifact, made by the command line."""
     folder = tmp_path_factory.mktemp("cli")
     checkpoint = folder / "checkpoint"
-    assert main(["synth", "tiny-fp8", "-o", str(checkpoint)]) == 0
+    assert main(["synthesize", "tiny-fp8", "-o", str(checkpoint)]) == 0
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copyfile(NANO / name, checkpoint / name)
     (checkpoint / "generation_config.json").write_text(json.dumps({"eos_token_id": 999, "do_sample": False}))
@@ -82,7 +82,7 @@ def test_stream_goes_to_stdout_and_rates_to_stderr(tiny: Path, capsys: pytest.Ca
         (["generate", "{artifact}", "a", "--temperature", "-1"], "temperature"),
         (["generate", "{artifact}", "a", "--chat", "--tools", "/nowhere.json"], "nowhere.json does not exist"),
         (["export", "{checkpoint}", "-o", "{artifact}"], "already in use"),
-        (["synth", "huge", "-o", "{checkpoint}"], "no preset"),
+        (["synthesize", "huge", "-o", "{checkpoint}"], "no preset"),
     ],
 )
 def test_errors_exit_2_and_say_why(

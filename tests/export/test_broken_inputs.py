@@ -244,12 +244,6 @@ BREAKS: dict[str, tuple[str, Callable[[Path], object], type[DeltaRTError], list[
         CheckpointError,
         [GATE, "modules_to_not_convert", "correct the list"],
     ),
-    "skip list forgets a module": (
-        "single",
-        lambda f: edit_quantization(f, modules_to_not_convert=[n for n in skip_list(f) if n != "lm_head"]),
-        CheckpointError,
-        ["lm_head.weight", "modules_to_not_convert"],
-    ),
     "quantization_config missing": (
         "single",
         lambda f: edit_config(f, quantization_config=None),

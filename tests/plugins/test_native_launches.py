@@ -22,15 +22,19 @@ PLANTED = {
     "CausalConv1d": ("causal_conv1d/launch.hpp", ("RUN = 16", "RUN = 17")),
     "DeltaNetProjections": ("fp8_linear/projections.hpp", ("MAX_PLAIN = 2", "MAX_PLAIN = 3")),
     "Fp8BlockGateUp": ("fp8_linear/gate_up.hpp", ("SHARE = 8 * 256", "SHARE = 8 * 128")),
+    "Fp8MoeExperts": ("moe_experts/launch.hpp", ("TILE_STRIDE = 20", "TILE_STRIDE = 24")),
+    "Fp8SparseMoe": ("moe_experts/launch.hpp", ("ALIGNMENT = 256", "ALIGNMENT = 512")),
     "Fp8BlockLinear": ("fp8_linear/linear.hpp", ("ENOUGH_WARPS = 2048", "ENOUGH_WARPS = 2047")),
     "GatedAttention": ("gated_attention/launch.hpp", ("BLOCKS = 264", "BLOCKS = 263")),
     "GatedDeltaRule": (
         "gated_delta_rule/launch.hpp",
         ("chunk * chunk * 2 + 16 * chunk", "chunk * chunk * 2 + 8 * chunk"),
     ),
-    "GatedRMSNorm": ("gated_rms_norm/launch.hpp", ("MOST_CHANNELS = 512", "MOST_CHANNELS = 516")),
-    "LmHead": ("lm_head/launch.hpp", ("FEW_TILES = 1", "FEW_TILES = 2")),
-    "QkNormRope": ("qk_norm_rope/launch.hpp", ("MOST_CHANNELS = 256", "MOST_CHANNELS = 264")),
+    "GatedRMSNorm": ("gated_rms_norm/launch.hpp", ("MAX_CHANNELS = 512", "MAX_CHANNELS = 516")),
+    "LmHead": ("lm_head/launch.hpp", ("DECODE_TILES = 1", "DECODE_TILES = 2")),
+    "MoeExperts": ("moe_experts/launch.hpp", ("HALF_ROWS = 8", "HALF_ROWS = 16")),
+    "QkNormRope": ("qk_norm_rope/launch.hpp", ("MAX_CHANNELS = 256", "MAX_CHANNELS = 264")),
+    "SparseMoe": ("moe_experts/launch.hpp", ("GATE_UP_WARPS = 4,", "GATE_UP_WARPS = 5,")),
 }
 
 

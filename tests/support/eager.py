@@ -10,12 +10,14 @@ import torch
 from deltart.export.checkpoint import Checkpoint
 from deltart.export.models.registry import graphs_of
 from deltart.export.spec import read_spec
+from deltart.export.structure import settle
 from deltart.export.weights import build_module, load_parameters, torch_dtype
 
 
 def eager_logits(checkpoint: Path, ids: np.ndarray, dtype: torch.dtype) -> np.ndarray:
     """Logits f32 [B, T, V] of tokens [B, T] from an empty state; in bfloat16, what is traced for TensorRT."""
-    spec, tensors = read_spec(checkpoint), Checkpoint(checkpoint)
+    tensors = Checkpoint(checkpoint)
+    spec = settle(read_spec(checkpoint), tensors).spec
     (graph,) = graphs_of(spec, dtype, False)
     rows, length = ids.shape
     values = {

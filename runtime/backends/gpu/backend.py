@@ -308,7 +308,7 @@ class TensorRtBackend:
         entries = self._entries(graph)
         if phase not in entries:
             raise ArtifactError(
-                f"{self._folder} has no plan of '{graph}'", ", ".join(self.engine.plans), "run 'deltart build' again"
+                f"{self._folder} has no plan of '{graph}'", ", ".join(self.engine.plans), "run `deltart build` again"
             )
         return entries[phase]
 

@@ -14,19 +14,19 @@ from typing import Any, Literal
 
 import numpy as np
 
-import deltart
 from deltart.dtypes import BY_NAME, BY_ONNX
 from deltart.errors import ArtifactError
 from deltart.files import write_atomically
 from deltart.json_files import read_json, shown
 from deltart.manifest import GraphEntry, shape_of
 from deltart.typed import typed
+from deltart.version import __version__
 
 Flavour = Literal["rtx", "tensorrt"]
 Activations = Literal["bf16", "fp8"]  # of the block-FP8 linears in prefill
 FORMAT = 3
 FILE_NAME = "engine.json"
-AGAIN = "run 'deltart build' again"
+AGAIN = "run `deltart build` again"
 PHASES = ("decode", "speculate", "prefill")  # a plan each
 CAPTURED = ("decode", "speculate")  # run as CUDA graphs
 ROLES = ("input", "output", "state", "state_output", "weight")
@@ -161,7 +161,7 @@ def bindings(entry: GraphEntry, tensors: Iterable[Binding]) -> list[Binding]:
 def plan_key(onnx_sha256: str, flavour: str, library: str, gpus: Sequence[str], chosen: Profile, plugins: str) -> str:
     """The name of a plan by what it depends on: graph, TensorRT, GPUs, profiles and `plugins`, the hash of the plugins'
     code. Not the weights."""
-    parts = [onnx_sha256, flavour, library, list(gpus), asdict(chosen), deltart.__version__, plugins]
+    parts = [onnx_sha256, flavour, library, list(gpus), asdict(chosen), __version__, plugins]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -179,7 +179,9 @@ def load_engine(artifact: Path, flavour: str) -> EngineManifest:
     path = engine_folder(artifact, flavour) / FILE_NAME
     if not os.path.lexists(path):
         raise ArtifactError(
-            f"{artifact} has no TensorRT plans of flavour '{flavour}'", str(path), f"run 'deltart build {artifact}'"
+            f"{artifact} has no TensorRT plans of flavour '{flavour}'",
+            f"an engine.json at {path}",
+            f"run `deltart build {artifact}`",
         )
     raw = read_json(path, ArtifactError, AGAIN)
     if raw.get("format") != FORMAT:

@@ -9,13 +9,13 @@ import onnxruntime as ort
 import pytest
 
 from deltart.export.lower.functions import ORT, PORTABLE, Lowering, composite_functions
-from deltart.plugins.registry import FUSED_OPS, MODEL_OPS
+from deltart.plugins.registry import OPS
 from deltart.plugins.spec import DOMAIN, OpSpec
 
 LOWERINGS = {"portable": PORTABLE, "ort": ORT}
 GDN_SIZES = {"num_k_heads": 2, "num_v_heads": 6, "head_k_dim": 128, "head_v_dim": 128}
 ATTENTION_SIZES = {"num_heads": 6, "num_kv_heads": 2, "head_dim": 64}
-BY_NAME = {spec.name: spec for spec in (*MODEL_OPS, *FUSED_OPS)}
+BY_NAME = {spec.name: spec for spec in OPS}
 
 
 def run_body(spec: OpSpec, bodies: Lowering, arrays: list[np.ndarray], attributes: dict) -> list[np.ndarray]:
@@ -183,6 +183,30 @@ def test_fp8_moe_experts(hidden: int, width: int, present: int) -> None:
     scale = rng.uniform(0.01, 0.1, (present, 3, blocks)).astype(ml_dtypes.bfloat16)
     arrays = [*routed(rng, 4, hidden, 7), codes, scale, slots]
     check(BY_NAME["Fp8MoeExperts"], PORTABLE, arrays, routing(3, hidden, width))
+
+
+def shared_expert(rng: np.random.Generator, hidden: int, width: int) -> list[np.ndarray]:
+    """Gate, up and down in bfloat16."""
+    shapes = ((width, hidden), (width, hidden), (hidden, width))
+    return [rng.standard_normal(shape).astype(ml_dtypes.bfloat16) for shape in shapes]
+
+
+def test_sparse_moe() -> None:
+    rng = np.random.default_rng(0)
+    experts = [rng.standard_normal(shape).astype(ml_dtypes.bfloat16) for shape in ((5, 96, 80), (5, 80, 48))]
+    own_gate = rng.standard_normal((1, 80)).astype(np.float32) * 0.1
+    arrays = [*routed(rng, 6, 80, 5), *experts, *shared_expert(rng, 80, 24), own_gate]
+    check(BY_NAME["SparseMoe"], PORTABLE, arrays, routing(2, 80, 48))
+
+
+def test_fp8_sparse_moe() -> None:
+    rng = np.random.default_rng(0)
+    codes = rng.standard_normal((5, 3, 192 * 128)).astype(ml_dtypes.float8_e4m3fn)
+    scale = rng.uniform(0.01, 0.1, (5, 3, 2)).astype(ml_dtypes.bfloat16)
+    shared = [a for n, k in ((200, 192), (200, 192), (192, 200)) for a in stored(rng, n, k)]
+    own_gate = rng.standard_normal((1, 192)).astype(ml_dtypes.bfloat16) * 0.1
+    arrays = [*routed(rng, 6, 192, 5), codes, scale, rng.permutation(5).astype(np.int32), *shared, own_gate]
+    check(BY_NAME["Fp8SparseMoe"], PORTABLE, arrays, routing(2, 192, 128))
 
 
 def stored(rng: np.random.Generator, n: int, k: int) -> list[np.ndarray]:

@@ -57,8 +57,7 @@ def test_a_costly_template_is_stopped(name: str, monkeypatch: pytest.MonkeyPatch
 
 SOURCES = {
     "concat": "{{ 'a' ~ 1 ~ none ~ true ~ missing ~ [1, 'b'] }}",
-    "loop fields": "{% for m in [3,1] %}{{ loop.index }}{{ loop.length }}{{ loop.last }}"
-    "{{ loop.previtem }}{% endfor %}",
+    "loops": "{% for m in [3,1] %}{{ loop.index }}{{ loop.length }}{{ loop.last }}{{ loop.previtem }}{% endfor %}",
     "loop over a mapping": "{% for k, v in {'a': 1, 'b': 2}.items() %}{{ k }}={{ v }},{% else %}none{% endfor %}",
     "loop over nothing": "{% for k in [] %}x{% else %}0{% endfor %}{% for k in no %}x{% else %}0{% endfor %}",
     "loop with a condition": "{% for m in range(9) if m % 2 %}{{ m }}{{ loop.revindex }}{% endfor %}",

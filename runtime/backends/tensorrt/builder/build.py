@@ -10,11 +10,11 @@ from deltart.manifest import Manifest, load_manifest, read_graph
 from deltart.runtime.backends.gpu import engine_manifest as plans
 from deltart.runtime.backends.gpu.cuda import device_name
 from deltart.runtime.backends.gpu.engine_manifest import Activations, EngineManifest, Flavour
-from deltart.runtime.backends.tensorrt.builder.compile import Progress, Report
+from deltart.runtime.backends.tensorrt.builder.compile import Log, Progress
 from deltart.runtime.backends.tensorrt.builder.job import Job
 from deltart.runtime.backends.tensorrt.builder.precision import can_quantize, with_activations
 from deltart.runtime.backends.tensorrt.builder.store import engine_store
-from deltart.runtime.backends.tensorrt.library import Library, load_library
+from deltart.runtime.backends.tensorrt.library import TensorRt, load_tensorrt
 
 TARGET = "tensorrt"
 DEFAULT_GPUS = ("sm_80", "sm_89", "sm_120")
@@ -52,14 +52,14 @@ def build_engine(
     artifact: Path,
     options: BuildOptions,
     command: str = "",
-    report: Report = lambda line: None,
+    log: Log = lambda line: None,
     progress: Progress = lambda share: None,
 ) -> EngineManifest:
     """Build the plans of every graph and phase, or take those that exist with the same key.
 
     Args:
         command: what the user ran, for the record.
-        report: takes a line for each plan that is begun, found or done.
+        log: takes a line for each plan that is begun, found or done.
         progress: takes the share that is done of the plan being built.
 
     Raises:
@@ -69,7 +69,7 @@ def build_engine(
     """
     manifest = load_manifest(artifact)
     context = _context(options, manifest)
-    library = load_library(options.flavour, options.plugins)
+    library = load_tensorrt(options.flavour, options.plugins)
     gpus = _gpus(library, options.gpus)
     jobs = []
     for graph, content in _lowered(artifact, manifest, options).items():
@@ -79,14 +79,14 @@ def build_engine(
             profile = plans.profile(phase, options.slots, context, options.chunk)
             jobs.append(Job(library, graph, manifest.graphs[graph], phase, gpus, profile, content))
     versions = {"deltart": manifest.versions.get("deltart", ""), library.trt.__name__: library.version}
-    with engine_store(artifact, library.flavour, options.cache, report) as store:
+    with engine_store(artifact, library.flavour, options.cache, log) as store:
         result = EngineManifest(
             flavour=library.flavour,
             slots=options.slots,
             max_context=context,
             chunk=options.chunk,
             prefill_activations=options.prefill_activations,
-            plans={job.name: store.obtain(job, report, progress) for job in jobs},
+            plans={job.name: store.obtain(job, log, progress) for job in jobs},
             command=command,
             versions=versions,
         )
@@ -99,7 +99,7 @@ def _lowered(artifact: Path, manifest: Manifest, options: BuildOptions) -> dict[
     for graph, entry in manifest.graphs.items():
         if TARGET not in entry.files:
             raise ArtifactError(
-                f"{artifact} has no '{TARGET}' graph of '{graph}'", hint="'deltart build' adds it; or lower_artifact"
+                f"{artifact} has no '{TARGET}' graph of '{graph}'", hint="run `deltart build`, which adds it"
             )
     contents = {graph: read_graph(artifact, manifest, graph, TARGET) for graph in manifest.graphs}
     if options.prefill_activations != "bf16" and not any(map(can_quantize, contents.values())):
@@ -113,13 +113,13 @@ def _context(options: BuildOptions, manifest: Manifest) -> int:
     context = manifest.max_context if options.max_context is None else options.max_context
     if not 1 <= context <= manifest.max_context:
         raise BuildError(f"--max-context {context}", f"1 to {manifest.max_context}, the artifact's limit")
-    for name, value, most in (("slots", options.slots, plans.MAX_SLOTS), ("chunk", options.chunk, plans.MAX_CHUNK)):
-        if not 1 <= value <= most:
-            raise BuildError(f"--{name} {value}", f"1 to {most}")
+    for name, value, limit in (("slots", options.slots, plans.MAX_SLOTS), ("chunk", options.chunk, plans.MAX_CHUNK)):
+        if not 1 <= value <= limit:
+            raise BuildError(f"--{name} {value}", f"1 to {limit}")
     return context
 
 
-def _gpus(library: Library, asked: tuple[str, ...]) -> tuple[str, ...]:
+def _gpus(library: TensorRt, asked: tuple[str, ...]) -> tuple[str, ...]:
     if library.flavour != "rtx" or asked == (PRESENT_GPU,):
         return (device_name(),)
     known = [f"sm_{n[2:]}" for n in library.trt.ComputeCapability.__members__ if n.startswith("SM")]
@@ -127,7 +127,7 @@ def _gpus(library: Library, asked: tuple[str, ...]) -> tuple[str, ...]:
     if unknown or not asked:
         raise BuildError(
             f"--gpu {' '.join(unknown)}",
-            f"some of {', '.join(known)}, or {PRESENT_GPU} alone for this machine's",
-            "full TensorRT serves other GPUs",
+            f"some of {', '.join(known)}, or {PRESENT_GPU} alone for the GPU of this machine",
+            "for another GPU, run `deltart build --flavour tensorrt` on a machine that has it",
         )
     return asked

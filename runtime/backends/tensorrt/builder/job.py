@@ -12,14 +12,14 @@ from deltart.runtime.backends.gpu import engine_manifest as plans
 from deltart.runtime.backends.gpu.engine_manifest import PlanEntry, Profile
 from deltart.runtime.backends.tensorrt.builder.compile import Progress, compile_plan
 from deltart.runtime.backends.tensorrt.caches import TimingCache, cache_path
-from deltart.runtime.backends.tensorrt.library import Library
+from deltart.runtime.backends.tensorrt.library import TensorRt
 
 
 @dataclass(frozen=True)
 class Job:
     """One plan to have: `content` is the lowered graph, `entry` what the manifest says of it."""
 
-    library: Library
+    library: TensorRt
     graph: str
     entry: GraphEntry
     phase: str

@@ -19,7 +19,7 @@ from deltart.files import clear, link_or_copy, write_atomically
 from deltart.locks import locked
 from deltart.runtime.backends.gpu import engine_manifest as plans
 from deltart.runtime.backends.gpu.engine_manifest import EngineManifest, PlanEntry
-from deltart.runtime.backends.tensorrt.builder.compile import Progress, Report
+from deltart.runtime.backends.tensorrt.builder.compile import Log, Progress
 from deltart.runtime.backends.tensorrt.builder.job import Job
 
 
@@ -30,21 +30,23 @@ class EngineStore:
         self.folder, self.cache = folder, cache
         self._there = before  # described plans by file name
 
-    def obtain(self, job: Job, report: Report, progress: Progress) -> PlanEntry:
+    def obtain(self, job: Job, log: Log, progress: Progress) -> PlanEntry:
         """The plan of `job` in the folder: already there, linked from the cache, or built into both."""
         entry = self._there.get(job.file)
         if entry is not None and _is_plan(self.folder / job.file, entry):
-            report(f"{job.name}: up to date ({entry.nbytes / 1e6:.1f} MB)")
+            log(f"{job.name}: up to date ({entry.nbytes / 1e6:.1f} MB)")
             return entry
         entry = self._take(job)
         if entry is not None:
-            report(f"{job.name}: taken from the cache ({entry.nbytes / 1e6:.1f} MB)")
+            log(f"{job.name}: taken from the cache ({entry.nbytes / 1e6:.1f} MB)")
             return entry
-        report(f"{job.name}: building for {' '.join(job.gpus)}")
+        log(f"{job.name}: building for {' '.join(job.gpus)}")
         plan, entry = job.build(self.cache or self.folder, progress)
+        for warning in job.library.messages.warned():
+            log(f"{job.name}: TensorRT warns: {warning}")
         entry = self._keep(job, plan, entry)
         sizes = f"{entry.nbytes / 1e6:.1f} MB, scratch {entry.scratch_bytes / 1e6:.1f} MB"
-        report(f"{job.name}: {sizes}, in {entry.seconds:.0f} s")
+        log(f"{job.name}: {sizes}, in {entry.seconds:.0f} s")
         return entry
 
     def commit(self, engine: EngineManifest) -> None:
@@ -89,7 +91,7 @@ class EngineStore:
 
 
 @contextmanager
-def engine_store(artifact: Path, flavour: str, cache: Path | None, report: Report) -> Iterator[EngineStore]:
+def engine_store(artifact: Path, flavour: str, cache: Path | None, log: Log) -> Iterator[EngineStore]:
     """The plans of `flavour` of an artifact, and the folder of plans that artifacts share (None: none).
 
     Raises:
@@ -99,7 +101,7 @@ def engine_store(artifact: Path, flavour: str, cache: Path | None, report: Repor
     try:
         for place in (folder, *([cache] if cache else [])):
             place.mkdir(parents=True, exist_ok=True)
-        with locked(folder, lambda: report("another build of this artifact is at work: waiting for it")):
+        with locked(folder, lambda: log("another build of this artifact is at work: waiting for it")):
             for place in (artifact, folder, *([cache] if cache else [])):
                 clear(place)  # what killed builds left
             yield EngineStore(folder, cache, _described(artifact, flavour))

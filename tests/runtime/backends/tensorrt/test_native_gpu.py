@@ -18,7 +18,7 @@ from deltart.runtime.backends.gpu.backend import TensorRtBackend
 from deltart.runtime.backends.gpu.cuda import CudaDriver, device_name
 from deltart.runtime.backends.inputs import text_inputs
 from deltart.runtime.backends.tensorrt.builder.build import PRESENT_GPU, BuildOptions, build_engine
-from deltart.runtime.backends.tensorrt.library import installed, load_library
+from deltart.runtime.backends.tensorrt.library import installed, load_tensorrt
 from support.one_op import BF16, run_op
 
 pytestmark = pytest.mark.gpu
@@ -88,4 +88,4 @@ def test_either_runs_the_plans_of_the_other(
         results.append(steps)
     for mine, other in zip(*results, strict=True):
         np.testing.assert_array_equal(mine, other)
-    load_library(flavour)
+    load_tensorrt(flavour)

@@ -87,7 +87,7 @@ def test_plans_hold_every_composite_node_and_no_weight(built: Path) -> None:
 
 def test_a_second_build_builds_nothing(built: Path) -> None:
     lines: list[str] = []
-    build_engine(built / "artifact", replace(OPTIONS, cache=built / "cache"), report=lines.append)
+    build_engine(built / "artifact", replace(OPTIONS, cache=built / "cache"), log=lines.append)
     assert len(lines) == 6 and all("up to date" in line for line in lines)
 
 
@@ -102,12 +102,12 @@ def test_a_build_with_other_options_leaves_its_own_plans_alone_under_their_names
 def test_a_killed_build_leaves_the_engine_that_was_there(built: Path, artifact: Path) -> None:
     first = build_engine(artifact, replace(OPTIONS, cache=built / "cache"))
 
-    def report(line: str) -> None:
+    def log(line: str) -> None:
         if line.startswith("mtp.prefill"):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        build_engine(artifact, replace(OPTIONS, cache=built / "cache", chunk=64), report=report)
+        build_engine(artifact, replace(OPTIONS, cache=built / "cache", chunk=64), log=log)
     assert tensorrt_plans.load_engine(artifact, "rtx") == first
     for plan in first.plans.values():
         content = (artifact / "engine" / "rtx" / plan.file).read_bytes()
@@ -138,7 +138,7 @@ def test_whoever_is_second_takes_the_firsts_plan(
 
 def test_another_artifact_takes_the_cached_plans(built: Path, artifact: Path) -> None:
     lines: list[str] = []
-    engine = build_engine(artifact, replace(OPTIONS, cache=built / "cache"), report=lines.append)
+    engine = build_engine(artifact, replace(OPTIONS, cache=built / "cache"), log=lines.append)
     assert all("taken from the cache" in line for line in lines)
     first = tensorrt_plans.load_engine(built / "artifact", "rtx")
     assert {n: p.key for n, p in engine.plans.items()} == {n: p.key for n, p in first.plans.items()}
@@ -149,7 +149,7 @@ def test_a_damaged_plan_is_built_again(built: Path) -> None:
     plan.unlink()
     plan.write_bytes(b"damaged")
     lines: list[str] = []
-    build_engine(built / "artifact", OPTIONS, report=lines.append)
+    build_engine(built / "artifact", OPTIONS, log=lines.append)
     assert sum("building" in line for line in lines) == 1 and plan.stat().st_size > 1000
 
 
@@ -168,7 +168,7 @@ def test_options_change_the_key(built: Path, change: dict) -> None:
 
 
 def test_a_removed_plugin_is_named(artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    library = tensorrt_library.load_library("rtx")
+    library = tensorrt_library.load_tensorrt("rtx")
     removed = [spec for spec in OPS if spec.name == "GatedDeltaRule"]
     trt_plugin.unregister_plugins(library.trt, removed)
     monkeypatch.setattr(tensorrt_library, "register_plugins", lambda trt, specs: None)
@@ -195,7 +195,7 @@ def test_an_error_inside_a_plugin_stops_the_build(artifact: Path, monkeypatch: p
 def test_an_interrupted_build_leaves_no_engine(artifact: Path, inside: bool) -> None:
     lines: list[str] = []
 
-    def report(line: str) -> None:
+    def log(line: str) -> None:
         lines.append(line)
         if not inside and line.startswith("model.prefill: building"):
             raise KeyboardInterrupt
@@ -205,7 +205,7 @@ def test_an_interrupted_build_leaves_no_engine(artifact: Path, inside: bool) -> 
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        build_engine(artifact, OPTIONS, report=report, progress=progress if inside else lambda share: None)
+        build_engine(artifact, OPTIONS, log=log, progress=progress if inside else lambda share: None)
     with pytest.raises(ArtifactError, match="deltart build"):
         tensorrt_plans.load_engine(artifact, "rtx")
     left = sorted(p.name for p in (artifact / "engine").rglob("*.*"))
@@ -215,7 +215,7 @@ def test_an_interrupted_build_leaves_no_engine(artifact: Path, inside: bool) -> 
 def compile_one(artifact: Path, **more: Any) -> None:
     """The smallest plan there is."""
     content, profile = (artifact / "model.tensorrt.onnx").read_bytes(), tensorrt_plans.profile("decode", 1, 64, 64)
-    compile_plan(tensorrt_library.load_library("rtx"), content, ("sm_89",), profile, **more)
+    compile_plan(tensorrt_library.load_tensorrt("rtx"), content, ("sm_89",), profile, **more)
 
 
 def test_progress_grows_from_nothing_to_all(lowered: Path) -> None:
@@ -314,7 +314,7 @@ def test_the_present_gpu_is_a_target(artifact: Path, monkeypatch: pytest.MonkeyP
     with pytest.raises(BuildError, match="that was all"):
         build_engine(artifact, replace(OPTIONS, gpus=("current",)))
     assert told == [("NVIDIA H100 sm_90",)]
-    trt = tensorrt_library.load_library("rtx").trt
+    trt = tensorrt_library.load_tensorrt("rtx").trt
     assert tensorrt_compile._capability(trt, told[0][0]) == trt.ComputeCapability.CURRENT
     assert tensorrt_compile._capability(trt, "sm_120") == trt.ComputeCapability.SM120
 
@@ -330,7 +330,7 @@ def test_graph_and_manifest_must_agree(artifact: Path) -> None:
 def test_fp8_activations_are_for_prefill_alone(built: Path, artifact: Path) -> None:
     lines: list[str] = []
     options = replace(OPTIONS, cache=built / "cache", prefill_activations="fp8")
-    engine = build_engine(artifact, options, report=lines.append)
+    engine = build_engine(artifact, options, log=lines.append)
     assert tensorrt_plans.load_engine(artifact, "rtx").prefill_activations == "fp8"
     exact = tensorrt_plans.load_engine(built / "artifact", "rtx")
     assert exact.prefill_activations == "bf16"
@@ -349,3 +349,19 @@ def test_fp8_activations_need_block_fp8_weights(artifact: Path) -> None:
     load_manifest(artifact).save(artifact)
     with pytest.raises(BuildError, match="without a block-FP8 weight"):
         build_engine(artifact, replace(OPTIONS, prefill_activations="fp8"))
+
+
+def test_a_warning_of_tensorrt_is_shown(artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines: list[str] = []
+    whole = builder_job.compile_plan
+
+    def compile_and_warn(library: tensorrt_library.TensorRt, *arguments: Any) -> Any:
+        made = whole(library, *arguments)
+        for _ in range(2):
+            library.logger.log(library.trt.ILogger.WARNING, "a tactic needs more memory")
+        return made
+
+    monkeypatch.setattr(builder_job, "compile_plan", compile_and_warn)
+    build_engine(artifact, OPTIONS, log=lines.append)
+    assert lines.count("model.decode: TensorRT warns: a tactic needs more memory") == 1
+    assert not [line for line in lines if "Int64" in line]
