@@ -9,6 +9,7 @@ All of it is found by one automaton over bytes, so almost every token is judged 
 from __future__ import annotations
 
 import string
+import threading
 from bisect import bisect_left
 from collections.abc import Iterator
 
@@ -55,13 +56,14 @@ _END, _RESET = 0, 1  # of the patterns, those whose completion is no fault
 
 
 class CallText:
-    """The automaton, and its masks over a vocabulary; shared by all values.
+    """The automaton, and its masks over a vocabulary; shared by all values, in any thread.
 
     A place is a number. Places and masks are worked out where they are first met and kept: there are some hundreds.
     """
 
     def __init__(self, vocabulary: Vocabulary) -> None:
         self._vocabulary = vocabulary
+        self._lock = threading.Lock()  # of new places
         self._items: list[_Items] = []
         self._numbers: dict[_Items, int] = {}
         self._steps: dict[tuple[int, int], int] = {}
@@ -131,7 +133,8 @@ class CallText:
 
     def _step(self, place: int, byte: int) -> int:
         if (place, byte) not in self._steps:
-            self._steps[place, byte] = self._next(self._items[place], byte)
+            with self._lock:
+                self._steps[place, byte] = self._next(self._items[place], byte)
         return self._steps[place, byte]
 
     def _next(self, items: _Items, byte: int) -> int:

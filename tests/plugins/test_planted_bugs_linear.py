@@ -23,7 +23,7 @@ from deltart.errors import BuildError
 from deltart.plugins.cpu_shim.runner import REVERSE
 from deltart.plugins.fp8_linear.inputs import Shape as LinearShape
 from deltart.plugins.fp8_linear.prefill import W8A8, W8A8_WGMMA, W8A16
-from deltart.plugins.fp8_linear.prefill import Kernel as PrefillKernel
+from deltart.plugins.fp8_linear.prefill import TileKernel
 from deltart.plugins.gated_attention.inputs import Shape as AttentionShape
 from deltart.plugins.gated_rms_norm.inputs import Shape as NormShape
 from deltart.plugins.lm_head.inputs import Shape as HeadShape
@@ -46,7 +46,7 @@ def projects(op: Path) -> bool:
     return projections.check(projections.module(op), LinearShape(tokens=3, k=400, dtype="f32"), (272, 40), (48, 47))
 
 
-def multiplies_many(op: Path, kernel: PrefillKernel) -> bool:
+def multiplies_many(op: Path, kernel: TileKernel) -> bool:
     kernels, shape = prefill.module(kernel, op), LinearShape(tokens=300, n=136, k=1040)
     return all(prefill.check(kernels, kernel, shape, order) for order in (0, REVERSE))
 
