@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,8 @@ from deltart.plugins.gated_rms_norm import launch as norm
 from deltart.plugins.launch import Launch
 from deltart.plugins.lm_head import inputs as head_inputs
 from deltart.plugins.lm_head import launch as head
+from deltart.plugins.moe_experts import inputs as experts_inputs
+from deltart.plugins.moe_experts import launch as experts
 from deltart.plugins.qk_norm_rope import inputs as rope_inputs
 from deltart.plugins.qk_norm_rope import launch as rope
 from deltart.plugins.residual_rms_norm import inputs as residual_inputs
@@ -45,6 +48,11 @@ CEILINGS = {
     "residual_rms_norm": 128,
     "lm_head_bf16_bf16": 128,
     "lm_head": 168,
+    "moe_experts": 64,
+    "moe_experts_gate_up": 255,
+    "moe_experts_gate_up_bf16_e4m3_m1": 128,
+    "moe_experts_down": 204,
+    "moe_experts_group": 128,
     "sampler": 128,
 }
 SPILLS = {"lm_head_f32": 64}  # bytes; f32 activations serve the tests only
@@ -53,6 +61,7 @@ FOLDERS = (
     "gated_attention",
     "gated_rms_norm",
     "lm_head",
+    "moe_experts",
     "qk_norm_rope",
     "residual_rms_norm",
     "sampler",
@@ -81,6 +90,11 @@ def every_launch() -> list[Launch]:
             for rows in (1, 9)
             for one in head.head(head_inputs.Shape(rows, dtype=dtype, weight_dtype=weight), at)
         ]
+    for stored in ("e4m3", "bf16"):
+        for tokens, dtype in product((1, 9, 64), ("f32", "bf16")):
+            shape = experts_inputs.Shape(tokens=tokens, stored=stored, dtype=dtype)
+            launches += experts.experts(shape, at)
+        launches += experts.experts(experts_inputs.Shape(tokens=65, stored=stored), at)
     for dim in attention.HEAD_DIMS:
         launches += [
             one

@@ -9,6 +9,7 @@ import test_fp8_linear_prefill as prefill
 import test_gated_attention as attention
 import test_gated_rms_norm as norm
 import test_lm_head as head
+import test_moe_experts as moe
 import test_projections as projections
 import test_qk_norm_rope as rope
 import test_residual_rms_norm as residual
@@ -26,6 +27,8 @@ from deltart.plugins.gated_rms_norm import inputs as norm_inputs
 from deltart.plugins.gated_rms_norm import launch as norm_launch
 from deltart.plugins.lm_head import inputs as head_inputs
 from deltart.plugins.lm_head import launch as head_launch
+from deltart.plugins.moe_experts import inputs as moe_inputs
+from deltart.plugins.moe_experts import launch as moe_launch
 from deltart.plugins.qk_norm_rope import inputs as rope_inputs
 from deltart.plugins.qk_norm_rope import launch as rope_launch
 from deltart.plugins.residual_rms_norm import inputs as residual_inputs
@@ -103,6 +106,14 @@ def score(place: Place) -> None:
         head.module().run(head_launch.head(shape, at, 64))
 
 
+def mix(place: Place) -> None:
+    for tokens, stored, shared in ((1, "e4m3", 48), (11, "bf16", 0), (70, "e4m3", 144), (70, "bf16", 48)):
+        shape = moe_inputs.Shape(2, tokens, 144, 5, 2, 80, shared, stored=stored)
+        work = {name: np.zeros(size, np.uint8) for name, size in moe_launch.workspace(shape).items()}
+        at = place(moe_inputs.make(shape, 0, [tokens, 1]) | moe_inputs.outputs(shape) | work)
+        moe.module(shape).run(moe_launch.experts(shape, at))
+
+
 def draw(place: Place) -> None:
     for vocabulary, limit in ((100, 90), (65, 65)):
         shape = sampler_inputs.Shape(2, vocabulary, limit)
@@ -115,7 +126,7 @@ def draw(place: Place) -> None:
 
 @pytest.mark.parametrize("behind", [True, False])
 @pytest.mark.parametrize(
-    "run", [multiply, project, multiply_many, attend, turn, normalise, add_and_normalise, score, draw]
+    "run", [multiply, project, multiply_many, attend, turn, normalise, add_and_normalise, score, mix, draw]
 )
 def test_stays_inside(run: object, behind: bool) -> None:
     assert exit_code(run, behind) == 0

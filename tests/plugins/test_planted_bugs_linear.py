@@ -22,8 +22,7 @@ import test_sampler as sampler
 from deltart.errors import BuildError
 from deltart.plugins.cpu_shim.runner import REVERSE
 from deltart.plugins.fp8_linear.inputs import Shape as LinearShape
-from deltart.plugins.fp8_linear.prefill import W8A8, W8A8_WGMMA, W8A16
-from deltart.plugins.fp8_linear.prefill import TileKernel
+from deltart.plugins.fp8_linear.prefill import W8A8, W8A8_WGMMA, W8A16, TileKernel
 from deltart.plugins.gated_attention.inputs import Shape as AttentionShape
 from deltart.plugins.gated_rms_norm.inputs import Shape as NormShape
 from deltart.plugins.lm_head.inputs import Shape as HeadShape
@@ -343,10 +342,10 @@ def test_is_caught(sources: Path, bug: str) -> None:
     text = source.read_text()
     assert text.count(right) == 1, "the line to break is not where it was"
     source.write_text(text.replace(right, wrong))
-    assert not _passes(passes, sources / op)
+    assert not passes_check(passes, sources / op)
 
 
-def _passes(check: Callable[[Path], bool], op: Path) -> bool:
+def passes_check(check: Callable[[Path], bool], op: Path) -> bool:
     try:
         return check(op)
     except (BuildError, AssertionError, ValueError):  # a deadlock or a divergent call; a write where none belongs
@@ -355,7 +354,7 @@ def _passes(check: Callable[[Path], bool], op: Path) -> bool:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("op", sorted({bug[0] for bug in BUGS.values()}))
-def test_an_unbroken_copy_passes(sources: Path, op: str) -> None:
+def test_an_unbroken_copypasses_check(sources: Path, op: str) -> None:
     assert all(passes(sources / op) for folder, *_, passes in BUGS.values() if folder == op)
 
 

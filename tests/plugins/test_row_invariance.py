@@ -15,6 +15,7 @@ import test_causal_conv1d as conv
 import test_fp8_linear as linear
 import test_gated_attention as attention
 import test_lm_head as head
+import test_moe_experts as moe
 import test_projections as projections
 
 from deltart.plugins import gated_rms_norm, qk_norm_rope, residual_rms_norm
@@ -99,6 +100,20 @@ def test_head(dtype: str, weight_dtype: str) -> None:
     def call(rows: slice) -> Arrays:
         x = np.ascontiguousarray(given["x"][rows])
         return head.run(head.module(), replace(shape, rows=len(x)), given | {"x": x})
+
+    rows_alone(call)
+
+
+@TYPES
+@pytest.mark.parametrize("stored", ["bf16", "e4m3"])
+def test_experts(stored: str, dtype: str) -> None:
+    """Each call groups other tokens by expert, in tiles of another height."""
+    shape = replace(moe.SMALL, slots=MOST, stored=stored, dtype=dtype)
+    given = moe.inputs.make(shape, 0)
+
+    def call(rows: slice) -> Arrays:
+        part = given | {name: np.ascontiguousarray(given[name][rows]) for name in ("x", "logits", "n_tokens")}
+        return {"y": moe.run(replace(shape, slots=len(part["x"])), part)["y"]}
 
     rows_alone(call)
 

@@ -13,10 +13,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from deltart.artifact import load_manifest
 from deltart.cli import main
 from deltart.errors import ArtifactError
 from deltart.export.pipeline import export_checkpoint
-from deltart.manifest import load_manifest
 from deltart.verify.reference import ReferenceModel
 from support.cases import Export
 
