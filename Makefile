@@ -17,8 +17,15 @@ READY := $(VENV)/.ready
 CHECKPOINT ?= tools/nano/checkpoint
 NAME ?= nano
 PROMPT ?= Type "planet" backwards
-ARTIFACT := artifacts/$(NAME)
-PROMPTS := $(if $(filter tools/nano/checkpoint,$(CHECKPOINT)),--prompts tools/nano/heldout.jsonl)
+INCLUDE ?=
+
+# What people give reaches the commands as it is: make expands none of it, and the shell sees variables, not text.
+export GIVEN_CHECKPOINT := $(value CHECKPOINT)
+export GIVEN_ARTIFACT := artifacts/$(value NAME)
+export GIVEN_PROMPT := $(value PROMPT)
+export GIVEN_INCLUDE := $(value INCLUDE)
+unexport CHECKPOINT NAME PROMPT INCLUDE
+PROMPTS := $(if $(filter-out tools/nano/checkpoint,$(value CHECKPOINT)),,--prompts tools/nano/heldout.jsonl)
 
 .PHONY: help engine plugins gpu test check clients bench clean
 .DEFAULT_GOAL := help
@@ -33,23 +40,23 @@ $(READY): pyproject.toml constraints.txt
 	@touch $@
 
 engine: $(READY)
-	$(BIN)/deltart inspect $(CHECKPOINT)
-	$(BIN)/deltart export $(CHECKPOINT) -o $(ARTIFACT) --overwrite
+	$(BIN)/deltart inspect "$$GIVEN_CHECKPOINT"
+	$(BIN)/deltart export "$$GIVEN_CHECKPOINT" -o "$$GIVEN_ARTIFACT" --overwrite
 	$(BIN)/python -m deltart.plugins build --gpu sm_80 sm_89 sm_120a
-	$(BIN)/deltart build $(ARTIFACT)
-	$(BIN)/deltart verify $(ARTIFACT) $(PROMPTS)
-	$(BIN)/deltart generate $(ARTIFACT) '$(PROMPT)' --chat --temperature 0
+	$(BIN)/deltart build "$$GIVEN_ARTIFACT"
+	$(BIN)/deltart verify "$$GIVEN_ARTIFACT" $(PROMPTS)
+	$(BIN)/deltart generate "$$GIVEN_ARTIFACT" --chat --temperature 0 -- "$$GIVEN_PROMPT"
 
 plugins: $(READY)
 	$(BIN)/python -m deltart.plugins build
-	@$(BIN)/python -m deltart.plugins native $(if $(INCLUDE),--include $(INCLUDE)) \
-	  || { test $$? = 3 && test -z "$(INCLUDE)" && echo 'so the C++ plugin library was not built; plans do without'; }
+	@$(BIN)/python -m deltart.plugins native $${GIVEN_INCLUDE:+--include "$$GIVEN_INCLUDE"} \
+	  || { test $$? = 3 && test -z "$$GIVEN_INCLUDE" && echo 'so the C++ plugin library was not built; plans do without'; }
 
 gpu: $(READY)
 	mkdir -p .bench
 	$(BIN)/python -m pytest -m gpu --junit-xml .bench/gpu.xml
 	$(BIN)/python -m bench.kernels
-	$(BIN)/python -m bench.engine $(CHECKPOINT)
+	$(BIN)/python -m bench.engine "$$GIVEN_CHECKPOINT"
 
 test: $(READY)
 	$(BIN)/python -m pytest $(ARGS)

@@ -5,18 +5,16 @@ from __future__ import annotations
 import glob
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from deltart.errors import ArtifactError, ConfigError
+from deltart.errors import ConfigError
 from deltart.files import write_atomically
 from deltart.folders import Marker
 from deltart.identity import Identity
-from deltart.json_files import read_json, shown
-from deltart.text_files import check_folder, read_bytes
+from deltart.json_files import read_json
 
 FORMAT = 3
 FILE_NAME, DIGEST = "manifest.json", "sha256"
@@ -123,58 +121,8 @@ class Manifest:
         """Write `folder`/manifest.json atomically, with the hashes of the graphs that `folder` holds, and its own."""
         graphs = {name: replace(graph, sha256=_hashes(folder, graph)) for name, graph in self.graphs.items()}
         content = asdict(replace(self, graphs=graphs))
-        text = json.dumps(content | {DIGEST: _digest(content)}, indent=1) + "\n"
+        text = json.dumps(content | {DIGEST: digest(content)}, indent=1) + "\n"
         write_atomically(folder / FILE_NAME, text.encode())
-
-
-def load_manifest(folder: Path) -> Manifest:
-    """Read `folder`/manifest.json.
-
-    Raises:
-        ArtifactError: it is absent, malformed or of another format version.
-    """
-    path = folder / FILE_NAME
-    check_folder(folder, ArtifactError, WRITTEN_BY)
-    if not os.path.lexists(path):
-        raise ArtifactError(f"{folder} holds no {FILE_NAME}", WRITTEN_BY, "export a checkpoint there first")
-    from deltart.manifest_check import check  # `make clean` needs ARTIFACT alone, before anything is installed
-    from deltart.typed import typed
-
-    raw = read_json(path, ArtifactError, AGAIN)
-    if raw.get("format") != FORMAT:
-        found = f"{path} has format {shown(raw.get('format'))}"
-        raise ArtifactError(found, f"format {FORMAT}", f"{AGAIN} with this version")
-    stated, found = raw.pop(DIGEST, None), _digest(raw)
-    for part, kind in (("tensors", WeightEntry), ("graphs", GraphEntry)):
-        entries = raw.get(part)
-        if isinstance(entries, dict):
-            where = f"{path}: {part}"
-            raw[part] = {n: typed(e, kind, f"{where} {shown(n)}", ArtifactError, AGAIN) for n, e in entries.items()}
-    manifest = typed(raw, Manifest, str(path), ArtifactError, AGAIN)
-    check(manifest, path)
-    if stated != found:
-        raise ArtifactError(f"{path} was changed after it was written", "the manifest of an export or build", AGAIN)
-    return manifest
-
-
-def read_graph(folder: Path, manifest: Manifest, graph: str, target: str) -> bytes:
-    """The ONNX file of a graph for a target, as it was exported.
-
-    Raises:
-        ArtifactError: there is none, or it is another.
-    """
-    entry = manifest.graphs.get(graph)
-    if entry is None or target not in entry.files:
-        raise ArtifactError(
-            f"{folder} has no '{graph}' graph for target '{target}'",
-            f"one of {', '.join(manifest.graphs)}",
-            "export again, with the MTP head if the checkpoint has one",
-        )
-    path = folder / entry.files[target]
-    content = read_bytes(path, ArtifactError)
-    if hashlib.sha256(content).hexdigest() != entry.sha256.get(target):
-        raise ArtifactError(f"{path} is not the graph that was exported", "the same bytes", AGAIN)
-    return content
 
 
 def written_files(folder: Path) -> list[str] | None:
@@ -200,7 +148,7 @@ def _hashes(folder: Path, graph: GraphEntry) -> dict[str, str]:
     return {**graph.sha256, **{t: hashlib.sha256(path.read_bytes()).hexdigest() for t, path in there.items()}}
 
 
-def _digest(content: Mapping[str, Any]) -> str:
+def digest(content: Mapping[str, Any]) -> str:
     """SHA-256 of a manifest's content, however it is laid out; the checkpoint may have moved."""
     kept = {name: value for name, value in content.items() if name != "checkpoint"}
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()

@@ -7,14 +7,11 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from deltart.dtypes import BY_NAME, BY_STORED
 from deltart.errors import ArtifactError
 from deltart.json_files import shown
-
-if TYPE_CHECKING:
-    from deltart.manifest import FileEntry, GraphEntry, Manifest, StateEntry, TensorEntry, WeightEntry
+from deltart.manifest import FileEntry, GraphEntry, Manifest, StateEntry, TensorEntry, WeightEntry
 
 MAX_SIZE = 2**31 - 1  # of a size that native code counts with
 MAX_BYTES = 2**63 - 1

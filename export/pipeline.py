@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from deltart import manifest
+from deltart.artifact import load_manifest
 from deltart.errors import ExportError
 from deltart.export.bound import bind
 from deltart.export.check import check_graphs
@@ -69,7 +70,7 @@ def export_checkpoint(
         check_graphs(staging / graph.files[PORTABLE] for graph in graphs)
         text_files = bring_text(checkpoint, staging)
         describe(ledger, model, graphs, context, text_files).save(staging)
-    return manifest.load_manifest(output)
+    return load_manifest(output)
 
 
 def account(spec: ModelSpec, tensors: Checkpoint, mtp: bool = True) -> Ledger:

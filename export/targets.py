@@ -9,6 +9,7 @@ from pathlib import Path
 import onnx
 import torch
 
+from deltart.artifact import load_manifest
 from deltart.errors import ArtifactError
 from deltart.export.assemble import Tracer, assemble, lower
 from deltart.export.bound import BoundGraph, BoundModel, bind
@@ -18,7 +19,7 @@ from deltart.export.spec import exported_spec
 from deltart.export.states import writers
 from deltart.export.weights import WEIGHTS_FOLDER
 from deltart.files import write_atomically
-from deltart.manifest import Manifest, load_manifest
+from deltart.manifest import Manifest
 from deltart.plugins.registry import MODEL_OPS
 
 

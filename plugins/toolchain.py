@@ -14,6 +14,7 @@ from pathlib import Path
 from deltart.errors import BuildError, MissingDependencyError
 from deltart.json_files import parse_json
 from deltart.plugins import cache
+from deltart.plugins.compilers import compile_with
 from deltart.text_files import read_bytes
 from deltart.typed import typed
 
@@ -116,10 +117,7 @@ def compile_gpu(
 
     def make(folder: Path) -> None:
         command = [str(compiler), *flags, str(source), "-o", str(folder / "kernel.fatbin")]
-        done = subprocess.run(command, check=False, capture_output=True, text=True)
-        if done.returncode:
-            raise BuildError(f"nvcc could not compile {source.name}:\n{done.stdout}{done.stderr}")
-        rows = [asdict(row) for row in parse(done.stdout + done.stderr)]
+        rows = [asdict(row) for row in parse(compile_with(command, source))]
         (folder / "resources.json").write_text(json.dumps(rows, indent=1))
 
     folder = cache.build(source, (version(compiler), *flags), make)

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from deltart import manifest as manifests
+from deltart.artifact import load_manifest, read_graph
 from deltart.errors import ArtifactError
-from deltart.manifest import load_manifest, read_graph
 from support.cases import Export
 
 Change = Callable[[dict[str, Any]], Any]

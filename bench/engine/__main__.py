@@ -16,8 +16,8 @@ from typing import Any
 
 from bench.engine import measure, traffic
 from bench.engine.device import Device, Gpu, HostGpu
+from deltart.artifact import load_manifest
 from deltart.errors import DeltaRTError
-from deltart.manifest import load_manifest
 from deltart.runtime.backends.gpu.backend import TensorRtBackend
 from deltart.runtime.backends.tensorrt.load import built_flavour
 from deltart.runtime.text.tokenizer import Tokenizer

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
-from deltart.manifest import load_manifest
+from deltart.artifact import load_manifest
 from deltart.plugins.cpu_shim.host_cuda import HostCuda
 from deltart.plugins.loader import check
 from deltart.runtime.backends.gpu.cuda import CudaDriver, device_name

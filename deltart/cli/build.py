@@ -76,7 +76,7 @@ def add_parser(commands: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Lower where the artifact has no TensorRT graphs yet, then build, showing each step with its time."""
-    from deltart.manifest import load_manifest
+    from deltart.artifact import load_manifest
     from deltart.runtime.backends.tensorrt.builder.build import DEFAULT_GPUS, TARGET, BuildOptions, build_engine
 
     began = time.perf_counter()

@@ -69,7 +69,7 @@ def add_parser(commands: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Compare, write report.html and report.json, print a table. Returns 1 when a tolerance is broken."""
-    from deltart.manifest import load_manifest
+    from deltart.artifact import load_manifest
     from deltart.verify.artifact_runners import ArtifactRunners
     from deltart.verify.compare import collect, judge
     from deltart.verify.page import page
@@ -166,4 +166,7 @@ def _print(report: VerifyReport, target: Path) -> None:
     for reason in dict.fromkeys(report.skipped.values()):
         names = ", ".join(name for name, why in report.skipped.items() if why == reason)
         out.print(line(f"{names} did not run: {reason}"))
-    out.print(line("passed" if report.passed else "FAILED", "bold") + line(f"; {target} has the plot"))
+    verdict = "passed" if report.passed else "FAILED"
+    if report.reference != report.outside:
+        verdict = f"NOT VERIFIED: {report.outside}, the outside reference, did not run"
+    out.print(line(verdict, "bold") + line(f"; {target} has the plot"))

@@ -1,7 +1,6 @@
 """Compares runners of one model: every block's hidden state, the final one, the logits, and greedy replies.
 
-Outputs are Polygraphy's `RunResults`, so that its tools read them; errors and verdicts come of its signal-to-noise
-ratio.
+Outputs are Polygraphy's `RunResults`, so that its tools read them.
 """
 
 from __future__ import annotations
@@ -14,11 +13,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
-from polygraphy.comparator import IterationResult, RunResults, SnrCompareFunc
+from polygraphy.comparator import IterationResult, RunResults
 from polygraphy.logger import G_LOGGER
 
 from deltart.errors import DeltaRTError
 from deltart.files import replacing, write_atomically
+from deltart.plugins.tolerance import relative_rms
 
 
 @dataclass(frozen=True)
@@ -49,10 +49,14 @@ class Divergence:
 
 @dataclass
 class Collected:
-    """What the runners gave: outputs (one iteration each), where replies diverged, and why some did not run."""
+    """What the runners gave: outputs (one iteration each), where replies diverged, and why some did not run.
+
+    `outside` is the runner that all others are to be judged by.
+    """
 
     tokens: int
     prompts: int
+    outside: str
     outputs: RunResults = field(default_factory=RunResults)
     divergences: dict[str, list[Divergence]] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
@@ -111,11 +115,13 @@ class Agreement:
 class VerifyReport:
     """The outcome of a comparison.
 
-    `reference` is the first runner, which most points are compared with; `greedy` is, by runner, the share of positions
-    whose most probable token is the reference's; `skipped` says why a runner could not run.
+    `reference` is the first runner that ran, which most points are compared with: `outside`, unless that could not run;
+    `greedy` is, by runner, the share of positions whose most probable token is the reference's; `skipped` says why a
+    runner could not run.
     """
 
     artifact: str
+    outside: str
     reference: str
     tokens: int
     tolerances: Mapping[str, float]
@@ -126,9 +132,9 @@ class VerifyReport:
 
     @property
     def passed(self) -> bool:
-        """Whether something was compared, and every point and reply is within its runner's tolerance."""
+        """Whether something was compared with the outside reference, and all is within its runner's tolerance."""
         verdicts = [d.passed for d in self.differences] + [a.passed for a in self.replies]
-        return bool(self.differences) and all(verdicts)
+        return self.reference == self.outside and bool(self.differences) and all(verdicts)
 
     def text(self) -> str:
         """The report as JSON."""
@@ -148,9 +154,10 @@ def collect(
     """Run every runner on `ids` and, where it replies, on `prompts`, one after the other.
 
     Args:
-        makers: makes each runner by name; one that raises a DeltaRTError is skipped with its reason.
+        makers: makes each runner by name, the outside reference first; one that raises a DeltaRTError is skipped with
+            its reason.
     """
-    found = Collected(len(ids), len(prompts))
+    found = Collected(len(ids), len(prompts), next(iter(makers)))
     reference: tuple[Runner, list[list[int]]] | None = None
     for name, make in makers.items():
         try:
@@ -200,8 +207,8 @@ def judge(artifact: Path, found: Collected, tolerances: Mapping[str, float]) -> 
     _, *rest = found.divergences or [""]
     replies = [Agreement(name, found.prompts, found.divergences[name], tolerances[name]) for name in rest]
     return VerifyReport(
-        str(artifact), reference, found.tokens, dict(tolerances), _compared(results, tolerances), greedy, replies,
-        found.skipped,
+        str(artifact), found.outside, reference, found.tokens, dict(tolerances), _compared(results, tolerances), greedy,
+        replies, found.skipped,
     )  # fmt: skip
 
 
@@ -221,20 +228,13 @@ def _compared(results: Mapping[str, IterationResult], tolerances: Mapping[str, f
 def _differences(
     expected: IterationResult, other: IterationResult, points: Sequence[str], tolerance: float
 ) -> list[Difference]:
-    """Those of `points` that `other` has. The ratio of signal to noise in dB is the relative RMS on another scale."""
-    points = [point for point in points if point in other]
-    if not points:
-        return []
-    signal, noisy = (IterationResult({p: r[p] for p in points}, runner_name=r.runner_name) for r in (expected, other))
-    with G_LOGGER.verbosity(G_LOGGER.CRITICAL), np.errstate(invalid="ignore"):
-        ratios = SnrCompareFunc(snr_threshold=-20 * math.log10(tolerance))(signal, noisy)
+    """Those of `points` that `other` has; infinite where shapes differ or a value is not finite."""
     differences = []
-    for point in points:
-        ratio = getattr(ratios[point], "snr", math.nan)  # shapes that differ have none
+    for point in (point for point in points if point in other):
+        found, right = np.asarray(other[point]), np.asarray(expected[point])
         error, largest = math.inf, math.inf
-        if ratio == math.inf or math.isfinite(ratio):
-            error = 10 ** (-ratio / 20)
-            largest = float(np.abs(noisy[point].astype(np.float32) - signal[point]).max())
+        if found.shape == right.shape and math.isfinite(finite := relative_rms(found, right)):
+            error, largest = finite, float(np.abs(found.astype(np.float32) - right).max(initial=0.0))
         names = (point, other.runner_name, expected.runner_name)
-        differences.append(Difference(*names, error, largest, bool(ratios[point])))
+        differences.append(Difference(*names, error, largest, error <= tolerance))
     return differences

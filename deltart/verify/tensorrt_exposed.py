@@ -8,8 +8,9 @@ from pathlib import Path
 
 import onnx
 
+from deltart.artifact import load_manifest, read_graph
 from deltart.errors import ArtifactError
-from deltart.manifest import GraphEntry, TensorEntry, load_manifest, read_graph
+from deltart.manifest import GraphEntry, TensorEntry
 from deltart.runtime.backends.gpu import engine_manifest as plans
 from deltart.runtime.backends.gpu.engine_manifest import EngineManifest, Flavour
 from deltart.runtime.backends.tensorrt.builder.build import TARGET

@@ -11,8 +11,9 @@ import ml_dtypes
 import numpy as np
 import onnxruntime as ort
 
+from deltart.artifact import load_manifest, read_graph
 from deltart.errors import ArtifactError
-from deltart.manifest import GraphEntry, Manifest, StateEntry, load_manifest, read_graph
+from deltart.manifest import GraphEntry, Manifest, StateEntry
 from deltart.runtime.backends.base import SlotState
 from deltart.runtime.backends.host_slots import HostSlots
 from deltart.runtime.backends.mtp_drafts import MtpDrafts

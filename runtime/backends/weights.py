@@ -5,6 +5,7 @@ from __future__ import annotations
 import mmap
 import os
 import warnings
+from bisect import bisect_right
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -72,14 +73,27 @@ def _map(entry: FileEntry, path: Path) -> np.ndarray:
 
 
 def _check_places(path: Path, tensors: Mapping[str, WeightEntry]) -> None:
-    """Raises ArtifactError where the manifest has a tensor of the file at `path` elsewhere than the file's header."""
-    _, found = read_file(path)
-    listed = {name for name, entry in tensors.items() if entry.file == path.name}
-    for info in found:
-        entry = tensors.get(info.name)
-        place = (info.file, info.offset, info.nbytes, info.dtype, list(info.shape))
-        if entry is None or (entry.file, entry.offset, entry.nbytes, entry.dtype, entry.shape) != place:
-            raise ArtifactError(f"the manifest has '{info.name}' elsewhere than {path}", "one place of each", AGAIN)
-        listed.discard(info.name)
-    if listed:
-        raise ArtifactError(f"the manifest has '{min(listed)}' in {path}, which lacks it", "one place of each", AGAIN)
+    """Raises ArtifactError where the manifest has a tensor of the file at `path` elsewhere than the file's header.
+
+    A region that is bound as one stands for whole tensors of its type, one after the other.
+    """
+    _, infos = read_file(path)
+    header = {info.name: info for info in infos}
+    begins, ends = {i.offset for i in infos}, {i.offset + i.nbytes for i in infos}
+    regions = []
+    for name, entry in tensors.items():
+        if entry.file != path.name:
+            continue
+        begin, end, info = entry.offset, entry.offset + entry.nbytes, header.pop(name, None)
+        if info is None and begin in begins and end in ends:
+            regions.append((begin, end, entry.dtype))
+        elif info is None or (begin, end - begin, entry.dtype, entry.shape) != (
+            info.offset, info.nbytes, info.dtype, list(info.shape)
+        ):  # fmt: skip
+            raise ArtifactError(f"the manifest has '{name}' elsewhere than {path}", "one place of each tensor", AGAIN)
+    regions = sorted(regions) or [(0, 0, "")]
+    starts = [begin for begin, _, _ in regions]
+    for info in header.values():
+        begin, end, dtype = regions[bisect_right(starts, info.offset) - 1]
+        if not (begin <= info.offset and info.offset + info.nbytes <= end and info.dtype == dtype):
+            raise ArtifactError(f"the manifest lacks '{info.name}' of {path}", "one place of each tensor", AGAIN)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from deltart.errors import GenerationError
+from deltart.json_files import shown
 
 # Fields of generation_config.json that change what transformers generates and that are not offered here,
 # with the values that switch them off.
@@ -152,8 +154,8 @@ class SamplingParams:
 
     def _number(self, name: str, low: float, high: float, *, above: bool = False) -> None:
         value = getattr(self, name)
-        real = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-        if not real or not low <= value <= high or (above and value == low):
+        real = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if not real or not abs(value) <= sys.float_info.max or not low <= value <= high or (above and value == low):
             bounds = f"{'>' if above else '>='} {low}" + ("" if high == math.inf else f" and <= {high}")
             self._refuse(name, f"a number {bounds}")
 
@@ -165,7 +167,7 @@ class SamplingParams:
 
     def _refuse(self, name: str, expected: str) -> None:
         raise GenerationError(
-            f"sampling parameter {name} = {getattr(self, name)!r}",
+            f"sampling parameter {name} = {shown(getattr(self, name))}",
             expected,
             f"change {name}, or leave it out",
         )

@@ -9,6 +9,7 @@ All of it is found by one automaton over bytes, so almost every token is judged 
 from __future__ import annotations
 
 import string
+import threading
 from bisect import bisect_left
 from collections.abc import Iterator
 
@@ -22,8 +23,9 @@ _Pattern = tuple[int | frozenset[int], ...]
 _Items = frozenset[tuple[int, int]]  # pattern, and how much of it has been read
 
 _BLANKS = frozenset(b" \t")
-# Every byte beyond ASCII counts as white space: some of it is in Unicode, and a reader may take it so.
-_SPACES = frozenset([*string.whitespace.encode(), *range(0x1C, 0x20), *range(0x80, 0x100)])
+# White space beyond ASCII is any row of the bytes that it is written with: that is simple, and hardly more.
+_WIDE = "".join(character for character in map(chr, range(0x80, 0x10000)) if character.isspace())
+_SPACES = frozenset([*string.whitespace.encode(), *range(0x1C, 0x20), *_WIDE.encode()])
 _ANYTHING = frozenset(range(0x100))  # up to the next </parameter>, which makes the tags before it part of the value
 _LINE = (b"\n", _BLANKS)
 _CLOSE, _FUNCTION_END = b"</parameter>", b"</function>"
@@ -31,6 +33,7 @@ _CALLS = (b"</tool_call>", b"<tool_call>")
 _OPENING = (b"<parameter=", b"<function=")
 _QUIET = ord("Q")  # begins no tag
 _ENDED, _BAD = -1, -2
+_FEW = 16  # tokens that are sooner read than parted
 
 
 def _pattern(*parts: bytes | frozenset[int]) -> _Pattern:
@@ -53,17 +56,19 @@ _END, _RESET = 0, 1  # of the patterns, those whose completion is no fault
 
 
 class CallText:
-    """The automaton, and its masks over a vocabulary; shared by all values.
+    """The automaton, and its masks over a vocabulary; shared by all values, in any thread.
 
     A place is a number. Places and masks are worked out where they are first met and kept: there are some hundreds.
     """
 
     def __init__(self, vocabulary: Vocabulary) -> None:
         self._vocabulary = vocabulary
+        self._lock = threading.Lock()  # of new places
         self._items: list[_Items] = []
         self._numbers: dict[_Items, int] = {}
         self._steps: dict[tuple[int, int], int] = {}
         self._masks: dict[int, Mask] = {}
+        self._openings: dict[int, list[tuple[int, int]]] = {}
         text = vocabulary.members(vocabulary.text_mask)
         self._is_text = frozenset(text)
         self._sorted = sorted((vocabulary.pieces[token], token) for token in text)
@@ -72,15 +77,28 @@ class CallText:
         self.start = self._step(plain, ord("\n"))  # a value begins on a line of its own
         self._tagged = [(piece, token) for piece, token in self._sorted if b"<" in piece and len(piece) >= 10]
 
-    def openings(self, last: int) -> Iterator[tuple[int, int]]:
+    def warm(self) -> None:
+        """Work out the masks on the way to a closing tag, so that no reply has to wait for them."""
+        for text in (CLOSE_PARAMETER[1:], f"a{CLOSE_PARAMETER}"):
+            place = self.start
+            for byte in text.encode()[:-1]:
+                self.mask(place)
+                place = self._step(place, byte)
+            self.mask(place)
+
+    def openings(self, last: int) -> list[tuple[int, int]]:
         """Tokens that begin as `last` does, the last token of the opening tag, and go on into the text; and where."""
-        head = self._vocabulary.pieces[last]
-        for piece in self._sorted[bisect_left(self._pieces, head) :]:
-            if not piece[0].startswith(head):
+        if last not in self._openings:
+            self._openings[last] = list(self._longer(self._vocabulary.pieces[last]))
+        return self._openings[last]
+
+    def _longer(self, head: bytes) -> Iterator[tuple[int, int]]:
+        for piece, token in self._sorted[bisect_left(self._pieces, head) :]:
+            if not piece.startswith(head):
                 return
-            place = self._walk(self.start, piece[0][len(head) :])
-            if len(piece[0]) > len(head) and place is not None and place != _ENDED:
-                yield piece[1], place
+            place = self._walk(self.start, piece[len(head) :])
+            if len(piece) > len(head) and place is not None and place != _ENDED:
+                yield token, place
 
     def after(self, place: int, token: int) -> int | None:
         """The place after `token`; None where it may not come."""
@@ -115,7 +133,8 @@ class CallText:
 
     def _step(self, place: int, byte: int) -> int:
         if (place, byte) not in self._steps:
-            self._steps[place, byte] = self._next(self._items[place], byte)
+            with self._lock:
+                self._steps[place, byte] = self._next(self._items[place], byte)
         return self._steps[place, byte]
 
     def _next(self, items: _Items, byte: int) -> int:
@@ -156,7 +175,10 @@ class CallText:
                 yield from (token for _, token in self._sorted[first:last])
             elif following == _ENDED:
                 yield from (token for piece, token in self._sorted[first:last] if len(piece) > len(longer))
-            elif first < last:
+            elif last - first <= _FEW:
+                tokens = self._sorted[first:last]
+                yield from (token for piece, token in tokens if self._walk(following, piece[len(longer) :]) is None)
+            else:
                 yield from self._refused(longer, (first, last), following, usual)
 
     def _wanted(self, place: int) -> set[int]:

@@ -68,7 +68,8 @@ class StructureCompiler:
 
     def __init__(self, tokenizer: Tokenizer, vocab_limit: int, seconds: float = 4.0) -> None:
         self._tokenizer, self._limit, self._seconds = tokenizer, vocab_limit, seconds
-        self._lock = threading.Lock()  # of compiling: grammars share the tokenizer, and the machine
+        self._lock = threading.Lock()  # of what is kept
+        self._turn = threading.Lock()  # of compiling: one at a time, while what is kept can be had
         self._kept: OrderedDict[Structure, Compiled | GenerationError] = OrderedDict()
 
     def compile(self, structure: Structure) -> Compiled:
@@ -79,11 +80,10 @@ class StructureCompiler:
             MissingDependencyError: llguidance is not installed.
         """
         load_llguidance()
-        with self._lock:
-            found = self._kept.get(structure)
-            if found is None or (isinstance(found, Compiled) and found.exhausted):
-                found = self._keep(structure)
-            self._kept.move_to_end(structure)
+        found = self._known(structure)
+        if found is None:
+            with self._turn:
+                found = self._known(structure) or self._keep(structure)
         if isinstance(found, GenerationError):
             raise type(found)(found.found, found.expected, found.hint)
         return found
@@ -92,8 +92,16 @@ class StructureCompiler:
         """Forget everything, and end the process of trials."""
         with self._lock:
             self._kept.clear()
-            if "_grammars" in self.__dict__:
-                self._grammars.close()
+        if "_grammars" in self.__dict__:
+            self._grammars.close()
+
+    def _known(self, structure: Structure) -> Compiled | GenerationError | None:
+        with self._lock:
+            found = self._kept.get(structure)
+            if found is None or (isinstance(found, Compiled) and found.exhausted):
+                return None
+            self._kept.move_to_end(structure)
+            return found
 
     def _keep(self, structure: Structure) -> Compiled | GenerationError:
         made: Compiled | GenerationError
@@ -101,9 +109,11 @@ class StructureCompiler:
             made = self._compile(structure)
         except GenerationError as error:
             made = error  # kept too: a client that asks again must not cost the same again
-        self._kept[structure] = made
-        while len(self._kept) > 1 and sum(len(one.text) for one in self._kept) > KEPT_BYTES:
-            self._kept.popitem(last=False)
+        with self._lock:
+            self._kept[structure] = made
+            self._kept.move_to_end(structure)
+            while len(self._kept) > 1 and sum(len(one.text) for one in self._kept) > KEPT_BYTES:
+                self._kept.popitem(last=False)
         return made
 
     def _compile(self, structure: Structure) -> Compiled:
@@ -176,7 +186,9 @@ class StructureCompiler:
 
     @cached_property
     def _call_text(self) -> CallText:
-        return CallText(self._vocabulary)
+        text = CallText(self._vocabulary)
+        text.warm()
+        return text
 
 
 def _any_grammar(text: str) -> str:

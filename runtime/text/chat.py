@@ -118,6 +118,9 @@ class ChatTemplate:
             GenerationError: messages that the template or the model refuses, malformed ones, tools that are none,
                 or a template that runs for too long or writes too much.
         """
+        for what, given in (("messages", messages), ("tools", tools or ())):
+            if not isinstance(given, (list, tuple)):
+                raise GenerationError(f"{what} that are a {type(given).__name__}", "a list of mappings", "send a list")
         normal = [_normal(message) for message in messages]
         if not self._takes_media:
             _refuse_media(normal)

@@ -47,7 +47,7 @@ def test_generate_is_repeatable_and_bounded(tiny: Path, capsys: pytest.CaptureFi
     greedy = run_json(capsys, *arguments)
     assert greedy == greedy | {"finish_reason": "length"} and len(greedy["tokens"]) == 9
     assert greedy["text"] == Tokenizer.from_folder(tiny / "artifact").decode(greedy["tokens"])
-    assert greedy["timings"]["prompt_tokens"] == 3 and greedy["timings"]["decode_rate"] > 0
+    assert greedy["usage"]["prompt_tokens"] == 3 and greedy["usage"]["decode_rate"] > 0
     portable = run_json(capsys, *arguments, "--target", "portable", "--weights", "mapped")
     assert portable["tokens"] == greedy["tokens"]
     sampled = [run_json(capsys, *arguments, "--temperature", "1", "--seed", seed)["tokens"] for seed in "112"]

@@ -11,9 +11,9 @@ import onnx
 import onnxruntime as ort
 import pytest
 
+from deltart.artifact import load_manifest
 from deltart.errors import ArtifactError
 from deltart.export.pipeline import export_checkpoint
-from deltart.manifest import load_manifest
 from deltart.runtime.backends.ort import OrtBackend
 from support.cases import Export
 

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from deltart.artifact import load_manifest
 from deltart.errors import OutputError
 from deltart.export.pipeline import export_checkpoint
-from deltart.manifest import load_manifest
 from support.cases import Export
 
 

@@ -149,7 +149,7 @@ def _check_random_schemas(engine: Engine, seeds: Sequence[int], most: int) -> tu
     waiting: list[tuple[Any, Handle, bool]] = []
     for seed in seeds:
         schema = SchemaMaker(seed).schema()
-        params = SamplingParams(temperature=0.7, seed=seed, max_new_tokens=most, logit_bias=bias)
+        params = SamplingParams(temperature=0.7, seed=seed, max_new_tokens=most, logit_bias=bias, frequency_penalty=0.5)
         waiting.append((schema, *submit(engine, Structure.json_schema(schema), bool(seed % 2), params)))
     ended = cut = 0
     for schema, handle, thinking in waiting:
@@ -168,13 +168,13 @@ def _check_random_schemas(engine: Engine, seeds: Sequence[int], most: int) -> tu
 
 def test_random_schemas(engine: Engine) -> None:
     ended, cut = _check_random_schemas(engine, range(24), most=200)
-    assert ended >= 2 * cut
+    assert ended >= 5 * cut
 
 
 @pytest.mark.slow
 def test_500_random_schemas(engine: Engine, record_testsuite_property: Any) -> None:
     """Every reply that its grammar ended is valid; those cut at the length limit are beginnings of valid ones."""
-    ended, cut = _check_random_schemas(engine, range(1000, 1600), most=400)
+    ended, cut = _check_random_schemas(engine, range(1000, 1560), most=400)
     record_testsuite_property("structured_ended", ended)
     record_testsuite_property("structured_cut", cut)
     assert ended >= 500

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import onnx
 
-from deltart.manifest import GraphEntry, load_manifest
+from deltart.artifact import load_manifest
+from deltart.manifest import GraphEntry
 from deltart.runtime.backends.gpu import engine_manifest as plans
 from deltart.runtime.backends.gpu.engine_manifest import EngineManifest, PlanEntry
 from deltart.verify.tensorrt_exposed import GRAPH, PHASES, exposed_graph

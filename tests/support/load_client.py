@@ -1,6 +1,6 @@
 """Streams from a server, in a process of its own: python load_client.py URL STREAMS TOKENS
 
-Prints JSON: for each stream its tokens and the seconds from its first to its last event, and the seconds of all.
+Prints JSON: for each stream (seconds, tokens so far) at each event, and the seconds of all.
 """
 
 from __future__ import annotations
@@ -15,27 +15,22 @@ import httpx
 
 
 def body(i: int, tokens: int) -> dict[str, Any]:
+    """A request for so many tokens, all streams' prompts being different."""
     messages = [{"role": "user", "content": f'Type "word{i}" backwards'}]
     ends = {"max_tokens": tokens, "ignore_eos": True, "seed": i}
-    return {"messages": messages, **ends, "stream": True, "stream_options": {"include_usage": True}}
+    return {"messages": messages, **ends, "stream": True, "stream_options": {"continuous_usage_stats": True}}
 
 
-async def read(client: httpx.AsyncClient, i: int, tokens: int) -> tuple[int, float]:
-    first = last = 0.0
-    count = 0
+async def read(client: httpx.AsyncClient, i: int, tokens: int) -> list[tuple[float, int]]:
+    """When how many tokens had come."""
+    found: list[tuple[float, int]] = []
     async with client.stream("POST", "/v1/chat/completions", json=body(i, tokens)) as answer:
         assert answer.status_code == 200
         async for line in answer.aiter_lines():
-            if line.startswith("data: {"):
-                last = time.perf_counter()
-                first = first or last
-                assert '"error"' not in line, line
-                count = (
-                    json.loads(line[5:]).get("usage", {}).get("completion_tokens", count)
-                    if '"usage"' in line
-                    else count
-                )
-    return count, last - first
+            assert '"error"' not in line, line
+            if '"usage":{' in line:
+                found.append((time.perf_counter(), json.loads(line[5:])["usage"]["completion_tokens"]))
+    return found
 
 
 async def main(url: str, streams: int, tokens: int) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,6 +27,12 @@ class Served:
     url: str
     client: httpx.Client
     service: Service
+    thread: threading.Thread
+
+    def loop_seconds(self) -> float:
+        """What the event loop's thread has computed so far."""
+        assert self.thread.ident is not None
+        return time.clock_gettime(time.pthread_getcpuclockid(self.thread.ident))
 
 
 @contextmanager
@@ -40,7 +47,7 @@ def served(engine: Engine, settings: Settings | None = None) -> Iterator[Served]
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
     with httpx.Client(base_url=url, timeout=60) as client:
         try:
-            yield Served(url, client, service)
+            yield Served(url, client, service, thread)
         finally:
             server.should_exit = True
             thread.join(10)

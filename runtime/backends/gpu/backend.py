@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from deltart.artifact import load_manifest
 from deltart.errors import ArtifactError
-from deltart.manifest import Manifest, load_manifest
+from deltart.manifest import Manifest
 from deltart.plugins.sampler.inputs import Shape
 from deltart.runtime.backends.base import SlotState
 from deltart.runtime.backends.gpu import calls as calls

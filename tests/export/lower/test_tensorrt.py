@@ -15,6 +15,7 @@ import pytest
 import torch
 from tokenizers import Tokenizer
 
+from deltart.artifact import load_manifest
 from deltart.errors import ArtifactError
 from deltart.export.assemble import Tracer, assemble
 from deltart.export.bound import bind
@@ -25,7 +26,6 @@ from deltart.export.spec import read_spec
 from deltart.export.synthetic.presets import causal_lm, text_config
 from deltart.export.synthetic.write import write_checkpoint
 from deltart.export.targets import lower_artifact
-from deltart.manifest import load_manifest
 from deltart.plugins.tolerance import relative_rms
 from deltart.runtime.backends.inputs import text_inputs
 from deltart.runtime.backends.ort import OrtBackend

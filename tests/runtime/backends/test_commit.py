@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from deltart.manifest import load_manifest
+from deltart.artifact import load_manifest
 from deltart.plugins.cpu_shim.host_cuda import HostCuda, memory
 from deltart.plugins.tolerance import relative_rms
 from deltart.runtime.backends.base import SlotState

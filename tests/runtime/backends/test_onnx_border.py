@@ -11,9 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from deltart.artifact import load_manifest
 from deltart.dtypes import BY_ONNX
 from deltart.errors import ArtifactError
-from deltart.manifest import GraphEntry, Manifest, TensorEntry, load_manifest
+from deltart.manifest import GraphEntry, Manifest, TensorEntry
 from deltart.runtime.backends.onnx_border import _read, check_border
 from support.cases import Export
 

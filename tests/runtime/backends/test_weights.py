@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
+from deltart.artifact import load_manifest
 from deltart.errors import ArtifactError, WeightsRewrittenWarning
 from deltart.export.pipeline import export_checkpoint
 from deltart.identity import SAMPLE_BYTES
-from deltart.manifest import load_manifest
 from deltart.runtime.backends.weights import MappedWeights
 from support.cases import Export
 
@@ -114,7 +114,21 @@ def test_a_manifest_with_a_tensor_elsewhere_is_refused(artifact: Path) -> None:
     with pytest.raises(ArtifactError, match=r"'model\.norm\.weight' elsewhere"):
         MappedWeights(artifact, replace(manifest, tensors={**manifest.tensors, name: entry}))
     fewer = {n: t for n, t in manifest.tensors.items() if n != name}
-    with pytest.raises(ArtifactError, match=r"'model\.norm\.weight' elsewhere"):
+    with pytest.raises(ArtifactError, match=r"lacks 'model\.norm\.weight'"):
         MappedWeights(artifact, replace(manifest, tensors=fewer))
-    with pytest.raises(ArtifactError, match="which lacks it"):
+    with pytest.raises(ArtifactError, match="'x' elsewhere"):
         MappedWeights(artifact, replace(manifest, tensors={**manifest.tensors, "x": entry}))
+
+
+def test_a_region_stands_for_the_tensors_in_it(artifact: Path) -> None:
+    manifest = load_manifest(artifact)
+    inside = sorted(manifest.tensors.items(), key=lambda item: item[1].offset)[3:6]
+    first, nbytes = inside[0][1], sum(entry.nbytes for _, entry in inside)
+    others = {n: t for n, t in manifest.tensors.items() if n not in dict(inside)}
+    region = replace(first, nbytes=nbytes, shape=[nbytes // 4])
+    MappedWeights(artifact, replace(manifest, tensors={**others, "region": region}))
+    with pytest.raises(ArtifactError, match="lacks"):
+        shorter = replace(region, nbytes=nbytes - inside[2][1].nbytes)
+        MappedWeights(artifact, replace(manifest, tensors={**others, "region": shorter}))
+    with pytest.raises(ArtifactError, match="'region' elsewhere"):
+        MappedWeights(artifact, replace(manifest, tensors={**others, "region": replace(region, nbytes=nbytes - 4)}))

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from deltart.artifact import load_manifest
 from deltart.export.targets import lower_artifact
-from deltart.manifest import load_manifest
 from deltart.plugins.cpu_shim.host_cuda import HostCuda
 from deltart.runtime.backends.gpu.backend import TensorRtBackend
 from deltart.runtime.backends.gpu.engine_manifest import PlanEntry

@@ -46,11 +46,19 @@ def load(server: Served, streams: int, tokens: int) -> dict[str, Any]:
 
 
 def test_sixty_four_streams_share_fairly(wide: Served, record_property: Record) -> None:
-    found = load(wide, 64, 100)
-    assert all(tokens == 100 for tokens, _ in found["streams"])
-    rates = sorted(tokens / seconds for tokens, seconds in found["streams"])
-    record_property("tokens_per_second", [rates[0], rates[-1]])
-    assert rates[-1] / rates[0] <= 2
+    """While all of them run, none gets more than twice the tokens of another."""
+    streams = load(wide, 64, 250)["streams"]
+    assert all(stream[-1][1] == 250 for stream in streams)
+    begin, end = max(stream[0][0] for stream in streams), min(stream[-1][0] for stream in streams)
+    shares = [between(stream, begin, end) for stream in streams]
+    record_property("tokens_of_a_stream", [min(shares), max(shares)])
+    assert min(shares) > 20 and max(shares) / min(shares) <= 2
+
+
+def between(stream: list[list[float]], begin: float, end: float) -> float:
+    """Tokens that came in a span of time."""
+    inside = [tokens for at, tokens in stream if begin <= at <= end]
+    return inside[-1] - inside[0]
 
 
 def direct(engine: Engine, streams: int, tokens: int) -> float:
@@ -68,12 +76,18 @@ def direct(engine: Engine, streams: int, tokens: int) -> float:
 
 
 def test_what_http_adds_to_a_token(wide: Served, record_property: Record) -> None:
-    """Eight streams, from the engine itself and over HTTP in turns: the difference of the best of each."""
+    """Eight streams: what the event loop's thread computes for a token, whatever else the machine does; and on the
+    clock, over the engine alone, in turns."""
     tokens, engine = 300, wide.service.engine
-    pairs = [(direct(engine, 8, tokens), load(wide, 8, tokens)["seconds"]) for _ in range(5)]
-    added = (min(h for _, h in pairs) - min(d for d, _ in pairs)) / tokens
-    record_property("milliseconds_per_token", 1e3 * added)
-    assert added <= 0.001
+    pairs, spent = [], []
+    for _ in range(3):
+        before = wide.loop_seconds()
+        pairs.append((direct(engine, 8, tokens), load(wide, 8, tokens)["seconds"]))
+        spent.append((wide.loop_seconds() - before) / (8 * tokens))
+    on_the_clock = (min(h for _, h in pairs) - min(d for d, _ in pairs)) / tokens
+    record_property("milliseconds_of_a_token", 1e3 * min(spent))
+    record_property("milliseconds_of_a_step_on_the_clock", 1e3 * on_the_clock)
+    assert min(spent) <= 0.001
 
 
 def test_streams_that_are_left_leave_nothing(server: Served, record_property: Record) -> None:

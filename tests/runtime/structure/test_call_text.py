@@ -14,7 +14,7 @@ from deltart.runtime.text.tokenizer import Tokenizer
 from support.walks import members
 
 TAGS = ["<parameter=", "<function=", "</function>", "</tool_call>", "<tool_call>"]
-SPACE = r"[\s\u0080-\U0010ffff]*"  # what is no ASCII counts as white space
+SPACE = r"\s*"
 GAP = r"(?:(?!</parameter>)[\s\S])*?"
 LINE = r"\n[ \t]*"
 # The same rules in another notation, over text that begins with the newline after the opening tag.

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from deltart.errors import GenerationError
+from deltart.errors import GenerationError, MissingDependencyError
 from deltart.runtime.structure import compiler as module
 from deltart.runtime.structure.compiler import Compiled, StructureCompiler
 from deltart.runtime.structure.structure import Structure
@@ -129,6 +130,22 @@ def test_threads_share_what_is_compiled(tokenizer: Tokenizer, walker: Walker) ->
         shared.close()
 
 
+def test_what_is_known_does_not_wait_for_what_is_not(tokenizer: Tokenizer) -> None:
+    slow = Structure.json_schema({"type": "integer", "multipleOf": 9_999_973})
+    shared = StructureCompiler(tokenizer, tokenizer.vocab_limit, seconds=2)
+    try:
+        known = shared.compile(Structure.regex("a"))
+        with ThreadPoolExecutor(1) as pool:
+            waiting = pool.submit(shared.compile, slow)
+            time.sleep(0.3)
+            began = time.monotonic()
+            assert shared.compile(Structure.regex("a")) is known
+            assert time.monotonic() - began < 0.2 and not waiting.done()
+            assert isinstance(waiting.exception(), GenerationError)
+    finally:
+        shared.close()
+
+
 def test_a_closed_compiler_starts_again(tokenizer: Tokenizer) -> None:
     again = StructureCompiler(tokenizer, tokenizer.vocab_limit)
     for _ in range(2):
@@ -160,6 +177,12 @@ def test_a_reply_that_meets_a_limit_fails_and_the_next_one_does_not(
     again = compiler.compile(structure)
     assert again is not compiled
     assert token in walker.allowed(again.matcher(thinking=False))
+
+
+def test_without_llguidance_there_is_a_hint(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "llguidance", None)
+    with pytest.raises(MissingDependencyError, match=r"deltart\[structured\]"):
+        StructureCompiler(tokenizer, tokenizer.vocab_limit).compile(Structure.json_object())
 
 
 def test_gbnf_is_a_grammar(compiler: StructureCompiler, walker: Walker) -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from deltart.artifact import load_manifest, read_graph
 from deltart.errors import ArtifactError, BuildError
-from deltart.manifest import Manifest, load_manifest, read_graph
+from deltart.manifest import Manifest
 from deltart.runtime.backends.gpu import engine_manifest as plans
 from deltart.runtime.backends.gpu.cuda import device_name
 from deltart.runtime.backends.gpu.engine_manifest import Activations, EngineManifest, Flavour

@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from deltart.artifact import load_manifest
 from deltart.cli import main
 from deltart.errors import ArtifactError, BuildError, GenerationError, MissingDependencyError
-from deltart.manifest import load_manifest
 from deltart.plugins.cpu_shim.host_cuda import HostCuda
 from deltart.plugins.registry import OPS
 from deltart.runtime.backends.gpu import backend, cuda

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from deltart.artifact import load_manifest
 from deltart.errors import ArtifactError
-from deltart.manifest import load_manifest
 from deltart.plugins.cpu_shim.host_cuda import HostCuda
 from deltart.runtime.backends.base import ServingBackend
 from deltart.runtime.backends.gpu.backend import TensorRtBackend

@@ -13,8 +13,8 @@ from typing import Any
 import onnx
 import pytest
 
+from deltart.artifact import load_manifest
 from deltart.errors import ArtifactError, BuildError
-from deltart.manifest import load_manifest
 from deltart.plugins import trt_plugin
 from deltart.plugins.code_hash import plugin_code
 from deltart.plugins.gated_delta_rule import plugin as gated_delta_rule
