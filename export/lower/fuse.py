@@ -86,7 +86,7 @@ def _silu(x: Op) -> Op:
 
 
 def _linear(weight: str, name: str = "") -> Op:
-    return Op("Einsum", (Value("x"), Value(weight, stored=True)), name, when=_is_linear)
+    return Op("Einsum", (Value("x"), Value(weight, stored=True, uncast=True)), name, when=_is_linear)
 
 
 def _experts(op: OpSpec) -> Op:
@@ -133,7 +133,7 @@ FUSIONS = (
                 "Einsum",
                 (
                     Op("Mul", (_silu(SHARED_GATE), _linear("shared_up")), any_order=True),
-                    Value("shared_down", stored=True),
+                    Value("shared_down", stored=True, uncast=True),
                 ),
                 when=_is_linear,
             ),
