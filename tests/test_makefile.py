@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-SAY = '#!/bin/sh\nfor word in "$@"; do echo "<$word>"; done\n'
+SAY = '#!/bin/sh\nfor word in "$@"; do printf "<%s>\\n" "$word"; done\n'
 TEXTS = [
     "What's up?",
     "It costs $100",

@@ -31,7 +31,7 @@ def rewrite(artifact: Path, change: Change, signed: bool) -> None:
     change(raw)
     if signed:
         del raw[manifests.DIGEST]
-        raw[manifests.DIGEST] = manifests._digest(raw)
+        raw[manifests.DIGEST] = manifests.digest(raw)
     path.write_text(json.dumps(raw))
 
 
@@ -89,7 +89,7 @@ CHANGED: dict[str, Change] = {
     "an in-place state": lambda raw: text(raw)["states"][1].update(in_place=["ort", "portable", "tensorrt"]),
     "a smaller context": lambda raw: raw.update(max_context=63),
     "states exchanged": lambda raw: text(raw)["states"].reverse(),
-    "another precision": lambda raw: raw["precision"].update(S="bfloat16"),
+    "another vocabulary": lambda raw: raw.update(vocab_size=raw["vocab_size"] - 1),
     "no hash": lambda raw: raw.pop(manifests.DIGEST),
     "another hash": lambda raw: raw.update({manifests.DIGEST: "0" * 64}),
 }

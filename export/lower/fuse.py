@@ -93,7 +93,7 @@ def _experts(op: OpSpec, widened: bool) -> Op:
     """Routed experts, whose logits are a product in f32; `widened` from another type."""
     x, weight = Value("x"), Value("router", stored=True, uncast=True)
     router = Op("Einsum", (Op("Cast", (x,)) if widened else x, weight), when=_is_linear)
-    values = {tensor.name: Value(tensor.name) for tensor in op.inputs}
+    values: dict[str, Value | Op] = {tensor.name: Value(tensor.name) for tensor in op.inputs}
     return Op(op.name, tuple({**values, "logits": router}.values()), name="experts")
 
 
@@ -136,12 +136,6 @@ FUSIONS = (
         ("x", "weight"),
         only_results=True,
         through_casts=True,
-    ),
-    # The logits of a router: both sides of the product were widened to f32, which is what the op sums in.
-    Fusion(
-        LM_HEAD,
-        Op("Einsum", (Op("Cast", (Value("x"),)), Op("Cast", (Value("weight", stored=True),))), when=_is_linear),
-        ("x", "weight"),
     ),
     # A sparse MLP: router, routed experts and the shared one.
     *(

@@ -79,8 +79,8 @@ def test_truncated(broken: Path, tmp_path: Path) -> None:
         ("", "gives 0 rows"),
         ("\n\n", "gives 0 rows"),
         ('{"ids": [1, 2, 3]}\n', "gives 1 rows"),
-        ("not JSON\n", "line 1 is not JSON"),
-        ("\x00\x01PAR1", "line 1 is not JSON"),
+        ("not JSON\n", "line 1 is not valid JSON"),
+        ("\x00\x01PAR1", "line 1 is not valid JSON"),
         ("[1, 2]\n", "line 1 has no usable field"),
         ('{"ids": [1, 2]}\n{"note": 1}\n', "line 2 has no usable field"),
         ('{"ids": [1, 2.5]}\n', "line 1 has no usable field"),
@@ -93,7 +93,7 @@ def test_unusable_text(tiny: Path, tmp_path: Path, lines: str, words: str) -> No
 
 
 def test_absent_text(tiny: Path, tmp_path: Path) -> None:
-    refused(CalibrationError, "can't be read", tiny, tmp_path / "out", data=tmp_path / "none.jsonl")
+    refused(CalibrationError, "does not exist", tiny, tmp_path / "out", data=tmp_path / "none.jsonl")
     for arguments in ({"method": "hessian"}, {"kv_cache": True}, {"activations": True}, {"budget": 0.1}):
         refused(CalibrationError, "no calibration text", tiny, tmp_path / "out", **arguments)
 

@@ -324,8 +324,8 @@ def test_errors_differ() -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"max_context": 10**9}, ["--max-context", "--yarn"]),
-        ({"max_context": 0}, ["--max-context 0"]),
+        ({"max_context": 10**9}, ["1000000000 tokens", "--yarn"]),
+        ({"max_context": 0}, ["0 tokens", "1 to"]),
         ({"yarn": 0.5}, ["YaRN factor 0.5"]),
     ],
 )

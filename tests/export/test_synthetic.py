@@ -11,11 +11,11 @@ import pytest
 from safetensors import safe_open
 
 from deltart.errors import CheckpointError, OutputError
-from deltart.export import synthetic
 from deltart.export.bound import bind
 from deltart.export.checkpoint import Checkpoint
 from deltart.export.ledger import ledger_of
 from deltart.export.spec import read_spec
+from deltart.export.synthetic import write
 from deltart.export.synthetic.write import synthesize
 
 
@@ -87,7 +87,7 @@ def test_interruption_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyP
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(synthetic, "_random", interrupt)  # the header is on disk by then
+    monkeypatch.setattr(write, "_random", interrupt)  # the header is on disk by then
     with pytest.raises(KeyboardInterrupt):
         synthesize("tiny", tmp_path / "deep" / "x")
     assert not list(tmp_path.iterdir())

@@ -152,7 +152,7 @@ def test_splits_are_whole_and_within_the_declared_bytes(kernel: TileKernel) -> N
             assert (count - 1) * -(-blocks // count) < blocks
             assert count == 1 or count * kernel.tiles(shape) <= prefill.MAX_ITEMS
             most = max(most, prefill.partial_bytes(shape, kernel))
-            assert most <= prefill.most_partial_bytes(shape, kernel.tokens)
+            assert most <= prefill.max_partial_bytes(shape, kernel.tokens)
 
 
 @by_name

@@ -78,7 +78,9 @@ def test_output_shapes_are_pythons(native: Host, spec: OpSpec) -> None:
 def test_sums_and_products_of_axes() -> None:
     """What no op has yet, built from a contract of its own."""
     outputs = (TensorSpec("y", ACT, ("B", "T+h", "h*D", "2*D+h+1", "h*h+1", "D*T*1", "0+T")),)
-    spec = OpSpec("CausalConv1d", "", (TensorSpec("x", ACT, ("B", "T", "D")),), outputs, lambda: (), {"h": int})
+    spec = OpSpec(
+        "CausalConv1d", "", (TensorSpec("x", ACT, ("B", "T", "D")),), outputs, CAUSAL_CONV1D.reference, {"h": int}
+    )
     built = host(specs=(spec,))
     given = given_of(op_call(spec, {"B": 1, "T": 1, "D": 1}, {"h": 4}, ("bf16", "bf16"), 0))
     assert built.ask("symbolic_shapes", ctypes.byref(given)) == symbolic(spec, {"h": 4})

@@ -125,6 +125,7 @@ def test_a_changed_checkpoint_is_refused(exported: Export, tmp_path: Path) -> No
     made = exported("heads-1-3")
     artifact = Path(shutil.copytree(made.artifact, tmp_path / "artifact"))
     other = small_checkpoint(tmp_path / "other", 0)
+    shutil.rmtree(artifact / "weights")  # what the artifact links would do
     replace(load_manifest(artifact), checkpoint=str(other)).save(artifact)
     with pytest.raises(ArtifactError, match="no longer the checkpoint"):
         lower_artifact(artifact, "tensorrt")
