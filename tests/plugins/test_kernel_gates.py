@@ -55,7 +55,7 @@ CEILINGS = {
     "moe_experts_group": 128,
     "sampler": 128,
 }
-# Bytes, stores and loads. f32 activations serve the tests only. The experts' down product of up to 64 tokens is short of
+# Bytes, stores and loads. f32 activations serve tests only. The experts' down product of up to 64 tokens is short of
 # registers at 320 threads; whether fewer tokens a block would be faster is for a GPU to say.
 SPILLS = {
     "lm_head_f32": 64,
