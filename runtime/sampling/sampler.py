@@ -86,6 +86,8 @@ class Sampler:
     def choose(self, logits: Floats, allowed: npt.NDArray[np.int32] | None = None) -> int:
         """The next token, without recording it; arguments and errors as for `distribution`."""
         ids, probs = self.distribution(logits, allowed)
+        if len(ids) == 1:  # greedy, or all else was cut: there is nothing to draw
+            return int(ids[0])
         cdf = np.cumsum(probs)
         return int(ids[np.searchsorted(cdf, self._uniform() * cdf[-1], side="right")])
 
