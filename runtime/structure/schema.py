@@ -12,7 +12,8 @@ from deltart.errors import GenerationError
 
 Json = Any
 
-MAX_BYTES = 1 << 20  # of a schema's text
+MAX_CHARACTERS = 1 << 20  # characters of a description
+MAX_DEPTH = 100  # of a schema; llguidance reads JSON down to 128
 MAX_OPTIONAL = 900  # properties of one object that may be left out: each of them may come next
 
 # White space between tokens is a blank or a line break with its indentation: a model could go on with it for ever.
@@ -38,23 +39,48 @@ _LISTS = ("items", "prefixItems", "anyOf", "oneOf", "allOf")
 _MAPS = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
 
 
+def parse_json(text: str, what: str) -> Json:
+    """The JSON value in a text.
+
+    Raises:
+        GenerationError: not JSON, not Unicode, too large or too deep; `what` names it.
+    """
+    if len(text) > MAX_CHARACTERS:
+        raise GenerationError(f"{what} of {len(text)} characters", f"at most {MAX_CHARACTERS}", "make it smaller")
+    try:
+        value = json.loads(text, parse_constant=_no_constant)
+        json.dumps(value, ensure_ascii=False).encode("utf-8")
+    except (ValueError, RecursionError) as error:
+        raise GenerationError(f"{what} that is not JSON: {error}", "JSON", "correct it") from error
+    if _depth(value) > MAX_DEPTH:
+        raise GenerationError(f"{what} nested {_depth(value)} deep", f"at most {MAX_DEPTH}", "use $ref to recur")
+    return value
+
+
 def parse_schema(text: str) -> Json:
     """The schema in a text.
 
     Raises:
-        GenerationError: not JSON, too large, or neither a mapping nor true or false.
+        GenerationError: as `parse_json`, or neither a mapping nor true or false.
     """
-    if len(text.encode("utf-8", "replace")) > MAX_BYTES:
-        raise GenerationError(
-            f"a JSON schema of {len(text)} characters", f"at most {MAX_BYTES} bytes", "make it smaller"
-        )
-    try:
-        schema = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise GenerationError(f"a JSON schema that is not JSON: {error}", "JSON", "correct the schema") from error
+    schema = parse_json(text, "a JSON schema")
     if not isinstance(schema, dict | bool):
         raise GenerationError(f"a JSON schema that is a {type(schema).__name__}", "a mapping, true or false")
     return schema
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} has no JSON form")
+
+
+def _depth(value: Json) -> int:
+    deepest, stack = 0, [(value, 1)]
+    while stack:
+        inner, depth = stack.pop()
+        deepest = max(deepest, depth)
+        if isinstance(inner, dict | list):
+            stack += [(each, depth + 1) for each in (inner.values() if isinstance(inner, dict) else inner)]
+    return deepest
 
 
 def prepared(schema: Json, strict: bool) -> tuple[dict[str, Any], tuple[str, ...]]:

@@ -30,7 +30,12 @@ REFUSED: list[tuple[Structure, str]] = [
     (Structure.json_schema(False), "false"),
     (Structure.json_schema("[1]"), "list"),
     (Structure.json_schema('{"type": '), "not JSON"),
-    (Structure.json_schema('{"items": ' * 5000 + "{}" + "}" * 5000), "recursion"),
+    (Structure.json_schema('{"items": ' * 50_000 + "{}" + "}" * 50_000), "recursion"),
+    (Structure.json_schema('{"items": ' * 500 + "{}" + "}" * 500), "nested 501 deep"),
+    (Structure.json_schema('{"const": NaN}'), "NaN"),
+    (Structure.json_schema('{"const": "\\ud800"}'), "surrogates"),
+    (Structure.regex("a\ud800"), "surrogates"),
+    (Structure("tools", '[{"name": "f", "x": ' + "[" * 200 + "]" * 200 + "}]"), "a list of tools nested"),
     (Structure.json_schema({"properties": {f"p{i}": {"type": "integer"} for i in range(1500)}}), "#/properties"),
     (Structure.json_schema({"enum": [f"word {i}" for i in range(90_000)]}), "characters|#/enum"),
     (Structure.regex("(a"), "regular expression.*unclosed"),
@@ -71,13 +76,23 @@ def test_a_refusal_is_kept_too(tokenizer: Tokenizer) -> None:
         impatient.close()
 
 
+def test_a_refusal_is_not_kept_for_ever(compiler: StructureCompiler, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What took too long on a busy machine may be had on a quiet one."""
+    monkeypatch.setattr(module, "REFUSED_SECONDS", -1.0)
+    refused = Structure.json_schema({"not": {}})
+    for _ in range(2):
+        with pytest.raises(GenerationError, match="#/not"):
+            compiler.compile(refused)
+    assert compiler._known(refused) is None
+
+
 def test_equal_structures_are_compiled_once(compiler: StructureCompiler) -> None:
     first = compiler.compile(Structure.json_schema({"type": "integer"}))
     assert compiler.compile(Structure.json_schema('{"type": "integer"}')) is first
 
 
 def test_the_oldest_are_forgotten(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "KEPT_BYTES", 25)
+    monkeypatch.setattr(module, "KEPT_CHARACTERS", 25)
     small = StructureCompiler(tokenizer, tokenizer.vocab_limit)
     try:
         kept = [Structure.regex(letter * 10) for letter in "abc"]
