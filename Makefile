@@ -5,6 +5,7 @@
 # make gpu         all that needs a GPU: its tests, the kernels and an engine, checked and timed (CHECKPOINT=...)
 # make test        the fast tests; make test ARGS="-m slow" the others
 # make check       lint, format, types, import rules
+# make clients     the server's tests with other people's clients and suites (installs them)
 # make bench       side by side with peers (installs them)
 # make clean       what make and deltart made: caches, environment, artifacts; names what it does not know and leaves
 
@@ -16,10 +17,17 @@ READY := $(VENV)/.ready
 CHECKPOINT ?= tools/nano/checkpoint
 NAME ?= nano
 PROMPT ?= Type "planet" backwards
-ARTIFACT := artifacts/$(NAME)
-PROMPTS := $(if $(filter tools/nano/checkpoint,$(CHECKPOINT)),--prompts tools/nano/heldout.jsonl)
+INCLUDE ?=
 
-.PHONY: help engine plugins gpu test check bench clean
+# What people give reaches the commands as it is: make expands none of it, and the shell sees variables, not text.
+export GIVEN_CHECKPOINT := $(value CHECKPOINT)
+export GIVEN_ARTIFACT := artifacts/$(value NAME)
+export GIVEN_PROMPT := $(value PROMPT)
+export GIVEN_INCLUDE := $(value INCLUDE)
+unexport CHECKPOINT NAME PROMPT INCLUDE
+PROMPTS := $(if $(filter-out tools/nano/checkpoint,$(value CHECKPOINT)),,--prompts tools/nano/heldout.jsonl)
+
+.PHONY: help engine plugins gpu test check clients bench clean
 .DEFAULT_GOAL := help
 
 help:
@@ -28,27 +36,27 @@ help:
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q --upgrade pip
-	$(BIN)/python -m pip install -q -c constraints.txt -e '.[calib,rtx,kernels,dev]'
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[calib,rtx,kernels,serve,dev]'
 	@touch $@
 
 engine: $(READY)
-	$(BIN)/deltart inspect $(CHECKPOINT)
-	$(BIN)/deltart export $(CHECKPOINT) -o $(ARTIFACT) --overwrite
-	$(BIN)/python -m deltart.plugins build --target 80 89 120a
-	$(BIN)/deltart build $(ARTIFACT)
-	$(BIN)/deltart verify $(ARTIFACT) $(PROMPTS)
-	$(BIN)/deltart generate $(ARTIFACT) '$(PROMPT)' --chat --temperature 0
+	$(BIN)/deltart inspect "$$GIVEN_CHECKPOINT"
+	$(BIN)/deltart export "$$GIVEN_CHECKPOINT" -o "$$GIVEN_ARTIFACT" --overwrite
+	$(BIN)/python -m deltart.plugins build --gpu sm_80 sm_89 sm_120a
+	$(BIN)/deltart build "$$GIVEN_ARTIFACT"
+	$(BIN)/deltart verify "$$GIVEN_ARTIFACT" $(PROMPTS)
+	$(BIN)/deltart generate "$$GIVEN_ARTIFACT" --chat --temperature 0 -- "$$GIVEN_PROMPT"
 
 plugins: $(READY)
 	$(BIN)/python -m deltart.plugins build
-	@$(BIN)/python -m deltart.plugins native $(if $(INCLUDE),--include $(INCLUDE)) \
-	  || { test $$? = 3 && test -z "$(INCLUDE)" && echo 'so the C++ plugin library was not built; plans do without'; }
+	@$(BIN)/python -m deltart.plugins native $${GIVEN_INCLUDE:+--include "$$GIVEN_INCLUDE"} \
+	  || { test $$? = 3 && test -z "$$GIVEN_INCLUDE" && echo 'so the C++ plugin library was not built; plans do without'; }
 
 gpu: $(READY)
 	mkdir -p .bench
 	$(BIN)/python -m pytest -m gpu --junit-xml .bench/gpu.xml
 	$(BIN)/python -m bench.kernels
-	$(BIN)/python -m bench.engine $(CHECKPOINT)
+	$(BIN)/python -m bench.engine "$$GIVEN_CHECKPOINT"
 
 test: $(READY)
 	$(BIN)/python -m pytest $(ARGS)
@@ -57,6 +65,10 @@ check: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+clients: $(READY)
+	PYTHON=$(abspath $(BIN))/python tests/clients/install.sh .clients
+	$(BIN)/python -m pytest -m clients tests/clients
 
 bench: $(READY)
 	$(BIN)/python -m pip install -q -c constraints.txt onnxruntime-genai==0.18.0

@@ -55,10 +55,10 @@ def main() -> None:
     parser.add_argument("what", choices=["quality", "cost", "wide", "run"])
     parser.add_argument("--work", type=Path, default=Path("artifacts/bench-calibration"))
     parser.add_argument("--json", type=Path, help="also write the figures here")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of the prompts, weights and text of quality")
-    parser.add_argument("--method", choices=LADDER, help="of `run`, which the others start in a process of its own")
-    parser.add_argument("--checkpoint", type=Path, help="of `run`")
-    parser.add_argument("--data", type=Path, help="of `run`")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="seeds of the prompts, weights and text")
+    parser.add_argument("--method", choices=LADDER, help="for `run`, which the others start in a process of its own")
+    parser.add_argument("--checkpoint", type=Path, help="for `run`")
+    parser.add_argument("--data", type=Path, help="for `run`")
     arguments = parser.parse_args()
     work: Path = arguments.work
     if arguments.what == "run":

@@ -109,20 +109,26 @@ def _timed(prefill: Any, step: Any) -> dict[str, Any]:
 
 
 def _deltart(folder: Path) -> dict[str, Any]:
-    from deltart.runtime import generate
-    from deltart.runtime.backends.ort import OrtBackend
+    import numpy as np
+
+    from deltart.runtime.backends.inputs import text_inputs
+    from deltart.runtime.backends.ort import PREFILL_TOKENS, OrtBackend
 
     backend = OrtBackend(folder)
     sequence: dict[str, Any] = {}
 
     def prefill(ids: list[int]) -> int:
-        sequence.update(state=backend.new_state("model", 1, PREFILL + DECODE + 1), past=len(ids))
-        return int(generate.prefill(backend, sequence["state"], ids).argmax())
+        sequence.update(state=backend.new_state("model", 1, PREFILL + DECODE + 1), past=0)
+        return [feed(ids[at : at + PREFILL_TOKENS]) for at in range(0, len(ids), PREFILL_TOKENS)][-1]
 
     def step(token: int) -> int:
-        logits = generate.step(backend, sequence["state"], [token], sequence["past"])
-        sequence["past"] += 1
-        return int(logits.argmax())
+        return feed([token])
+
+    def feed(ids: list[int]) -> int:
+        inputs = text_inputs(np.array([ids]), np.array([sequence["past"]], np.int32))
+        (logits,) = backend.run("model", sequence["state"], inputs, ["logits"])
+        sequence["past"] += len(ids)
+        return int(logits[0, -1].argmax())
 
     return _timed(prefill, step)
 

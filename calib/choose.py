@@ -10,7 +10,7 @@ from torch import Tensor
 
 from deltart.calib.scales import Quantized, one_thread, stripe_rows
 from deltart.dtypes import E4M3_MAX
-from deltart.plugins.fp8_block_linear.reference import BLOCK
+from deltart.plugins.fp8_linear.reference import BLOCK
 
 Source = Callable[[slice, Tensor], Quantized]  # rows and their float32 weights -> the candidate's
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from deltart.calib.scales import Quantized, decode, one_thread
 from deltart.dtypes import E4M3_MAX
-from deltart.plugins.fp8_block_linear.reference import BLOCK
+from deltart.plugins.fp8_linear.reference import BLOCK
 
 RIDGE = 0.003  # share of the mean second moment that is always added
 TOKEN_WORTH = 0.5  # neighbouring tokens are not independent samples: what one counts for in the shrinkage

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from deltart.errors import CalibrationError, GenerationError
+from deltart.json_files import parse_json
 from deltart.runtime.text.chat import ChatTemplate
 from deltart.runtime.text.tokenizer import Tokenizer
+from deltart.text_files import lines, read_bytes
 
 DEFAULT = Path(__file__).with_name("default.jsonl")
 ROW_TOKENS = 512
@@ -51,16 +52,12 @@ def read_dataset(path: Path, checkpoint: Path, vocab_size: int) -> Dataset:
         CalibrationError: the file is absent, malformed or too small, or a token is outside the vocabulary.
         ArtifactError: a line needs a tokenizer or template that `checkpoint` lacks.
     """
-    try:
-        raw = path.read_bytes()
-    except OSError as error:
-        raise CalibrationError(f"{path} can't be read ({error.strerror})", "JSON lines", "check --data") from None
+    raw = read_bytes(path, CalibrationError)
     encoder = _Encoder(checkpoint)
     rows: list[list[int]] = []
-    for number, line in enumerate(raw.decode("utf-8", "replace").splitlines(), 1):
-        if line.strip():
-            ids = encoder.ids(line, f"{path}, line {number}")
-            rows += [ids[begin : begin + ROW_TOKENS] for begin in range(0, len(ids), ROW_TOKENS)]
+    for place, line in lines(raw, str(path), CalibrationError):
+        ids = encoder.ids(line, place)
+        rows += [ids[begin : begin + ROW_TOKENS] for begin in range(0, len(ids), ROW_TOKENS)]
     rows = [row for row in rows if len(row) > 1]
     outside = [token for row in rows for token in row if not 0 <= token < vocab_size]
     if outside:
@@ -94,10 +91,7 @@ class _Encoder:
         self._template: ChatTemplate | None = None
 
     def ids(self, line: str, where: str) -> list[int]:
-        try:
-            item = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise CalibrationError(f"{where} is not JSON ({error})", "one JSON object a line", "correct it") from None
+        item = parse_json(line, where, CalibrationError)
         ids = item.get("ids") if isinstance(item, dict) else None
         if isinstance(ids, list) and all(type(token) is int for token in ids):
             return ids
@@ -118,7 +112,7 @@ class _Encoder:
             return self._template.render(
                 messages,
                 tools=item.get("tools"),
-                enable_thinking=item.get("enable_thinking", True),
+                enable_thinking=item.get("enable_thinking"),
                 add_generation_prompt=messages[-1]["role"] != "assistant",
             )
         except (GenerationError, KeyError, IndexError, TypeError) as error:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from deltart.calib.forward import Step, Values, batches_of, real_tokens, sweep
+from deltart.calib.forward import LayerPass, Values, batches_of, real_tokens, sweep
 from deltart.calib.memory import release
 from deltart.calib.progress import Progress
 from deltart.calib.selection import block_key
@@ -22,7 +22,7 @@ PIECE_ELEMENTS = 1 << 22  # logits at a time
 
 
 @dataclass
-class Agreement:
+class Fidelity:
     """Next-token distributions against the reference's, and ||h - h_ref||^2 / ||h_ref||^2 after each layer.
 
     Attributes:
@@ -39,13 +39,13 @@ class Agreement:
 
 def evaluate(
     reference: Variant, variants: Sequence[Variant], rows: Sequence[Sequence[int]], progress: Progress
-) -> tuple[float, dict[str, Agreement]]:
-    """The reference's perplexity, and each variant's Agreement on token rows.
+) -> tuple[float, dict[str, Fidelity]]:
+    """The reference's perplexity, and each variant's Fidelity on token rows.
 
     All run in lockstep, layer by layer, one layer of one variant in memory at a time; `progress` counts layers.
     """
     everyone = [reference, *variants]
-    results = {variant.name: Agreement() for variant in variants}
+    results = {variant.name: Fidelity() for variant in variants}
     sweeps = [sweep(v.spec, v.tensors, batches_of(rows)) for v in everyone]
     final: dict[str, list[Values]] = {}
     for key in layers_of(reference.spec):
@@ -55,7 +55,7 @@ def evaluate(
             expected = expected or batches
             if variant is not reference:
                 results[variant.name].drift[key] = relative_change([values["h"] for values in batches], expected)
-            if key.startswith(reference.spec.text_prefix):
+            if not key.startswith(reference.spec.mtp_prefix):
                 final[variant.name] = batches
         progress.advance(1, key)
         release()
@@ -91,7 +91,7 @@ def relative_change(own: Sequence[Tensor], expected: Sequence[Values]) -> float:
     return error / energy
 
 
-def _run(variant: Variant, steps: Iterator[Step]) -> list[Values]:
+def _run(variant: Variant, steps: Iterator[LayerPass]) -> list[Values]:
     step = next(steps)
     variant.prepare(step)
     step.run()

@@ -12,7 +12,7 @@ from torch import Tensor
 from deltart.calib.choose import row_stripes
 from deltart.calib.scales import Quantized, block_amax, blocks
 from deltart.dtypes import E4M3_MAX
-from deltart.plugins.fp8_block_linear.reference import BLOCK
+from deltart.plugins.fp8_linear.reference import BLOCK
 
 OUTLIER = 8.0  # peak over RMS that makes a block one with outliers; 4 is usual for 128 x 128 normal weights
 LARGEST = 0x7E  # the E4M3 code of 448

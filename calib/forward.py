@@ -49,7 +49,7 @@ def real_tokens(values: Values) -> Tensor:
 
 
 @dataclass
-class Step:
+class LayerPass:
     """A layer with its weights, and the batches at its entrance. `current` is the batch that is running."""
 
     key: str
@@ -78,7 +78,9 @@ class Step:
                 )
 
 
-def sweep(spec: ModelSpec, tensors: Checkpoint, batches: Sequence[Values], saved: Path | None = None) -> Iterator[Step]:
+def sweep(
+    spec: ModelSpec, tensors: Checkpoint, batches: Sequence[Values], saved: Path | None = None
+) -> Iterator[LayerPass]:
     """Every layer in turn, the MTP head's last; the caller runs it. The final normed state is value `hidden`.
 
     Args:
@@ -100,10 +102,10 @@ def sweep(spec: ModelSpec, tensors: Checkpoint, batches: Sequence[Values], saved
             _step(block, spec, tensors, batches).run(spent=set(block.inputs) - later - ALWAYS)
 
 
-def _step(block: Block, spec: ModelSpec, tensors: Checkpoint, batches: Sequence[Values]) -> Step:
+def _step(block: Block, spec: ModelSpec, tensors: Checkpoint, batches: Sequence[Values]) -> LayerPass:
     module = build_module(block, spec, tensors).eval()
     load_parameters(module, block, tensors)
-    return Step(block_key(block), block, module, list(batches))
+    return LayerPass(block_key(block), block, module, list(batches))
 
 
 @torch.no_grad()

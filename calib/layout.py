@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from deltart.calib.experts import experts_of, fused_experts, parts_of
 from deltart.calib.selection import Selection, cache_scale_names
 from deltart.dtypes import E4M3, F32
 from deltart.export.checkpoint import Checkpoint
 from deltart.export.formats.fp8_block import quantization_config
-from deltart.plugins.fp8_block_linear.reference import BLOCK
-from deltart.safetensors import INDEX, TensorInfo, index_of, plan_file, unplaced
+from deltart.json_files import read_json
+from deltart.plugins.fp8_linear.reference import BLOCK
+from deltart.safetensors import INDEX, TensorInfo, index_of, plan_file, unplaced, written_order
 
 
 @dataclass(frozen=True)
@@ -37,16 +38,31 @@ def plan_files(
     """
     quantized = {f"{module}.weight" for module in selection.modules}
     hosts = {f"{module}.k_norm.weight": cache_scale_names(module) for module in caches}
+    before, after = _grouped(tensors, set()), _grouped(tensors, quantized)
     files = []
     for source in tensors.files:
-        infos = [info for info in tensors.values() if info.file == source.name]
-        if (quantized | hosts.keys()).isdisjoint(info.name for info in infos):
+        infos = after[source.name]
+        if infos == before[source.name] and (quantized | hosts.keys()).isdisjoint(info.name for info in infos):
             files.append(OutputFile(source.name, b"", {}, source.size, linked=True))
         else:
             out = [new for info in infos for new in _stored(info, info.name in quantized, scale_dtype)]
             scales = (name for info in infos for name in hosts.get(info.name, ()))
             out += [unplaced(name, F32.stored, ()) for name in scales]
             files.append(_lay_out(source.name, out))
+    return files
+
+
+def _grouped(tensors: Checkpoint, quantized: Set[str]) -> dict[str, list[TensorInfo]]:
+    """Tensors by file. Experts to quantize come one by one, all of a layer in one file: so they can be bound as one."""
+    routed = {experts_of(name) for name in quantized}
+    files: dict[str, list[TensorInfo]] = {file.name: [] for file in tensors.files}
+    homes: dict[str, str] = {}
+    for info in tensors.values():
+        experts = fused_experts(info.name)
+        if experts in routed and experts is not None:
+            files[homes.setdefault(experts, info.file)] += parts_of(info)
+        else:
+            files[info.file].append(info)
     return files
 
 
@@ -60,9 +76,10 @@ def weight_map(files: Sequence[OutputFile], tensors: Checkpoint) -> dict[str, An
 
 def output_config(tensors: Checkpoint, selection: Selection) -> dict[str, Any]:
     """The input's config.json with the vendor's quantization_config, every module that stays in its skip list."""
-    config: dict[str, Any] = json.loads((tensors.folder / "config.json").read_text(encoding="utf-8"))
+    config: dict[str, Any] = read_json(tensors.folder / "config.json")
     quantized = set(selection.modules)
-    kept = {name.removesuffix(".weight").removesuffix(".bias") for name in tensors} - quantized
+    kept = {fused_experts(name) or name.removesuffix(".weight").removesuffix(".bias") for name in tensors} - quantized
+    kept -= {str(experts_of(module)) for module in quantized}
     # Runtimes that fuse in_proj_a and in_proj_b look the fused name up, and the tower's name stands for all in it.
     kept |= {name.removesuffix("in_proj_b") + "in_proj_ba" for name in kept if name.endswith("in_proj_b")}
     kept |= {"visual", "model.visual"} if any(name.startswith("model.visual.") for name in kept) else set()
@@ -84,9 +101,7 @@ def _stored(info: TensorInfo, quantized: bool, scale_dtype: str) -> list[TensorI
 
 
 def _lay_out(name: str, infos: list[TensorInfo]) -> OutputFile:
-    """Wide elements first, so that every tensor is aligned to its element."""
-    ordered = sorted(infos, key=lambda i: (i.dtype == E4M3.stored, i.dtype != F32.stored, i.name))
-    plan = plan_file(name, ordered, {"format": "pt"})
+    plan = plan_file(name, written_order(infos), {"format": "pt"})
     return OutputFile(name, plan.header, plan.tensors, plan.size, linked=False)
 
 

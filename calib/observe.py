@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from deltart.calib.dataset import Dataset
-from deltart.calib.forward import VALIDATION, Step, batches_of, real_tokens, store, sweep, validation_batches
+from deltart.calib.forward import VALIDATION, LayerPass, batches_of, real_tokens, store, sweep, validation_batches
 from deltart.calib.memory import release
 from deltart.calib.selection import Site
 from deltart.errors import CalibrationError
@@ -103,7 +103,7 @@ class Statistics:
         Transient statistics are deleted once the caller asks for the next.
         """
 
-        def start() -> Iterator[Step]:  # no name here keeps the batches beside the sweep
+        def start() -> Iterator[LayerPass]:  # no name here keeps the batches beside the sweep
             batches = [*batches_of(dataset.calibration), *validation_batches(dataset.validation)]
             return sweep(spec, tensors, batches, self.folder / BATCHES)
 
@@ -133,7 +133,7 @@ def _source(folder: Path) -> Any:
         return None
 
 
-def _reach(steps: Iterator[Step], sites: Sequence[Site], key: str) -> BlockStatistics | None:
+def _reach(steps: Iterator[LayerPass], sites: Sequence[Site], key: str) -> BlockStatistics | None:
     """Run the steps up to the layer `key` and observe that one; None when it does not come."""
     for step in steps:
         if step.key == key:
@@ -143,7 +143,7 @@ def _reach(steps: Iterator[Step], sites: Sequence[Site], key: str) -> BlockStati
     return None
 
 
-def observe(step: Step, sites: Sequence[Site]) -> BlockStatistics:
+def observe(step: LayerPass, sites: Sequence[Site]) -> BlockStatistics:
     """Run the step and watch the inputs of `sites` and its KV cache."""
     result = BlockStatistics({}, None)
     handles = []
@@ -172,7 +172,7 @@ def _empty(width: int) -> InputStatistics:
     return InputStatistics([torch.zeros(w, w) for w in widths], torch.empty(0, width, dtype=torch.bfloat16), 0.0, 0)
 
 
-def _input_hook(step: Step, statistics: InputStatistics) -> Any:
+def _input_hook(step: LayerPass, statistics: InputStatistics) -> Any:
     def hook(module: Any, arguments: tuple[Tensor, ...]) -> None:
         x = arguments[0][real_tokens(step.current)]  # [tokens, K]
         statistics.amax = max(statistics.amax, float(x.abs().max()) if len(x) else 0.0)

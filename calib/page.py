@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from deltart.calib.figures import WeightFigures
 from deltart.calib.quantize import LADDER
-from deltart.calib.report import SHARES, Report
+from deltart.calib.report import SHARES, CalibrationReport
 from deltart.calib.sensitivity import Keep
 from deltart.errors import MissingDependencyError
 
@@ -33,12 +33,12 @@ class _Text(str):
     """A cell that holds words rather than a number."""
 
 
-def write(report: Report, folder: Path) -> None:
+def write(report: CalibrationReport, folder: Path) -> None:
     """Write report.html. Raises MissingDependencyError without matplotlib."""
     (folder / NAME).write_text(_page(report), encoding="utf-8")
 
 
-def _page(report: Report) -> str:
+def _page(report: CalibrationReport) -> str:
     parts = [f"<h1>FP8 calibration by {html.escape(report.method)}</h1>", _summary(report), _plots(report)]
     if report.ranking:
         parts += ["<h2>What to keep in BF16</h2>", _keep(report), _ranking(report)]
@@ -53,7 +53,7 @@ def _page(report: Report) -> str:
     return f"<!doctype html>{head}<style>{STYLE}</style>{''.join(parts)}\n"
 
 
-def _summary(report: Report) -> str:
+def _summary(report: CalibrationReport) -> str:
     if report.data is None:
         return "<p>No text was given, so only the weights themselves were measured.</p>"
     t = report.tokens
@@ -67,7 +67,7 @@ def _summary(report: Report) -> str:
     return text + _table(["weights", "KL to original, nats", "same top token", "perplexity"], rows)
 
 
-def _keep(report: Report) -> str:
+def _keep(report: CalibrationReport) -> str:
     labels = [f"{share:.0%} of the loss" for share in SHARES] + [f"{report.budget} nats"]
     rows = (
         (label, _number(keep.kl), f"{keep.extra_bytes / 1e6:.1f} MB", _Text(_names(keep)))
@@ -82,7 +82,7 @@ def _names(keep: Keep) -> str:
     return " ".join(keep.modules) or "nothing"
 
 
-def _ranking(report: Report) -> str:
+def _ranking(report: CalibrationReport) -> str:
     heads = ["quantized alone", "KL, nats", "share", "relative squared change of its layer's output", "BF16 would add"]
     total = sum(s.kl for s in report.ranking) or 1.0
     rows = [
@@ -99,7 +99,7 @@ def _ranking(report: Report) -> str:
     return f"<h2>Sensitivity</h2>{_table(heads, rows[:SHOWN])}{rest}"
 
 
-def _layers(report: Report) -> str:
+def _layers(report: CalibrationReport) -> str:
     heads = ["layer", "SQNR, dB", "blocks with outliers", "saturated", "underflow", *_drifts(report)]
     rows = []
     for key, f in report.layers.items():
@@ -109,11 +109,11 @@ def _layers(report: Report) -> str:
     return _table(heads, rows)
 
 
-def _drifts(report: Report) -> list[str]:
+def _drifts(report: CalibrationReport) -> list[str]:
     return [f"drift, {name}" for name in report.agreement]
 
 
-def _weights(report: Report) -> str:
+def _weights(report: CalibrationReport) -> str:
     methods = [name for name in LADDER if any(name in w.output for w in report.weights.values())]
     heads = ["module", "SQNR, dB", "peak / RMS", "outliers", "saturated", "underflow"]
     heads += [f"output error, {name}" for name in methods]
@@ -122,26 +122,28 @@ def _weights(report: Report) -> str:
     for module, w in report.weights.items():
         cells = [module, _number(w.sqnr_db), _number(w.peak)]
         cells += [f"{share:.2e}" for share in (w.outliers, w.saturated, w.underflow)]
-        cells += [_number(w.output[name]) for name in methods]
+        cells += [_number(w.output.get(name)) for name in methods]
         rows.append(cells + ([_number(_ratio(w)), *_shares(w, report.method, methods)] if methods else []))
     return _table(heads, rows)
 
 
-def _inputs(report: Report) -> str:
+def _inputs(report: CalibrationReport) -> str:
     note = "<p>Peak over RMS on the calibration text: what one static scale would have to leave room for.</p>"
     return note + _table(["input of", "peak / RMS"], ((m, _number(peak)) for m, peak in report.inputs.items()))
 
 
 def _ratio(w: WeightFigures) -> float | None:
-    return w.output["chosen"] / w.output["absmax"] if w.output["absmax"] else None
+    return w.output["chosen"] / w.output["absmax"] if w.output.get("absmax") else None
 
 
 def _shares(w: WeightFigures, method: str, methods: Sequence[str]) -> list[str]:
-    picks = w.picks[method]
+    picks = w.picks.get(method, "")
+    if not picks:
+        return [""] * len(methods)
     return [f"{picks.count(str(number)) / len(picks):.0%}" for number in range(len(methods))]
 
 
-def _plots(report: Report) -> str:
+def _plots(report: CalibrationReport) -> str:
     try:
         from matplotlib.figure import Figure
     except ImportError:
@@ -169,15 +171,21 @@ def _plots(report: Report) -> str:
     return f'<p><img alt="by depth" src="data:image/png;base64,{base64.b64encode(image.getvalue()).decode()}"></p>'
 
 
-def _by_kind(axis: Axes, report: Report, figure: Any) -> None:
+def _by_kind(axis: Axes, report: CalibrationReport, figure: Any) -> None:
     """One line for each kind of linear, over the layers."""
     order = [_layer(key) for key in report.layers]
     axis.plot(order, [math.nan] * len(order))  # fixes the order of the layers
-    for leaf in dict.fromkeys(module.rpartition(".")[2] for module in report.weights):
-        own = [(_layer(m), figure(w)) for m, w in report.weights.items() if m.endswith(f".{leaf}")]
+    for kind in dict.fromkeys(map(_kind, report.weights)):
+        own = [(_layer(m), figure(w)) for m, w in report.weights.items() if _kind(m) == kind]
         points = [(layer, value) for layer, value in own if value is not None]
-        axis.plot([p[0] for p in points], [p[1] for p in points], ".-", label=leaf, linewidth=0.8)
+        axis.plot([p[0] for p in points], [p[1] for p in points], ".-", label=kind, linewidth=0.8)
     axis.legend(fontsize=7, ncols=5)
+
+
+def _kind(module: str) -> str:
+    """ "model.layers.3.mlp.up_proj" -> "up_proj", "model.layers.3.mlp.experts.up_proj" -> "experts.up_proj"."""
+    *_, owner, leaf = module.split(".")
+    return f"{owner}.{leaf}" if "expert" in owner else leaf
 
 
 def _layer(module: str) -> str:

@@ -4,36 +4,39 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-import deltart
 from deltart.calib import layout, page, report, side_scales
 from deltart.calib.dataset import Dataset, read_dataset, spread
 from deltart.calib.evaluate import evaluate, layers_of
+from deltart.calib.experts import merged, unfused
 from deltart.calib.figures import WeightFigures, by_layer
 from deltart.calib.forward import store
 from deltart.calib.memory import release
 from deltart.calib.observe import BlockStatistics, Statistics
-from deltart.calib.progress import Progress, Say
+from deltart.calib.progress import Log, Progress
 from deltart.calib.quantize import Method, Result, quantize
-from deltart.calib.report import Report
+from deltart.calib.report import CalibrationReport
 from deltart.calib.selection import Selection, Site, cache_modules, candidates, select
 from deltart.calib.sensitivity import sensitivities
 from deltart.calib.staging import Staging, sha256_of, staged
 from deltart.calib.variants import Variant, lower_variants
 from deltart.errors import CalibrationError, CheckpointError
+from deltart.export.bound import bind
 from deltart.export.checkpoint import Checkpoint
-from deltart.export.config_fields import read_json
-from deltart.export.pipeline import account
+from deltart.export.ledger import ledger_of
 from deltart.export.spec import ModelSpec, read_spec
-from deltart.export.weights import load_tensor
+from deltart.export.structure import settle
+from deltart.export.weights import load_tensor, read_tensor
 from deltart.files import link_or_copy
-from deltart.safetensors import INDEX
+from deltart.json_files import read_json
+from deltart.safetensors import INDEX, TensorInfo
+from deltart.version import __version__
 
 EVALUATED_TOKENS, RANKED_TOKENS = 8192, 1024
 STREAMED_TOKENS = 16384  # of the ranking, over all sites
@@ -46,6 +49,7 @@ class _Job:
 
     spec: ModelSpec
     tensors: Checkpoint
+    sources: Mapping[str, TensorInfo]  # where each weight lies, fused experts one by one
     candidates: list[Site]
     selection: Selection
     method: Method
@@ -64,8 +68,8 @@ def calibrate(
     keep: Sequence[str] = (),
     budget: float | None = None,
     statistics: Path | None = None,
-    say: Say = lambda line: None,
-) -> Report:
+    log: Log = lambda line: None,
+) -> CalibrationReport:
     """Quantize `checkpoint` into the new folder `output`, in the vendor's layout, with report.html and report.json.
 
     A run that was killed goes on where it was when started again with the same arguments, and ends with the same
@@ -73,7 +77,8 @@ def calibrate(
 
     Args:
         method: scales by absmax (the vendor's way), by least squared error of the weights (with text, each weighted
-            by its input's second moment), or rounding for the least output error. With text, the better of a method
+            by its input's second moment), or rounding for the least output error. Routed experts are quantized from
+            their weights alone, for the least error by mse's scales. With text, the better of a method
             and those before it is taken for every 128 rows, by the output error on text set aside.
         data: JSON lines of text (see read_dataset); "hessian", `kv_cache` and `activations` need it. With text the
             report measures the outputs of layers and model, without it the weights alone.
@@ -83,7 +88,7 @@ def calibrate(
         keep: what of it to leave in BF16.
         budget: loss in nats of KL for which the report says what to keep; it does so for shares of the loss anyway.
         statistics: folder that keeps the inputs' statistics for other runs; they are deleted when None.
-        say: called with a line for every step.
+        log: called with a line for every step.
 
     Raises:
         ConfigError, CheckpointError: the input is broken, unsupported or already quantized.
@@ -94,14 +99,15 @@ def calibrate(
         raise CalibrationError("no calibration text given", "--data FILE or --data default", "absmax and mse need none")
     spec, tensors = _open(checkpoint)
     sites = list(candidates(spec, tensors))
-    selection = select(sites, tensors, modules, keep)
+    sources = unfused(tensors)
+    selection = select(sites, sources, modules, keep)
     dataset = read_dataset(data, checkpoint, spec.vocab_size) if data else None
-    job = _Job(spec, tensors, sites, selection, method, dataset)
+    job = _Job(spec, tensors, sources, sites, selection, method, dataset)
     caches = cache_modules(sites) if kv_cache else []
     with staged(output, layout.plan_files(tensors, selection, "BF16", caches), _order(job, caches)) as staging:
-        say(f"{len(selection.modules)} linears of {len(tensors)} tensors by {method}; {len(staging.done)} done before")
-        notes = _quantize_all(job, staging, statistics, say)
-        say("copying what stays as it is")
+        log(f"{len(selection.modules)} linears of {len(tensors)} tensors by {method}; {len(staging.done)} done before")
+        notes = _quantize_all(job, staging, statistics, log)
+        log("copying what stays as it is")
         staging.copy_rest(tensors)
         _write_side_files(job, staging)
         if kv_cache:
@@ -110,7 +116,7 @@ def calibrate(
                 staging.write_scalar(name, value)
         if activations:
             _write_json(staging.folder / side_scales.ACTIVATION_FILE, side_scales.activation_scales(notes))
-        result = _report(job, notes, staging, budget, say)
+        result = _report(job, notes, staging, budget, log)
         report.write(result, staging.folder)
         page.write(result, staging.folder)
     return result
@@ -126,13 +132,10 @@ def _open(checkpoint: Path) -> tuple[ModelSpec, Checkpoint]:
             "calibrate the original; an FP8 block-128 checkpoint exports as it is",
         )
     spec = read_spec(checkpoint)
-    if spec.moe is not None:
-        raise CalibrationError(
-            f"{spec.architecture} has no graph yet", "a dense Qwen3.5/3.6 model", "use the vendor's FP8 release"
-        )
     tensors = Checkpoint(checkpoint)
-    account(spec, tensors)
-    return spec, tensors
+    model = bind(spec, tensors)
+    ledger_of(model)
+    return model.spec, tensors
 
 
 def _order(job: _Job, caches: Sequence[str]) -> dict[str, Any]:
@@ -145,15 +148,15 @@ def _order(job: _Job, caches: Sequence[str]) -> dict[str, Any]:
         "text": job.dataset.sha256 if job.dataset else None,
         "--modules or --keep": job.selection.modules,
         "--kv-cache": bool(caches),
-        "version of deltart": deltart.__version__,
+        "version of deltart": __version__,
     }
 
 
-def _quantize_all(job: _Job, staging: Staging, statistics: Path | None, say: Say) -> dict[str, Any]:
+def _quantize_all(job: _Job, staging: Staging, statistics: Path | None, log: Log) -> dict[str, Any]:
     """Quantize layer by layer what the journal lacks; returns the notes of each layer by its name."""
-    sizes = {m: job.tensors[f"{m}.weight"].nbytes for m in job.selection.modules if m not in staging.done}
-    progress = Progress(f"1/{3 if job.dataset else 1} quantizing", sum(sizes.values()), say)
-    with staging.behind() as write:
+    sizes = {m: job.sources[f"{m}.weight"].nbytes for m in job.selection.modules if m not in staging.done}
+    progress = Progress(f"1/{3 if job.dataset else 1} quantizing", sum(sizes.values()), log)
+    with staging.in_background() as write:
         for key, found in _statistics(job, staging, statistics):
             for site in (site for site in job.selection.sites if site.block == key):
                 for module, quantized, figures in _quantized(job, staging, site, found):
@@ -170,9 +173,14 @@ def _quantize_all(job: _Job, staging: Staging, statistics: Path | None, say: Say
 def _quantized(job: _Job, staging: Staging, site: Site, found: BlockStatistics | None) -> Iterator[Result]:
     """What the journal lacks of the weights that read one input."""
     left = [module for module in site.modules if module not in staging.done]
-    weights = {module: load_tensor(job.tensors, f"{module}.weight") for module in left}
-    yield from quantize(weights, job.method, found.inputs[site.modules[0]] if found else None)
-    del weights
+    if site.routed:  # from the weights alone, one in memory at a time
+        for module in left:
+            weight = read_tensor(job.tensors, job.sources[f"{module}.weight"])
+            yield from quantize({module: weight}, job.method, None)
+    else:
+        weights = {module: load_tensor(job.tensors, f"{module}.weight") for module in left}
+        yield from quantize(weights, job.method, found.inputs[site.modules[0]] if found else None)
+        del weights
     release()
 
 
@@ -187,7 +195,8 @@ def _statistics(job: _Job, staging: Staging, kept: Path | None) -> Iterator[tupl
     wanted |= {site.block for site in job.candidates} - complete
     source = {"files": [asdict(file) for file in job.tensors.files], "data": job.dataset.sha256}
     folder = Statistics(kept or staging.work / "statistics", source, transient=kept is None)
-    yield from folder.gather(job.spec, job.tensors, job.dataset, job.candidates, wanted)
+    watched = [site for site in job.candidates if not site.routed]
+    yield from folder.gather(job.spec, job.tensors, job.dataset, watched, wanted)
 
 
 def _write_side_files(job: _Job, staging: Staging) -> None:
@@ -203,15 +212,15 @@ def _write_json(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
-def _report(job: _Job, notes: dict[str, Any], staging: Staging, budget: float | None, say: Say) -> Report:
+def _report(job: _Job, notes: dict[str, Any], staging: Staging, budget: float | None, log: Log) -> CalibrationReport:
     weights = {module: WeightFigures(**staging.done[module]) for module in job.selection.modules}
     layers: dict[str, list[str]] = {}
     for site in job.selection.sites:
         layers.setdefault(site.block, []).extend(site.modules)
-    result = Report(
+    result = CalibrationReport(
         method=job.method,
         kept=job.selection.kept,
-        weights=weights,
+        weights=merged(weights),
         layers=by_layer(weights, layers),
         inputs=side_scales.input_peaks(notes) if job.dataset else {},
         files={file.name: sha256_of(staging.folder / file.name) for file in staging.files},
@@ -220,28 +229,32 @@ def _report(job: _Job, notes: dict[str, Any], staging: Staging, budget: float | 
         budget=budget,
     )
     if job.dataset is not None:
-        _compare(job, job.dataset, staging, result, say)
+        _compare(job, job.dataset, staging, result, log)
     return result
 
 
-def _compare(job: _Job, dataset: Dataset, staging: Staging, result: Report, say: Say) -> None:
+def _compare(job: _Job, dataset: Dataset, staging: Staging, result: CalibrationReport, log: Log) -> None:
     """Fill in what the held-out text shows."""
     original = Variant("original", job.spec, job.tensors)
-    written = Variant(job.method, read_spec(staging.folder), Checkpoint(staging.folder))
+    tensors = Checkpoint(staging.folder)
+    written = Variant(job.method, settle(read_spec(staging.folder), tensors).spec, tensors)
 
     def importance(key: str) -> dict[str, torch.Tensor]:
         found: dict[str, torch.Tensor] = torch.load(_importance_file(staging, key), weights_only=True)
         return found
 
+    ranked_sites = [site for site in job.selection.sites if not site.routed]
     lower = lower_variants(original, job.selection, job.method, importance, lambda m: result.weights[m].picks)
+    if len(ranked_sites) < len(job.selection.sites):
+        lower = []  # plainer methods would have written other experts, which were not kept
     count = len(layers_of(job.spec))
     rows = spread(dataset.held_out, EVALUATED_TOKENS)
-    tokens = min(RANKED_TOKENS, STREAMED_TOKENS // len(job.selection.sites))
+    tokens = min(RANKED_TOKENS, STREAMED_TOKENS // max(1, len(ranked_sites)))
     ranked = spread([row[:tokens] for row in dataset.held_out], tokens)
-    comparing = Progress("2/3 comparing", count, say)
+    comparing = Progress("2/3 comparing", count, log)
     result.perplexity, result.agreement = evaluate(original, [written, *lower], rows, comparing)
-    ranking = Progress("3/3 ranking", count, say)
-    result.ranking = sensitivities(original, written.tensors, job.selection.sites, ranked, ranking)
+    ranking = Progress("3/3 ranking", count, log)
+    result.ranking = sensitivities(original, written.tensors, ranked_sites, ranked, ranking)
 
 
 def _importance_file(staging: Staging, key: str) -> Path:

@@ -19,7 +19,7 @@ from deltart.calib.figures import WeightFigures, measure
 from deltart.calib.observe import InputStatistics
 from deltart.calib.scales import Quantized, absmax, one_thread, rounded, search, search_scale
 from deltart.errors import CheckpointError
-from deltart.plugins.fp8_block_linear.reference import BLOCK
+from deltart.plugins.fp8_linear.reference import BLOCK
 
 Method = Literal["absmax", "mse", "hessian"]
 LADDER: tuple[Method, ...] = ("absmax", "mse", "hessian")
@@ -27,7 +27,9 @@ Result = tuple[str, Quantized, WeightFigures]
 
 
 def quantize(weights: Mapping[str, Tensor], method: Method, inputs: InputStatistics | None) -> Iterator[Result]:
-    """Quantize weights [N, K] that read the same inputs; `weights` by module name. "hessian" needs `inputs`.
+    """Quantize weights [N, K] that read the same inputs; `weights` by module name.
+
+    Without `inputs` "hessian" has nothing to go by, and is "mse".
 
     Raises:
         CheckpointError: a weight holds inf or NaN.

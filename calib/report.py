@@ -6,7 +6,7 @@ import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from deltart.calib.evaluate import Agreement
+from deltart.calib.evaluate import Fidelity
 from deltart.calib.figures import LayerFigures, WeightFigures
 from deltart.calib.sensitivity import Keep, Sensitivity, keep_for
 
@@ -15,7 +15,7 @@ SHARES = (0.75, 0.5, 0.25)  # of the loss
 
 
 @dataclass
-class Report:
+class CalibrationReport:
     """What was quantized and how well.
 
     Attributes:
@@ -42,7 +42,7 @@ class Report:
     tokens: dict[str, int]
     budget: float | None
     perplexity: float | None = None
-    agreement: dict[str, Agreement] = field(default_factory=dict)
+    agreement: dict[str, Fidelity] = field(default_factory=dict)
     ranking: list[Sensitivity] = field(default_factory=list)
 
     @property
@@ -55,7 +55,7 @@ class Report:
         return [keep_for(kl, budget, self.ranking) for budget in budgets]
 
 
-def write(report: Report, folder: Path) -> None:
+def write(report: CalibrationReport, folder: Path) -> None:
     """Write report.json."""
     content = asdict(report) | {"keep": [asdict(keep) for keep in report.keep]}
     (folder / NAME).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

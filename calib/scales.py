@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from deltart.dtypes import E4M3_MAX
-from deltart.plugins.fp8_block_linear.reference import BLOCK
+from deltart.plugins.fp8_linear.reference import BLOCK
 
 # Scales stay normal numbers, which no GPU flushes to zero, and 448 times a scale stays finite in BF16.
 MIN_SCALE, MAX_SCALE = 2.0**-126, 145.0 * 2.0**112

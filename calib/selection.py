@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,20 +10,28 @@ import torch
 from deltart.errors import ConfigError
 from deltart.export.checkpoint import Checkpoint
 from deltart.export.formats.bf16 import Linear
+from deltart.export.formats.experts import FusedExperts
 from deltart.export.formats.fp8_block import GROUPS
 from deltart.export.graph import Block
 from deltart.export.models.registry import graphs_of
+from deltart.export.regions import PARTS
 from deltart.export.spec import ModelSpec
 from deltart.export.weights import build_module
-from deltart.plugins.fp8_block_linear.reference import BLOCK
+from deltart.plugins.fp8_linear.reference import BLOCK
+from deltart.safetensors import TensorInfo
 
 
 @dataclass(frozen=True)
 class Site:
-    """Linears that read one input: full module names in the checkpoint. `block` is their layer's name."""
+    """Linears that read one input: full module names in the checkpoint. `block` is their layer's name.
+
+    All routed experts of a layer are one site too, named as quantized ones are: each reads its own tokens, so no text
+    is kept for them.
+    """
 
     block: str
     modules: tuple[str, ...]
+    routed: bool = False
 
 
 @dataclass(frozen=True)
@@ -55,14 +63,27 @@ def candidates(spec: ModelSpec, tensors: Checkpoint) -> Iterator[Site]:
                 if members:
                     names = (block.tensor_name(f"{name}.weight").removesuffix(".weight") for name in members)
                     yield Site(block_key(block), tuple(names))
+            for name, child in module.named_modules():
+                if isinstance(child, FusedExperts):
+                    yield _routed(block, name, child.count)
+
+
+def _routed(block: Block, name: str, count: int) -> Site:
+    experts = block.tensor_name(f"{name}.")
+    parts = (f"{experts}{number}.{part}" for number in range(count) for part in PARTS)
+    return Site(block_key(block), tuple(parts), routed=True)
 
 
 def select(
-    sites: Iterable[Site], tensors: Checkpoint, modules: Sequence[str] | None, keep: Sequence[str] = ()
+    sites: Iterable[Site],
+    tensors: Mapping[str, TensorInfo],
+    modules: Sequence[str] | None,
+    keep: Sequence[str] = (),
 ) -> Selection:
     """The sites to quantize.
 
     Args:
+        tensors: what is stored, experts by themselves (see experts.unfused).
         modules: parts of the names of what to quantize ("mlp", "layers.3", "q_proj"); all candidates when None.
         keep: parts of the names of what stays as it is.
 
@@ -80,7 +101,9 @@ def select(
     return Selection(chosen, {m: reason for site, reason in reasons.items() if reason for m in site.modules})
 
 
-def _why_kept(site: Site, tensors: Checkpoint, modules: Sequence[str] | None, keep: Sequence[str]) -> str | None:
+def _why_kept(
+    site: Site, tensors: Mapping[str, TensorInfo], modules: Sequence[str] | None, keep: Sequence[str]
+) -> str | None:
     """Why the site stays as it is; None when it is to be quantized."""
     wanted = [m for m in site.modules if modules is None or any(_names(name, m) for name in modules)]
     if not wanted:

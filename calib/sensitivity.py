@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from deltart.calib.evaluate import divergences, relative_change
-from deltart.calib.forward import Step, Values, batches_of, normalise, run_block, sweep
+from deltart.calib.forward import LayerPass, Values, batches_of, normalise, run_block, sweep
 from deltart.calib.memory import release
 from deltart.calib.progress import Progress
 from deltart.calib.scales import Quantized
@@ -56,7 +56,7 @@ def sensitivities(
     for step in sweep(original.spec, original.tensors, batches_of(rows)):
         inputs = [dict(values) for values in step.batches]
         step.run()
-        in_text = step.key.startswith(original.spec.text_prefix)
+        in_text = not step.key.startswith(original.spec.mtp_prefix)
         if in_text:
             final = step.batches
             for values in (values for stream in streams.values() for values in stream):
@@ -101,7 +101,7 @@ def _extra_bytes(site: Site, quantized: Checkpoint) -> int:
 
 
 @contextmanager
-def _replaced(step: Step, site: Site, quantized: Checkpoint) -> Iterator[None]:
+def _replaced(step: LayerPass, site: Site, quantized: Checkpoint) -> Iterator[None]:
     """The step's module with the quantized weights of one site."""
     kept = {}
     for name in site.modules:

@@ -33,7 +33,7 @@ class UnfinishedError(CalibrationError):
     """The output's hidden folder holds work that this run can't go on with."""
 
 
-class Behind:
+class BackgroundWriter:
     """Calls a function one call behind; a call raises what the one before it raised."""
 
     def __init__(self, pool: ThreadPoolExecutor, function: Callable[..., None]) -> None:
@@ -92,12 +92,12 @@ class Staging:
         self._record(module, hashlib.sha256(data[0] + data[1]).hexdigest(), figures)
 
     @contextmanager
-    def behind(self) -> Iterator[Behind]:
+    def in_background(self) -> Iterator[BackgroundWriter]:
         """`write` on a thread of its own, so that a weight is stored while the next is quantized."""
         with ThreadPoolExecutor(1) as pool:
-            behind = Behind(pool, self.write)
-            yield behind
-            behind.wait()
+            writer = BackgroundWriter(pool, self.write)
+            yield writer
+            writer.wait()
 
     def note(self, name: str, figures: dict[str, Any]) -> None:
         """Journal `figures` about something that has no tensors."""

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from deltart.calib.choose import take
-from deltart.calib.forward import Step
+from deltart.calib.forward import LayerPass
 from deltart.calib.quantize import LADDER, Method, lower_sources
 from deltart.calib.scales import Quantized, one_thread, search_scale
 from deltart.calib.selection import Selection
@@ -26,7 +26,7 @@ class Variant:
     name: str
     spec: ModelSpec
     tensors: Checkpoint
-    prepare: Callable[[Step], None] = lambda step: None
+    prepare: Callable[[LayerPass], None] = lambda step: None
 
 
 def lower_variants(
@@ -44,7 +44,7 @@ def lower_variants(
     """
 
     def variant(name: Method) -> Variant:
-        def prepare(step: Step) -> None:
+        def prepare(step: LayerPass) -> None:
             own = importance(step.key)
             for site in (site for site in selection.sites if site.block == step.key):
                 for module in site.modules:
@@ -58,7 +58,7 @@ def lower_variants(
     return [variant(name) for name in reversed(LADDER[: LADDER.index(method)])]
 
 
-def put(step: Step, module: str, quantized: Quantized) -> nn.Module:
+def put(step: LayerPass, module: str, quantized: Quantized) -> nn.Module:
     """Replace a linear of the layer by its quantized form, by its full name. Returns the old one."""
     parent, _, leaf = module.removeprefix(f"{step.key}.").rpartition(".")
     with torch.device("meta"):

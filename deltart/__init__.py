@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 from importlib import import_module
+from os import PathLike
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from deltart import privacy
+from deltart.version import __version__
 
 if TYPE_CHECKING:
     from deltart.export.pipeline import export_checkpoint
@@ -14,7 +19,6 @@ if TYPE_CHECKING:
     from deltart.runtime.sequence import Request
     from deltart.runtime.structure.structure import Structure
 
-__version__ = "0.1.0"
 __all__ = [
     "BuildOptions",
     "Chats",
@@ -23,6 +27,7 @@ __all__ = [
     "Request",
     "SamplingParams",
     "Structure",
+    "__version__",
     "build_engine",
     "export_checkpoint",
     "load",
@@ -42,11 +47,14 @@ _HOMES = {
 }
 
 
-def load(artifact: str, **arguments: Any) -> Engine:
+privacy.switch_off()  # before any dependency is imported
+
+
+def load(artifact: str | PathLike[str], **arguments: Any) -> Engine:
     """An engine over the artifact folder `artifact`; arguments as for `Engine.open`."""
     from deltart.runtime.engine import Engine
 
-    return Engine.open(artifact, **arguments)
+    return Engine.open(Path(artifact), **arguments)
 
 
 def __getattr__(name: str) -> Any:

@@ -50,6 +50,14 @@ class BuildError(DeltaRTError):
     """A kernel, plugin library or TensorRT engine could not be built."""
 
 
+class WeightsRewrittenWarning(UserWarning):
+    """A weight file was written after the export, and what was compared of it is as it was."""
+
+
+class CacheError(DeltaRTError):
+    """The folder of compiled kernels and plans can't be used, or is not safe to load from."""
+
+
 class GenerationError(DeltaRTError):
     """A prompt or sampling request that can't be served."""
 

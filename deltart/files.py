@@ -94,13 +94,12 @@ def _make_holder(place: Path, name: str) -> tuple[Path, int]:
         holder = place / f".{name}.partial-{secrets.token_hex(4)}"
         try:
             holder.mkdir()
-            lock = os.open(holder / LOCK, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         except FileExistsError:
             continue
-        except FileNotFoundError:
-            if not place.is_dir():
-                raise
-            continue  # another run cleared it before there was a lock
+        try:
+            lock = os.open(holder / LOCK, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        except (FileExistsError, FileNotFoundError):
+            continue  # another run took or cleared it before there was a lock
         except BaseException:
             with suppress(OSError):
                 holder.rmdir()

@@ -198,8 +198,8 @@ def _check_apart(target: Path, sources: Sequence[Path]) -> None:
     for source in sources:
         for file in source.iterdir() if os.path.isdir(source) else ():
             inside.append((file.resolve(), f"contains {file.resolve()}, a file of {source}"))
-    reasons = [why for path, why in inside if _within(path, target)]
-    reasons += [f"is inside {source}" for source in sources if _within(target, source)]
+    reasons = [f"is inside {source}" for source in sources if _within(target, source) and not _within(source, target)]
+    reasons += [why for path, why in inside if _within(path, target)]
     reasons += [f"contains the mount point {path}" for path in _mounts() if path != target and target in path.parents]
     if reasons:
         raise OutputError(f"{target} {reasons[0]}", "a folder that nothing depends on", "choose another output")

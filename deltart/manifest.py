@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import glob
+import hashlib
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from deltart.errors import ArtifactError
+from deltart.errors import ConfigError
 from deltart.files import write_atomically
 from deltart.folders import Marker
+from deltart.identity import Identity
+from deltart.json_files import read_json
 
-FORMAT = 2
-FILE_NAME = "manifest.json"
+FORMAT = 3
+FILE_NAME, DIGEST = "manifest.json", "sha256"
+WRITTEN_BY, AGAIN = "a folder written by `deltart export`", "export again"
 # What later commands add: build, verify, and the runtime's caches of compiled kernels.
 ADDED = ("report.html", "report.json", *(f"engine/*/*.{suffix}" for suffix in ("plan", "json", "cache", "kernels")))
 
@@ -57,18 +61,25 @@ class StateEntry:
 
 @dataclass(frozen=True)
 class GraphEntry:
-    """One graph: its ONNX file per target ("portable", "ort"), border, states and the weights it reads."""
+    """One graph: its ONNX file per target ("portable", "ort", "tensorrt"), border, states and the weights it reads.
+
+    `sha256` has the files' hashes, by target too; `Manifest.save` fills it in.
+    """
 
     files: Mapping[str, str]
     inputs: list[TensorEntry]
     outputs: list[TensorEntry]
     states: list[StateEntry]
     weights: list[str]
+    sha256: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class WeightEntry:
-    """Fate and place of one checkpoint tensor: "bound" to graphs, or "deferred" with the reason."""
+    """Fate and place of one checkpoint tensor: "bound" to graphs, or "deferred" with the reason.
+
+    A region of a file that is bound as one stands for `tensors` of the checkpoint.
+    """
 
     fate: str
     dtype: str
@@ -77,15 +88,17 @@ class WeightEntry:
     offset: int
     nbytes: int
     reason: str = ""
+    tensors: int = 1
 
 
 @dataclass(frozen=True)
 class FileEntry:
-    """One safetensors file; the header hash fixes every tensor's name, dtype, shape and offset."""
+    """One safetensors file; the header hash fixes every tensor's name, dtype, shape and offset, `identity` the rest."""
 
     name: str
     size: int
     header_sha256: str
+    identity: Identity
 
 
 @dataclass(frozen=True)
@@ -96,7 +109,6 @@ class Manifest:
     checkpoint: str
     files: list[FileEntry]
     spec: Mapping[str, Any]
-    precision: Mapping[str, str]
     max_context: int
     vocab_size: int
     graphs: Mapping[str, GraphEntry]
@@ -106,33 +118,11 @@ class Manifest:
     format: int = FORMAT
 
     def save(self, folder: Path) -> None:
-        """Write `folder`/manifest.json atomically."""
-        write_atomically(folder / FILE_NAME, (json.dumps(asdict(self), indent=1) + "\n").encode())
-
-
-def load_manifest(folder: Path) -> Manifest:
-    """Read `folder`/manifest.json.
-
-    Raises:
-        ArtifactError: it is absent, malformed or of another format version.
-    """
-    path = folder / FILE_NAME
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-        if raw["format"] != FORMAT:
-            raise ArtifactError(
-                f"{path} has format {raw['format']}", f"format {FORMAT}", "export again with this version"
-            )
-        raw["files"] = [FileEntry(**f) for f in raw["files"]]
-        raw["tensors"] = {name: WeightEntry(**t) for name, t in raw["tensors"].items()}
-        raw["graphs"] = {name: _graph(g) for name, g in raw["graphs"].items()}
-        return Manifest(**raw)
-    except FileNotFoundError:
-        raise ArtifactError(
-            f"{folder} holds no {FILE_NAME}", "a folder written by 'deltart export'", "export a checkpoint there first"
-        ) from None
-    except (KeyError, TypeError, json.JSONDecodeError) as error:
-        raise ArtifactError(f"{path} is not a manifest of this version ({error})", hint="export again") from None
+        """Write `folder`/manifest.json atomically, with the hashes of the graphs that `folder` holds, and its own."""
+        graphs = {name: replace(graph, sha256=_hashes(folder, graph)) for name, graph in self.graphs.items()}
+        content = asdict(replace(self, graphs=graphs))
+        text = json.dumps(content | {DIGEST: digest(content)}, indent=1) + "\n"
+        write_atomically(folder / FILE_NAME, text.encode())
 
 
 def written_files(folder: Path) -> list[str] | None:
@@ -142,25 +132,26 @@ def written_files(folder: Path) -> list[str] | None:
     format do not matter, and nor does whether the artifact still works.
     """
     try:
-        raw = json.loads((folder / FILE_NAME).read_text(encoding="utf-8"))
+        raw = read_json(folder / FILE_NAME)
         if not isinstance(raw["format"], int) or "deltart" not in raw["versions"] or not raw["tensors"].keys():
             return None
         graphs = [glob.escape(name) for name in raw["graphs"]]
         named = [*raw["text_files"], *(f"weights/{file['name']}" for file in raw["files"])]
         named += [file for graph in raw["graphs"].values() for file in graph["files"].values()]
         return [FILE_NAME, *ADDED, *map(glob.escape, named), *(f"{graph}.*.onnx" for graph in graphs)]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (ConfigError, KeyError, TypeError, AttributeError):
         return None
 
 
-def _graph(raw: dict[str, Any]) -> GraphEntry:
-    return GraphEntry(
-        files=raw["files"],
-        inputs=[TensorEntry(**t) for t in raw["inputs"]],
-        outputs=[TensorEntry(**t) for t in raw["outputs"]],
-        states=[StateEntry(**s) for s in raw["states"]],
-        weights=raw["weights"],
-    )
+def _hashes(folder: Path, graph: GraphEntry) -> dict[str, str]:
+    there = {target: folder / file for target, file in graph.files.items() if (folder / file).is_file()}
+    return {**graph.sha256, **{t: hashlib.sha256(path.read_bytes()).hexdigest() for t, path in there.items()}}
+
+
+def digest(content: Mapping[str, Any]) -> str:
+    """SHA-256 of a manifest's content, however it is laid out; the checkpoint may have moved."""
+    kept = {name: value for name, value in content.items() if name != "checkpoint"}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
 
 
 ARTIFACT = Marker("an artifact", FILE_NAME, written_files)

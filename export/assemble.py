@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping
 
 import onnx
-import torch
 from torch import nn
 
-from deltart.export.checkpoint import Checkpoint
-from deltart.export.graph import Block, ModelGraph, State, Value
-from deltart.export.lower.functions import composite_functions
-from deltart.export.lower.portable import Lowering
-from deltart.export.spec import ModelSpec
+from deltart.export.bound import BoundModel
+from deltart.export.graph import Block, ModelGraph, Value
+from deltart.export.lower.functions import Lowering, composite_functions
+from deltart.export.states import state_output
 from deltart.export.trace import FUNCTION_DOMAIN, OPSET, BlockKind, TracedBlock, trace_blocks
-from deltart.export.weights import build_module, external_initializer
+from deltart.export.weights import external_initializer
 from deltart.plugins.registry import MODEL_OPS
 from deltart.plugins.spec import DOMAIN, FP8, VERSION
 
@@ -26,28 +24,23 @@ FP8_OPERAND = {spec.name: i for spec in MODEL_OPS for i, t in enumerate(spec.inp
 class Tracer:
     """Traced functions of every block of some graphs.
 
-    Two blocks of one class whose parameters agree in shape and dtype are one kind and share a function.
-
-    Raises:
-        CheckpointError: a block's tensors do not fit its module.
+    Two blocks of one class whose parameters agree in shape and dtype, and whose constants are equal, are one kind and
+    share a function.
     """
 
-    def __init__(
-        self, spec: ModelSpec, checkpoint: Checkpoint, dtype: torch.dtype, graphs: Sequence[ModelGraph]
-    ) -> None:
-        self.checkpoint, self.dtype = checkpoint, dtype
+    def __init__(self, model: BoundModel) -> None:
+        self.checkpoint, self.dtype = model.checkpoint, model.dtype
         self._kind_of: dict[tuple[str, str], Hashable] = {}
         kinds: dict[Hashable, BlockKind] = {}
         values: dict[str, Value] = {}
-        for graph in graphs:
-            values |= graph.values
-            for block in graph.blocks:
-                module = build_module(block, spec, checkpoint)
+        for bound in model.graphs:
+            values |= bound.graph.values
+            for block, module in ((b.block, b.module) for b in bound.blocks):
                 key = (type(module).__name__, *_signature(module))
-                self._kind_of[graph.name, block.name] = key
+                self._kind_of[bound.graph.name, block.name] = key
                 if key not in kinds:
                     kinds[key] = BlockKind(_function_name(type(module).__name__, kinds), block, module)
-        traced = trace_blocks(list(kinds.values()), values, dtype)
+        traced = trace_blocks(list(kinds.values()), values, model.dtype)
         self._traced = dict(zip(kinds, traced, strict=True))
 
     def traced(self, graph: ModelGraph, block: Block) -> TracedBlock:
@@ -55,8 +48,8 @@ class Tracer:
         return self._traced[self._kind_of[graph.name, block.name]]
 
 
-def _function_name(kind: str, taken: Mapping[Hashable, BlockKind]) -> str:
-    variants = sum(1 for other in taken.values() if other.name.partition("_")[0] == kind)
+def _function_name(kind: str, known: Mapping[Hashable, BlockKind]) -> str:
+    variants = sum(1 for other in known.values() if other.name.partition("_")[0] == kind)
     return f"{kind}_{variants + 1}" if variants else kind
 
 
@@ -114,11 +107,6 @@ def _expose_fp8_inputs(function: onnx.FunctionProto) -> None:
         function.node.insert(0, node)
 
 
-def state_output(state: State) -> str:
-    """Name of the graph output that carries `state` after the call."""
-    return f"{state.name}.next"
-
-
 def _model(
     graph: ModelGraph,
     tracer: Tracer,
@@ -136,7 +124,7 @@ def _model(
             graph.name,
             [info(graph.values[i], i) for i in graph.inputs] + [info(s, s.name) for s in states],
             [info(graph.values[o], o) for o in graph.outputs] + [info(s, state_output(s)) for s in states],
-            [external_initializer(tracer.checkpoint[w]) for w in weights],
+            [external_initializer(tracer.checkpoint.at(w)) for w in weights],
         ),
         functions=functions,
         opset_imports=[onnx.helper.make_opsetid(d, v) for d, v in BASE_OPSETS.items()],
@@ -149,5 +137,7 @@ def _result_name(block: Block, output: str, graph: ModelGraph) -> str:
     return output if output in graph.outputs else f"{block.name}.{output}"
 
 
-def _signature(module: nn.Module) -> list[tuple[str, str, tuple[int, ...]]]:
-    return [(name, str(p.dtype), tuple(p.shape)) for name, p in module.named_parameters()]
+def _signature(module: nn.Module) -> list[tuple[Hashable, ...]]:
+    parameters: list[tuple[Hashable, ...]]
+    parameters = [(name, str(p.dtype), tuple(p.shape)) for name, p in module.named_parameters()]
+    return parameters + [(name, b.numpy().tobytes()) for name, b in module.named_buffers()]

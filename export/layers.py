@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from deltart.export import ops
-from deltart.export.spec import RopeSpec, YarnSpec
+from deltart.export.rope import RopeSpec, YarnSpec, yarn_pairs
 
 
 class Weight(nn.Module):
@@ -86,12 +86,6 @@ def attention_factor(yarn: YarnSpec | None) -> float:
 
 def _yarn_ramp(rope: RopeSpec, yarn: YarnSpec) -> torch.Tensor:
     """0 where a pair keeps its frequency, 1 where it is divided by the factor, linear between."""
-
-    def pair_turning(rotations: float) -> float:
-        turns = yarn.original_max_position / (rotations * 2 * math.pi)
-        return rope.rotary_dim * math.log(turns) / (2 * math.log(rope.theta))
-
-    low = max(math.floor(pair_turning(yarn.beta_fast)), 0)
-    high = min(math.ceil(pair_turning(yarn.beta_slow)), rope.rotary_dim - 1)
+    low, high = yarn_pairs(yarn, rope.theta, rope.rotary_dim)
     steps = torch.arange(rope.rotary_dim // 2, dtype=torch.float32, device="cpu")
     return ((steps - low) / max(high - low, 1e-3)).clamp(0, 1)

@@ -4,35 +4,26 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
 from collections.abc import Callable
-from dataclasses import asdict
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
-import onnx
-import torch
-
-import deltart
 from deltart import manifest
+from deltart.artifact import load_manifest
 from deltart.errors import ExportError
-from deltart.export.assemble import Tracer, assemble, lower, state_output
+from deltart.export.bound import bind
+from deltart.export.check import check_graphs
 from deltart.export.checkpoint import Checkpoint
-from deltart.export.graph import ModelGraph, State
-from deltart.export.lower import ort, portable, tensorrt
-from deltart.export.models.registry import deferred_of, graphs_of
+from deltart.export.describe import describe
+from deltart.export.ledger import Ledger, ledger_of
 from deltart.export.spec import ModelSpec, read_spec
-from deltart.export.weights import WEIGHTS_FOLDER, Ledger, build_module
+from deltart.export.structure import settle
+from deltart.export.targets import EXPORTED, PORTABLE, write_graphs
+from deltart.export.text import bring_text, check_text
+from deltart.export.weights import WEIGHTS_FOLDER
 from deltart.folders import staged
+from deltart.plurals import counted
 
-# Lowered from the float32 trace of every export. TensorRT's own, in bfloat16, is traced when asked for.
-TARGETS = {"portable": portable.BODIES, "ort": ort.BODIES}
-TEXT_FILES = ("tokenizer.json", "tokenizer_config.json", "generation_config.json", "chat_template.jinja", "config.json")
-# On ONNX Runtime a convolution state may be read after its successor is written; portable bodies promise no order.
-IN_PLACE = {"S": ["ort", "tensorrt"], "k": ["ort", "tensorrt"], "v": ["ort", "tensorrt"], "conv": ["tensorrt"]}
-
-Report = Callable[[str], None]
+Log = Callable[[str], None]
 
 
 def export_checkpoint(
@@ -42,9 +33,8 @@ def export_checkpoint(
     max_context: int | None = None,
     yarn: float | None = None,
     mtp: bool = True,
-    for_tensorrt: bool = False,
     overwrite: bool = False,
-    report: Report = lambda step: None,
+    log: Log = lambda step: None,
 ) -> manifest.Manifest:
     """Export `checkpoint` to the artifact folder `output`; no tensor is read or copied.
 
@@ -52,9 +42,8 @@ def export_checkpoint(
         max_context: longest sequence the runtime may serve, in tokens; the model's own limit when None.
         yarn: static YaRN factor, or None for the checkpoint's own RoPE.
         mtp: whether to export the MTP head where the checkpoint has one.
-        for_tensorrt: whether to write the TensorRT graphs too; `deltart build` adds them otherwise.
         overwrite: replace an artifact that is already there, with nothing in it that deltart did not write.
-        report: called with a line for every step.
+        log: called with a line for every step.
 
     Raises:
         ConfigError, CheckpointError: the input is broken or unsupported; nothing is written.
@@ -65,86 +54,43 @@ def export_checkpoint(
     if yarn is not None:
         spec = spec.with_yarn(yarn)
     context = _context(spec, max_context)
+    lacks = check_text(checkpoint)
     tensors = Checkpoint(checkpoint)
-    report(f"{spec.architecture}: {len(spec.layer_types)} layers, {len(tensors)} tensors in {len(tensors.files)} files")
-    ledger = account(spec, tensors, mtp)
+    settled = settle(spec, tensors)
+    size = f"{counted(len(tensors), 'tensor')} in {counted(len(tensors.files), 'file')}"
+    log(f"{spec.architecture}: {counted(len(spec.layer_types), 'layer')}, {size}")
+    for sentence in (*settled, *lacks):
+        log(sentence)
+    model = bind(settled.spec, tensors, mtp=mtp)
+    ledger = ledger_of(model)
     with staged(output, manifest.ARTIFACT, overwrite=overwrite, sources=[checkpoint]) as staging:
-        entries = _write_graphs(spec, tensors, staging, mtp, report)
-        _link_weights(tensors, staging, report)
-        _check(staging, entries, report)
-        text_files = _bring_text_files(checkpoint, staging)
-        result = _manifest(spec, checkpoint, ledger, entries, context, text_files)
-        result.save(staging)
-        if for_tensorrt:
-            tensorrt.lower_artifact(staging, report)
-    return manifest.load_manifest(output)
+        graphs = write_graphs(model, EXPORTED, staging, log)
+        _link_weights(tensors, staging, log)
+        log("checking the ONNX graphs")
+        check_graphs(staging / graph.files[PORTABLE] for graph in graphs)
+        text_files = bring_text(checkpoint, staging)
+        describe(ledger, model, graphs, context, text_files).save(staging)
+    return load_manifest(output)
 
 
 def account(spec: ModelSpec, tensors: Checkpoint, mtp: bool = True) -> Ledger:
-    """The fate of every tensor, settled before anything is traced or written. Raises as `export_checkpoint` does."""
-    ledger = _open_ledger(spec, tensors, mtp)
-    for graph in graphs_of(spec, torch.float32, mtp):
-        for block in graph.blocks:
-            module = build_module(block, spec, tensors)
-            ledger.bind((block.tensor_name(name) for name, _ in module.named_parameters()), graph.name)
-    ledger.settle()
-    return ledger
+    """The fate of every tensor; raises what stops an export before it traces or writes anything."""
+    return ledger_of(bind(spec, tensors, mtp=mtp))
 
 
 def _context(spec: ModelSpec, requested: int | None) -> int:
-    limit = spec.max_position_embeddings
+    limit = spec.context_limit
     if requested is None:
         return limit
     if not 1 <= requested <= limit:
+        stretch = "rope_parameters.factor in config.json" if spec.rope.yarn else "yarn=FACTOR (--yarn FACTOR)"
         raise ExportError(
-            f"--max-context {requested}", f"1 to {limit}, the model's limit", "use --yarn FACTOR to stretch the context"
+            f"a context of {requested} tokens", f"1 to {limit}, the model's limit", f"a larger one needs {stretch}"
         )
     return requested
 
 
-def _open_ledger(spec: ModelSpec, tensors: Checkpoint, mtp: bool) -> Ledger:
-    if spec.moe is not None:
-        raise ExportError(f"{spec.architecture} has no graph yet", "a dense Qwen3.5/3.6", "export a dense one")
-    ledger = Ledger(tensors)
-    for prefix, reason in deferred_of(spec, mtp):
-        ledger.defer(prefix, reason)
-    return ledger
-
-
-def _write_graphs(
-    spec: ModelSpec, tensors: Checkpoint, staging: Path, mtp: bool, report: Report
-) -> dict[str, manifest.GraphEntry]:
-    graphs = graphs_of(spec, torch.float32, mtp)
-    report("tracing each kind of block")
-    tracer = Tracer(spec, tensors, torch.float32, graphs)
-    report("assembling " + " and ".join(graph.name for graph in graphs))
-    entries = {}
-    for graph in graphs:
-        model, weights = assemble(graph, tracer)
-        files = {}
-        for target, bodies in TARGETS.items():
-            files[target] = f"{graph.name}.onnx" if target == "portable" else f"{graph.name}.{target}.onnx"
-            (staging / files[target]).write_bytes(lower(model, bodies).SerializeToString(deterministic=True))
-        entries[graph.name] = _graph_entry(graph, files, weights)
-    return entries
-
-
-def _graph_entry(graph: ModelGraph, files: dict[str, str], weights: list[str]) -> manifest.GraphEntry:
-    def tensor(name: str) -> manifest.TensorEntry:
-        value = graph.values[name]
-        return manifest.TensorEntry(name, value.element_type(torch.float32).name, list(value.axes))
-
-    def carried(state: State) -> manifest.StateEntry:
-        in_place = IN_PLACE[state.name.rsplit(".")[-1]]
-        dtype = state.element_type(torch.float32).name
-        return manifest.StateEntry(state.name, state_output(state), dtype, list(state.axes), in_place)
-
-    states = [carried(state) for state in graph.states]
-    inputs, outputs = [tensor(i) for i in graph.inputs], [tensor(o) for o in graph.outputs]
-    return manifest.GraphEntry(files, inputs, outputs, states, weights)
-
-
-def _link_weights(tensors: Checkpoint, staging: Path, report: Report) -> None:
+def _link_weights(tensors: Checkpoint, staging: Path, log: Log) -> None:
     """Hard-link the vendor's files into the artifact, so that any runtime finds them; no byte is copied."""
     folder = staging / WEIGHTS_FOLDER
     folder.mkdir()
@@ -154,63 +100,4 @@ def _link_weights(tensors: Checkpoint, staging: Path, report: Report) -> None:
         except OSError as error:
             if error.errno not in (errno.EXDEV, errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK):
                 raise
-            report(f"{file.name} can't be hard-linked ({error.strerror}): deltart will map it from {tensors.folder}")
-
-
-def _check(staging: Path, entries: dict[str, manifest.GraphEntry], report: Report) -> None:
-    """Run the ONNX checker, shape inference included, with the weights as inputs.
-
-    The checker refuses external data in hard-linked files, and the weights' places were checked when read.
-    """
-    report("checking the ONNX graphs")
-    for entry in entries.values():
-        model = onnx.load(staging / entry.files["portable"], load_external_data=False)
-        graph = model.graph
-        graph.input.extend(onnx.helper.make_tensor_value_info(w.name, w.data_type, w.dims) for w in graph.initializer)
-        del graph.initializer[:]
-        onnx.checker.check_model(model, full_check=True)
-
-
-def _bring_text_files(checkpoint: Path, staging: Path) -> list[str]:
-    """Copy the tokenizer's and template's files: small ones, which people edit."""
-    brought = []
-    for name in TEXT_FILES:
-        source = (checkpoint / name).resolve()
-        if source.exists():
-            shutil.copyfile(source, staging / name)
-            brought.append(name)
-    return brought
-
-
-def _manifest(
-    spec: ModelSpec,
-    checkpoint: Path,
-    ledger: Ledger,
-    entries: dict[str, manifest.GraphEntry],
-    context: int,
-    text_files: list[str],
-) -> manifest.Manifest:
-    def entry(name: str) -> manifest.WeightEntry:
-        info = ledger.checkpoint[name]
-        fate, reason = ("bound", "") if name in ledger.bound else ("deferred", ledger.deferred[name])
-        return manifest.WeightEntry(fate, info.dtype, list(info.shape), info.file, info.offset, info.nbytes, reason)
-
-    return manifest.Manifest(
-        architecture=spec.architecture,
-        checkpoint=str(checkpoint.resolve()),
-        files=[manifest.FileEntry(**asdict(f)) for f in ledger.checkpoint.files],
-        spec=_spec_fields(spec),
-        precision={"activations": "float32", "S": "float32", "kv": "float32", "logits": "float32"},
-        max_context=context,
-        vocab_size=spec.vocab_size,
-        graphs=entries,
-        tensors={name: entry(name) for name in ledger.checkpoint},
-        text_files=text_files,
-        versions={"deltart": deltart.__version__} | {p: version(p) for p in ("torch", "onnx", "onnxscript")},
-    )
-
-
-def _spec_fields(spec: ModelSpec) -> dict[str, Any]:
-    fields = asdict(spec)
-    fields["fp8"] = spec.fp8 is not None  # the skip list is in config.json, beside the manifest
-    return fields
+            log(f"{file.name} can't be hard-linked ({error.strerror}): deltart will map it from {tensors.folder}")

@@ -2,35 +2,41 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
+from typing import Any
 
 from deltart.errors import ConfigError
-from deltart.export.config_fields import Fields, read_json
+from deltart.export import defaults
+from deltart.export.config_fields import LARGEST, Fields
+from deltart.export.rope import RopeSpec, YarnSpec, read_rope
+from deltart.json_files import read_json, shown
+from deltart.text_files import check_folder
 
 LINEAR, FULL = "linear_attention", "full_attention"
-DENSE_ARCHITECTURES = ("Qwen3_5ForConditionalGeneration", "Qwen3_5ForCausalLM")
-MOE_ARCHITECTURES = ("Qwen3_5MoeForConditionalGeneration", "Qwen3_5MoeForCausalLM")
-
-
-@dataclass(frozen=True)
-class YarnSpec:
-    """Static YaRN scaling (Peng et al., 2023)."""
-
-    factor: float
-    original_max_position: int
-    beta_fast: float = 32.0
-    beta_slow: float = 1.0
-
-
-@dataclass(frozen=True)
-class RopeSpec:
-    """Interleaved multimodal RoPE over the first `rotary_dim` of each head."""
-
-    theta: float
-    rotary_dim: int
-    mrope_section: tuple[int, int, int]
-    yarn: YarnSpec | None
+# Model types of config.json, and the architecture where the file names none.
+ARCHITECTURES = {
+    "qwen3_5": "Qwen3_5ForConditionalGeneration",
+    "qwen3_5_text": "Qwen3_5ForCausalLM",
+    "qwen3_5_moe": "Qwen3_5MoeForConditionalGeneration",
+    "qwen3_5_moe_text": "Qwen3_5MoeForCausalLM",
+}
+NAMES = re.compile(r"Qwen3_5(Moe)?(ForCausalLM|ForConditionalGeneration|Model|TextModel)")
+# Of transformers' FineGrainedFP8Config.
+FP8_DEFAULTS = {"activation_scheme": "dynamic", "weight_block_size": [128, 128]}
+# Fields of other sparse models, and what leaves the routing as it is here: any other value is another model.
+OTHER_ROUTING = {
+    "norm_topk_prob": True,
+    "mlp_only_layers": [],
+    "decoder_sparse_step": 1,
+    "n_group": 1,
+    "topk_group": 1,
+    "routed_scaling_factor": 1.0,
+    "scoring_func": "softmax",
+}
 
 
 @dataclass(frozen=True)
@@ -61,7 +67,11 @@ class VisionSpec:
 
 @dataclass(frozen=True)
 class Fp8Spec:
-    """The vendor's block-128 E4M3 weight quantization and the modules it skips."""
+    """The vendor's block-128 E4M3 weight quantization, and the modules that config.json says it skips.
+
+    What is quantized the checkpoint's tensors decide; the list is there for checkpoints that are still to be written,
+    and may not contradict them.
+    """
 
     modules_to_not_convert: tuple[str, ...]
 
@@ -91,6 +101,10 @@ class ModelSpec:
     moe: MoeSpec | None
     vision: VisionSpec | None
     fp8: Fp8Spec | None
+    text_prefix: str = "model."  # of the text model's tensors; these three are settled by the checkpoint's names
+    head_prefix: str = "lm_head."
+    mtp_prefix: str = "mtp."
+    defaults: tuple[str, ...] = field(default=(), compare=False)  # what config.json leaves out, as "name = value"
 
     @property
     def conv_dim(self) -> int:
@@ -103,37 +117,71 @@ class ModelSpec:
         return self.linear_num_value_heads * self.linear_value_head_dim
 
     @property
-    def text_prefix(self) -> str:
-        """Prefix of the text model's tensors in the checkpoint."""
-        return "model." if self.architecture.endswith("ForCausalLM") else "model.language_model."
+    def context_limit(self) -> int:
+        """The longest sequence in tokens: what the model was made for, or what YaRN stretches it to."""
+        stretched = self.rope.yarn.context if self.rope.yarn else 0
+        return max(self.max_position_embeddings, stretched)
 
     def with_yarn(self, factor: float) -> ModelSpec:
-        """This model with its context stretched by static YaRN. Raises ConfigError for a factor <= 1."""
-        if factor <= 1:
-            raise ConfigError(f"YaRN factor {factor}", "a number above 1", "leave --yarn out for the native context")
+        """This model with its context stretched by static YaRN.
+
+        Raises:
+            ConfigError: a factor that is not above 1 or too large, or config.json has one already.
+        """
         if self.rope.yarn is not None:
-            raise ConfigError("--yarn given, but config.json already scales RoPE by YaRN", hint="leave --yarn out")
+            raise ConfigError(
+                f"--yarn given, but config.json already scales RoPE by YaRN, with factor {self.rope.yarn.factor:g}",
+                f"the {self.context_limit} tokens that it makes possible",
+                "leave --yarn out, or change rope_parameters.factor in config.json",
+            )
+        if not 1 < factor <= LARGEST / self.max_position_embeddings:
+            raise ConfigError(
+                f"YaRN factor {factor}",
+                f"a number above 1, and a context of at most {LARGEST} tokens",
+                "leave --yarn out for the native context",
+            )
         yarn = YarnSpec(factor, self.max_position_embeddings)
-        stretched = int(self.max_position_embeddings * factor)
-        return replace(self, rope=replace(self.rope, yarn=yarn), max_position_embeddings=stretched)
+        return replace(self, rope=replace(self.rope, yarn=yarn), max_position_embeddings=yarn.context)
 
 
 def read_spec(checkpoint: Path) -> ModelSpec:
-    """Parse `checkpoint`/config.json.
+    """Parse `checkpoint`/config.json; what it leaves out is what transformers takes for it.
 
     Raises:
-        ConfigError: the file is absent or malformed, a field is missing, or holds a value no graph here implements.
+        ConfigError: the file is absent or malformed, or a field holds a value that no graph here implements.
     """
+    check_folder(checkpoint, ConfigError, "a Hugging Face checkpoint folder")
     path = checkpoint / "config.json"
     top = Fields(read_json(path), str(path))
     architecture = _architecture(top, path)
-    text = top if architecture.endswith("ForCausalLM") else top.section("text_config")
+    table = defaults.MOE if "Moe" in architecture else defaults.TEXT
+    text = top.section("text_config", table) if _is_nested(top) else Fields(top.values, str(path), table)
+    try:
+        return _spec(architecture, top, text)
+    except ConfigError as error:
+        if not text.taken:
+            raise
+        raise ConfigError(error.found, error.expected, f"{error.hint}; {_taken(text)}") from None
+
+
+def _taken(text: Fields) -> str:
+    """What the config leaves out, for messages."""
+    return "missing, and taken from transformers: " + ", ".join(_assignments(text))
+
+
+def _assignments(text: Fields) -> Iterator[str]:
+    return (f"{name} = {json.dumps(value)}" for name, value in text.taken.items())
+
+
+def _spec(architecture: str, top: Fields, text: Fields) -> ModelSpec:
+    is_moe, nested = "Moe" in architecture, text.values is not top.values
+    quantized = next((part for part in (top, text) if "quantization_config" in part), None)
     _refuse_unsupported(text)
-    return ModelSpec(
+    spec = ModelSpec(
         architecture=architecture,
         vocab_size=text.positive("vocab_size"),
         hidden_size=text.positive("hidden_size"),
-        intermediate_size=0 if "Moe" in architecture else text.positive("intermediate_size"),
+        intermediate_size=0 if is_moe else text.positive("intermediate_size"),
         layer_types=_layer_types(text),
         num_attention_heads=text.positive("num_attention_heads"),
         num_key_value_heads=_divisor(text, "num_key_value_heads", "num_attention_heads"),
@@ -143,26 +191,65 @@ def read_spec(checkpoint: Path) -> ModelSpec:
         linear_key_head_dim=text.positive("linear_key_head_dim"),
         linear_value_head_dim=text.positive("linear_value_head_dim"),
         linear_conv_kernel_dim=text.positive("linear_conv_kernel_dim"),
-        rms_norm_eps=text.required("rms_norm_eps", float),
+        rms_norm_eps=text.number("rms_norm_eps", 0),
         max_position_embeddings=text.positive("max_position_embeddings"),
-        tie_word_embeddings=top.required("tie_word_embeddings", bool),
+        tie_word_embeddings=text.required("tie_word_embeddings", bool)
+        | top.optional("tie_word_embeddings", bool, False),
         mtp_num_hidden_layers=_mtp_layers(text),
-        rope=_rope(text),
-        moe=_moe(text) if "Moe" in architecture else None,
-        vision=_vision(top.section("vision_config")) if "vision_config" in top else None,
-        fp8=_fp8(top.section("quantization_config")) if "quantization_config" in top else None,
+        rope=read_rope(text),
+        moe=_moe(text) if is_moe else None,
+        vision=_vision(top.section("vision_config")) if nested and "vision_config" in top else None,
+        fp8=_fp8(quantized.section("quantization_config", FP8_DEFAULTS)) if quantized else None,
+        text_prefix="model.language_model." if nested else "model.",
     )
+    return replace(spec, defaults=tuple(_assignments(text)))
+
+
+def exported_spec(written: Mapping[str, Any]) -> ModelSpec:
+    """The spec of an artifact, from its manifest's `spec`; tensors say what is quantized."""
+    rope = dict(written["rope"])
+    parts = {
+        "layer_types": tuple(written["layer_types"]),
+        "rope": RopeSpec(
+            theta=rope["theta"],
+            rotary_dim=rope["rotary_dim"],
+            mrope_section=tuple(rope["mrope_section"]),
+            yarn=YarnSpec(**rope["yarn"]) if rope["yarn"] else None,
+        ),
+        "moe": MoeSpec(**written["moe"]) if written["moe"] else None,
+        "vision": VisionSpec(**written["vision"]) if written["vision"] else None,
+        "fp8": Fp8Spec(()) if written["fp8"] else None,
+        "defaults": tuple(written["defaults"]),
+    }
+    return ModelSpec(**{**written, **parts})
 
 
 def _architecture(top: Fields, path: Path) -> str:
-    names = top.required("architectures", list)
-    known = DENSE_ARCHITECTURES + MOE_ARCHITECTURES
-    if len(names) != 1 or names[0] not in known:
-        raise ConfigError(f"{path}: architectures is {names}", f"one of {', '.join(known)}", "use a Qwen3.5/3.6 model")
-    return str(names[0])
+    """The architecture by name; the model type decides, and the name may not contradict it."""
+    names = top.optional("architectures", list, [])
+    kind = top.optional("model_type", str, "")
+    known = ", ".join(ARCHITECTURES.values())
+    if len(names) > 1 or not all(isinstance(name, str) and NAMES.fullmatch(name) for name in names):
+        raise ConfigError(f"{path}: architectures is {shown(names)}", f"one of {known}", "use a Qwen3.5/3.6 model")
+    if kind not in ARCHITECTURES and (kind or not names):
+        raise ConfigError(
+            f"{path}: model_type is {shown(kind)}", f"one of {', '.join(ARCHITECTURES)}", "use a Qwen3.5/3.6 model"
+        )
+    if names and kind and ("Moe" in names[0]) != ("moe" in kind):
+        raise ConfigError(
+            f"{path}: architectures is {names}, but model_type is '{kind}'", "one model", "correct the wrong one"
+        )
+    return str(names[0]) if names else ARCHITECTURES[kind]
+
+
+def _is_nested(top: Fields) -> bool:
+    """Whether the text model's fields are in a text_config, as in checkpoints with a vision tower."""
+    flat = top.optional("model_type", str, "").endswith("_text") or "num_hidden_layers" in top
+    return "text_config" in top or not flat
 
 
 def _refuse_unsupported(text: Fields) -> None:
+    text.only_if_present("is_causal", [True])
     text.only_if_present("hidden_act", ["silu"])
     text.only_if_present("attention_bias", [False])
     text.only_if_present("attn_output_gate", [True])
@@ -173,6 +260,9 @@ def _refuse_unsupported(text: Fields) -> None:
 
 def _layer_types(text: Fields) -> tuple[str, ...]:
     layers = text.positive("num_hidden_layers")
+    if "layer_types" not in text:
+        every = text.positive("full_attention_interval")
+        return tuple(LINEAR if number % every else FULL for number in range(1, layers + 1))
     types = text.required("layer_types", list)
     if len(types) != layers:
         raise text.error("layer_types", f"a list of {len(types)}", f"one entry for each of the {layers} layers")
@@ -196,45 +286,15 @@ def _mtp_layers(text: Fields) -> int:
     return layers
 
 
-def _rope(text: Fields) -> RopeSpec:
-    if "rope_scaling" in text:
-        raise text.error("rope_scaling", text.required("rope_scaling", object), "rope_parameters to carry the scaling")
-    rope = text.section("rope_parameters")
-    kind = rope.one_of("rope_type", ["default", "yarn"])
-    rope.only_if_present("mrope_interleaved", [True])
-    section = rope.required("mrope_section", list)
-    source = rope if "partial_rotary_factor" in rope else text
-    rotary_dim = int(text.positive("head_dim") * source.required("partial_rotary_factor", float))
-    counts = len(section) == 3 and all(type(count) is int and count >= 0 for count in section)
-    if not counts or rotary_dim % 2 or sum(section) != rotary_dim // 2:
-        raise rope.error("mrope_section", section, f"three counts that add up to {rotary_dim // 2} rotary pairs")
-    if any(axis + 3 * (section[axis] - 1) >= rotary_dim // 2 for axis in (1, 2)):
-        raise rope.error("mrope_section", section, "H and W counts that fit between the T pairs, every third each")
-    return RopeSpec(
-        theta=rope.required("rope_theta", float),
-        rotary_dim=rotary_dim,
-        mrope_section=(section[0], section[1], section[2]),
-        yarn=_yarn(rope) if kind == "yarn" else None,
-    )
-
-
-def _yarn(rope: Fields) -> YarnSpec:
-    for name in ("attention_factor", "mscale", "mscale_all_dim"):
-        if name in rope:
-            raise rope.error(name, rope.required(name, object), "absent: the factor alone decides it here")
-    rope.only_if_present("truncate", [True])
-    return YarnSpec(
-        factor=rope.required("factor", float),
-        original_max_position=rope.positive("original_max_position_embeddings"),
-        beta_fast=rope.optional("beta_fast", float, 32.0),
-        beta_slow=rope.optional("beta_slow", float, 1.0),
-    )
-
-
 def _moe(text: Fields) -> MoeSpec:
+    for name, only in OTHER_ROUTING.items():
+        text.only_if_present(name, [only])
+    experts, chosen = text.positive("num_experts"), text.positive("num_experts_per_tok")
+    if chosen > experts:
+        raise text.error("num_experts_per_tok", chosen, f"at most num_experts = {experts}")
     return MoeSpec(
-        num_experts=text.positive("num_experts"),
-        num_experts_per_tok=text.positive("num_experts_per_tok"),
+        num_experts=experts,
+        num_experts_per_tok=chosen,
         moe_intermediate_size=text.positive("moe_intermediate_size"),
         shared_expert_intermediate_size=text.positive("shared_expert_intermediate_size"),
     )
@@ -251,8 +311,9 @@ def _fp8(quantization: Fields) -> Fp8Spec:
     quantization.only_if_present("fmt", ["e4m3"])
     quantization.one_of("activation_scheme", ["dynamic"])
     quantization.one_of("weight_block_size", [[128, 128]])
-    skipped = quantization.optional("modules_to_not_convert", list, [])
+    listed = "ignored_layers" if "ignored_layers" in quantization else "modules_to_not_convert"
+    skipped = quantization.optional(listed, list, [])
     for name in skipped:
         if not isinstance(name, str):
-            raise quantization.error("modules_to_not_convert", name, "module names")
+            raise quantization.error(listed, name, "module names")
     return Fp8Spec(tuple(skipped))

@@ -1,9 +1,6 @@
-"""Binds parameters to checkpoint tensors by name, and accounts for every tensor of the checkpoint."""
+"""Binds parameters to checkpoint tensors by name."""
 
 from __future__ import annotations
-
-from collections.abc import Iterable
-from dataclasses import dataclass, field
 
 import numpy as np
 import onnx
@@ -22,36 +19,6 @@ PLAIN = tuple(dtype.stored for dtype in (BF16, F16, F32))
 WEIGHTS_FOLDER = "weights"
 
 
-@dataclass
-class Ledger:
-    """Who consumed which tensor: `bound` maps a tensor to the graphs that read it, `deferred` to the reason."""
-
-    checkpoint: Checkpoint
-    bound: dict[str, list[str]] = field(default_factory=dict)
-    deferred: dict[str, str] = field(default_factory=dict)
-
-    def bind(self, names: Iterable[str], graph: str) -> None:
-        """Record that `graph` reads `names`."""
-        for name in names:
-            graphs = self.bound.setdefault(name, [])
-            if graph not in graphs:
-                graphs.append(graph)
-
-    def defer(self, prefix: str, reason: str) -> None:
-        """Set aside every tensor whose name starts with `prefix`."""
-        self.deferred.update({name: reason for name in self.checkpoint if name.startswith(prefix)})
-
-    def settle(self) -> None:
-        """Raises CheckpointError, naming them, when tensors are neither bound nor deferred."""
-        left = [name for name in self.checkpoint if name not in self.bound and name not in self.deferred]
-        if left:
-            raise CheckpointError(
-                f"{len(left)} tensors of the checkpoint are used by no graph: {_sample(left)}",
-                "every tensor bound or deferred",
-                "a tensor this model does not know would be silently lost: check config.json against the weights",
-            )
-
-
 def torch_dtype(dtype: DType) -> torch.dtype:
     """torch's object of an element type."""
     found: torch.dtype = getattr(torch, dtype.name)
@@ -64,11 +31,12 @@ def build_module(block: Block, spec: ModelSpec, checkpoint: Checkpoint) -> nn.Mo
     Raises:
         CheckpointError: a tensor is missing, misshapen, of an unexpected dtype, or contradicts the skip list.
     """
-    linears = Linears(spec.fp8, block.prefixes.get("", ""))
+    renamed = {} if "" in block.prefixes else block.prefixes
+    linears = Linears(spec.fp8, block.prefixes.get("", ""), checkpoint, renamed)
     with torch.device("meta" if block.prefixes else "cpu"):
         module = block.make(linears)
     for name, parameter in list(module.named_parameters()):
-        info = _expect(checkpoint, block.tensor_name(name), parameter, spec.fp8)
+        info = _expect(checkpoint, block.tensor_name(name), parameter, spec)
         owner = module.get_submodule(name.rpartition(".")[0])
         stored = torch.empty(info.shape, dtype=torch_dtype(BY_STORED[info.dtype]), device="meta")
         setattr(owner, name.rpartition(".")[2], nn.Parameter(stored, requires_grad=False))
@@ -85,7 +53,11 @@ def load_parameters(module: nn.Module, block: Block, checkpoint: Checkpoint) -> 
 
 def load_tensor(checkpoint: Checkpoint, name: str) -> torch.Tensor:
     """One tensor in its stored dtype, read into memory once."""
-    info = checkpoint[name]
+    return read_tensor(checkpoint, checkpoint.at(name))
+
+
+def read_tensor(checkpoint: Checkpoint, info: TensorInfo) -> torch.Tensor:
+    """The same, of any place in the checkpoint's files."""
     raw = np.fromfile(checkpoint.folder / info.file, np.uint8, info.nbytes, offset=info.offset)
     return torch.from_numpy(raw).view(torch_dtype(BY_STORED[info.dtype])).view(info.shape)
 
@@ -100,35 +72,39 @@ def external_initializer(info: TensorInfo) -> onnx.TensorProto:
     return tensor
 
 
-def _expect(checkpoint: Checkpoint, name: str, parameter: nn.Parameter, fp8: Fp8Spec | None) -> TensorInfo:
-    info = checkpoint.get(name)
+def _expect(checkpoint: Checkpoint, name: str, parameter: nn.Parameter, spec: ModelSpec) -> TensorInfo:
+    info = checkpoint.get(name) or checkpoint.regions.get(name)
     if info is None:
-        raise CheckpointError(f"tensor '{name}' is missing", f"{list(parameter.shape)}", "the checkpoint is incomplete")
+        raise CheckpointError(f"tensor '{name}' is missing", f"{list(parameter.shape)}", _missing_advice(name, spec))
     quantized = parameter.dtype == torch.float8_e4m3fn
     if info.dtype not in ((E4M3.stored,) if quantized else PLAIN):
         raise CheckpointError(
             f"tensor '{name}' is stored as {info.dtype}",
             E4M3.stored if quantized else " or ".join(PLAIN),
-            _dtype_advice(name, quantized, fp8),
+            _dtype_advice(name, spec.fp8),
         )
     if tuple(parameter.shape) != info.shape:
         raise CheckpointError(
             f"tensor '{name}' has shape {list(info.shape)}",
             f"{list(parameter.shape)}, as config.json implies",
-            "config.json and weights are of different models",
+            "config.json and weights are of different models"
+            + (f"; missing, and taken from transformers: {', '.join(spec.defaults)}" if spec.defaults else ""),
         )
     return info
 
 
-def _dtype_advice(name: str, quantized: bool, fp8: Fp8Spec | None) -> str:
+def _missing_advice(name: str, spec: ModelSpec) -> str:
+    if name.startswith(spec.mtp_prefix):
+        return "the MTP head is incomplete: download it again, or export without it (mtp=False, --no-mtp)"
+    if name == f"{spec.head_prefix}weight":
+        return "the checkpoint is incomplete; or, if the head is the embedding, set tie_word_embeddings in config.json"
+    if name.endswith("_scale_inv"):
+        return "the checkpoint is incomplete, or its FP8 weights are not scaled by blocks of 128"
+    return "the checkpoint is incomplete"
+
+
+def _dtype_advice(name: str, fp8: Fp8Spec | None) -> str:
     module = name.rpartition(".")[0]
-    if quantized:
-        return f"add '{module}' to quantization_config.modules_to_not_convert, or store it in FP8"
     if fp8 is not None and is_skipped(module, fp8.modules_to_not_convert):
         return f"modules_to_not_convert lists '{module}', yet it is quantized: correct the list"
     return "quantization_config is missing or the file was converted wrongly"
-
-
-def _sample(names: list[str], shown: int = 8) -> str:
-    more = f" and {len(names) - shown} more" if len(names) > shown else ""
-    return ", ".join(names[:shown]) + more

@@ -7,11 +7,15 @@ import argparse
 import os
 import shutil
 import sys
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from pathlib import Path
 
-from deltart.errors import DeltaRTError, MissingDependencyError
+from deltart.cli import cache_option, streams
+from deltart.cli.guard import guarded, say
+from deltart.cli.signals import raise_on_termination
+from deltart.errors import MissingDependencyError
 from deltart.files import replacing
+from deltart.plugins.compilers import in_parallel
 from deltart.plugins.native.library import build_library, find_headers, headers_version
 from deltart.plugins.toolchain import TARGETS, Built, compile_gpu, sources
 
@@ -32,8 +36,7 @@ def show(built: list[Built], targets: tuple[str, ...]) -> None:
 
 def compile_all(targets: tuple[str, ...], nvcc: Path | None) -> list[Built]:
     """Every source, as many at a time as there are cores."""
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        return list(pool.map(lambda source: compile_gpu(source, targets, nvcc=nvcc), sources()))
+    return in_parallel(lambda source: compile_gpu(source, targets, nvcc=nvcc), sources(), os.cpu_count())
 
 
 def build_native(options: argparse.Namespace, targets: tuple[str, ...]) -> None:
@@ -49,27 +52,43 @@ def build_native(options: argparse.Namespace, targets: tuple[str, ...]) -> None:
     print(f"{library}  {library.stat().st_size >> 10} KiB, headers {headers_version(include)} of {include}")
 
 
-def main(arguments: list[str]) -> int:
-    """Exit code 0, or with a message 2 when something does not compile and 3 when something is missing."""
-    parser = argparse.ArgumentParser(prog="python -m deltart.plugins", description=__doc__)
-    parser.add_argument("command", choices=("build", "report", "native"))
-    parser.add_argument("--nvcc", type=Path, help="the compiler to use (default: PATH, CUDA_HOME, PyPI wheel)")
-    parser.add_argument("--target", nargs="+", choices=TARGETS, default=list(TARGETS), help="GPU architectures")
-    native = parser.add_argument_group("native")
+def _gpu(name: str) -> str:
+    """One of TARGETS, by "sm_90a" or "90a"."""
+    target = name.removeprefix("sm_")
+    if target not in TARGETS:
+        raise argparse.ArgumentTypeError(f"'{name}' is none of {', '.join(f'sm_{t}' for t in TARGETS)}")
+    return target
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    made = argparse.ArgumentParser(prog="python -m deltart.plugins", description=__doc__)
+    made.add_argument("command", choices=("build", "report", "native"))
+    made.add_argument("--nvcc", type=Path, help="the compiler to use (default: PATH, CUDA_HOME, PyPI wheel)")
+    names = " ".join(f"sm_{target}" for target in TARGETS)
+    made.add_argument("--gpu", nargs="+", type=_gpu, default=TARGETS, metavar="SM", help=f"of {names} (default: all)")
+    made.add_argument("--target", nargs="+", type=_gpu, dest="gpu", default=TARGETS, help=argparse.SUPPRESS)
+    native = made.add_argument_group("native")
     native.add_argument(
         "--include", type=Path, metavar="DIR", help=f"folder of NvInfer.h (default: {', '.join(HOMES)}, the system's)"
     )
     native.add_argument("-o", "--output", type=Path, metavar="FILE", help="copy the library there")
-    options = parser.parse_args(arguments)
-    targets = tuple(t for t in TARGETS if t in options.target)
+    cache_option.add(made)
+    return made
+
+
+def run(arguments: Sequence[str] | None) -> int:
+    """Exit code 0, or with a message 3 when something is missing. Raises BuildError when something does not compile."""
+    options = parser().parse_args(arguments)
+    cache_option.apply(options)
+    targets = tuple(t for t in TARGETS if t in options.gpu)
     try:
         if options.command == "native":
             build_native(options, targets)
             return 0
         built = compile_all(targets, options.nvcc)
-    except DeltaRTError as error:
-        print(error, file=sys.stderr)
-        return 3 if isinstance(error, MissingDependencyError) else 2
+    except MissingDependencyError as error:
+        return say(f"error: {error}", 3)
     if options.command == "report":
         show(built, targets)
     else:
@@ -78,5 +97,12 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; the exit codes are those of `deltart`, and 3."""
+    return guarded(lambda: run(arguments))
+
+
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    raise_on_termination()
+    streams.prepare()
+    sys.exit(main())

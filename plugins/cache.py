@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import os
 import re
 import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-DIRECTORY = Path(__file__).resolve().parent / "build"
+from deltart import caches
+from deltart.errors import DeltaRTError
+from deltart.json_files import read_json
+
 INCLUDE = re.compile(r'^\s*#include "([^"]+)"', re.MULTILINE)
+DIGESTS = "digests.json"  # SHA-256 of an entry's files by name
 
 
 def sources(source: Path) -> list[Path]:
@@ -22,7 +28,7 @@ def sources(source: Path) -> list[Path]:
         if path in found:
             continue
         found.append(path)
-        pending += [(path.parent / name).resolve() for name in INCLUDE.findall(path.read_text())]
+        pending += [(path.parent / name).resolve() for name in INCLUDE.findall(path.read_text(encoding="utf-8"))]
     return found
 
 
@@ -35,20 +41,50 @@ def key(source: Path, flags: tuple[str, ...]) -> str:
 
 
 def build(source: Path, flags: tuple[str, ...], make: Callable[[Path], None]) -> Path:
-    """The folder that `make(folder)` fills, made once per key. It gets its name only when it is whole."""
+    """The folder that `make(folder)` fills, made once per key, and again where its files are no longer what was made.
+
+    It gets its name only when it is whole.
+
+    Raises:
+        CacheError: the cache can't be written, or is not this user's.
+    """
     op = source.resolve().parent.name
-    final = DIRECTORY / f"{op}.{source.stem}.{key(source, flags)}"
-    if final.exists():
+    home = caches.folder(caches.KERNELS)
+    final = home / f"{op}.{source.stem}.{key(source, flags)}"
+    if _is_intact(final):
         return final
-    DIRECTORY.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(dir=DIRECTORY, prefix="partial."))
+    with caches.writing(home):
+        _remove(final)
+        partial = Path(tempfile.mkdtemp(dir=home, prefix="partial."))
     try:
         make(partial)
-        if not final.exists():
-            partial.rename(final)
-    except OSError:
-        if not final.exists():  # else another process was first, with the same content
-            raise
+        with caches.writing(home):
+            (partial / DIGESTS).write_text(json.dumps(_digests(partial)), encoding="utf-8")
+            if not _is_intact(final):  # else another process was first, with the same content
+                partial.rename(final)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return final
+
+
+def _is_intact(entry: Path) -> bool:
+    """Whether `entry` holds exactly what was made. Raises CacheError where it is another user's."""
+    if not os.path.lexists(entry):
+        return False
+    caches.check_own(entry)
+    try:
+        return read_json(entry / DIGESTS) == _digests(entry)
+    except (OSError, DeltaRTError):
+        return False
+
+
+def _digests(entry: Path) -> dict[str, str]:
+    files = sorted(path for path in entry.iterdir() if path.name != DIGESTS)
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def _remove(entry: Path) -> None:
+    if entry.is_dir():
+        shutil.rmtree(entry)
+    elif os.path.lexists(entry):
+        entry.unlink()

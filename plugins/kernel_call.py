@@ -9,25 +9,10 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from deltart.errors import MissingDependencyError
 from deltart.plugins.launch import Launch
-from deltart.plugins.loader import Device, GpuModule
+from deltart.plugins.loader import GpuDevice, GpuModule
 from deltart.plugins.spec import OpSpec
 from deltart.plugins.toolchain import compile_gpu
-
-# Modules that define KERNEL for an op. An op without a row here can be built into a plan, but not run.
-KERNEL_MODULES: dict[str, str] = {
-    "AttentionProjections": "deltart.plugins.attention_projections.plugin",
-    "CausalConv1d": "deltart.plugins.causal_conv1d.plugin",
-    "DeltaNetProjections": "deltart.plugins.delta_net_projections.plugin",
-    "Fp8BlockGateUp": "deltart.plugins.fp8_block_gate_up.plugin",
-    "Fp8BlockLinear": "deltart.plugins.fp8_block_linear.plugin",
-    "GatedAttention": "deltart.plugins.gated_attention.plugin",
-    "GatedDeltaRule": "deltart.plugins.gated_delta_rule.plugin",
-    "GatedRMSNorm": "deltart.plugins.gated_rms_norm.plugin",
-    "LmHead": "deltart.plugins.lm_head.plugin",
-    "QkNormRope": "deltart.plugins.qk_norm_rope.plugin",
-}
 
 
 @dataclass(frozen=True)
@@ -65,25 +50,14 @@ class Kernel:
     launches: Callable[[Call], tuple[str, list[Launch]]]
 
 
-def has_kernel(spec: OpSpec) -> bool:
-    """Whether the op has a CUDA kernel at all."""
-    return spec.name in KERNEL_MODULES
-
-
 def kernel_of(spec: OpSpec) -> Kernel:
-    """The op's kernel; raises MissingDependencyError, naming the op, where there is none."""
-    if not has_kernel(spec):
-        raise MissingDependencyError(
-            f"{spec.name} has no CUDA kernel yet",
-            f"one of {', '.join(KERNEL_MODULES)}",
-            "its plans can be built but not run: use the 'ort' backend",
-        )
-    kernel: Kernel = import_module(KERNEL_MODULES[spec.name]).KERNEL
+    """The op's kernel, as its folder's `plugin` module states it."""
+    kernel: Kernel = import_module(f"{spec.package}.plugin").KERNELS[spec.name]
     return kernel
 
 
 def prepare(spec: OpSpec) -> None:
-    """Compile (or find) and load the op's kernels, so that no call has to. Needs a GPU; raises as `kernel_of` does."""
+    """Compile (or find) and load the op's kernels, so that no call has to. Needs a GPU."""
     kernel = kernel_of(spec)
     for source in kernel.sources:
         _module(kernel.folder / source)
@@ -96,7 +70,7 @@ def enqueue(spec: OpSpec, call: Call, stream: int) -> None:
     _module(kernel.folder / source).run(launches, stream)
 
 
-def on_device(call: Call, device: Device) -> Call:
+def on_device(call: Call, device: GpuDevice) -> Call:
     """`call` with what its launches may depend on besides sizes and types."""
     return replace(
         call,
@@ -107,8 +81,8 @@ def on_device(call: Call, device: Device) -> Call:
 
 
 @cache
-def _device() -> Device:
-    return Device()
+def _device() -> GpuDevice:
+    return GpuDevice()
 
 
 @cache

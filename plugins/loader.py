@@ -30,7 +30,7 @@ def check(result: tuple[Any, ...]) -> Any:
     return values[0] if len(values) == 1 else tuple(values)
 
 
-class Device:
+class GpuDevice:
     """One GPU with its primary context, which torch and TensorRT share."""
 
     def __init__(self, ordinal: int = 0) -> None:
@@ -63,7 +63,7 @@ class Device:
 class GpuModule:
     """The kernels of one fatbin on one device."""
 
-    def __init__(self, fatbin: Path, device: Device) -> None:
+    def __init__(self, fatbin: Path, device: GpuDevice) -> None:
         self.driver, self.device = device.driver, device
         self.module = check(self.driver.cuModuleLoadData(fatbin.read_bytes()))
         self.functions: dict[str, Any] = {}

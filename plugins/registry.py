@@ -1,19 +1,30 @@
 """Every composite op of the toolkit. A new op is a folder beside this file and a line here."""
 
-from deltart.plugins.attention_projections.op import ATTENTION_PROJECTIONS
 from deltart.plugins.causal_conv1d.op import CAUSAL_CONV1D
-from deltart.plugins.delta_net_projections.op import DELTA_NET_PROJECTIONS
-from deltart.plugins.fp8_block_gate_up.op import FP8_BLOCK_GATE_UP
-from deltart.plugins.fp8_block_linear.op import FP8_BLOCK_LINEAR
+from deltart.plugins.fp8_linear.op import (
+    ATTENTION_PROJECTIONS,
+    DELTA_NET_PROJECTIONS,
+    FP8_BLOCK_GATE_UP,
+    FP8_BLOCK_LINEAR,
+)
 from deltart.plugins.gated_attention.op import GATED_ATTENTION
 from deltart.plugins.gated_delta_rule.op import GATED_DELTA_RULE
 from deltart.plugins.gated_rms_norm.op import GATED_RMS_NORM
 from deltart.plugins.lm_head.op import LM_HEAD
+from deltart.plugins.moe_experts.op import FP8_MOE_EXPERTS, FP8_SPARSE_MOE, MOE_EXPERTS, SPARSE_MOE
 from deltart.plugins.qk_norm_rope.op import QK_NORM_ROPE
 from deltart.plugins.spec import OpSpec
 
 # What the models are written in.
-MODEL_OPS: tuple[OpSpec, ...] = (CAUSAL_CONV1D, GATED_DELTA_RULE, GATED_RMS_NORM, GATED_ATTENTION, FP8_BLOCK_LINEAR)
+MODEL_OPS: tuple[OpSpec, ...] = (
+    CAUSAL_CONV1D,
+    GATED_DELTA_RULE,
+    GATED_RMS_NORM,
+    GATED_ATTENTION,
+    FP8_BLOCK_LINEAR,
+    MOE_EXPERTS,
+    FP8_MOE_EXPERTS,
+)
 # What the TensorRT lowering puts in place of several nodes (export/lower/fuse.py).
 FUSED_OPS: tuple[OpSpec, ...] = (
     FP8_BLOCK_GATE_UP,
@@ -21,5 +32,7 @@ FUSED_OPS: tuple[OpSpec, ...] = (
     DELTA_NET_PROJECTIONS,
     LM_HEAD,
     QK_NORM_ROPE,
+    SPARSE_MOE,
+    FP8_SPARSE_MOE,
 )
 OPS: tuple[OpSpec, ...] = (*MODEL_OPS, *FUSED_OPS)

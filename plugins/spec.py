@@ -2,7 +2,7 @@
 
 An `OpSpec` names an op's tensors, their axes and attributes, and its numpy reference. Everything else that must
 agree with it is derived here: the torch custom op (its body is the reference), its fake kernel, the ONNX schema,
-the translation to a graph node, and the field names a TensorRT plugin receives.
+the translation to a graph node, and the TensorRT plugin.
 """
 
 from __future__ import annotations
@@ -50,9 +50,9 @@ class OpSpec:
     attributes: Mapping[str, type] = field(default_factory=dict)
 
     @property
-    def plugin_fields(self) -> tuple[str, ...]:
-        """Attribute names a TensorRT plugin creator must list, in order."""
-        return tuple(self.attributes)
+    def package(self) -> str:
+        """The package of the op's folder; its modules `plugin` and `bodies` have the op's entries by name."""
+        return self.reference.__module__.rpartition(".")[0]
 
     def bind_axes(self, shapes: Sequence[Sequence[Any]], attributes: Mapping[str, Any]) -> dict[str, Any]:
         """Axis sizes by name, from the input shapes; raises ValueError where two inputs disagree on a size."""

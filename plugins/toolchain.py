@@ -12,7 +12,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from deltart.errors import BuildError, MissingDependencyError
+from deltart.json_files import parse_json
 from deltart.plugins import cache
+from deltart.plugins.compilers import compile_with
+from deltart.text_files import read_bytes
+from deltart.typed import typed
 
 TARGETS = ("80", "86", "89", "90a", "100a", "120a")
 PTX = "80"  # compiled at load time by the driver of a GPU that none of TARGETS fits
@@ -113,12 +117,13 @@ def compile_gpu(
 
     def make(folder: Path) -> None:
         command = [str(compiler), *flags, str(source), "-o", str(folder / "kernel.fatbin")]
-        done = subprocess.run(command, check=False, capture_output=True, text=True)
-        if done.returncode:
-            raise BuildError(f"nvcc could not compile {source.name}:\n{done.stdout}{done.stderr}")
-        rows = [asdict(row) for row in parse(done.stdout + done.stderr)]
+        rows = [asdict(row) for row in parse(compile_with(command, source))]
         (folder / "resources.json").write_text(json.dumps(rows, indent=1))
 
     folder = cache.build(source, (version(compiler), *flags), make)
-    rows = [Resources(**row) for row in json.loads((folder / "resources.json").read_text())]
-    return Built(source, folder / "kernel.fatbin", rows)
+    return Built(source, folder / "kernel.fatbin", _resources(folder / "resources.json"))
+
+
+def _resources(path: Path) -> list[Resources]:
+    rows = parse_json(read_bytes(path, BuildError), str(path), BuildError)
+    return typed(rows, list[Resources], str(path), BuildError)

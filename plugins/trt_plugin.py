@@ -15,7 +15,7 @@ import numpy as np
 from deltart.dtypes import BY_SHORT
 from deltart.errors import BuildError
 from deltart.plugins.dims import Dim, expression
-from deltart.plugins.kernel_call import Call, enqueue, has_kernel, kernel_of
+from deltart.plugins.kernel_call import Call, enqueue, kernel_of
 from deltart.plugins.spec import ACT, F32, FP8, I32, STORED, VERSION, OpSpec, TensorSpec
 
 PLUGIN_VERSION = "1"  # the one that TensorRT's ONNX importer looks for
@@ -149,8 +149,6 @@ def _plugin_class(trt: Any, spec: OpSpec) -> type:
             pass
 
         def get_workspace_size(self, inputs: list[Any], outputs: list[Any]) -> int:
-            if not has_kernel(spec):
-                return 0
             shapes = [list(t.max) for t in inputs]
             call = Call(spec.bind_axes(shapes, self.attributes), self._dtypes([t.desc for t in inputs]))
             return kernel_of(spec).workspace_bytes(call)

@@ -9,12 +9,14 @@ from typing import Any
 
 from deltart.errors import ArtifactError
 from deltart.files import write_atomically
+from deltart.json_files import parse_json
 from deltart.runtime.conversation import ChatReply, Chats
 from deltart.runtime.handle import Completion, Handle
 from deltart.runtime.sampling.params import SamplingParams
 from deltart.runtime.sequence import Request
 from deltart.runtime.text.chat import Message, Tool
 from deltart.runtime.text.reply import ContentDelta, Event, ReplyParser
+from deltart.text_files import read_bytes
 
 PREFIX_SUFFIX = ".prefix.safetensors"
 
@@ -88,10 +90,7 @@ class ChatSession:
         Raises:
             ArtifactError: `path` is no saved conversation, or its state is of another model.
         """
-        try:
-            messages = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise ArtifactError(f"{path} can't be read: {error}", "a saved conversation") from None
+        messages = parse_json(read_bytes(path, ArtifactError), str(path), ArtifactError)
         if not isinstance(messages, list) or not all(isinstance(m, dict) and "role" in m for m in messages):
             raise ArtifactError(f"{path} is no saved conversation", "a JSON list of messages")
         state = path.with_name(path.name + PREFIX_SUFFIX)

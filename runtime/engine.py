@@ -91,6 +91,7 @@ class Engine:
         self.defaults = SamplingParams.from_generation_config(tokenizer.generation_config)
         self.vocab_limit = min(tokenizer.vocab_limit, self.manifest.vocab_size)
         self._slots = backend.open_slots(options.slots, self.max_context, self.vocab_limit)
+        self.max_context = min(self.max_context, self._slots.limits.capacity)  # a GPU engine is built for so many
         limits = replace(self._slots.limits, capacity=self.max_context)
         self.plan: MemoryPlan = plan_memory(limits, backend.weight_bytes, options.memory_bytes, options.cache_bytes)
         self._structures = StructureCompiler(tokenizer, self.vocab_limit)
@@ -218,11 +219,10 @@ class Engine:
 
     @cached_property
     def _model(self) -> str:
-        """Names weights, graphs and precision: what a state depends on."""
+        """Names weights, states and sizes: what a state depends on."""
         parts = [
             [[file.name, file.size, file.header_sha256] for file in self.manifest.files],
             {name: [asdict(state) for state in graph.states] for name, graph in self.manifest.graphs.items()},
-            dict(self.manifest.precision),
             self.manifest.spec,
         ]
         return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()

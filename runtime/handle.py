@@ -24,6 +24,11 @@ class Completion:
     logprobs: list[TokenLogprobs] = field(default_factory=list)
     usage: Usage = field(default_factory=Usage)
 
+    @property
+    def drawn(self) -> list[int]:
+        """`tokens` and the token that ended it, if one did."""
+        return [*self.tokens, *([self.stop] if isinstance(self.stop, int) else [])]
+
     def add(self, delta: Delta) -> None:
         """Append what a step added."""
         self.tokens += delta.tokens
@@ -53,6 +58,7 @@ class Handle:
         self._deltas: deque[Delta] = deque()
         self._error: DeltaRTError | None = None
         self._changed = threading.Condition()
+        self._over = threading.Event()  # apart, so that who waits for the end is not woken by every delta
         self._waiter: tuple[asyncio.AbstractEventLoop, asyncio.Event] | None = None
 
     def cancel(self) -> None:
@@ -66,6 +72,8 @@ class Handle:
             self._left -= delta.finish_reason is not None
             self._error = self._error or error
             self._changed.notify_all()
+            if not self._left:
+                self._over.set()
             waiter = self._waiter
         if waiter is not None:
             loop, event = waiter
@@ -117,9 +125,9 @@ class Handle:
             DeltaRTError: a reply ended with an error.
             TimeoutError: they did not end in time; the request goes on.
         """
+        if not self._over.wait(timeout):
+            raise TimeoutError(f"the request did not end within {timeout} s")
         with self._changed:
-            if not self._changed.wait_for(lambda: not self._left, timeout):
-                raise TimeoutError(f"the request did not end within {timeout} s")
             ready = self._take()
         self._raise()
         replies = [Completion(usage=self.usage) for _ in range(self.replies)]

@@ -12,7 +12,7 @@ from deltart.export.pipeline import export_checkpoint
 from deltart.export.synthetic.presets import causal_lm, text_config
 from deltart.export.synthetic.write import write_checkpoint
 from deltart.plugins.native.library import find_headers
-from support.cases import CASES, VOCAB, Export, Exported
+from support.cases import CASES, SPARSE_CASES, VOCAB, Export, Exported
 
 # Machines differ in speed, and a failure must come back on the next run.
 settings.register_profile("deltart", deadline=None, derandomize=True)
@@ -62,7 +62,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Export:
 
     def make(case: str) -> Exported:
         if case not in made:
-            sizes, storage = CASES[case]
+            sizes, storage = (CASES | SPARSE_CASES)[case]
             folder = tmp_path_factory.mktemp(case)
             config = causal_lm(text_config(**sizes, vocab=VOCAB, max_position=2048))
             write_checkpoint(config, folder / "checkpoint", **{"dtype": "F32", **storage})

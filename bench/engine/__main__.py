@@ -16,15 +16,15 @@ from typing import Any
 
 from bench.engine import measure, traffic
 from bench.engine.device import Device, Gpu, HostGpu
+from deltart.artifact import load_manifest
 from deltart.errors import DeltaRTError
-from deltart.manifest import load_manifest
 from deltart.runtime.backends.gpu.backend import TensorRtBackend
 from deltart.runtime.backends.tensorrt.load import built_flavour
 from deltart.runtime.text.tokenizer import Tokenizer
 
 NANO = Path("tools/nano/checkpoint")
 ROOM = measure.WARM_UP + measure.REPLAYS + 1  # tokens that a timed decode adds beside its steps
-MOST_VERIFIED = 2_000_000_000  # parameters: the CPU twin keeps them in float32
+MAX_VERIFIED = 2_000_000_000  # parameters: the CPU twin keeps them in float32
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
@@ -35,11 +35,22 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--flavour", choices=["rtx", "tensorrt"], help="as deltart build")
     parser.add_argument("--slots", type=int, default=1, metavar="N", help="sequences decoded together (default 1)")
-    parser.add_argument("--context", type=int, nargs="+", default=[0, 1024], metavar="N", help="tokens before a step")
-    parser.add_argument("--prompt", type=int, nargs="+", default=[128, 1024], metavar="N", help="tokens of a prefill")
-    parser.add_argument("--steps", type=int, default=50, metavar="N", help="timed steps of a case (default 50)")
+    parser.add_argument(
+        "--context",
+        type=int,
+        nargs="+",
+        default=[0, 1024],
+        metavar="N",
+        help="tokens of context that a step starts from",
+    )
+    parser.add_argument(
+        "--prompt", type=int, nargs="+", default=[128, 1024], metavar="N", help="prompt lengths to prefill, in tokens"
+    )
+    parser.add_argument("--steps", type=int, default=50, metavar="N", help="steps that each case times (default 50)")
     parser.add_argument("--prompts", type=Path, metavar="FILE", help="as deltart verify (default for nano: held out)")
-    parser.add_argument("--count", type=int, default=20, metavar="N", help="of these prompts (default 20)")
+    parser.add_argument(
+        "--count", type=int, default=20, metavar="N", help="how many of the prompts to use (default 20)"
+    )
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder of the results (default bench/results)")
     parser.add_argument("--dry-run", action="store_true", help="the same steps over host memory; no GPU needed")
     options = parser.parse_args(arguments)
@@ -103,14 +114,14 @@ def verify(artifact: Path, options: argparse.Namespace, scratch: Path) -> dict[s
     """The report of `deltart verify`; why there is none where the model is too large for the CPU."""
     tensors = load_manifest(artifact).tensors.values()
     bound = sum(t.nbytes for t in tensors if t.fate == "bound")
-    if bound > MOST_VERIFIED:
+    if bound > MAX_VERIFIED:
         return {"not_run": f"{bound / 1e9:.1f} GB of weights: too large for a CPU twin in float32"}
     asked = ["--prompts", str(options.prompts), "--count", str(options.count)] if options.prompts else []
     return command(["verify", str(artifact), "--json", "--html", str(scratch / "report.html"), *asked])
 
 
 def timings(device: Device, artifact: Path, options: argparse.Namespace) -> dict[str, Any]:
-    """Loading, decode and verify steps, prefill, and generation where the artifact has a tokenizer."""
+    """Loading, decode and speculative steps, prefill, and generation where the artifact has a tokenizer."""
     copy_gbs, flavour = device.copy_gbs(), built_flavour(artifact)
     began = time.perf_counter()
     backend = TensorRtBackend(artifact, flavour, cuda=device.cuda, load=device.load(artifact))
@@ -127,7 +138,7 @@ def timings(device: Device, artifact: Path, options: argparse.Namespace) -> dict
     room = backend.engine.max_context - ROOM - options.steps
     contexts = [context for context in options.context if context <= room]
     found["decode_steps"] = [measure.decode(device, backend, c, options.steps, copy_gbs) for c in contexts]
-    found["verify_steps"] = [measure.verify(device, backend, c, 4, options.steps, copy_gbs) for c in contexts]
+    found["speculative_steps"] = [measure.speculate(device, backend, c, 4, options.steps, copy_gbs) for c in contexts]
     found["prefills"] = [measure.prefill(backend, n) for n in options.prompt if n <= backend.engine.max_context]
     if "tokenizer.json" in manifest.text_files:
         found["generate"] = measure.generation(backend, Tokenizer.from_folder(artifact), options.steps)
@@ -138,7 +149,7 @@ def show(result: dict[str, Any]) -> str:
     """The timings as lines."""
     lines = [f"{result['device']}: {result['model']}, copy {result['copy_gbs']:.0f} GB/s"]
     lines.append("weights: {bytes:,} bytes in {seconds:.2f} s, {gbs:.2f} GB/s".format(**result["weights"]))
-    for kind in ("decode_steps", "verify_steps", "prefills"):
+    for kind in ("decode_steps", "speculative_steps", "prefills"):
         for row in result[kind]:
             values = (f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items())
             lines.append(f"{kind}: {', '.join(values)}")

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
-from deltart.manifest import load_manifest
+from deltart.artifact import load_manifest
+from deltart.plugins.cpu_shim.host_cuda import HostCuda
 from deltart.plugins.loader import check
 from deltart.runtime.backends.gpu.cuda import CudaDriver, device_name
 from deltart.runtime.backends.gpu.engine_manifest import PlanEntry
@@ -70,21 +70,20 @@ class Gpu:
 
 
 class HostGpu:
-    """Host memory as the tests have it, plans computed by ONNX Runtime. Its times say nothing about a GPU."""
+    """Host memory, plans computed by ONNX Runtime. Its times say nothing about a GPU."""
 
     name = "dry run on host memory"
 
     def __init__(self) -> None:
-        sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
-        from support.host_gpu import HostCuda, OrtExecutor
-
-        self.cuda, self._executor = HostCuda(), OrtExecutor
+        self.cuda = HostCuda()
 
     def load(self, artifact: Path) -> Load | None:
+        from deltart.verify.ort_executor import OrtExecutor
+
         graphs = load_manifest(artifact).graphs
 
         def executor(path: Path, entry: PlanEntry) -> Any:
-            return self._executor(artifact, entry, graphs[entry.graph])
+            return OrtExecutor(artifact, entry, graphs[entry.graph])
 
         return executor
 

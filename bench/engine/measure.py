@@ -1,4 +1,4 @@
-"""Timings of an engine through the runtime's own backend: decode and verify steps, prefill, generation."""
+"""Timings of an engine through the runtime's own backend: decode and speculative steps, prefill, generation."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import numpy as np
 
 from bench.engine import traffic
 from bench.engine.device import Device
-from deltart.runtime.backends.base import DecodeRow
 from deltart.runtime.backends.gpu.backend import TensorRtBackend
 from deltart.runtime.backends.inputs import text_inputs
-from deltart.runtime.generate import Generator
+from deltart.runtime.backends.slots import Row
+from deltart.runtime.engine import Engine, EngineOptions
 from deltart.runtime.sampling.params import SamplingParams
 from deltart.runtime.sampling.sampler import Sampler
 from deltart.runtime.text.tokenizer import Tokenizer
@@ -22,10 +22,10 @@ from deltart.runtime.text.tokenizer import Tokenizer
 WARM_UP = 3  # calls: one plain, one captured, one replayed
 REPLAYS = 20  # of a captured graph, back to back
 
-Row = dict[str, Any]
+Timing = dict[str, Any]
 
 
-def decode(device: Device, backend: TensorRtBackend, context: int, steps: int, copy_gbs: float) -> Row:
+def decode(device: Device, backend: TensorRtBackend, context: int, steps: int, copy_gbs: float) -> Timing:
     """A greedy decode step of every slot, over `context` tokens that are there already, as generation takes it.
 
     wall_ms: from token to token, as the host sees it. device_ms: the captured graph of engine and sampler alone,
@@ -34,34 +34,40 @@ def decode(device: Device, backend: TensorRtBackend, context: int, steps: int, c
     slots, vocabulary = backend.engine.slots, backend.manifest.vocab_size
     state = backend.new_state("model", slots, context + WARM_UP + steps + REPLAYS + 1)
     params = SamplingParams(temperature=0, ignore_eos=True)
-    rows = [DecodeRow(0, context, Sampler(params, [0], vocabulary)) for _ in range(slots)]
-    decoder = backend.decoder(state, rows, WARM_UP + steps)
+    loop = backend.decode_loop(state, vocabulary)
+    rows = {slot: Row(context, [0], Sampler(params, [0], vocabulary)) for slot in range(slots)}
+    for slot, row in rows.items():
+        loop.set(slot, row)
     for _ in range(WARM_UP):
-        decoder.step()
-    wall = sum(_seconds(decoder.step) for _ in range(steps)) / steps * 1e3
-    row: Row = {"context": context, "tokens": 1, "slots": slots, "wall_ms": wall, "tokens_per_s": slots / wall * 1e3}
-    return _replayed(device, backend, row, decoder._graph, copy_gbs)
+        loop.step(rows)
+    wall = median(_seconds(lambda: loop.step(rows)) for _ in range(steps)) * 1e3
+    timed: Timing = {"context": context, "tokens": 1, "slots": slots}
+    timed |= {"wall_ms": wall, "tokens_per_s": slots / wall * 1e3}
+    return _replayed(device, backend, timed, loop.graphs, copy_gbs)
 
 
-def verify(device: Device, backend: TensorRtBackend, context: int, tokens: int, steps: int, copy_gbs: float) -> Row:
-    """A call of `tokens` tokens in every slot and the logits of all, as speculation asks for; else as `decode`."""
+def speculate(
+    device: Device, backend: TensorRtBackend, context: int, tokens: int, steps: int, copy_gbs: float
+) -> Timing:
+    """A call of `tokens` tokens in every slot, all but one drafts, and the logits of all; else as `decode`."""
     slots = backend.engine.slots
     state = backend.new_state("model", slots, context + tokens)
     ids, past = np.zeros((slots, tokens), np.int64), np.full(slots, context, np.int32)
     index = np.tile(np.arange(tokens), (slots, 1))
+    inputs = text_inputs(ids, past, logit_index=index, n_commit=np.ones(slots, np.int32))
 
     def call() -> None:
-        (logits,) = backend.run("model", state, text_inputs(ids, past, logit_index=index), ["logits"])
+        (logits,) = backend.run("model", state, inputs, ["logits"])
         logits.argmax(-1)
 
     for _ in range(WARM_UP):
         call()
     wall = median(_seconds(call) for _ in range(steps)) * 1e3
-    row: Row = {"context": context, "tokens": tokens, "slots": slots, "wall_ms": wall}
+    row: Timing = {"context": context, "tokens": tokens, "slots": slots, "wall_ms": wall}
     return _replayed(device, backend, row, [graph for graph in state.graphs.values() if graph is not None], copy_gbs)
 
 
-def _replayed(device: Device, backend: TensorRtBackend, row: Row, graphs: Sequence[Any], copy_gbs: float) -> Row:
+def _replayed(device: Device, backend: TensorRtBackend, row: Timing, graphs: Sequence[Any], copy_gbs: float) -> Timing:
     """`row` with the times of its captured graph, and what they make of the bandwidth."""
     if graphs:
 
@@ -74,10 +80,10 @@ def _replayed(device: Device, backend: TensorRtBackend, row: Row, graphs: Sequen
     return row | _against_bandwidth(device, backend, row, copy_gbs)
 
 
-def _against_bandwidth(device: Device, backend: TensorRtBackend, row: Row, copy_gbs: float) -> Row:
+def _against_bandwidth(device: Device, backend: TensorRtBackend, row: Timing, copy_gbs: float) -> Timing:
     weights, plan = traffic.weight_bytes(backend.manifest), backend.engine.plans["model.decode"]
     moved = weights + row["slots"] * traffic.state_bytes(plan, row["context"])
-    found: Row = {"bytes": moved, "gbs": moved / row.get("device_ms", row["wall_ms"]) / 1e6}
+    found: Timing = {"bytes": moved, "gbs": moved / row.get("device_ms", row["wall_ms"]) / 1e6}
     if copy_gbs:
         found["percent_of_copy"] = 100 * found["gbs"] / copy_gbs
         found["ms_at_copy"] = moved / copy_gbs / 1e6
@@ -87,7 +93,7 @@ def _against_bandwidth(device: Device, backend: TensorRtBackend, row: Row, copy_
     return found
 
 
-def prefill(backend: TensorRtBackend, tokens: int, repeats: int = 3) -> Row:
+def prefill(backend: TensorRtBackend, tokens: int, repeats: int = 3) -> Timing:
     """A prompt of `tokens` into an empty slot, up to its last token's logits."""
     ids, past = np.zeros((1, tokens), np.int64), np.zeros(1, np.int32)
 
@@ -99,15 +105,13 @@ def prefill(backend: TensorRtBackend, tokens: int, repeats: int = 3) -> Row:
     return {"tokens": tokens, "wall_ms": wall * 1e3, "tokens_per_s": tokens / wall}
 
 
-def generation(backend: TensorRtBackend, tokenizer: Tokenizer, new_tokens: int) -> Row:
-    """Greedy text from a short prompt by the generator that serves users; the second of two runs."""
-    generator = Generator(backend, tokenizer)
+def generation(backend: TensorRtBackend, tokenizer: Tokenizer, new_tokens: int) -> Timing:
+    """Greedy text from a short prompt by the engine that serves users; the second of two runs."""
     params = SamplingParams(temperature=0, max_new_tokens=new_tokens, ignore_eos=True)
-    for _ in range(2):
-        result = generator.generate([0] * 16, params)
-        for _ in result:
-            pass
-    return {"new_tokens": result.timings.new_tokens, "tokens_per_s": result.timings.decode_rate}
+    options = EngineOptions(slots=1, max_model_len=new_tokens + 64, cache_bytes=0)
+    with Engine(backend, tokenizer, None, options) as engine:
+        usage = [engine.generate([0] * 16, params).usage for _ in range(2)][-1]
+    return {"new_tokens": usage.completion_tokens, "tokens_per_s": usage.decode_rate}
 
 
 def _seconds(call: Callable[[], None]) -> float:

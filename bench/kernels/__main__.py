@@ -9,19 +9,13 @@ import sys
 import time
 from pathlib import Path
 
-from bench.kernels import sections, sections_linear, sections_projections, sections_rope, table, token
+from bench.kernels import table
 from bench.kernels.device import Cuda, Device, Host
-from bench.kernels.sections import Run
+from bench.kernels.run import Run
+from bench.kernels.sections import SECTIONS
+from bench.kernels.sections.ceilings import BF16_CEILING, FP8_CEILING
 from deltart.errors import DeltaRTError
 from deltart.plugins import cache, toolchain
-
-SECTIONS = (
-    sections.SECTIONS
-    | sections_linear.SECTIONS
-    | sections_projections.SECTIONS
-    | sections_rope.SECTIONS
-    | token.SECTIONS
-)
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
@@ -29,7 +23,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--section", nargs="+", choices=list(SECTIONS), default=list(SECTIONS))
     parser.add_argument("--out", type=Path, default=Path(".bench/kernels"), help="results are kept here, and resumed")
     parser.add_argument("--minutes", type=float, default=9.0, help="start no section after this long")
-    parser.add_argument("--seed", type=int, default=int(time.time()), help="of the inputs (default: the clock)")
+    parser.add_argument("--seed", type=int, default=int(time.time()), help="seed of the inputs (default: the clock)")
     parser.add_argument("--dry-run", action="store_true", help="small sizes on the CPU shim; no GPU needed")
     parser.add_argument("--check-only", action="store_true", help="small sizes, no timing")
     parser.add_argument(
@@ -62,7 +56,7 @@ def sanitize(tool: str) -> int:
 def key(device: Device, options: argparse.Namespace) -> dict[str, str]:
     """Results hold for one device, one text of the kernels and the benchmark, and one kind of run."""
     text = "".join(cache.key(source, ()) for source in toolchain.sources())
-    bench = "".join(cache.key(path, ()) for path in sorted(Path(__file__).parent.glob("*.py")))
+    bench = "".join(cache.key(path, ()) for path in sorted(Path(__file__).parent.rglob("*.py")))
     return {"device": device.name, "sources": text, "bench": bench, "checked_only": str(options.check_only)}
 
 
@@ -72,8 +66,8 @@ def hand_on(run: Run, rows: list[table.Row]) -> None:
     for row in rows:
         if row.section == "ceilings":
             run.copy_gbs = row.gbs or run.copy_gbs
-            run.matmul_tflops = row.tflops or 0.0 if row.case == sections.BF16_CEILING else run.matmul_tflops
-            run.fp8_tflops = row.tflops or 0.0 if row.case == sections.FP8_CEILING else run.fp8_tflops
+            run.matmul_tflops = row.tflops or 0.0 if row.case == BF16_CEILING else run.matmul_tflops
+            run.fp8_tflops = row.tflops or 0.0 if row.case == FP8_CEILING else run.fp8_tflops
 
 
 def main(arguments: list[str]) -> int:
@@ -89,7 +83,7 @@ def main(arguments: list[str]) -> int:
         options.out.mkdir(parents=True, exist_ok=True)
         for section in options.section:
             path = options.out / f"{section}.json"
-            summed = section in token.SECTIONS  # from what this call has, never from an earlier one
+            summed = section == "token"  # from what this call has, never from an earlier one
             found = None if options.check_only or summed else table.load(path, key(device, options))
             if found is None and time.monotonic() - started > 60 * options.minutes:
                 left.append(section)

@@ -50,7 +50,7 @@ class Device(Protocol):
     def place(self, arrays: dict[str, np.ndarray]) -> Buffers:
         """Copies arrays to the device."""
 
-    def copies(self, call_bytes: int, most: int = 32) -> int:
+    def copies(self, call_bytes: int, limit: int = 32) -> int:
         """How many sets of buffers to rotate over so that no call finds its data in the cache."""
 
     def synchronize(self) -> None:
@@ -84,7 +84,7 @@ class Host:
     def place(self, arrays: dict[str, np.ndarray]) -> HostBuffers:
         return HostBuffers(arrays)
 
-    def copies(self, call_bytes: int, most: int = 32) -> int:
+    def copies(self, call_bytes: int, limit: int = 32) -> int:
         return 1
 
     def synchronize(self) -> None:
@@ -121,7 +121,7 @@ class Cuda:
         import torch
 
         torch.cuda.init()
-        self.torch, self.driver = torch, loader.Device()
+        self.torch, self.driver = torch, loader.GpuDevice()
         properties = torch.cuda.get_device_properties(0)
         self.name, self.shared_limit = properties.name, self.driver.shared_limit
         self.capability, self.multiprocessors = self.driver.capability, self.driver.multiprocessors
@@ -134,8 +134,8 @@ class Cuda:
     def place(self, arrays: dict[str, np.ndarray]) -> CudaBuffers:
         return CudaBuffers(self.torch, arrays)
 
-    def copies(self, call_bytes: int, most: int = 32) -> int:
-        return max(2, min(most, -(-4 * self.l2_bytes // call_bytes)))
+    def copies(self, call_bytes: int, limit: int = 32) -> int:
+        return max(2, min(limit, -(-4 * self.l2_bytes // call_bytes)))
 
     def synchronize(self) -> None:
         self.driver.synchronize()

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 
-from bench.kernels.sections import Run
+from bench.kernels.run import Run
 from bench.kernels.table import Row
 
 # (section, start of the case): calls per token. 48 GDN layers, 16 attention layers, 64 MLPs, one slot.
@@ -31,7 +31,6 @@ LAYERS = {
     ("conv", "B=1 T=1"): 48,
     ("norm", "T=1"): 48,
     ("rope", "T=1"): 16,
-    ("residual", "T=1"): 129,  # before each mixer and MLP, and the last
     ("head", "M=1 bf16 of 248320"): 1,
     ("sampler", "thinking"): 1,
 }
@@ -45,12 +44,11 @@ SMALL = {  # the dry run's names of the same kernels
     ("conv", "B=2 T=1"): 1,
     ("norm", "T=1"): 1,
     ("rope", "T=1"): 1,
-    ("residual", "T=1"): 1,
     ("head", "M=1 bf16"): 1,
     ("sampler", "thinking"): 1,
 }
 BOUND = 123  # token/s of an H100 by the bytes that a token reads at a short context
-NOT_COUNTED = "not counted: the embedding, launches and gaps"
+NOT_COUNTED = "not counted: the embedding, the layers' own norms, launches and gaps"
 
 
 def together(run: Run, calls: Mapping[tuple[str, str], int], case: str) -> Row:
@@ -80,6 +78,3 @@ def token(run: Run) -> Iterator[Row]:
     yield together(run, LINEARS, "linears alone")
     for past in PASTS:
         yield together(run, LINEARS | LAYERS | {("attention", f"B=1 T=1 past={past} bf16"): ATTENTION}, f"past={past}")
-
-
-SECTIONS: dict[str, Callable[[Run], Iterator[Row]]] = {"token": token}

@@ -6,6 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from deltart.cli.bounds import real
+
 
 def add_parser(commands: Any) -> None:
     """Add the subcommand."""
@@ -26,18 +28,20 @@ def add_parser(commands: Any) -> None:
         help="calibration text, JSON lines of messages or text; 'default' for the set that ships with deltart, "
         "which is what hessian, --kv-cache, --activations and --budget take when this is left out",
     )
-    parser.add_argument("--kv-cache", action="store_true", help="also write FP8 KV-cache scales, by vLLM's names")
+    parser.add_argument(
+        "--kv-cache", action="store_true", help="also write scales of an FP8 KV cache, under the names that vLLM reads"
+    )
     parser.add_argument("--activations", action="store_true", help="also write static activation scales")
     parser.add_argument("--modules", nargs="+", metavar="NAME", help="quantize only what these name, e.g. mlp layers.3")
     parser.add_argument("--keep", nargs="+", metavar="NAME", default=[], help="leave what these name in BF16")
     parser.add_argument(
         "--budget",
-        type=float,
+        type=real(0, 1e6),
         metavar="NATS",
         help="also report what to keep in BF16 for this loss (KL)",
     )
     parser.add_argument("--statistics", type=Path, metavar="FOLDER", help="keep statistics of inputs here for reuse")
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, extra="calib", interrupted="the same command goes on from here")
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -56,7 +60,7 @@ def run(arguments: argparse.Namespace) -> None:
         keep=arguments.keep,
         budget=arguments.budget,
         statistics=arguments.statistics,
-        say=lambda line: print(line, flush=True),
+        log=lambda line: print(line, flush=True),
     )
     for variant, found in result.agreement.items():
         print(f"{variant}: KL {found.kl:.3g} nats, top-1 {found.top1:.2%}, perplexity {found.perplexity:.4g}")

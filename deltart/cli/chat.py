@@ -8,7 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deltart.cli.run_options import add_engine, add_sampling, open_engine, params
+from deltart.cli import cache_option
+from deltart.cli.run_options import add_engine, add_sampling, open_engine, params, thinking_options
+from deltart.cli.streams import shown_to_people
 from deltart.errors import DeltaRTError, GenerationError
 
 if TYPE_CHECKING:
@@ -28,13 +30,18 @@ def add_parser(commands: Any) -> None:
         "chat", help="talk with an artifact's model", description=f"A conversation in the terminal.\n\n{HELP}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
-    parser.add_argument("artifact", type=Path, help="folder written by 'deltart export'")
+    parser.add_argument("artifact", type=Path, help="folder written by `deltart export`")
     parser.add_argument("--system", default="", metavar="TEXT", help="system message")
-    parser.add_argument("--no-thinking", action="store_true", help="ask the template for answers without thinking")
+    parser.add_argument(
+        "--thinking",
+        action=argparse.BooleanOptionalAction,
+        help="switch the template's thinking on or off (default: the template's choice)",
+    )
     parser.add_argument("--preserve-thinking", action="store_true", help="keep earlier thinking in the conversation")
     add_sampling(parser)
     add_engine(parser, slots=1)
-    parser.set_defaults(run=run)
+    cache_option.add(parser)
+    parser.set_defaults(run=run, extra="cpu")
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -43,9 +50,7 @@ def run(arguments: argparse.Namespace) -> None:
     from deltart.runtime.conversation import Chats
 
     with open_engine(arguments) as engine:
-        options: dict[str, Any] = {"preserve_thinking": arguments.preserve_thinking}
-        if arguments.no_thinking:
-            options["enable_thinking"] = False
+        options = thinking_options(arguments) | ({"preserve_thinking": True} if arguments.preserve_thinking else {})
         session = ChatSession(Chats(engine), arguments.system, **options)
         Terminal(session, params(arguments, engine.defaults)).talk()
 
@@ -102,10 +107,12 @@ class Terminal:
         try:
             for event in self._session.say(text, self._params):
                 if isinstance(event, ReasoningDelta) and self._shown:
-                    print(event.text if thinking else f"\x1b[2m{event.text}", end="", flush=True)
+                    text = shown_to_people(event.text)
+                    print(text if thinking else f"\x1b[2m{text}", end="", flush=True)
                     thinking = True
                 elif isinstance(event, ContentDelta):
-                    print(f"\x1b[0m\n\n{event.text}" if thinking else event.text, end="", flush=True)
+                    text = shown_to_people(event.text)
+                    print(f"\x1b[0m\n\n{text}" if thinking else text, end="", flush=True)
                     thinking = False
         except KeyboardInterrupt:
             print("\x1b[0m [stopped]" if self._shown else "", end="")

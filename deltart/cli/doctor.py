@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import ctypes.util
-import json
 import os
 import platform
 import shutil
@@ -13,11 +12,11 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
-
-from deltart.errors import MissingDependencyError
+from deltart import caches
+from deltart.cli import cache_option
+from deltart.cli.screen import console, line
+from deltart.cli.streams import print_json
+from deltart.errors import CacheError, MissingDependencyError
 from deltart.plugins.native.library import find_headers
 from deltart.plugins.toolchain import find_nvcc
 
@@ -38,7 +37,7 @@ PACKAGES = (
     ("onnxruntime", "run artifacts on the CPU", "cpu"),
     ("torch", "export and calibrate", "export"),
     ("onnxscript", "export", "export"),
-    ("transformers", "the parity tests' reference", "dev"),
+    ("transformers", "verify's reference", "verify"),
     ("tensorrt-rtx-cu13-bindings", "build and run TensorRT-RTX engines", "rtx"),
     ("tensorrt", "build and run TensorRT engines", "tensorrt"),
     ("cuda-bindings", "load kernels without torch", "kernels"),
@@ -51,6 +50,7 @@ def add_parser(commands: Any) -> None:
         "doctor", help="check what is installed and say what is missing", description=__doc__
     )
     parser.add_argument("--json", action="store_true", help="print findings as JSON")
+    cache_option.add(parser)
     parser.set_defaults(run=run)
 
 
@@ -58,19 +58,29 @@ def run(arguments: argparse.Namespace) -> None:
     """Print the findings."""
     findings = examine()
     if arguments.json:
-        print(json.dumps([asdict(f) for f in findings]))
+        print_json([asdict(f) for f in findings])
         return
-    table = Table("", "what", "found", "for", "to get it")
+    width = max(len(finding.name) for finding in findings)
+    out = console()
     for finding in findings:
-        mark = "[green]ok[/]" if finding.present else "[yellow]--[/]"
-        remedy = "" if finding.present else escape(finding.remedy)
-        table.add_row(mark, finding.name, finding.found, finding.purpose, remedy)
-    Console(highlight=False).print(table)
+        mark = line("ok  ", "green") if finding.present else line("--  ", "yellow")
+        out.print(mark + line(f"{finding.name:{width}}  {finding.found}: {finding.purpose}"))
+        if not finding.present:
+            out.print(line(f"    {finding.remedy}", "bold"), soft_wrap=True)
 
 
 def examine() -> list[Finding]:
     """Everything worth knowing about this machine, cheapest first."""
-    return [_python(), _memory(), *(_package(*row) for row in PACKAGES), _nvcc(), _headers(), _driver(), _gpu()]
+    return [
+        _python(),
+        _memory(),
+        *(_package(*row) for row in PACKAGES),
+        _cache(),
+        _nvcc(),
+        _headers(),
+        _driver(),
+        _gpu(),
+    ]
 
 
 def _python() -> Finding:
@@ -88,6 +98,14 @@ def _package(distribution: str, purpose: str, extra: str) -> Finding:
     except PackageNotFoundError:
         wanted = f"deltart[{extra}]" if extra else "deltart"
         return Finding(distribution, False, "not installed", purpose, f"pip install '{wanted}'")
+
+
+def _cache() -> Finding:
+    purpose = "keep compiled kernels and plans"
+    try:
+        return Finding("cache", True, str(caches.folder(caches.KERNELS).parent), purpose)
+    except CacheError as error:
+        return Finding("cache", False, error.found, purpose, f"--cache DIR or {caches.VARIABLE}")
 
 
 def _nvcc() -> Finding:

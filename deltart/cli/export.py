@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-
+from deltart.cli.bounds import positive, real
+from deltart.cli.screen import console, line
+from deltart.cli.streams import print_json
 from deltart.export.garbage import no_garbage_collection
 
 if TYPE_CHECKING:
@@ -24,29 +24,28 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument("checkpoint", type=Path, help="Hugging Face checkpoint folder: BF16, F16, F32 or FP8")
     parser.add_argument("-o", "--output", type=Path, required=True, help="artifact folder to create")
-    parser.add_argument("--max-context", type=int, metavar="N", help="longest sequence to serve (default: the model's)")
-    parser.add_argument("--yarn", type=float, metavar="FACTOR", help="stretch the context by static YaRN")
-    parser.add_argument("--no-mtp", action="store_true", help="leave the MTP head out")
     parser.add_argument(
-        "--tensorrt", action="store_true", help="write the TensorRT graphs too (deltart build adds them)"
+        "--max-context", type=positive, metavar="N", help="longest sequence to serve, in tokens (default: the model's)"
     )
+    parser.add_argument("--yarn", type=real(1, 1024), metavar="FACTOR", help="stretch the context by static YaRN")
+    parser.add_argument("--no-mtp", action="store_true", help="leave the MTP head out")
     parser.add_argument(
         "--overwrite", action="store_true", help="replace an artifact that is already there; never anything else"
     )
     parser.add_argument("--json", action="store_true", help="print a summary as JSON")
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, extra="export")
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Export, showing each step with its time."""
-    console = Console(stderr=True, highlight=False)
+    errors = console(stderr=True)
     began = time.perf_counter()
-    with console.status("loading the exporter") as status, no_garbage_collection():
+    with errors.status("loading the exporter") as status, no_garbage_collection():
         from deltart.export.pipeline import export_checkpoint
 
-        def report(step: str) -> None:
-            console.print(f"[dim]{time.perf_counter() - began:6.1f} s[/]  {step}")
-            status.update(step)
+        def log(step: str) -> None:
+            errors.print(line(f"{time.perf_counter() - began:6.1f} s  ", "dim") + line(step))
+            status.update(line(step))
 
         manifest = export_checkpoint(
             arguments.checkpoint,
@@ -54,22 +53,23 @@ def run(arguments: argparse.Namespace) -> None:
             max_context=arguments.max_context,
             yarn=arguments.yarn,
             mtp=not arguments.no_mtp,
-            for_tensorrt=arguments.tensorrt,
             overwrite=arguments.overwrite,
-            report=report,
+            log=log,
         )
     _summarize(manifest, arguments.output, time.perf_counter() - began, arguments.json)
 
 
 def _summarize(manifest: Manifest, output: Path, seconds: float, as_json: bool) -> None:
-    fates = Counter(tensor.fate for tensor in manifest.tensors.values())
+    fates = Counter[str]()
+    for tensor in manifest.tensors.values():
+        fates[tensor.fate] += tensor.tensors
     graphs = sorted(path for path in output.iterdir() if path.suffix == ".onnx")
     written = sum(path.stat().st_size for path in output.iterdir() if path.is_file() and path.stat().st_nlink == 1)
     if as_json:
         summary = {"artifact": str(output), "seconds": round(seconds, 2), "bytes_written": written}
-        print(json.dumps(summary | {"tensors": fates, "graphs": [path.name for path in graphs]}))
+        print_json(summary | {"tensors": fates, "graphs": [path.name for path in graphs]})
         return
-    console = Console(highlight=False)
-    console.print(f"[bold]{output}[/]: {', '.join(path.name for path in graphs)}")
+    out = console()
+    out.print(line(str(output), "bold") + line(f": {', '.join(path.name for path in graphs)}"))
     accounted = ", ".join(f"{count} {fate}" for fate, count in sorted(fates.items()))
-    console.print(f"{len(manifest.tensors)} tensors ({accounted}), {written / 1e6:.1f} MB written, {seconds:.1f} s")
+    out.print(f"{fates.total()} tensors ({accounted}), {written / 1e6:.1f} MB written, {seconds:.1f} s")

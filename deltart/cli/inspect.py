@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import argparse
-import json
+import sys
 from collections import defaultdict
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
 from rich.table import Table
+
+from deltart.cli.screen import console, table
+from deltart.cli.streams import print_json
+from deltart.plurals import counted
 
 if TYPE_CHECKING:
     from deltart.export.checkpoint import Checkpoint
+    from deltart.export.ledger import Ledger
     from deltart.export.spec import ModelSpec
-    from deltart.export.weights import Ledger
 
 
 def add_parser(commands: Any) -> None:
@@ -26,26 +29,38 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("checkpoint", type=Path, help="Hugging Face checkpoint folder")
     parser.add_argument("--tensors", action="store_true", help="list every tensor")
     parser.add_argument("--json", action="store_true", help="print everything as JSON")
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, extra="export")
 
 
-def run(arguments: argparse.Namespace) -> None:
-    """Read headers and config, account for every tensor, print."""
+def run(arguments: argparse.Namespace) -> int:
+    """Read headers and config, account for every tensor, print.
+
+    Returns:
+        2 where config.json says of the weights what is not so; 0 otherwise.
+    """
     from deltart.export.checkpoint import Checkpoint
     from deltart.export.pipeline import account
     from deltart.export.spec import read_spec
+    from deltart.export.structure import settle
 
     spec = read_spec(arguments.checkpoint)
     checkpoint = Checkpoint(arguments.checkpoint)
-    ledger = account(spec, checkpoint)
+    settled = settle(spec, checkpoint)
+    ledger = account(settled.spec, checkpoint)
     if arguments.json:
-        print(json.dumps({"spec": asdict(spec), "tensors": _entries(ledger)}))
-        return
-    console = Console(highlight=False)
-    console.print(_model_table(spec, checkpoint))
-    console.print(_fate_table(ledger))
-    if arguments.tensors:
-        console.print(_tensor_table(ledger))
+        found = {"notes": settled.notes, "contradictions": settled.contradictions}
+        print_json({"spec": asdict(settled.spec), "tensors": _entries(ledger)} | found)
+    else:
+        out = console()
+        out.print(_model_table(settled.spec, checkpoint))
+        out.print(_fate_table(ledger))
+        if arguments.tensors:
+            out.print(_tensor_table(ledger))
+        for note in settled.notes:
+            out.print(f"note: {note}", markup=False, soft_wrap=True)
+    for contradiction in settled.contradictions:
+        print(f"deltart: {contradiction}", file=sys.stderr)
+    return 2 if settled.contradictions else 0
 
 
 def _entries(ledger: Ledger) -> dict[str, dict[str, Any]]:
@@ -63,19 +78,24 @@ def _model_table(spec: ModelSpec, checkpoint: Checkpoint) -> Table:
     rows = {
         "architecture": spec.architecture,
         "layers": f"{len(spec.layer_types)}: {linear} Gated DeltaNet, {len(spec.layer_types) - linear} gated attention",
-        "hidden / FFN": f"{spec.hidden_size} / {spec.intermediate_size}",
+        "hidden / FFN": f"{spec.hidden_size} / {_width(spec)}",
         "GDN heads": f"{spec.linear_num_key_heads} k, {spec.linear_num_value_heads} v, {spec.linear_key_head_dim} wide",
         "attention": f"{spec.num_attention_heads} q, {spec.num_key_value_heads} kv, {spec.head_dim} wide, "
         f"{spec.rope.rotary_dim} rotary{', YaRN x' + str(spec.rope.yarn.factor) if spec.rope.yarn else ''}",
-        "vocabulary / context": f"{spec.vocab_size} / {spec.max_position_embeddings}",
-        "weights": f"{size / 1e9:.2f} GB in {len(checkpoint.files)} files, "
+        "vocabulary / context": f"{spec.vocab_size} / {spec.context_limit}",
+        "weights": f"{size / 1e9:.2f} GB in {counted(len(checkpoint.files), 'file')}, "
         f"{'FP8 block-128' if spec.fp8 else 'unquantized'}",
         "MTP / vision": f"{'yes' if spec.mtp_num_hidden_layers else 'no'} / {'yes' if spec.vision else 'no'}",
     }
-    table = Table(show_header=False, title=str(checkpoint.folder), title_justify="left")
-    for name, value in rows.items():
-        table.add_row(name, value)
-    return table
+    return table((), rows.items(), title=str(checkpoint.folder))
+
+
+def _width(spec: ModelSpec) -> str:
+    moe = spec.moe
+    if moe is None:
+        return str(spec.intermediate_size)
+    experts = f"{moe.num_experts} experts of {moe.moe_intermediate_size}, {moe.num_experts_per_tok} a token"
+    return f"{experts}; one of {moe.shared_expert_intermediate_size} for every token"
 
 
 def _fate_table(ledger: Ledger) -> Table:
@@ -85,18 +105,20 @@ def _fate_table(ledger: Ledger) -> Table:
         group = groups[entry["fate"], where, entry["dtype"]]
         group[0] += 1
         group[1] += entry["nbytes"]
-    table = Table("fate", "graph or reason", "dtype", "tensors", "MB")
-    for (fate, where, dtype), (count, nbytes) in sorted(groups.items()):
-        table.add_row(fate, where, dtype, str(count), f"{nbytes / 1e6:,.1f}")
-    table.add_section()
+    rows = [
+        (fate, where, dtype, str(count), f"{nbytes / 1e6:,.1f}")
+        for (fate, where, dtype), (count, nbytes) in sorted(groups.items())
+    ]
     total = sum(info.nbytes for info in ledger.checkpoint.values())
-    table.add_row("all", "", "", str(len(ledger.checkpoint)), f"{total / 1e6:,.1f}")
-    return table
+    shown = table(("fate", "graph or reason", "dtype", "tensors", "MB"), rows)
+    shown.add_section()
+    shown.add_row("all", "", "", str(len(ledger.checkpoint)), f"{total / 1e6:,.1f}")
+    return shown
 
 
 def _tensor_table(ledger: Ledger) -> Table:
-    table = Table("tensor", "dtype", "shape", "fate")
+    rows = []
     for name, entry in _entries(ledger).items():
         fate = "bound: " + "+".join(entry["graphs"]) if "graphs" in entry else f"deferred: {entry['reason']}"
-        table.add_row(name, entry["dtype"], " x ".join(map(str, entry["shape"])), fate)
-    return table
+        rows.append((name, entry["dtype"], " x ".join(map(str, entry["shape"])), fate))
+    return table(("tensor", "dtype", "shape", "fate"), rows)

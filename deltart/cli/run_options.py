@@ -7,6 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from deltart.cli.bounds import positive, whole
+
 if TYPE_CHECKING:
     from deltart.runtime.engine import Engine
     from deltart.runtime.sampling.params import SamplingParams
@@ -50,12 +52,17 @@ def add_engine(parser: argparse.ArgumentParser, slots: int) -> argparse._Argumen
         default="folded",
         help="folded: converted to f32 at load, fast; mapped: converted at use, little memory. Both are exact",
     )
-    group.add_argument("--threads", type=int, default=0, metavar="N", help="CPU threads; 0 lets ONNX Runtime choose")
+    group.add_argument("--threads", type=whole(0, 1024), default=0, help="CPU threads; 0 lets ONNX Runtime choose")
     group.add_argument("--plugins", type=Path, metavar="FILE", help="TensorRT: C++ plugin library")
     group.add_argument(
-        "--draft-tokens", type=int, metavar="N", help="drafts of the MTP head in a step (default: as many as pay)"
+        "--draft-tokens",
+        type=whole(0, 64),
+        metavar="N",
+        help="tokens that the MTP head drafts per step (default: as many as pay)",
     )
-    group.add_argument("--max-model-len", type=int, metavar="N", help="longest prompt and reply together, in tokens")
+    group.add_argument(
+        "--max-model-len", type=positive, metavar="N", help="longest prompt and reply together, in tokens"
+    )
     group.set_defaults(slots=slots)
     return group
 
@@ -66,6 +73,11 @@ def params(arguments: argparse.Namespace, defaults: SamplingParams) -> SamplingP
     if arguments.stop:
         given["stop"] = tuple(arguments.stop)
     return replace(defaults, **given, ignore_eos=arguments.ignore_eos)
+
+
+def thinking_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What to ask the chat template for: nothing where the flag was not given, so that its own default holds."""
+    return {} if arguments.thinking is None else {"enable_thinking": arguments.thinking}
 
 
 def open_engine(arguments: argparse.Namespace, **options: Any) -> Engine:

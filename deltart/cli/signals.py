@@ -16,6 +16,13 @@ class Terminated(KeyboardInterrupt):
         self.number = number
 
 
+def ending(stop: KeyboardInterrupt) -> tuple[str, int]:
+    """How to say what ended a command, and its exit code: 128 + N for signal N."""
+    if isinstance(stop, Terminated):
+        return "terminated", 128 + stop.number
+    return "interrupted", 128 + signal.SIGINT
+
+
 def raise_on_termination() -> None:
     """From now on SIGTERM and SIGHUP raise Terminated in the main thread. One that is ignored (nohup) stays so."""
     for number in ENDING:

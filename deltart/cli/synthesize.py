@@ -1,4 +1,4 @@
-"""deltart synth: a checkpoint without trained weights, random or sparse, for tests and dry runs."""
+"""deltart synthesize: a checkpoint without trained weights, random or sparse, for tests and dry runs."""
 
 from __future__ import annotations
 
@@ -6,18 +6,21 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from deltart.cli.bounds import whole
+from deltart.cli.streams import plain
+
 
 def add_parser(commands: Any) -> None:
     """Add the subcommand."""
     parser: argparse.ArgumentParser = commands.add_parser(
-        "synth", help="write a synthetic checkpoint of a preset", description=__doc__
+        "synthesize", aliases=["synth"], help="write a synthetic checkpoint of a preset", description=__doc__
     )
     presets = "qwen3.6-27b, qwen3.6-27b-fp8, tiny, tiny-fp8, mid, mid-fp8"
     parser.add_argument("preset", help=presets)
     parser.add_argument("-o", "--output", type=Path, required=True, help="new folder to write")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=whole(0, 2**32 - 1), default=0)
     parser.add_argument("--sparse", action="store_true", help="true names, shapes and sizes, holes for data")
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, extra="export")
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -25,4 +28,6 @@ def run(arguments: argparse.Namespace) -> None:
     from deltart.export.synthetic.write import synthesize
 
     synthesize(arguments.preset, arguments.output, seed=arguments.seed, sparse=arguments.sparse)
-    print(f"{arguments.output}: {arguments.preset}, {'sparse' if arguments.sparse else f'seed {arguments.seed}'}")
+    how = "sparse" if arguments.sparse else f"seed {arguments.seed}"
+    how = "sparse" if arguments.sparse else f"seed {arguments.seed}"
+    print(plain(f"{arguments.output}: {arguments.preset}, {how}"))

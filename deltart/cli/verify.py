@@ -7,16 +7,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from rich.console import Console
-from rich.table import Table
 
-from deltart.cli.build import CACHE
+from deltart import caches
+from deltart.cli import cache_option
+from deltart.cli.bounds import positive, whole
+from deltart.cli.screen import console, line, table
 from deltart.errors import GenerationError, OutputError
 from deltart.files import write_atomically
 
 if TYPE_CHECKING:
     from deltart.manifest import Manifest
-    from deltart.verify.compare import Report
+    from deltart.verify.compare import VerifyReport
+
+# What tells a file of each kind that verify writes, within so many bytes of its beginning or its end.
+SIGNS = {
+    "page": b"<title>deltart verify: ",
+    "report": b'"tolerances": {',
+    "outputs": b'"polygraphy_class": "RunResults"',
+}
+SIGNED_BYTES = 4096
 
 
 def add_parser(commands: Any) -> None:
@@ -24,55 +33,66 @@ def add_parser(commands: Any) -> None:
     parser: argparse.ArgumentParser = commands.add_parser(
         "verify", help="compare an artifact with transformers, layer by layer", description=__doc__
     )
-    parser.add_argument("artifact", type=Path, help="folder written by 'deltart export'")
-    parser.add_argument("--tokens", type=int, default=100, metavar="N", help="tokens to run (default 100, random)")
+    parser.add_argument("artifact", type=Path, help="folder written by `deltart export`")
     parser.add_argument(
-        "--prefill", type=int, metavar="N", help="of these in one call, the rest one by one (default 3/4)"
+        "--tokens", type=positive, default=100, metavar="N", help="how many tokens to run (default 100, random)"
+    )
+    parser.add_argument(
+        "--prefill",
+        type=positive,
+        metavar="N",
+        help="how many of the tokens go in the first call; the rest follow one by one (default: 3/4)",
     )
     parser.add_argument(
         "--prefill-activations",
         choices=["bf16", "fp8"],
         default="bf16",
-        help="fp8: show what 'deltart build --prefill-activations fp8' costs, and allow the engine as much",
+        help="fp8: show what `deltart build --prefill-activations fp8` costs, and allow the engine as much",
     )
     parser.add_argument("--prompt", metavar="TEXT", help="run this text's tokens instead")
     parser.add_argument(
         "--prompts", type=Path, metavar="FILE",
         help='compare greedy replies too, and run these tokens: a JSON object a line with "messages" or "prompt"',
     )  # fmt: skip
-    parser.add_argument("--count", type=int, default=20, metavar="N", help="of these prompts (default 20)")
-    parser.add_argument("--max-new-tokens", type=int, default=128, metavar="N", help="of a reply (default 128)")
-    parser.add_argument("--seed", type=int, default=0, help="of the random tokens")
+    parser.add_argument("--count", type=positive, default=20, metavar="N", help="how many of the prompts (default 20)")
+    parser.add_argument(
+        "--max-new-tokens", type=positive, default=128, metavar="N", help="longest reply, in tokens (default 128)"
+    )
+    parser.add_argument("--seed", type=whole(0, 2**64 - 1), default=0, help="seed of the random tokens")
     parser.add_argument("--weights", choices=["folded", "mapped"], default="folded", help="see deltart generate")
-    parser.add_argument("--html", type=Path, metavar="FILE", help="default: ARTIFACT/report.html")
-    parser.add_argument("--save-outputs", type=Path, metavar="FILE", help="every runner's outputs, for polygraphy")
+    parser.add_argument("--html", type=Path, metavar="FILE", help="the report (default: ARTIFACT/report.html)")
+    parser.add_argument("--save-outputs", type=Path, metavar="FILE", help="keep all outputs, for polygraphy")
     parser.add_argument("--json", action="store_true", help="print the report as JSON instead of a table")
-    parser.set_defaults(run=run)
+    cache_option.add(parser)
+    parser.set_defaults(run=run, extra="verify")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Compare, write report.html and report.json, print a table. Returns 1 when a tolerance is broken."""
-    from deltart.manifest import load_manifest
+    from deltart.artifact import load_manifest
     from deltart.verify.artifact_runners import ArtifactRunners
     from deltart.verify.compare import collect, judge
     from deltart.verify.page import page
     from deltart.verify.tolerances import tolerances
 
-    console = Console(stderr=True, highlight=False)
+    errors = console(stderr=True)
     manifest = load_manifest(arguments.artifact)
     prompts = _prompts(arguments)
     ids = _ids(arguments, manifest, prompts)
     prefill = len(ids) * 3 // 4 if arguments.prefill is None else arguments.prefill
     if not 1 <= prefill <= len(ids):
         raise GenerationError(f"--prefill {prefill}", f"1 to {len(ids)}, the tokens to run")
-    with console.status("verifying") as status:
+    target = arguments.html or arguments.artifact / "report.html"
+    signs = {target: SIGNS["page"], target.with_suffix(".json"): SIGNS["report"]}
+    for path, sign in (signs | ({arguments.save_outputs: SIGNS["outputs"]} if arguments.save_outputs else {})).items():
+        _check_replaceable(path, sign)
+    with errors.status("verifying") as status:
         runners = ArtifactRunners(
             arguments.artifact, manifest, prefill, arguments.weights, arguments.prefill_activations,
-            arguments.max_new_tokens if prompts else None, CACHE.expanduser(),
+            arguments.max_new_tokens if prompts else None, caches.folder(caches.PLANS),
         )  # fmt: skip
-        found = collect(runners.by_name(), ids, prompts, status.update)
+        found = collect(runners.by_name(), ids, prompts, lambda step: status.update(line(step)))
         report = judge(arguments.artifact, found, tolerances(arguments.prefill_activations))
-    target = arguments.html or arguments.artifact / "report.html"
     try:
         if arguments.save_outputs:
             found.save(arguments.save_outputs)
@@ -85,6 +105,19 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         _print(report, target)
     return 0 if report.passed else 1
+
+
+def _check_replaceable(path: Path, sign: bytes) -> None:
+    """Raises OutputError for a file with something in it that no verify wrote. A link is replaced, not followed."""
+    if path.is_symlink() or not path.is_file():
+        return
+    with path.open("rb") as file:
+        head = file.read(SIGNED_BYTES)
+        file.seek(max(0, path.stat().st_size - SIGNED_BYTES))
+        if head and sign not in head + file.read():
+            raise OutputError(
+                f"{path} exists, and is no earlier result of verify", "a free name", "choose another, or move it away"
+            )
 
 
 def _prompts(arguments: argparse.Namespace) -> list[list[int]]:
@@ -113,23 +146,27 @@ def _ids(arguments: argparse.Namespace, manifest: Manifest, prompts: list[list[i
     return ids
 
 
-def _print(report: Report, target: Path) -> None:
+def _print(report: VerifyReport, target: Path) -> None:
     from deltart.verify.page import compared_points
 
     runners = list(dict.fromkeys(d.runner for d in report.differences))
-    table = Table("point", *runners, title=f"relative RMS against {report.reference}, {report.tokens} tokens")
     errors = {(d.point, d.runner): d.relative_rms for d in report.differences}
     against = {d.point: "" if d.against == report.reference else f" against {d.against}" for d in report.differences}
+    rows = []
     for point in compared_points(report):
         cells = (f"{errors[point, r]:.1e}" if (point, r) in errors else "" for r in runners)
-        table.add_row(point.removesuffix(".h") + against[point], *cells)
-    table.add_section()
-    table.add_row("greedy tokens", *(f"{report.greedy[r]:.1%}" for r in runners))
-    console = Console(highlight=False)
-    console.print(table)
+        rows.append((point.removesuffix(".h") + against[point], *cells))
+    title = f"relative RMS against {report.reference}, {report.tokens} tokens"
+    shown, out = table(("point", *runners), rows, title), console()
+    shown.add_section()
+    shown.add_row("greedy tokens", *(f"{report.greedy[r]:.1%}" for r in runners))
+    out.print(shown)
     for agreement in report.replies:
-        console.print(f"{agreement.runner}: {agreement}")
+        out.print(f"{agreement.runner}: {agreement}")
     for reason in dict.fromkeys(report.skipped.values()):
         names = ", ".join(name for name, why in report.skipped.items() if why == reason)
-        console.print(f"{names} did not run: {reason}", markup=False)
-    console.print(f"[bold]{'passed' if report.passed else 'FAILED'}[/]; {target} has the plot")
+        out.print(line(f"{names} did not run: {reason}"))
+    verdict = "passed" if report.passed else "FAILED"
+    if report.reference != report.outside:
+        verdict = f"NOT VERIFIED: {report.outside}, the outside reference, did not run"
+    out.print(line(verdict, "bold") + line(f"; {target} has the plot"))

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from deltart.manifest import Manifest
-from deltart.runtime.backends.base import Backend
+from deltart.runtime.backends.base import ServingBackend
 from deltart.runtime.backends.gpu.backend import TensorRtBackend
 from deltart.runtime.backends.gpu.engine_manifest import Activations, load_engine
 from deltart.runtime.backends.ort import WeightMode
@@ -72,11 +72,10 @@ class ArtifactRunners:
         return Runner(backend_points(backend, backend.points, self._prefill), reply)
 
     def _fp8_prefill(self) -> Runner:
-        from deltart.export.lower.functions import parse_function
-        from deltart.export.lower.portable_linear import fp8_block_linear
+        from deltart.export.lower.functions import PORTABLE, parse_function
         from deltart.verify.fp8_prefill import Fp8PrefillBackend
 
-        linear = parse_function(fp8_block_linear({"quantize_activations": 1}))
+        linear = parse_function(PORTABLE["Fp8BlockLinear"]({"quantize_activations": 1}))
         backend = Fp8PrefillBackend(self._artifact, linear, weights=self._weights)
         return Runner(backend_points(backend, backend.points, self._prefill))
 
@@ -88,7 +87,7 @@ class ArtifactRunners:
 
         return Runner(backend_points(self._gpu, points(self._gpu.engine), self._prefill, GRAPH))
 
-    def _reply(self, backend: Backend) -> Callable[[Sequence[int]], list[int]] | None:
+    def _reply(self, backend: ServingBackend) -> Callable[[Sequence[int]], list[int]] | None:
         if self._max_new_tokens is None:
             return None
         return backend_reply(backend, self._tokenizer, self._max_new_tokens)

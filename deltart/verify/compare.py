@@ -1,7 +1,6 @@
 """Compares runners of one model: every block's hidden state, the final one, the logits, and greedy replies.
 
-Outputs are Polygraphy's `RunResults`, so that its tools read them; errors and verdicts come of its signal-to-noise
-ratio.
+Outputs are Polygraphy's `RunResults`, so that its tools read them.
 """
 
 from __future__ import annotations
@@ -14,11 +13,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
-from polygraphy.comparator import IterationResult, RunResults, SnrCompareFunc
+from polygraphy.comparator import IterationResult, RunResults
 from polygraphy.logger import G_LOGGER
 
 from deltart.errors import DeltaRTError
 from deltart.files import replacing, write_atomically
+from deltart.plugins.tolerance import relative_rms
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Runner:
 
 
 @dataclass(frozen=True)
-class Parting:
+class Divergence:
     """Where a reply leaves the reference's: prompt, position in the reply, and how near a tie that was.
 
     `gap` is the difference of the reference's logits for the two tokens there, over the RMS of its logits.
@@ -49,12 +49,16 @@ class Parting:
 
 @dataclass
 class Collected:
-    """What the runners gave: outputs (one iteration each), partings of those that replied, why others did not run."""
+    """What the runners gave: outputs (one iteration each), where replies diverged, and why some did not run.
+
+    `outside` is the runner that all others are to be judged by.
+    """
 
     tokens: int
     prompts: int
+    outside: str
     outputs: RunResults = field(default_factory=RunResults)
-    partings: dict[str, list[Parting]] = field(default_factory=dict)
+    divergences: dict[str, list[Divergence]] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
 
     def save(self, path: Path) -> None:
@@ -84,18 +88,18 @@ class Agreement:
 
     runner: str
     prompts: int
-    partings: Sequence[Parting]
+    divergences: Sequence[Divergence]
     tolerance: float
 
     @property
     def equal(self) -> int:
         """Replies that are the reference's, token by token."""
-        return self.prompts - len(self.partings)
+        return self.prompts - len(self.divergences)
 
     @property
     def ties(self) -> int:
         """Replies that part at a tie."""
-        return sum(p.gap <= self.tolerance for p in self.partings)
+        return sum(p.gap <= self.tolerance for p in self.divergences)
 
     @property
     def passed(self) -> bool:
@@ -104,18 +108,20 @@ class Agreement:
 
     def __str__(self) -> str:
         text = f"{self.equal} of {self.prompts} replies equal"
-        return text + (f", {len(self.partings)} part, {self.ties} of them at a tie" if self.partings else "")
+        return text + (f", {len(self.divergences)} part, {self.ties} of them at a tie" if self.divergences else "")
 
 
 @dataclass(frozen=True)
-class Report:
+class VerifyReport:
     """The outcome of a comparison.
 
-    `reference` is the first runner, which most points are compared with; `greedy` is, by runner, the share of positions
-    whose most probable token is the reference's; `skipped` says why a runner could not run.
+    `reference` is the first runner that ran, which most points are compared with: `outside`, unless that could not run;
+    `greedy` is, by runner, the share of positions whose most probable token is the reference's; `skipped` says why a
+    runner could not run.
     """
 
     artifact: str
+    outside: str
     reference: str
     tokens: int
     tolerances: Mapping[str, float]
@@ -126,9 +132,9 @@ class Report:
 
     @property
     def passed(self) -> bool:
-        """Whether something was compared, and every point and reply is within its runner's tolerance."""
+        """Whether something was compared with the outside reference, and all is within its runner's tolerance."""
         verdicts = [d.passed for d in self.differences] + [a.passed for a in self.replies]
-        return bool(self.differences) and all(verdicts)
+        return self.reference == self.outside and bool(self.differences) and all(verdicts)
 
     def text(self) -> str:
         """The report as JSON."""
@@ -143,51 +149,52 @@ def collect(
     makers: Mapping[str, Callable[[], Runner]],
     ids: np.ndarray,
     prompts: Sequence[Sequence[int]] = (),
-    report: Callable[[str], None] = lambda line: None,
+    log: Callable[[str], None] = lambda line: None,
 ) -> Collected:
     """Run every runner on `ids` and, where it replies, on `prompts`, one after the other.
 
     Args:
-        makers: makes each runner by name; one that raises a DeltaRTError is skipped with its reason.
+        makers: makes each runner by name, the outside reference first; one that raises a DeltaRTError is skipped with
+            its reason.
     """
-    found = Collected(len(ids), len(prompts))
+    found = Collected(len(ids), len(prompts), next(iter(makers)))
     reference: tuple[Runner, list[list[int]]] | None = None
     for name, make in makers.items():
         try:
-            report(f"running {name}")
+            log(f"running {name}")
             runner = make()
             began = time.perf_counter()
             outputs = runner.points(ids)
             found.outputs.add([outputs], time.perf_counter() - began, name)
             if prompts and runner.reply is not None:
-                report(f"{name}: {len(prompts)} replies")
+                log(f"{name}: {len(prompts)} replies")
                 replies = [runner.reply(prompt) for prompt in prompts]
                 reference = reference or (runner, replies)
-                found.partings[name] = _partings(*reference, prompts, replies)
+                found.divergences[name] = _divergences(*reference, prompts, replies)
         except DeltaRTError as error:
-            found.skipped[name] = str(error).replace("\n", " ")
-            report(f"{name} skipped: {error.found}")
+            found.skipped[name] = "; ".join(filter(None, (error.found, error.hint)))
+            log(f"{name} skipped: {error.found}")
     return found
 
 
-def _partings(
+def _divergences(
     reference: Runner, expected: Sequence[list[int]], prompts: Sequence[Sequence[int]], replies: Sequence[list[int]]
-) -> list[Parting]:
+) -> list[Divergence]:
     found = []
     for number, (mine, theirs) in enumerate(zip(replies, expected, strict=True)):
         if mine == theirs:
             continue
         at = next((i for i, (a, b) in enumerate(zip(mine, theirs, strict=False)) if a != b), None)
         if at is None:  # one stopped where the other went on
-            found.append(Parting(number, min(len(mine), len(theirs)), math.inf))
+            found.append(Divergence(number, min(len(mine), len(theirs)), math.inf))
             continue
         logits = reference.points(np.array([*prompts[number], *theirs[:at]], np.int64))["logits"][-1].astype(np.float64)
         gap = abs(logits[theirs[at]] - logits[mine[at]]) / np.sqrt(np.mean(logits**2))
-        found.append(Parting(number, at, float(gap)))
+        found.append(Divergence(number, at, float(gap)))
     return found
 
 
-def judge(artifact: Path, found: Collected, tolerances: Mapping[str, float]) -> Report:
+def judge(artifact: Path, found: Collected, tolerances: Mapping[str, float]) -> VerifyReport:
     """Compare what was collected, each point with that of the first runner that has it.
 
     Args:
@@ -197,11 +204,11 @@ def judge(artifact: Path, found: Collected, tolerances: Mapping[str, float]) -> 
     reference, *others = results or [""]
     best = {name: result["logits"].argmax(-1) for name, result in results.items()}
     greedy = {name: float(np.mean(best[name] == best[reference])) for name in others}
-    _, *rest = found.partings or [""]
-    replies = [Agreement(name, found.prompts, found.partings[name], tolerances[name]) for name in rest]
-    return Report(
-        str(artifact), reference, found.tokens, dict(tolerances), _compared(results, tolerances), greedy, replies,
-        found.skipped,
+    _, *rest = found.divergences or [""]
+    replies = [Agreement(name, found.prompts, found.divergences[name], tolerances[name]) for name in rest]
+    return VerifyReport(
+        str(artifact), found.outside, reference, found.tokens, dict(tolerances), _compared(results, tolerances), greedy,
+        replies, found.skipped,
     )  # fmt: skip
 
 
@@ -221,20 +228,13 @@ def _compared(results: Mapping[str, IterationResult], tolerances: Mapping[str, f
 def _differences(
     expected: IterationResult, other: IterationResult, points: Sequence[str], tolerance: float
 ) -> list[Difference]:
-    """Those of `points` that `other` has. The ratio of signal to noise in dB is the relative RMS on another scale."""
-    points = [point for point in points if point in other]
-    if not points:
-        return []
-    signal, noisy = (IterationResult({p: r[p] for p in points}, runner_name=r.runner_name) for r in (expected, other))
-    with G_LOGGER.verbosity(G_LOGGER.CRITICAL), np.errstate(invalid="ignore"):
-        ratios = SnrCompareFunc(snr_threshold=-20 * math.log10(tolerance))(signal, noisy)
+    """Those of `points` that `other` has; infinite where shapes differ or a value is not finite."""
     differences = []
-    for point in points:
-        ratio = getattr(ratios[point], "snr", math.nan)  # shapes that differ have none
+    for point in (point for point in points if point in other):
+        found, right = np.asarray(other[point]), np.asarray(expected[point])
         error, largest = math.inf, math.inf
-        if ratio == math.inf or math.isfinite(ratio):
-            error = 10 ** (-ratio / 20)
-            largest = float(np.abs(noisy[point].astype(np.float32) - signal[point]).max())
+        if found.shape == right.shape and math.isfinite(finite := relative_rms(found, right)):
+            error, largest = finite, float(np.abs(found.astype(np.float32) - right).max(initial=0.0))
         names = (point, other.runner_name, expected.runner_name)
-        differences.append(Difference(*names, error, largest, bool(ratios[point])))
+        differences.append(Difference(*names, error, largest, error <= tolerance))
     return differences

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import onnx
 
-from deltart.manifest import GraphEntry
 from deltart.runtime.backends.ort import OrtBackend, WeightMode
 
 
@@ -15,16 +14,16 @@ class ExposedBackend(OrtBackend):
 
     def __init__(self, artifact: Path, target: str = "ort", weights: WeightMode = "folded", threads: int = 0) -> None:
         super().__init__(artifact, target, weights, threads)
-        self.points = expose(self._read(self.manifest.graphs["model"]))
+        self.points = expose(self._read("model"))
 
-    def _model(self, entry: GraphEntry) -> str | bytes:
-        model = self._read(entry)
+    def _model(self, graph: str) -> bytes:
+        model = self._read(graph)
         expose(model)
         content: bytes = model.SerializeToString()
         return content
 
-    def _read(self, entry: GraphEntry) -> onnx.ModelProto:
-        return onnx.load(self.artifact / entry.files[self.target], load_external_data=False)
+    def _read(self, graph: str) -> onnx.ModelProto:
+        return onnx.load_model_from_string(super()._model(graph))
 
 
 def expose(model: onnx.ModelProto) -> list[str]:

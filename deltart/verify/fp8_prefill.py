@@ -9,9 +9,7 @@ import numpy as np
 import onnx
 
 from deltart.errors import ArtifactError
-from deltart.manifest import GraphEntry
-from deltart.runtime.backends.base import DecodeRow, SlotState
-from deltart.runtime.backends.host_decode import HostDecoder
+from deltart.runtime.backends.base import SlotState
 from deltart.runtime.backends.ort import WeightMode
 from deltart.verify.exposed import ExposedBackend
 
@@ -46,18 +44,14 @@ class Fp8PrefillBackend:
         backend = self._prefill if inputs["input_ids"].shape[1] > 1 else self._decode
         return backend.run(graph, state, inputs, outputs)
 
-    def decoder(self, state: SlotState, rows: Sequence[DecodeRow], steps: int) -> HostDecoder:
-        """See Backend."""
-        return HostDecoder(self, state, rows, steps)
-
 
 class _Replaced(ExposedBackend):
     def __init__(self, artifact: Path, linear: onnx.FunctionProto, target: str, weights: WeightMode) -> None:
         self._linear = linear
         super().__init__(artifact, target, weights)
 
-    def _read(self, entry: GraphEntry) -> onnx.ModelProto:
-        model = super()._read(entry)
+    def _read(self, graph: str) -> onnx.ModelProto:
+        model = super()._read(graph)
         found = [f for f in model.functions if (f.domain, f.name) == (self._linear.domain, self._linear.name)]
         if not found:
             raise ArtifactError(f"{self.artifact} has no block-FP8 weight", hint="calibrate the checkpoint first")

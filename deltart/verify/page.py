@@ -6,7 +6,7 @@ import html
 import math
 from collections.abc import Callable, Mapping, Sequence
 
-from deltart.verify.compare import Difference, Report
+from deltart.verify.compare import Difference, VerifyReport
 
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 960, 340, 56, 16, 40, 30  # pixels: size and margins
 LABELS = 20  # at most, along the layers
@@ -19,7 +19,7 @@ STYLE = (
 )
 
 
-def page(report: Report) -> str:
+def page(report: VerifyReport) -> str:
     """The page."""
     verdict = "passed" if report.passed else "FAILED"
     skipped = "".join(
@@ -43,18 +43,18 @@ def page(report: Report) -> str:
     )
 
 
-def compared_points(report: Report) -> list[str]:
+def compared_points(report: VerifyReport) -> list[str]:
     """Every point of the report once, in the order of the model as far as one runner shows it."""
     by_runner = [[d.point for d in report.differences if d.runner == runner] for runner in _runners(report)]
     longest = max(by_runner, key=len, default=[])
     return list(dict.fromkeys([*longest, *(d.point for d in report.differences)]))
 
 
-def _runners(report: Report) -> list[str]:
+def _runners(report: VerifyReport) -> list[str]:
     return list(dict.fromkeys(d.runner for d in report.differences))
 
 
-def _plot(report: Report, value: Callable[[Difference], float], limits: Mapping[str, float]) -> str:
+def _plot(report: VerifyReport, value: Callable[[Difference], float], limits: Mapping[str, float]) -> str:
     """One figure of the differences over the layers, on a logarithmic scale; `limits` by runner are dashed.
 
     A point that is exact has no place on it.
@@ -133,7 +133,7 @@ def _line(points: Sequence[tuple[float, float, Difference]], color: str, value: 
     return f'<polyline points="{path}" fill="none" stroke="{color}" stroke-width="1.5"/>{marks}'
 
 
-def _table(report: Report) -> str:
+def _table(report: VerifyReport) -> str:
     runners = _runners(report)
     by_place = {(d.point, d.runner): d for d in report.differences}
     points = compared_points(report)

@@ -1,23 +1,27 @@
-"""transformers' own model on an exported checkpoint: the outside reference of `deltart verify`."""
+"""transformers' own model of an exported checkpoint: the outside reference of `deltart verify`.
+
+transformers reads the checkpoint's config.json and the safetensors library its weights; nothing of ours is between.
+"""
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Collection, Sequence
+import warnings
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from deltart.errors import ArtifactError, MissingDependencyError
-from deltart.export.checkpoint import Checkpoint
-from deltart.export.spec import read_spec
+from deltart.errors import ArtifactError, DeltaRTError, MissingDependencyError
 from deltart.manifest import Manifest
-from deltart.plugins.fp8_block_linear.reference import dequantize
+from deltart.text_files import check_folder
 
 MAX_PARAMETERS = 2_000_000_000  # in float32 that is 8 GB
+SCALE, BLOCK = "_scale_inv", 128  # the vendor's FP8: a scale for every 128 x 128 values, named after its weight
+NEEDS = "pip install 'deltart[verify]'"
 
 
 class ReferenceModel:
@@ -25,72 +29,127 @@ class ReferenceModel:
 
     Raises:
         MissingDependencyError: transformers is not installed.
-        ArtifactError: the model is too large for a float32 copy, or the export changed its RoPE.
+        ArtifactError: the checkpoint is gone, transformers can't load all of it, or it is too large.
     """
 
     def __init__(self, manifest: Manifest) -> None:
         folder = Path(manifest.checkpoint)
-        tensors = Checkpoint(folder)
-        count = sum(math.prod(t.shape) for t in tensors.values())
+        check_folder(folder, ArtifactError, "the checkpoint that was exported")
+        count = _parameters(folder)
         if count > MAX_PARAMETERS:
             raise ArtifactError(
                 f"{count / 1e9:.1f} billion parameters in float32", f"at most {MAX_PARAMETERS / 1e9:.0f}"
             )
-        self._model = _load(_text_config(folder, manifest), tensors, read_spec(folder).text_prefix)
+        self._model = _load(folder, manifest)
 
     @torch.no_grad()
     def points(self, ids: np.ndarray) -> dict[str, np.ndarray]:
         """Token ids [T] to every block's hidden state and the logits, f32 [T, ...] by point."""
-        outputs = self._model(torch.from_numpy(ids[None]), output_hidden_states=True, use_cache=False)
+        with _quietly():
+            outputs = self._model(torch.from_numpy(ids[None]), output_hidden_states=True, use_cache=False)
         *states, hidden = (h[0].numpy() for h in outputs.hidden_states)
         # transformers norms the last layer's state before it lists it.
         points = {"embed.h": states[0]} | {f"layers.{n}.h": state for n, state in enumerate(states[1:])}
         return points | {"hidden": hidden, "logits": outputs.logits[0].numpy()}
 
     @torch.no_grad()
-    def reply(self, prompt: Sequence[int], stops: Collection[int], most: int) -> list[int]:
-        """At most `most` greedy tokens after `prompt`, the stop token included."""
+    def reply(self, prompt: Sequence[int], stops: Collection[int], limit: int) -> list[int]:
+        """At most `limit` greedy tokens after `prompt`, the stop token included."""
         tokens, cache, reply = torch.tensor([list(prompt)]), None, list[int]()
-        while len(reply) < most and not (reply and reply[-1] in stops):
-            outputs = self._model(tokens, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        while len(reply) < limit and not (reply and reply[-1] in stops):
+            with _quietly():
+                outputs = self._model(tokens, past_key_values=cache, use_cache=True, logits_to_keep=1)
             cache, tokens = outputs.past_key_values, outputs.logits[:, -1].argmax(-1, keepdim=True)
             reply.append(int(tokens))
         return reply
 
 
-def _text_config(folder: Path, manifest: Manifest) -> dict[str, Any]:
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    text: dict[str, Any] = config.get("text_config", config)
-    rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
-    if (manifest.spec["rope"]["yarn"] is not None) != (rope.get("rope_type") == "yarn"):
-        raise ArtifactError("the export stretched the context by YaRN, config.json does not", "the same RoPE in both")
-    dropped = ("architectures", "model_type", "quantization_config")
-    return {k: v for k, v in text.items() if k not in dropped} | {
-        "tie_word_embeddings": manifest.spec["tie_word_embeddings"]
-    }
-
-
-def _load(config: dict[str, Any], tensors: Checkpoint, prefix: str) -> Any:
+def _files(folder: Path) -> Iterator[Any]:
+    """The checkpoint's files, opened by the safetensors library."""
     try:
-        from transformers import Qwen3_5ForCausalLM, Qwen3_5TextConfig
+        from safetensors import SafetensorError, safe_open
     except ImportError:
-        raise MissingDependencyError(
-            "transformers with Qwen3.5 is not installed", "transformers 5.23", "pip install 'transformers>=5.23,<5.24'"
-        ) from None
-    made = Qwen3_5TextConfig(**config)
-    made._attn_implementation = "eager"
-    model = Qwen3_5ForCausalLM(made).eval().float()
-    wanted = model.state_dict()
-    names = {name: name.replace("model.", prefix, 1) if name.startswith("model.") else name for name in wanted}
-    if made.tie_word_embeddings:
-        names["lm_head.weight"] = names["model.embed_tokens.weight"]
-    model.load_state_dict({name: _float32(tensors, names[name]) for name in wanted})
-    return model
+        raise MissingDependencyError("safetensors is not installed", "what reads the reference", NEEDS) from None
+    for path in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(path, "pt") as file:
+                yield file
+        except (SafetensorError, OSError) as error:
+            raise ArtifactError(f"the safetensors library can't read {path}: {error}") from None
 
 
-def _float32(tensors: Checkpoint, name: str) -> torch.Tensor:
-    value = np.asarray(tensors.read(name)).astype(np.float32)
-    scale = f"{name}_scale_inv"
-    if scale in tensors:
-        value = dequantize(value, np.asarray(tensors.read(scale)).astype(np.float32))
-    return torch.from_numpy(value)
+def _parameters(folder: Path) -> int:
+    """How many numbers the checkpoint's files hold."""
+    return sum(math.prod(f.get_slice(name).get_shape()) for f in _files(folder) for name in f.keys())  # noqa: SIM118
+
+
+def _weights(folder: Path) -> dict[str, torch.Tensor]:
+    """Every tensor in float32: block-FP8 weights times their scales, each repeated over its block of 128 x 128.
+
+    transformers' own expansion of FP8 takes multiples of 128 only.
+    """
+    stored = {name: file.get_tensor(name) for file in _files(folder) for name in file.keys()}  # noqa: SIM118
+    scales = {name: stored.pop(name).float() for name in list(stored) if name.endswith(SCALE)}
+    weights = {name: value.float() for name, value in stored.items()}
+    for name, scale in scales.items():
+        weight = weights[name.removesuffix(SCALE)]
+        rows, columns = weight.shape
+        weight *= scale.repeat_interleave(BLOCK, 0)[:rows].repeat_interleave(BLOCK, 1)[:, :columns]
+    return weights
+
+
+def _load(folder: Path, manifest: Manifest) -> Any:
+    try:
+        from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
+    except ImportError:
+        raise MissingDependencyError("transformers is not installed", "transformers 5.23", NEEDS) from None
+    try:
+        with _quietly():
+            config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+            _stretch(config.get_text_config(), manifest)
+            config.quantization_config = None  # the weights are expanded
+            auto = AutoModelForImageTextToText if hasattr(config, "text_config") else AutoModelForCausalLM
+            with torch.device("meta"):
+                made = auto.from_config(config, dtype=torch.float32, attn_implementation="eager")
+            model, found = type(made).from_pretrained(
+                None, config=made.config, state_dict=_weights(folder), dtype=torch.float32, output_loading_info=True,
+                attn_implementation="eager",
+            )  # fmt: skip
+    except DeltaRTError:
+        raise
+    except Exception as error:  # transformers raises whatever it meets
+        raise ArtifactError(f"transformers can't load {folder}: {' '.join(str(error).split())}") from error
+    lost = sorted(map(str, [*found["missing_keys"], *found["mismatched_keys"]]))
+    if lost:
+        raise ArtifactError(f"transformers finds no '{lost[0]}' in {folder}", "every parameter of its own model")
+    return model.eval()
+
+
+def _stretch(text: Any, manifest: Manifest) -> None:
+    """What the user asked of `deltart export --yarn`, written into transformers' config as model cards tell."""
+    rope = dict(text.rope_parameters)
+    ordered = manifest.spec["rope"]["yarn"]
+    if ordered is not None and rope.get("rope_type") != "yarn":
+        trained = text.max_position_embeddings
+        text.rope_parameters = rope | {
+            "rope_type": "yarn", "factor": ordered["factor"], "original_max_position_embeddings": trained
+        }  # fmt: skip
+        text.max_position_embeddings = int(trained * ordered["factor"])
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Without the warnings and progress bars of transformers and what it calls."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()

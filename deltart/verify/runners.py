@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 
 from deltart.errors import GenerationError
-from deltart.runtime.backends.base import Backend
+from deltart.json_files import parse_json, shown
+from deltart.runtime.backends.base import Backend, ServingBackend
 from deltart.runtime.backends.inputs import mtp_inputs, text_inputs
-from deltart.runtime.generate import Generator
+from deltart.runtime.engine import Engine, EngineOptions
 from deltart.runtime.sampling.params import SamplingParams
 from deltart.runtime.text.chat import ChatTemplate
 from deltart.runtime.text.tokenizer import Tokenizer
+from deltart.text_files import lines, read_bytes
 
 LOGIT_ROWS = 16  # of the tokens fed together; as many as an engine returns in one call
 
@@ -72,15 +74,14 @@ def _fed(
     return {name: np.concatenate(arrays) for name, arrays in zip(names, zip(*parts, strict=True), strict=True)}
 
 
-def backend_reply(backend: Backend, tokenizer: Tokenizer, most: int) -> Callable[[Sequence[int]], list[int]]:
-    """`Runner.reply` of at most `most` tokens, by the generator that serves users; the end token is the last."""
-    generator, greedy = Generator(backend, tokenizer), SamplingParams(temperature=0, max_new_tokens=most)
+def backend_reply(backend: ServingBackend, tokenizer: Tokenizer, limit: int) -> Callable[[Sequence[int]], list[int]]:
+    """`Runner.reply` of at most `limit` tokens, by the engine that serves users; the end token is the last."""
+    greedy = SamplingParams(temperature=0, max_new_tokens=limit)
+    options = EngineOptions(slots=1, draft_tokens=0, cache_bytes=0)
 
     def reply(prompt: Sequence[int]) -> list[int]:
-        generation = generator.generate(prompt, greedy)
-        for _ in generation:
-            pass
-        return generation.tokens
+        with Engine(backend, tokenizer, None, options) as engine:
+            return engine.generate(prompt, greedy).drawn
 
     return reply
 
@@ -94,25 +95,20 @@ def read_prompts(path: Path, artifact: Path, count: int) -> list[list[int]]:
     Raises:
         GenerationError: the file can't be read, or a line is none of these.
     """
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()[:count]
-    except OSError as error:
-        raise GenerationError(f"--prompts {path}: {error}") from None
+    chosen = list(islice(lines(read_bytes(path, GenerationError), str(path), GenerationError), count))
     tokenizer = Tokenizer.from_folder(artifact)
-    prompts = [
-        tokenizer.encode(_text(line, f"{path}, line {number}", artifact)) for number, line in enumerate(lines, 1)
-    ]
+    prompts = [tokenizer.encode(_text(line, place, artifact)) for place, line in chosen]
     if not prompts or not all(prompts):
         raise GenerationError(f"--prompts {path} has an empty prompt or none", "at least one token each")
     return prompts
 
 
 def _text(line: str, place: str, artifact: Path) -> str:
-    try:
-        asked = json.loads(line)
-        if "messages" not in asked:
-            return str(asked["prompt"])
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise GenerationError(f"{place}: {error!r}", 'an object with "messages" or "prompt"') from None
-    options = {name: asked[name] for name in ("tools", "enable_thinking") if name in asked}
-    return ChatTemplate.from_folder(artifact).render(asked["messages"], **options)
+    asked = parse_json(line, place, GenerationError)
+    fields = asked if isinstance(asked, dict) else {}
+    if "messages" not in fields:
+        if not isinstance(fields.get("prompt"), str):
+            raise GenerationError(f"{place} is {shown(asked)}", 'an object with "messages" or a text as "prompt"')
+        return str(fields["prompt"])
+    options = {name: fields[name] for name in ("tools", "enable_thinking") if name in fields}
+    return ChatTemplate.from_folder(artifact).render(fields["messages"], **options)

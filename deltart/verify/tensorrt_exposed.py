@@ -8,23 +8,24 @@ from pathlib import Path
 
 import onnx
 
+from deltart.artifact import load_manifest, read_graph
 from deltart.errors import ArtifactError
-from deltart.manifest import GraphEntry, TensorEntry, load_manifest
+from deltart.manifest import GraphEntry, TensorEntry
 from deltart.runtime.backends.gpu import engine_manifest as plans
 from deltart.runtime.backends.gpu.engine_manifest import EngineManifest, Flavour
-from deltart.runtime.backends.tensorrt.builder.build import TARGET, Job, obtain
-from deltart.runtime.backends.tensorrt.builder.compile import Report
+from deltart.runtime.backends.tensorrt.builder.build import TARGET
+from deltart.runtime.backends.tensorrt.builder.compile import Log
+from deltart.runtime.backends.tensorrt.builder.job import Job
 from deltart.runtime.backends.tensorrt.builder.precision import with_activations
-from deltart.runtime.backends.tensorrt.library import load_library
+from deltart.runtime.backends.tensorrt.builder.store import engine_store
+from deltart.runtime.backends.tensorrt.library import load_tensorrt
 from deltart.verify.exposed import expose
 
 GRAPH = "exposed"  # beside "model" and "mtp" in engine.json
 PHASES = ("decode", "prefill")
 
 
-def build_exposed(
-    artifact: Path, flavour: Flavour, cache: Path | None, report: Report = lambda line: None
-) -> EngineManifest:
+def build_exposed(artifact: Path, flavour: Flavour, cache: Path | None, log: Log = lambda line: None) -> EngineManifest:
     """Add the plans of graph "exposed" to an artifact's engine.json, built as those of "model" were.
 
     Nothing else changes: the weights are those that "model" reads, and no plan is loaded before it is called.
@@ -33,19 +34,19 @@ def build_exposed(
         ArtifactError: the artifact has no plans, or its graphs are not those that the plans were built from.
         BuildError, MissingDependencyError: as build_engine.
     """
-    engine, library = plans.load_engine(artifact, flavour), load_library(flavour)
+    engine, library = plans.load_engine(artifact, flavour), load_tensorrt(flavour)
     content, entry = exposed_graph(artifact, engine)
     gpus = tuple(engine.plans["model.decode"].gpus)
-    folder = plans.engine_folder(artifact, flavour)
     built = dict(engine.plans)
-    for phase in PHASES:
-        if phase == "prefill":
-            content = with_activations(content, engine.prefill_activations)
-        profile = plans.profile(phase, engine.slots, engine.max_context, engine.chunk)
-        job = Job(library, GRAPH, entry, phase, gpus, profile, content)
-        built[job.name] = obtain(job, folder, cache, report, lambda share: None)
-    result = replace(engine, plans=built)
-    result.save(folder)
+    with engine_store(artifact, flavour, cache, log) as store:
+        for phase in PHASES:
+            if phase == "prefill":
+                content = with_activations(content, engine.prefill_activations)
+            profile = plans.profile(phase, engine.slots, engine.max_context, engine.chunk)
+            job = Job(library, GRAPH, entry, phase, gpus, profile, content)
+            built[job.name] = store.obtain(job, log, lambda share: None)
+        result = replace(engine, plans=built)
+        store.commit(result)
     return result
 
 
@@ -53,16 +54,16 @@ def exposed_graph(artifact: Path, engine: EngineManifest) -> tuple[bytes, GraphE
     """(the lowered text graph with its blocks' states as outputs, what a manifest would say of it); see points."""
     manifest = load_manifest(artifact)
     entry = manifest.graphs["model"]
-    lowered = (artifact / entry.files[TARGET]).read_bytes()
+    lowered = read_graph(artifact, manifest, "model", TARGET)
     if hashlib.sha256(lowered).hexdigest() != engine.plans["model.decode"].onnx_sha256:
         raise ArtifactError(
             f"{artifact / entry.files[TARGET]} is not the graph that the plans were built from",
             "the same graph",
-            f"run 'deltart build {artifact}' again",
+            f"run `deltart build {artifact}` again",
         )
     model = onnx.load_model_from_string(lowered)
     names = expose(model)
-    expected = expose(onnx.load(artifact / entry.files["portable"], load_external_data=False))
+    expected = expose(onnx.load_model_from_string(read_graph(artifact, manifest, "model", "portable")))
     if names != expected:
         raise ArtifactError(f"the TensorRT graph has the blocks {names}", f"{expected}, as the portable graph")
     axes = next(o for o in entry.outputs if o.name == "hidden").axes

@@ -2,30 +2,67 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 from torch import nn
 
+from deltart.dtypes import E4M3
+from deltart.export.checkpoint import Checkpoint
 from deltart.export.formats.bf16 import Linear
-from deltart.export.formats.fp8_block import Fp8BlockLinear
-from deltart.export.spec import Fp8Spec
+from deltart.export.formats.experts import Fp8Experts, FusedExperts, as_written, stored_runs
+from deltart.export.formats.fp8_block import FUSED_EXPERTS, Fp8BlockLinear
+from deltart.export.spec import Fp8Spec, MoeSpec
 
 
 @dataclass(frozen=True)
 class Linears:
-    """Makes the linear layers of a module tree whose checkpoint prefix is `prefix` ("model.layers.0.")."""
+    """Makes the linear layers of a module tree whose checkpoint prefix is `prefix` ("model.layers.0.").
+
+    `checkpoint` says where its tensors lie; None for one that is still to be written. `renamed` maps the start of a
+    module's name to the start of its tensors' names, where they differ.
+    """
 
     fp8: Fp8Spec | None
     prefix: str = ""
+    checkpoint: Checkpoint | None = None
+    renamed: Mapping[str, str] = field(default_factory=dict)
 
     def under(self, name: str) -> Linears:
         """The same, one module down."""
         return replace(self, prefix=f"{self.prefix}{name}.")
 
     def __call__(self, name: str, in_features: int, out_features: int) -> nn.Module:
-        """A linear in the format the checkpoint's quantization_config gives to module `name`."""
-        quantized = self.fp8 is not None and not is_skipped(self.prefix + name, self.fp8.modules_to_not_convert)
-        return (Fp8BlockLinear if quantized else Linear)(in_features, out_features)
+        """A linear in the format in which the checkpoint stores module `name`, or in which it is to be written."""
+        return (Fp8BlockLinear if self._is_quantized(name) else Linear)(in_features, out_features)
+
+    def experts(self, name: str, moe: MoeSpec, hidden: int) -> nn.Module:
+        """The routed experts in the format in which the checkpoint stores module `name`.
+
+        Raises CheckpointError where they lie in a way that can't be bound.
+        """
+        if not self._is_quantized(name):
+            return FusedExperts(moe, hidden)
+        if self.checkpoint is None:
+            return Fp8Experts([as_written(moe.num_experts)], moe, hidden)
+        return Fp8Experts(stored_runs(self.checkpoint, self.prefix + name, moe, hidden), moe, hidden)
+
+    def _is_quantized(self, name: str) -> bool:
+        """What the tensors say, unless the skip list contradicts them: then that, for the ledger to refuse."""
+        if self.fp8 is None:
+            return False
+        module = self._stored_name(self.prefix + name)
+        skipped = is_skipped(module, self.fp8.modules_to_not_convert)
+        weight = self.checkpoint.get(f"{module}.weight") if self.checkpoint else None
+        if self.checkpoint and f"{module}.{FUSED_EXPERTS}" in self.checkpoint:
+            return False
+        return not skipped if weight is None else not skipped and weight.dtype == E4M3.stored
+
+    def _stored_name(self, module: str) -> str:
+        for start, other in self.renamed.items():
+            if f"{module}.".startswith(start):
+                return f"{other}{f'{module}.'.removeprefix(start)}".removesuffix(".")
+        return module
 
 
 def is_skipped(module: str, skip_list: tuple[str, ...]) -> bool:

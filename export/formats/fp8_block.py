@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from deltart.export import ops
-from deltart.plugins.fp8_block_linear.reference import BLOCK
+from deltart.plugins.fp8_linear.reference import BLOCK
 
 # The linears that the vendor quantizes. Those of one group read the same input, and runtimes fuse them into one
 # matrix, so a group is quantized as a whole or not at all.
@@ -21,6 +21,7 @@ GROUPS = (
     ("gate_proj", "up_proj"),
     ("down_proj",),
 )
+FUSED_EXPERTS = "gate_up_proj"  # of an unquantized sparse MLP; quantized it becomes gate_proj and up_proj of each
 
 
 class Fp8BlockLinear(nn.Module):
@@ -45,7 +46,7 @@ class Fp8BlockLinear(nn.Module):
 def is_quantized(module: str) -> bool:
     """Whether the vendor quantizes the linear of this name."""
     leaf = module.rpartition(".")[2]
-    return "visual" not in module and any(leaf in group for group in GROUPS)
+    return "visual" not in module and (leaf == FUSED_EXPERTS or any(leaf in group for group in GROUPS))
 
 
 def quantization_config(kept: Iterable[str]) -> dict[str, Any]:

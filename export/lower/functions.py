@@ -1,15 +1,23 @@
-"""Turns a lowering's body texts into ONNX functions for the composite nodes that a graph really uses."""
+"""The bodies of the op folders as ONNX functions, for the composite nodes that a graph really uses."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import onnx
 
 from deltart.errors import ExportError
-from deltart.export.lower.portable import Lowering
+from deltart.plugins.bodies import Body, bodies_of
+from deltart.plugins.registry import FUSED_OPS, MODEL_OPS
 from deltart.plugins.spec import DOMAIN
+
+Lowering = Mapping[str, Body]  # by op
+
+PORTABLE: Lowering = {spec.name: bodies_of(spec).portable for spec in (*MODEL_OPS, *FUSED_OPS)}
+ORT: Lowering = {spec.name: bodies_of(spec).ort or bodies_of(spec).portable for spec in MODEL_OPS}
+# The ops that write their states over the old ones on ONNX Runtime.
+ORT_IN_PLACE = frozenset(spec.name for spec in MODEL_OPS if bodies_of(spec).ort_in_place)
 
 
 def composite_functions(nodes: Iterable[onnx.NodeProto], bodies: Lowering) -> list[onnx.FunctionProto]:

@@ -5,27 +5,182 @@ Nodes that only fed a replaced chain are dropped. What feeds something else besi
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from itertools import permutations
-from typing import TypeGuard
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import onnx
 
-from deltart.plugins.attention_projections.op import ATTENTION_PROJECTIONS
-from deltart.plugins.delta_net_projections.op import DELTA_NET_PROJECTIONS
-from deltart.plugins.fp8_block_gate_up.op import FP8_BLOCK_GATE_UP
-from deltart.plugins.fp8_block_linear.op import FP8_BLOCK_LINEAR
+from deltart.export.lower.patterns import Constant, Match, Op, Producers, Value, match
+from deltart.plugins.fp8_linear.op import (
+    ATTENTION_PROJECTIONS,
+    DELTA_NET_PROJECTIONS,
+    FP8_BLOCK_GATE_UP,
+    FP8_BLOCK_LINEAR,
+)
 from deltart.plugins.gated_attention.op import GATED_ATTENTION
 from deltart.plugins.lm_head.op import LM_HEAD
+from deltart.plugins.moe_experts.op import FP8_MOE_EXPERTS, FP8_SPARSE_MOE, MOE_EXPERTS, SPARSE_MOE
 from deltart.plugins.qk_norm_rope.op import QK_NORM_ROPE
-from deltart.plugins.spec import DOMAIN
+from deltart.plugins.spec import DOMAIN, OpSpec
 
 LINEAR_EQUATION = b"btk,nk->btn"
+Nodes = list[onnx.NodeProto]
+
+
+@dataclass(frozen=True)
+class Fusion:
+    """A pattern and the op that replaces it; the op's attributes are those of the captured nodes.
+
+    Args:
+        inputs: captured values, as the op takes them.
+        when: what else must hold of what was captured.
+        replaces: the inputs of the pattern's root that the op makes, by position; empty where it makes the root's own
+            outputs.
+        only_results: whether the root's output must leave the graph.
+        through_casts: whether casts on the way are passed over: the op computes in float32 what they round.
+    """
+
+    op: OpSpec
+    pattern: Op
+    inputs: tuple[str, ...]
+    when: Callable[[Match], bool] = lambda found: True
+    replaces: tuple[int, ...] = ()
+    only_results: bool = False
+    through_casts: bool = False
+
+    def apply(self, node: onnx.NodeProto, producers: Producers, results: Sequence[str]) -> Nodes:
+        """What stands for `node` where it is the root of the pattern; empty where it is not."""
+        if self.only_results and node.output[0] not in results:
+            return []
+        found = match(self.pattern, node.output[0], producers, self.through_casts)
+        if found is None or not self.when(found):
+            return []
+        outputs = [node.input[i] for i in self.replaces] or list(node.output)
+        name = f"{node.name}/{self.op.reference.__name__}" if self.replaces else node.name
+        made = onnx.helper.make_node(self.op.name, [found.values[i] for i in self.inputs], outputs, name, domain=DOMAIN)
+        made.attribute.extend(_attribute(attribute, found.nodes) for attribute in self.op.attributes)
+        return [made, node] if self.replaces else [made]
+
+
+def _attribute(name: str, nodes: Mapping[str, onnx.NodeProto]) -> onnx.AttributeProto:
+    return next(a for node in nodes.values() for a in node.attribute if a.name == name)
+
+
+def _fp8_linear(weight: str, name: str = "") -> Op:
+    return Op(FP8_BLOCK_LINEAR.name, (Value("x"), Value(weight), Value(f"{weight}_scale")), name)
+
+
+def _is_linear(node: onnx.NodeProto) -> bool:
+    return node.op_type == "Einsum" and node.attribute[0].s == LINEAR_EQUATION
+
+
+def _normed(x: Op, weight: str, name: str = "") -> Op:
+    """RoPE of x / rms(x) * (1 + weight), heads flattened."""
+    scale = Op("Add", (Value(weight, uncast=True),))
+    norm = Op("RMSNormalization", (x, scale), name)
+    return Op("RotaryEmbedding", (Op("Reshape", (norm,)), Value("cos"), Value("sin")))
+
+
+def _silu(x: Op) -> Op:
+    return Op("Mul", (x, Op("Sigmoid", (x,))), any_order=True)
+
+
+def _linear(weight: str, name: str = "") -> Op:
+    return Op("Einsum", (Value("x"), Value(weight, stored=True, uncast=True)), name, when=_is_linear)
+
+
+def _experts(op: OpSpec, widened: bool) -> Op:
+    """Routed experts, whose logits are a product in f32; `widened` from another type."""
+    x, weight = Value("x"), Value("router", stored=True, uncast=True)
+    router = Op("Einsum", (Op("Cast", (x,)) if widened else x, weight), when=_is_linear)
+    values: dict[str, Value | Op] = {tensor.name: Value(tensor.name) for tensor in op.inputs}
+    return Op(op.name, tuple({**values, "logits": router}.values()), name="experts")
+
+
+def _beside(experts: Op, shared: Op) -> Op:
+    """Routed experts and, behind its own gate, the shared one."""
+    gate = Op("Sigmoid", (_linear("shared_expert_gate"),))
+    return Op("Add", (experts, Op("Mul", (gate, shared), any_order=True)), any_order=True)
+
+
+GATE = _fp8_linear("gate", name="gate")
+SHARED = Op(
+    "Einsum",
+    (
+        Op("Mul", (_silu(_linear("shared_gate", "gate")), _linear("shared_up")), any_order=True),
+        Value("shared_down", stored=True, uncast=True),
+    ),
+    when=_is_linear,
+)
+SHARED_FP8 = Op(
+    FP8_BLOCK_LINEAR.name,
+    (
+        Op("Mul", (_silu(_fp8_linear("shared_gate", "gate")), _fp8_linear("shared_up")), any_order=True),
+        Value("shared_down"),
+        Value("shared_down_scale"),
+    ),
+)
+HEADS = Op("Reshape", (Value("q_gate"),), name="heads")  # per head: q, then the gate of its output
+
+FUSIONS = (
+    # silu(x W^T) * (x U^T)
+    Fusion(
+        FP8_BLOCK_GATE_UP,
+        Op("Mul", (_silu(GATE), _fp8_linear("up")), any_order=True),
+        ("x", "gate", "gate_scale", "up", "up_scale"),
+    ),
+    # Logits: a linear with a stored weight whose result leaves the graph, in f32.
+    Fusion(
+        LM_HEAD,
+        Op("Einsum", (Value("x"), Value("weight", stored=True)), when=_is_linear),
+        ("x", "weight"),
+        only_results=True,
+        through_casts=True,
+    ),
+    # A sparse MLP: router, routed experts and the shared one.
+    *(
+        Fusion(
+            SPARSE_MOE,
+            _beside(_experts(MOE_EXPERTS, widened), SHARED),
+            tuple(tensor.name for tensor in SPARSE_MOE.inputs),
+        )
+        for widened in (True, False)
+    ),
+    *(
+        Fusion(
+            FP8_SPARSE_MOE,
+            _beside(_experts(FP8_MOE_EXPERTS, widened), SHARED_FP8),
+            tuple(tensor.name.removesuffix("_inv") for tensor in FP8_SPARSE_MOE.inputs),
+        )
+        for widened in (True, False)
+    ),
+    # What lies between the projections of an attention layer and the attention itself.
+    Fusion(
+        QK_NORM_ROPE,
+        Op(
+            GATED_ATTENTION.name,
+            (
+                _normed(Op("Slice", (HEADS, Constant("q_start"))), "q_weight", "q_norm"),
+                _normed(Op("Reshape", (Value("k"),)), "k_weight"),
+                Value("v"),
+                Op("Reshape", (Op("Slice", (HEADS, Constant("gate_start"))),)),
+            ),
+            name="attention",
+        ),
+        ("q_gate", "k", "q_weight", "k_weight", "cos", "sin"),
+        when=lambda found: _halves(found) == ([0], [_attribute("head_dim", found.nodes).i]),
+        replaces=(0, 1, 3),
+        through_casts=True,
+    ),
+)
+
+
+def _halves(found: Match) -> tuple[list[int], list[int]]:
+    return found.constants["q_start"], found.constants["gate_start"]
+
+
 # The op of some linears of one x, by how many are block FP8 and how many are plain.
 PROJECTIONS = {(3, 0): ATTENTION_PROJECTIONS.name, (2, 2): DELTA_NET_PROJECTIONS.name}
-
-Nodes = list[onnx.NodeProto]
-Producers = Mapping[str, onnx.NodeProto]
 
 
 def fuse(nodes: Nodes, results: Sequence[str]) -> Nodes:
@@ -33,9 +188,7 @@ def fuse(nodes: Nodes, results: Sequence[str]) -> Nodes:
     producers = {output: node for node in nodes for output in node.output}
     fused: Nodes = []
     for node in nodes:
-        fused += (
-            gate_up(node, producers) or lm_head(node, producers, results) or qk_norm_rope(node, producers) or [node]
-        )
+        fused += next((made for fusion in FUSIONS if (made := fusion.apply(node, producers, results))), [node])
     return projections(_needed(fused, results))
 
 
@@ -53,119 +206,12 @@ def projections(nodes: Nodes) -> Nodes:
         ordered = fp8 + [node for node in members if node.op_type != FP8_BLOCK_LINEAR.name]
         op = PROJECTIONS.get((len(fp8), len(members) - len(fp8)))
         if op:
-            weights = [name for node in ordered for name in node.input[1:]]
+            inputs = [members[0].input[0], *(name for node in ordered for name in node.input[1:])]
             outputs = [node.output[0] for node in ordered]
-            joined[members[0].name] = _composite(op, members[0].name, [members[0].input[0], *weights], outputs)
+            joined[members[0].name] = onnx.helper.make_node(op, inputs, outputs, members[0].name, domain=DOMAIN)
             joined[members[0].name].attribute.extend(fp8[0].attribute)
             replaced |= {node.name for node in members}
     return [joined.get(n.name, n) for n in nodes if n.name in joined or n.name not in replaced]
-
-
-def gate_up(node: onnx.NodeProto, producers: Producers) -> Nodes:
-    """silu(x W^T) * (x U^T), both block FP8."""
-    if node.op_type != "Mul":
-        return []
-    for activated, other in permutations(node.input):
-        silu, up = producers.get(activated), producers.get(other)
-        gate = _silu_of(silu, producers)
-        linear = FP8_BLOCK_LINEAR.name
-        if _is(gate, linear) and _is(up, linear) and gate.input[0] == up.input[0]:
-            made = _composite(FP8_BLOCK_GATE_UP.name, node.name, [*gate.input, *up.input[1:]], node.output)
-            made.attribute.extend(gate.attribute)
-            return [made]
-    return []
-
-
-def _silu_of(node: onnx.NodeProto | None, producers: Producers) -> onnx.NodeProto | None:
-    """The producer of x in x * sigmoid(x)."""
-    if not _is(node, "Mul"):
-        return None
-    for x, opened in permutations(node.input):
-        sigmoid = producers.get(opened)
-        if _is(sigmoid, "Sigmoid") and sigmoid.input[0] == x:
-            return producers.get(x)
-    return None
-
-
-def lm_head(node: onnx.NodeProto, producers: Producers, results: Sequence[str]) -> Nodes:
-    """A contraction with a stored weight whose result leaves the graph, in f32."""
-    if node.output[0] not in results:
-        return []
-    last = producers.get(node.input[0]) if node.op_type == "Cast" else node
-    if last is None or not _is_linear(last) or last.input[1] in producers:
-        return []
-    return [_composite(LM_HEAD.name, node.name, last.input, node.output)]
-
-
-def qk_norm_rope(attention: onnx.NodeProto, producers: Producers) -> Nodes:
-    """What lies between the projections of an attention layer and the attention itself."""
-    if not _is(attention, GATED_ATTENTION.name):
-        return []
-    q, k = (_walk(attention.input[i], producers, "RotaryEmbedding", "Reshape", "RMSNormalization") for i in (0, 1))
-    gate = _walk(attention.input[3], producers, "Reshape", "Slice", "Reshape")
-    if not q or not k or not gate or q[0].input[1:] != k[0].input[1:]:
-        return []
-    split = _walk(q[-1].input[0], producers, "Slice", "Reshape")
-    heads = _walk(k[-1].input[0], producers, "Reshape")
-    weights = [_norm_weight(chain[-1], producers) for chain in (q, k)]
-    if not split or not heads or split[-1] is not gate[-1] or None in weights:
-        return []
-    head_dim = next(a.i for a in attention.attribute if a.name == "head_dim")
-    if [_constant(half.input[1], producers) for half in (split[0], gate[1])] != [[0], [head_dim]]:
-        return []
-    inputs = [split[-1].input[0], heads[0].input[0], *(str(w) for w in weights), *q[0].input[1:3]]
-    outputs = [attention.input[0], attention.input[1], attention.input[3]]
-    made = _composite(QK_NORM_ROPE.name, f"{attention.name}/qk_norm_rope", inputs, outputs)
-    made.attribute.extend(attention.attribute)
-    made.attribute.extend(a for a in q[-1].attribute if a.name == "epsilon")
-    return [made, attention]
-
-
-def _norm_weight(norm: onnx.NodeProto, producers: Producers) -> str | None:
-    """The stored w of a norm that multiplies by 1 + w; None where it is not of that form."""
-    added = _walk(norm.input[1], producers, "Add")
-    return _source(added[0].input[0], producers) if added else None
-
-
-def _constant(name: str, producers: Producers) -> list[int] | None:
-    node = producers.get(name)
-    if node is None or node.op_type != "Constant":
-        return None
-    values: list[int] = onnx.numpy_helper.to_array(node.attribute[0].t).tolist()
-    return values
-
-
-def _walk(name: str, producers: Producers, *ops: str) -> Nodes:
-    """The nodes of these types, each making the first input of the one before, casts aside; empty where they differ."""
-    found: Nodes = []
-    for op in ops:
-        node = producers.get(_source(name, producers))
-        if node is None or node.op_type != op:
-            return []
-        found.append(node)
-        name = node.input[0]
-    return found
-
-
-def _source(name: str, producers: Producers) -> str:
-    """The value behind a chain of casts; a fused op computes in f32 what they round in between."""
-    node = producers.get(name)
-    while node is not None and node.op_type == "Cast":
-        name = node.input[0]
-        node = producers.get(name)
-    return name
-
-
-def _is_linear(node: onnx.NodeProto) -> bool:
-    return node.op_type == "Einsum" and node.attribute[0].s == LINEAR_EQUATION
-
-
-def _is(node: onnx.NodeProto | None, op: str) -> TypeGuard[onnx.NodeProto]:
-    return node is not None and node.op_type == op
-
-
-def _composite(op: str, name: str, inputs: Sequence[str], outputs: Sequence[str]) -> onnx.NodeProto:
-    return onnx.helper.make_node(op, list(inputs), list(outputs), name, domain=DOMAIN)
 
 
 def _needed(nodes: Nodes, results: Sequence[str]) -> Nodes:

@@ -6,84 +6,53 @@ same bytes. FP8 weights are typed INT8: with FP8-typed tensors a plan can't serv
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
 
 import onnx
-import torch
 
-from deltart.errors import ArtifactError
-from deltart.export.assemble import Tracer, assemble
-from deltart.export.checkpoint import Checkpoint
+from deltart.errors import BuildError
+from deltart.export.check import check_inlined
 from deltart.export.lower.fuse import LINEAR_EQUATION, fuse
-from deltart.export.models.registry import graphs_of
-from deltart.export.spec import ModelSpec, read_spec
 from deltart.export.trace import FUNCTION_DOMAIN
-from deltart.files import write_atomically
-from deltart.manifest import Manifest, load_manifest
+from deltart.plugins.spec import DOMAIN
+from deltart.plurals import counted
 
 TARGET = "tensorrt"
-DTYPE = torch.bfloat16
 CARRIERS = {onnx.TensorProto.FLOAT8E4M3FN: onnx.TensorProto.INT8}
 
 
-def lower_graphs(spec: ModelSpec, checkpoint: Checkpoint, mtp: bool) -> Iterator[tuple[str, onnx.ModelProto]]:
-    """(graph name, lowered model) of every graph, traced with bfloat16 activations."""
-    graphs = graphs_of(spec, DTYPE, mtp)
-    tracer = Tracer(spec, checkpoint, DTYPE, graphs)
-    for graph in graphs:
-        model, _ = assemble(graph, tracer)
-        yield graph.name, lower(model)
-
-
-def write_graphs(spec: ModelSpec, checkpoint: Checkpoint, folder: Path, mtp: bool) -> dict[str, str]:
-    """Write every lowered graph into `folder`; file names by graph name."""
-    files = {}
-    for name, model in lower_graphs(spec, checkpoint, mtp):
-        files[name] = f"{name}.{TARGET}.onnx"
-        write_atomically(folder / files[name], model.SerializeToString(deterministic=True))
-    return files
-
-
-def lower_artifact(artifact: Path, report: Callable[[str], None] = lambda step: None) -> None:
-    """Add the TensorRT graphs to an artifact that was exported without them; does nothing where they are.
+def lower(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy of an assembled `model` in TensorRT's terms; inputs are the model's own, then its weights by name.
 
     Raises:
-        ArtifactError: the checkpoint is no longer the one that was exported.
+        ExportError: see `check_inlined`.
     """
-    manifest = load_manifest(artifact)
-    if all((artifact / g.files.get(TARGET, "missing")).exists() for g in manifest.graphs.values()):
-        return
-    folder = Path(manifest.checkpoint)
-    tensors = Checkpoint(folder)
-    if {f.name: f.header_sha256 for f in tensors.files} != {f.name: f.header_sha256 for f in manifest.files}:
-        raise ArtifactError(f"{folder} is no longer the checkpoint that was exported", hint="export it again")
-    spec = _exported_spec(folder, manifest)
-    report("tracing each kind of block in bfloat16")
-    files = write_graphs(spec, tensors, artifact, "mtp" in manifest.graphs)
-    graphs = {n: replace(g, files={**g.files, TARGET: files[n]}) for n, g in manifest.graphs.items()}
-    replace(manifest, graphs=graphs).save(artifact)
-
-
-def _exported_spec(checkpoint: Path, manifest: Manifest) -> ModelSpec:
-    """The checkpoint's spec with the YaRN factor of the export."""
-    spec, yarn = read_spec(checkpoint), manifest.spec["rope"]["yarn"]
-    return spec if yarn is None or spec.rope.yarn is not None else spec.with_yarn(yarn["factor"])
-
-
-def lower(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy of an assembled `model` in TensorRT's terms; inputs are the model's own, then its weights by name."""
     functions = {f.name: f for f in model.functions}
     nodes = _contract_weights([node for call in model.graph.node for node in _inline(call, functions)])
     nodes = fuse(nodes, [output.name for output in model.graph.output])
+    _check_storage(nodes, model.graph.initializer)
     weights = [
         onnx.helper.make_tensor_value_info(w.name, CARRIERS.get(w.data_type, w.data_type), list(w.dims))
         for w in model.graph.initializer
     ]
     graph = onnx.helper.make_graph(nodes, model.graph.name, [*model.graph.input, *weights], list(model.graph.output))
     opsets = [o for o in model.opset_import if o.domain != FUNCTION_DOMAIN]
-    return onnx.helper.make_model(graph, opset_imports=opsets, ir_version=model.ir_version, producer_name="deltart")
+    lowered = onnx.helper.make_model(graph, opset_imports=opsets, ir_version=model.ir_version, producer_name="deltart")
+    check_inlined(lowered)
+    return lowered
+
+
+def _check_storage(nodes: list[onnx.NodeProto], weights: Sequence[onnx.TensorProto]) -> None:
+    """Raises BuildError for float16 weights of plugins: TensorRT would abort where no plugin takes their type."""
+    half = {weight.name for weight in weights if weight.data_type == onnx.TensorProto.FLOAT16}
+    read = sorted({name for node in nodes if node.domain == DOMAIN for name in node.input} & half)
+    if read:
+        more = f" and {counted(len(read) - 1, 'more tensor')}" if len(read) > 1 else ""
+        raise BuildError(
+            f"'{read[0]}'{more} stored in float16 (F16), read by TensorRT plugins",
+            "bfloat16 or float32",
+            "save it in bfloat16: model.to(torch.bfloat16).save_pretrained(folder); ONNX Runtime runs it as it is",
+        )
 
 
 def _contract_weights(nodes: list[onnx.NodeProto]) -> list[onnx.NodeProto]:

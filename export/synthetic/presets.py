@@ -1,18 +1,32 @@
-"""Configurations of synthetic checkpoints: the real 27B, and small ones of the same architecture."""
+"""Configurations of synthetic checkpoints: the real 27B and 35B-A3B, and small ones of the same architectures."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 Config = dict[str, Any]
 
 
+@dataclass(frozen=True)
+class Experts:
+    """The routed experts of a sparse MLP: how many, how many of them a token takes, and the width of one."""
+
+    count: int
+    per_token: int
+    width: int
+
+
 def text_config(
     *, hidden: int, ffn: int, layers: int, heads: int, kv_heads: int, k_heads: int, v_heads: int, vocab: int,
     head_dim: int = 256, max_position: int = 262144, mtp: bool = True, yarn: float | None = None, tied: bool = False,
+    experts: Experts | None = None,
 ) -> Config:  # fmt: skip
-    """A text config with every field the real one has; layer types repeat three GDN, one attention."""
+    """A text config with every field the real one has; layer types repeat three GDN, one attention.
+
+    With `experts` the model is sparse, and `ffn` the width of its shared expert.
+    """
     pairs = head_dim // 8  # a quarter of the head rotates, in pairs
     height, width = (pairs + 1) // 3, pairs // 3  # pairs 1, 4, ... and 2, 5, ...
     rope: Config = {
@@ -25,11 +39,11 @@ def text_config(
     if yarn is not None:
         rope |= {"rope_type": "yarn", "factor": yarn, "original_max_position_embeddings": int(max_position / yarn)}
     return {
-        "model_type": "qwen3_5_text",
+        "model_type": "qwen3_5_moe_text" if experts else "qwen3_5_text",
         "dtype": "bfloat16",
         "vocab_size": vocab,
         "hidden_size": hidden,
-        "intermediate_size": ffn,
+        **(_sparse(experts, ffn) if experts else {"intermediate_size": ffn}),
         "num_hidden_layers": layers,
         "layer_types": [("full_attention" if n % 4 == 3 else "linear_attention") for n in range(layers)],
         "full_attention_interval": 4,
@@ -61,16 +75,31 @@ def text_config(
     }
 
 
+def _sparse(experts: Experts, shared: int) -> Config:
+    return {
+        "num_experts": experts.count,
+        "num_experts_per_tok": experts.per_token,
+        "moe_intermediate_size": experts.width,
+        "shared_expert_intermediate_size": shared,
+        "router_aux_loss_coef": 0.001,
+        "output_router_logits": False,
+    }
+
+
+def _family(text: Config) -> str:
+    return "Qwen3_5Moe" if "num_experts" in text else "Qwen3_5"
+
+
 def causal_lm(text: Config) -> Config:
     """The text-only checkpoint layout: text fields at the top level."""
-    return {"architectures": ["Qwen3_5ForCausalLM"], **text}
+    return {"architectures": [f"{_family(text)}ForCausalLM"], **text}
 
 
 def conditional_generation(text: Config, vision: Config) -> Config:
     """The vendor's layout: text and vision side by side."""
     return {
-        "architectures": ["Qwen3_5ForConditionalGeneration"],
-        "model_type": "qwen3_5",
+        "architectures": [f"{_family(text)}ForConditionalGeneration"],
+        "model_type": text["model_type"].removesuffix("_text"),
         "text_config": text,
         "vision_config": vision,
         "tie_word_embeddings": text["tie_word_embeddings"],
@@ -85,8 +114,20 @@ def _qwen3_6_27b() -> Config:
     text = text_config(
         hidden=5120, ffn=17408, layers=64, heads=24, kv_heads=4, k_heads=16, v_heads=48, vocab=248320
     )  # fmt: skip
-    vision = {
-        "model_type": "qwen3_5",
+    return conditional_generation(text, _tower(text))
+
+
+def _qwen3_6_35b_a3b() -> Config:
+    text = text_config(
+        hidden=2048, ffn=512, layers=40, heads=16, kv_heads=2, k_heads=16, v_heads=32, vocab=248320,
+        experts=Experts(256, 8, 512),
+    )  # fmt: skip
+    return conditional_generation(text, _tower(text))
+
+
+def _tower(text: Config) -> Config:
+    return {
+        "model_type": text["model_type"].removesuffix("_text"),
         "depth": 27,
         "hidden_size": 1152,
         "intermediate_size": 4304,
@@ -96,17 +137,24 @@ def _qwen3_6_27b() -> Config:
         "spatial_merge_size": 2,
         "temporal_patch_size": 2,
         "num_position_embeddings": 2304,
-        "out_hidden_size": 5120,
+        "out_hidden_size": text["hidden_size"],
         "hidden_act": "gelu_pytorch_tanh",
         "deepstack_visual_indexes": [],
     }
-    return conditional_generation(text, vision)
 
 
 def _tiny() -> Config:
     text = text_config(
         hidden=256, ffn=384, layers=8, heads=4, kv_heads=1, k_heads=1, v_heads=3, vocab=1280, head_dim=64,
         max_position=4096,
+    )  # fmt: skip
+    return causal_lm(text)
+
+
+def _tiny_moe() -> Config:
+    text = text_config(
+        hidden=256, ffn=128, layers=8, heads=4, kv_heads=1, k_heads=1, v_heads=2, vocab=1280, head_dim=64,
+        max_position=4096, experts=Experts(16, 4, 128),
     )  # fmt: skip
     return causal_lm(text)
 
@@ -121,8 +169,14 @@ def _mid() -> Config:
 PRESETS: dict[str, Callable[[], Config]] = {
     "qwen3.6-27b": _qwen3_6_27b,
     "qwen3.6-27b-fp8": _qwen3_6_27b,
+    "qwen3.6-35b-a3b": _qwen3_6_35b_a3b,
+    "qwen3.6-35b-a3b-fp8": _qwen3_6_35b_a3b,
     "tiny": _tiny,
     "tiny-fp8": _tiny,
+    "tiny-moe": _tiny_moe,
+    "tiny-moe-fp8": _tiny_moe,
     "mid": _mid,
     "mid-fp8": _mid,
 }
+
+FILE_PER_LAYER = ("qwen3.6-27b-fp8", "qwen3.6-35b-a3b-fp8")  # as the vendor publishes its FP8 models

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import math
 import os
+import re
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -12,20 +12,24 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from deltart.dtypes import BF16, BY_STORED, E4M3, E4M3_MAX
 from deltart.errors import CheckpointError
 from deltart.export.formats import Linears
+from deltart.export.formats.experts import ExpertRun
 from deltart.export.formats.fp8_block import is_quantized, quantization_config
 from deltart.export.models.registry import graphs_of
 from deltart.export.spec import ModelSpec, VisionSpec, read_spec
-from deltart.export.synthetic.presets import PRESETS, Config
+from deltart.export.synthetic.presets import FILE_PER_LAYER, PRESETS, Config
 from deltart.folders import Marker, staged
-from deltart.plugins.fp8_block_linear.reference import BLOCK
-from deltart.safetensors import INDEX, FilePlan, TensorInfo, index_of, plan_file, shard_name, unplaced
+from deltart.plugins.fp8_linear.reference import BLOCK
+from deltart.safetensors import INDEX, FilePlan, TensorInfo, index_of, plan_file, shard_name, unplaced, written_order
 
 SHARD_BYTES = 5_000_000_000
 CHECKPOINT = Marker("a checkpoint", "config.json", lambda folder: None)  # none is ever replaced
+SCALE = "_scale_inv"  # behind the name of the weight that it scales
+LAYER = re.compile(r"model\.(?:language_model\.)?layers\.(\d+)\.")
 INITIALIZER_RANGE = 0.02  # of embedding and head, as the family is initialised; other matrices preserve variance
 
 
@@ -42,21 +46,34 @@ def synthesize(preset: str, output: Path, *, seed: int = 0, sparse: bool = False
     """
     if preset not in PRESETS:
         raise CheckpointError(f"no preset '{preset}'", f"one of {', '.join(PRESETS)}")
-    write_checkpoint(PRESETS[preset](), output, quantized=preset.endswith("-fp8"), seed=seed, sparse=sparse)
+    write_checkpoint(
+        PRESETS[preset](),
+        output,
+        quantized=preset.endswith("-fp8"),
+        file_per_layer=preset in FILE_PER_LAYER,
+        seed=seed,
+        sparse=sparse,
+    )
 
 
 def write_checkpoint(
     config: Config, output: Path, *, quantized: bool = False, dtype: str = "BF16", scale_dtype: str = "BF16",
-    seed: int = 0, sparse: bool = False,
+    file_per_layer: bool = False, seed: int = 0, sparse: bool = False,
 ) -> None:  # fmt: skip
-    """Write a checkpoint of `config`; `quantized` adds the vendor's FP8 block-128 format and its skip list."""
+    """Write a checkpoint of `config`, each file in the order of the safetensors library.
+
+    Args:
+        quantized: add the vendor's FP8 block-128 format and its skip list.
+        file_per_layer: name the files "layers-0" and so on, "mtp" and "outside", as the vendor's FP8 models have them;
+            files of SHARD_BYTES otherwise.
+    """
     with staged(output, CHECKPOINT) as folder:
         if quantized:
             config = config | {"quantization_config": _quantization_config(config, folder)}
         (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n")
         plans = sorted(tensor_plans(read_spec(folder), dtype, scale_dtype), key=lambda plan: plan.name)
-        shards = list(_shards(plans))
-        files = [plan_file(shard_name(number, len(shards)), shard) for number, shard in enumerate(shards, 1)]
+        shards = _by_layer(plans) if file_per_layer else _shards(plans)
+        files = [plan_file(name, written_order(shard), {"format": "pt"}) for name, shard in shards.items()]
         for file in files:
             _write_shard(folder, file, seed, sparse)
         if len(files) > 1:
@@ -72,13 +89,25 @@ def tensor_plans(spec: ModelSpec, dtype: str = "BF16", scale_dtype: str = "BF16"
             with torch.device("meta"):
                 module = block.make(Linears(spec.fp8, block.prefixes.get("", "")))
             for parameter, value in module.named_parameters():
-                name = block.tensor_name(parameter)
                 stored = E4M3.stored if value.dtype == torch.float8_e4m3fn else dtype
-                if name not in seen:
-                    yield unplaced(name, scale_dtype if name.endswith("_scale_inv") else stored, tuple(value.shape))
-                seen.add(name)
+                for name, shape in _members(module, parameter, tuple(value.shape)):
+                    name = block.tensor_name(name)
+                    if name not in seen:
+                        yield unplaced(name, scale_dtype if name.endswith(SCALE) else stored, shape)
+                    seen.add(name)
     if spec.vision is not None:
         yield from _vision_plans(spec.vision, dtype)
+
+
+def _members(module: nn.Module, parameter: str, shape: tuple[int, ...]) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Names and shapes of the tensors behind a parameter: itself, or those in its region."""
+    owner, _, kind = parameter.rpartition(".")
+    run = module.get_submodule(owner)
+    if isinstance(run, ExpertRun):
+        experts = owner.partition(".runs.")[0]
+        yield from ((f"{experts}.{name}", member) for name, member in run.members(kind))
+    else:
+        yield parameter, shape
 
 
 def _vision_plans(vision: VisionSpec, dtype: str) -> Iterator[TensorInfo]:
@@ -108,31 +137,42 @@ def _quantization_config(config: Config, output: Path) -> dict[str, Any]:
     return quantization_config(name for name in names if not is_quantized(name))
 
 
-def _shards(plans: Iterable[TensorInfo]) -> Iterator[list[TensorInfo]]:
-    shard: list[TensorInfo] = []
+def _by_layer(plans: Iterable[TensorInfo]) -> dict[str, list[TensorInfo]]:
+    files: dict[str, list[TensorInfo]] = {}
     for plan in plans:
-        if shard and sum(p.nbytes for p in shard) + plan.nbytes > SHARD_BYTES:
-            yield shard
-            shard = []
-        shard.append(plan)
-    yield shard
+        found = LAYER.match(plan.name)
+        name = f"layers-{found[1]}" if found else "mtp" if plan.name.startswith("mtp.") else "outside"
+        files.setdefault(f"{name}.safetensors", []).append(plan)
+    return files
+
+
+def _shards(plans: Iterable[TensorInfo]) -> dict[str, list[TensorInfo]]:
+    """Files of at most SHARD_BYTES; a scale stays with its weight, which comes before it."""
+    shards: list[list[TensorInfo]] = [[]]
+    size = 0
+    for plan in plans:
+        if shards[-1] and size + plan.nbytes > SHARD_BYTES and not plan.name.endswith(SCALE):
+            shards.append([])
+            size = 0
+        shards[-1].append(plan)
+        size += plan.nbytes
+    return {shard_name(number, len(shards)): shard for number, shard in enumerate(shards, 1)}
 
 
 def _write_shard(output: Path, plan: FilePlan, seed: int, sparse: bool) -> None:
     with (output / plan.name).open("wb") as file:
         file.write(plan.header)
-        if sparse:
-            os.truncate(file.fileno(), plan.size)
-            return
-        scales: dict[str, np.ndarray] = {}
-        for info in plan.tensors.values():
-            file.write(_random(info, seed, scales).tobytes())
+        os.truncate(file.fileno(), plan.size)
+        weights = (info for info in plan.tensors.values() if not (sparse or info.name.endswith(SCALE)))
+        for info in weights:
+            for name, values in _random(info, seed).items():
+                target = plan.tensors[name]
+                file.seek(target.offset)
+                file.write(values.astype(BY_STORED[target.dtype].numpy).tobytes())
 
 
-def _random(plan: TensorInfo, seed: int, scales: dict[str, np.ndarray]) -> np.ndarray:
-    """Values a freshly initialised model might have. An FP8 weight leaves its scale in `scales` for its own turn."""
-    if plan.name in scales:
-        return scales.pop(plan.name).astype(BY_STORED[plan.dtype].numpy)
+def _random(plan: TensorInfo, seed: int) -> dict[str, np.ndarray]:
+    """Values a freshly initialised model might have; those of an FP8 weight with its scale."""
     rng = np.random.default_rng([seed, zlib.crc32(plan.name.encode())])
     leaf = plan.name.rpartition(".")[2]
     if leaf == "A_log":
@@ -143,13 +183,12 @@ def _random(plan: TensorInfo, seed: int, scales: dict[str, np.ndarray]) -> np.nd
         values = rng.normal(0.0, 0.1, plan.shape) + (1.0 if plan.name.endswith("linear_attn.norm.weight") else 0.0)
     else:
         vocabulary = plan.name.endswith(("embed_tokens.weight", "lm_head.weight"))
-        spread = INITIALIZER_RANGE if vocabulary else math.prod(plan.shape[1:]) ** -0.5
+        spread = INITIALIZER_RANGE if vocabulary else plan.shape[-1] ** -0.5
         values = rng.standard_normal(plan.shape, np.float32) * spread
     if plan.dtype != E4M3.stored:
-        return values.astype(BY_STORED[plan.dtype].numpy)
+        return {plan.name: values}
     quantized, scale = quantize_blocks(values)
-    scales[f"{plan.name}_scale_inv"] = scale
-    return quantized
+    return {plan.name: quantized, f"{plan.name}{SCALE}": scale}
 
 
 def quantize_blocks(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

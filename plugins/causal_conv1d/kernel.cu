@@ -16,18 +16,9 @@ struct Conv {
   const Act* x;      // [B, T, C]
   Parameter weight;  // [C, 1, 4]
   Act* state;        // [B, 3, C], the last three raw inputs, oldest first
-  const int* n_tokens;
+  const int* n_commit;
   Act* y;
   int tokens, channels, run;
-};
-
-// What a verify step replays: the raw inputs of the previous step, of which the first n_commit were accepted.
-template <class Act>
-struct Capsule {
-  const Act* x;  // [B, Tc, C]
-  const int* n_commit;
-  Act* x_out;  // [B, T, C]
-  int tokens;
 };
 
 template <class Act>
@@ -55,17 +46,11 @@ __device__ __forceinline__ void load_row(const Act* state, const Act* x, int t, 
 }
 
 template <class Act>
-__device__ void save_state(Act* state, const Window<Act>& window, int channels) {
-#pragma unroll
-  for (int i = 0; i < 3; ++i) store(state + size_t(i) * channels, window.at[i]);
-}
-
-template <bool Verify, class Act>
-__device__ void run(const Conv<Act>& in, const Capsule<Act>& capsule) {
+__device__ void run(const Conv<Act>& in) {
   constexpr int N = kLane<Act>;
   const int channel = (blockIdx.x * blockDim.x + threadIdx.x) * N, slot = blockIdx.z;
   if (channel >= in.channels) return;
-  const int n = min(in.n_tokens[slot], in.tokens), first = blockIdx.y * in.run;
+  const int commit = min(in.n_commit[slot], in.tokens), first = blockIdx.y * in.run;
   const Act* x = in.x + size_t(slot) * in.tokens * in.channels + channel;
   Act* y = in.y + size_t(slot) * in.tokens * in.channels + channel;
   Act* state = in.state + size_t(slot) * 3 * in.channels + channel;
@@ -74,51 +59,33 @@ __device__ void run(const Conv<Act>& in, const Capsule<Act>& capsule) {
 #pragma unroll
   for (int c = 0; c < N; ++c) in.weight.get((channel + c) * kTaps, window.weight[c]);
 #pragma unroll
-  for (int i = 0; i < 3; ++i) load_row(state, x, min(first, n) - 3 + i, in.channels, window.at[i]);
+  for (int i = 0; i < 3; ++i) load_row(state, x, first - 3 + i, in.channels, window.at[i]);
 
-  if constexpr (Verify) {
-    const int commit = min(capsule.n_commit[slot], capsule.tokens);
-    for (int t = 0; t < commit; ++t) {
-      float old[N];
-      load(capsule.x + (size_t(slot) * capsule.tokens + t) * in.channels + channel, old);
-      window.push(old);
-    }
-    if (commit) save_state(state, window, in.channels);
-  } else if (blockIdx.y == 0 && n) {
-    Window<Act> last;
+  if (blockIdx.y == 0 && commit) {
+    float last[3][N];
 #pragma unroll
-    for (int i = 0; i < 3; ++i) load_row(state, x, n - 3 + i, in.channels, last.at[i]);
-    save_state(state, last, in.channels);
+    for (int i = 0; i < 3; ++i) load_row(state, x, commit - 3 + i, in.channels, last[i]);
+#pragma unroll
+    for (int i = 0; i < 3; ++i) store(state + size_t(i) * in.channels, last[i]);
   }
   for (int t = first; t < min(first + in.run, in.tokens); ++t) {
-    float now[N] = {}, out[N] = {};
-    if (t < n) {
-      load(x + size_t(t) * in.channels, now);
-      window.convolve(now, out);
-      window.push(now);
-    }
+    float now[N], out[N];
+    load(x + size_t(t) * in.channels, now);
+    window.convolve(now, out);
+    window.push(now);
     store(y + size_t(t) * in.channels, out);
-    if constexpr (Verify) store(capsule.x_out + (size_t(slot) * in.tokens + t) * in.channels + channel, now);
   }
 }
 
 }  // namespace
 
-#define CONV_INPUTS(Act)                                                                                          \
-  const Act *x, const void *weight, int bf16_parameters, Act *state, const int *n_tokens, Act *y, int tokens,     \
-      int channels, int run_tokens
-#define CONV_FORWARD {x, {weight, bf16_parameters}, state, n_tokens, y, tokens, channels, run_tokens}
-
-#define CONV_KERNELS(Act, suffix)                                                                                 \
-  extern "C" __global__ void __launch_bounds__(128) causal_conv1d_##suffix(CONV_INPUTS(Act)) {                    \
-    run<false, Act>(CONV_FORWARD, {});                                                                            \
+#define CONV_KERNEL(Act, suffix)                                                                                  \
+  extern "C" __global__ void __launch_bounds__(128) causal_conv1d_##suffix(                                       \
+      const Act* x, const void* weight, int bf16_parameters, Act* state, const int* n_commit, Act* y, int tokens, \
+      int channels, int run_tokens) {                                                                             \
+    run<Act>({x, {weight, bf16_parameters}, state, n_commit, y, tokens, channels, run_tokens});                   \
   }                                                                                                               \
-  extern "C" __global__ void __launch_bounds__(128) causal_conv1d_verify_##suffix(                                \
-      CONV_INPUTS(Act), const Act* old_x, const int* n_commit, Act* x_out, int capsule_tokens) {                  \
-    run<true, Act>(CONV_FORWARD, {old_x, n_commit, x_out, capsule_tokens});                                       \
-  }                                                                                                               \
-  EXPORT_KERNEL(causal_conv1d_##suffix)                                                                           \
-  EXPORT_KERNEL(causal_conv1d_verify_##suffix)
+  EXPORT_KERNEL(causal_conv1d_##suffix)
 
-CONV_KERNELS(float, f32)
-CONV_KERNELS(bf16, bf16)
+CONV_KERNEL(float, f32)
+CONV_KERNEL(bf16, bf16)

@@ -21,7 +21,7 @@ inline Launches launches(const Call& call) {
   Arguments args;
   args.pointers(call, {"x", "weight"})
       .ints({call.dtype("weight") == DType::bf16})
-      .pointers(call, {"state", "n_tokens", "y"})
+      .pointers(call, {"state", "n_commit", "y"})
       .ints({tokens, channels, run});
   Launch launch{"causal_conv1d_" + name(dtype),
                 {ceil_div(channels, lane * BLOCK), ceil_div(tokens, run), slots}, BLOCK, 0, args};

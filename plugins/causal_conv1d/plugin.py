@@ -22,4 +22,4 @@ def launches(call: Call) -> tuple[str, list[Launch]]:
     return "kernel.cu", [forward(shape, call.at)]
 
 
-KERNEL = Kernel(Path(__file__).resolve().parent, ("kernel.cu",), workspace_bytes, launches)
+KERNELS = {"CausalConv1d": Kernel(Path(__file__).resolve().parent, ("kernel.cu",), workspace_bytes, launches)}

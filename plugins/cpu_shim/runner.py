@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import ctypes
 import shutil
-import subprocess
 from pathlib import Path
 
 from deltart.errors import BuildError, MissingDependencyError
 from deltart.plugins import cache
+from deltart.plugins.compilers import compile_with
 from deltart.plugins.launch import Launch
 
 FORWARD, REVERSE = 0, 1  # which warp of a block runs ahead of the others
@@ -64,8 +64,6 @@ def compile_cpu(source: Path, defines: tuple[str, ...] = ()) -> CpuModule:
 
     def make(folder: Path) -> None:
         command = [compiler, *flags, "-x", "c++", str(source), "-o", str(folder / "kernel.so")]
-        done = subprocess.run(command, check=False, capture_output=True, text=True)
-        if done.returncode:
-            raise BuildError(f"g++ could not compile {source.name}:\n{done.stderr}", "a kernel that the shim takes")
+        compile_with(command, source, "a kernel that the shim takes")
 
     return CpuModule(cache.build(source, (compiler, *flags), make) / "kernel.so")

@@ -1,7 +1,7 @@
 // Attention of T new tokens over a KV cache, with the append of their K and V and the output gate. README.md.
 //
 // A block owns one KV head of one slot, up to 16 MT query rows (token, head of the group), and one part ("split") of
-// the keys in use. Four warps: each scores 8 of a tile's 32 keys, all share the probabilities through shared memory,
+// the keys. Four warps: each scores 8 of a tile's 32 keys, all share the probabilities through shared memory,
 // and each accumulates a quarter of the output columns. Keys of the new tokens come from k and v, never from the
 // cache, so that the order of blocks does not matter. Grid (splits, row tiles, slots * kv heads).
 // With one split the block writes o; with more it leaves (sum, max) per row to gated_attention_combine.
@@ -9,7 +9,7 @@
 
 namespace {
 
-constexpr int kKeys = 32, kWarps = 4, kScoreStride = kKeys + 8;
+constexpr int kKeys = 32, kWarps = 4, kScoreStride = kKeys + 8, kFewestTiles = 2;
 constexpr float kLog2e = 1.44269504f, kMasked = -INFINITY;
 
 template <class Cache>
@@ -26,11 +26,21 @@ struct Attention {
   __device__ int live(int slot) const { return min(n_tokens[slot], tokens); }
 };
 
-// How the key tiles of a slot are dealt out; every split before `live` has at least one.
+__device__ __forceinline__ int tiles_of(int keys) { return (keys + kKeys - 1) / kKeys; }
+
+// How the key tiles that one token sees are dealt out: `each` to every split before `live`. It follows from the token's
+// position, so its sums do not depend on what else is in the call; `each` is a power of two, so that it rarely changes.
 struct Partition {
-  int tiles, each, live;
-  __device__ Partition(int length, int splits)
-      : tiles((length + kKeys - 1) / kKeys), each(max(1, (tiles + splits - 1) / splits)), live((tiles + each - 1) / each) {}
+  int each, live;
+  __device__ Partition(int seen, int splits) {
+    const int fewest = max(kFewestTiles, (tiles_of(seen) + splits - 1) / splits);
+    each = 1 << (32 - __clz(fewest - 1));
+    live = (tiles_of(seen) + each - 1) / each;
+  }
+};
+
+struct Range {
+  int first, end;
 };
 
 template <int D, int MT, class Cache>
@@ -39,7 +49,7 @@ struct Block {
   static constexpr int kStride = D + 8, kColumns = D / kWarps, kTiles = kColumns / 8, kVector = 16 / sizeof(Cache);
 
   const Attention<Cache>& in;
-  int lane, warp, g, t, slot, head, group, per_tile, first_token, past, live;
+  int lane, warp, g, t, slot, head, group, per_tile, first_token, past, live, each;  // `each` of the first token
   bf16 *Q, *KV;   // [16 MT, D]; two stages of K and V [32, D]
   float* scores;  // [16 MT, 32]
   float inverse[2] = {1.0f, 1.0f};  // of the scales of K and V
@@ -49,7 +59,7 @@ struct Block {
       : in(in), lane(threadIdx.x % 32), warp(threadIdx.x / 32), g(lane / 4), t(lane % 4), slot(blockIdx.z / in.kv_heads),
         head(blockIdx.z % in.kv_heads), group(in.heads / in.kv_heads), per_tile(16 * MT / group),
         first_token(blockIdx.y * per_tile), past(in.past_len[slot]), live(in.live(slot)),
-        Q(reinterpret_cast<bf16*>(memory)), KV(Q + 16 * MT * kStride),
+        each(Partition(past + first_token + 1, gridDim.x).each), Q(reinterpret_cast<bf16*>(memory)), KV(Q + 16 * MT * kStride),
         scores(reinterpret_cast<float*>(KV + 4 * kKeys * kStride)) {
 #pragma unroll
     for (int m = 0; m < MT; ++m) top[m][0] = top[m][1] = kMasked;
@@ -160,23 +170,27 @@ struct Block {
             make_float2(c[m][2 * half], c[m][2 * half + 1]);
   }
 
-  // The number of keys of the tile from `first` on that row r may see.
-  __device__ int visible(int r, int first) const {
-    const int token = first_token + r / group;
-    return token < live ? past + token + 1 - first : 0;
+  // The keys of this split that row r sees. A tile's rows are fewer than the tokens after which `each` doubles again.
+  __device__ Range keys_of(int r) const {
+    const int token = first_token + r / group, seen = past + token + 1;
+    if (token >= live) return {0, 0};
+    const int mine = (each << int(tiles_of(seen) > each * int(gridDim.x))) * kKeys;
+    return {int(blockIdx.x) * mine, min((int(blockIdx.x) + 1) * mine, seen)};
   }
 
   // Probabilities of rows g and g + 8 of tile m, as left operands of two products; rescales the sums so far.
   __device__ void soften(int m, int first, float factor, BfPair (&p)[2][4]) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const int row = m * 16 + half * 8 + g, seen = visible(row, first);
+      const int row = m * 16 + half * 8 + g;
+      const Range keys = keys_of(row);
       float x[8], most = top[m][half];
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         const float2 two = *reinterpret_cast<const float2*>(scores + row * kScoreStride + i * 8 + 2 * t);
-        x[2 * i] = i * 8 + 2 * t < seen ? two.x * factor : kMasked;
-        x[2 * i + 1] = i * 8 + 2 * t + 1 < seen ? two.y * factor : kMasked;
+        const int key = first + i * 8 + 2 * t;
+        x[2 * i] = key >= keys.first && key < keys.end ? two.x * factor : kMasked;
+        x[2 * i + 1] = key + 1 >= keys.first && key + 1 < keys.end ? two.y * factor : kMasked;
         most = fmaxf(most, fmaxf(x[2 * i], x[2 * i + 1]));
       }
       most = fmaxf(most, __shfl_xor_sync(0xffffffffu, most, 1));
@@ -186,7 +200,7 @@ struct Block {
 #pragma unroll
       for (int i = 0; i < 8; ++i) x[i] = exp2f(x[i] - base), added += x[i];
       top[m][half] = most;
-      total[m][half] = total[m][half] * old + added;
+      total[m][half] = fmaf(total[m][half], old, added);
 #pragma unroll
       for (int n = 0; n < kTiles; ++n) sum[m][n][2 * half] *= old, sum[m][n][2 * half + 1] *= old;
 #pragma unroll
@@ -258,12 +272,12 @@ struct Block {
   }
 
   __device__ void run() {
-    const Partition part(past + live, gridDim.x);
     const int last_token = min(first_token + per_tile, live);
     const int end = last_token > first_token ? past + last_token : 0;
-    const int first = blockIdx.x * part.each, stop = min(first + part.each, (end + kKeys - 1) / kKeys);
-    if (gridDim.x > 1 && int(blockIdx.x) >= part.live) return;
+    const int most = Partition(end, gridDim.x).each;  // of the last token
+    const int first = blockIdx.x * each, stop = min((int(blockIdx.x) + 1) * most, tiles_of(end));
     if (blockIdx.x == 0) append();
+    if (gridDim.x > 1 && first >= stop) return;
     load_queries();
     if (first < stop) fetch(first, 0, end);
     const float factor = rsqrtf(float(D)) * kLog2e * scale(0);
@@ -290,16 +304,16 @@ __device__ void combine(const float* partial, const bf16* gate, const int* past_
   const int live = min(n_tokens[slot], int(gridDim.y));
   float sum[4] = {}, total = 0.0f, most = kMasked;
   if (token < live) {
-    const Partition part(past_len[slot] + live, splits);
+    const Partition part(past_len[slot] + token + 1, splits);
     const float* stats = partial + rows * D + row * splits * 2;
     for (int i = 0; i < part.live; ++i) most = fmaxf(most, stats[2 * i]);
     for (int i = 0; i < part.live; ++i) {
       const float weight = exp2f(stats[2 * i] - most);
       float x[4];
       load(partial + (row * splits + i) * D + column, x);
-      total += weight * stats[2 * i + 1];
+      total = fmaf(weight, stats[2 * i + 1], total);
 #pragma unroll
-      for (int j = 0; j < 4; ++j) sum[j] += weight * x[j];
+      for (int j = 0; j < 4; ++j) sum[j] = fmaf(weight, x[j], sum[j]);
     }
     float g[4];
     load(gate + at, g);
@@ -309,10 +323,10 @@ __device__ void combine(const float* partial, const bf16* gate, const int* past_
   store(o + at, sum);
 }
 
-// Blocks per multiprocessor that the compiler must leave room for; 0: it chooses. Left to itself it would squeeze this
-// one kernel into the registers of four on some targets, by spilling.
+// Blocks per multiprocessor that the compiler must leave room for; 0: it chooses. Left to itself it would squeeze these
+// two kernels into the registers of one block more on some targets, by spilling.
 template <int D, int MT, class Cache>
-constexpr int kResident = D == 128 && MT == 3 && sizeof(Cache) == 1 ? 3 : 0;
+constexpr int kResident = D <= 128 && MT == 3 && sizeof(Cache) == 1 ? (D == 128 ? 3 : 4) : 0;
 
 }  // namespace
 

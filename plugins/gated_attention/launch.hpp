@@ -11,7 +11,8 @@ constexpr int64_t ROW_TILES[] = {1, 3};  // of 16 query rows
 constexpr int64_t KEYS = 32;             // per tile
 constexpr int64_t BLOCK = 128;
 constexpr int64_t BLOCKS = 264;  // in all, two for each multiprocessor of an H100
-constexpr int64_t MOST_SPLITS = 64;
+constexpr int64_t MAX_SPLITS = 64;
+constexpr int64_t DECODE_TOKENS = 8;  // up to as many a token's sums are the same whatever else is in the call
 
 struct Shape {
   int64_t slots, tokens, heads, kv_heads, head_dim, capacity;
@@ -23,7 +24,7 @@ inline Shape shape_of(const Call& call) {
           call.size("capacity")};
 }
 
-// 16-row tiles per block and parts of the keys: they follow from slots and tokens, never from capacity or lengths.
+// 16-row tiles per block and parts of the keys: they never follow from the capacity or the lengths.
 struct Plan {
   Shape shape;
   int64_t row_tiles, splits;
@@ -48,18 +49,19 @@ inline Plan plan(const Shape& shape) {
           "1 to 16 query heads per KV head");
   int64_t tiles = 16 * ROW_TILES[0] / group >= shape.tokens ? ROW_TILES[0] : ROW_TILES[1];
   int64_t blocks = shape.slots * shape.kv_heads * Plan{shape, tiles, 1}.token_tiles();
-  return {shape, tiles, std::max<int64_t>(1, std::min(MOST_SPLITS, BLOCKS / blocks))};
+  if (shape.tokens <= DECODE_TOKENS) return {shape, tiles, MAX_SPLITS};
+  return {shape, tiles, std::max<int64_t>(1, std::min(MAX_SPLITS, BLOCKS / blocks))};
 }
 
 // The most that any number of tokens up to this one takes: few tokens split the keys into more parts.
 inline int64_t workspace_bytes(const Call& call) {
   Shape shape = shape_of(call);
-  int64_t most = 0;
+  int64_t largest = 0;
   for (int64_t tokens = 1, last = shape.tokens; tokens <= last; ++tokens) {
     shape.tokens = tokens;
-    most = std::max(most, plan(shape).workspace_bytes());
+    largest = std::max(largest, plan(shape).workspace_bytes());
   }
-  return most;
+  return largest;
 }
 
 inline Launches launches(const Call& call) {

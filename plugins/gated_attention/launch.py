@@ -12,13 +12,14 @@ ROW_TILES = (1, 3)  # of 16 query rows; three at head 256 fit the 99 KiB of the 
 KEYS = 32  # per tile
 BLOCK = 128
 BLOCKS = 264  # in all, two for each multiprocessor of an H100
-MOST_SPLITS = 64
+MAX_SPLITS = 64
+DECODE_TOKENS = 8  # up to as many a token's sums are the same whatever else is in the call
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How a shape is cut up: 16-row tiles per block, and parts of the keys in use. Both follow from the sizes that
-    a captured graph fixes (slots and tokens), never from the capacity or the lengths."""
+    """How a shape is cut up: 16-row tiles per block, and parts of the keys, into which the kernel deals those that a
+    token sees. Both follow from the sizes that a captured graph fixes, never from the capacity or the lengths."""
 
     shape: Shape
     row_tiles: int
@@ -40,7 +41,8 @@ class Plan:
 
 
 def plan(shape: Shape, splits: int = 0) -> Plan:
-    """The fewest rows that hold all tokens, else the most; and as many splits as fill the GPU, or `splits`."""
+    """The fewest rows that hold all tokens, else the most; and `splits`, or the most for decode and speculation, and
+    for more tokens as many as fill the GPU."""
     group = shape.heads // shape.kv_heads
     require(shape.head_dim in HEAD_DIMS, f"heads of {shape.head_dim}", f"one of {HEAD_DIMS}")
     require(
@@ -50,7 +52,8 @@ def plan(shape: Shape, splits: int = 0) -> Plan:
     )
     tiles = next((t for t in ROW_TILES if 16 * t // group >= shape.tokens), ROW_TILES[-1])
     blocks = shape.slots * shape.kv_heads * Plan(shape, tiles, 1).token_tiles
-    return Plan(shape, tiles, splits or max(1, min(MOST_SPLITS, BLOCKS // blocks)))
+    limit = MAX_SPLITS if shape.tokens <= DECODE_TOKENS else max(1, min(MAX_SPLITS, BLOCKS // blocks))
+    return Plan(shape, tiles, splits or limit)
 
 
 def attention(by: Plan, at: dict[str, int]) -> list[Launch]:

@@ -35,4 +35,4 @@ def launches(call: Call) -> tuple[str, list[Launch]]:
     return "kernel.cu", attention(plan(_shape(call)), call.at)
 
 
-KERNEL = Kernel(Path(__file__).resolve().parent, ("kernel.cu",), workspace_bytes, launches)
+KERNELS = {"GatedAttention": Kernel(Path(__file__).resolve().parent, ("kernel.cu",), workspace_bytes, launches)}

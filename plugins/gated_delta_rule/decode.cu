@@ -1,4 +1,4 @@
-// Gated delta rule for T <= 8 tokens: decode, and verify with deferred commit. README.md has the math.
+// Gated delta rule for T <= 8 tokens, of which the first n_commit change S. README.md has the math.
 //
 // One warp owns W = 8 or 16 value columns of one (slot, value head) and keeps S [KEY_DIM, W] in registers: lane =
 // key_group * (W / 4) + column_group holds KEY_DIM * W / 128 neighbouring rows and 4 columns, so a row of the tile is
@@ -30,40 +30,27 @@ struct Inputs {
   const Act *qkv, *a, *b;
   Parameter A_log, dt_bias;
   float* S;
-  const int* n_tokens;
+  const int *n_tokens, *n_commit;
   Act* o;
   int tokens, key_heads, value_heads, value_dim;
 };
 
-// The capsule: what a step leaves behind so that the next one can replay its accepted tokens.
-struct Capsule {
-  const float *k, *u, *g;
-  const int* n_commit;
-  float *k_out, *u_out, *g_out;
-  int tokens;
-};
-
 template <class Act>
 struct Shared {
-  float *k, *q;              // [T, KEY_DIM] each
-  Act* v;                    // [T, columns of the block]
-  float *old_k, *old_u;      // [Tc, KEY_DIM], [Tc, columns of the block]
-  Token* token;              // [T]
-  float* old_decay;          // [Tc]
-  __device__ Shared(unsigned char* base, int T, int Tc, int columns) {
+  float *k, *q;  // [T, KEY_DIM] each
+  Act* v;        // [T, columns of the block]
+  Token* token;  // [T]
+  __device__ Shared(unsigned char* base, int T, int columns) {
     k = reinterpret_cast<float*>(base);
     q = k + T * kKeyDim;
-    old_k = q + T * kKeyDim;
-    old_u = old_k + Tc * kKeyDim;
-    v = reinterpret_cast<Act*>(old_u + Tc * columns);
+    v = reinterpret_cast<Act*>(q + T * kKeyDim);
     token = reinterpret_cast<Token*>(v + T * columns);
-    old_decay = reinterpret_cast<float*>(token + T);
   }
 };
 
 template <int W, class Act>
 struct Head {
-  int slot, head, key_head, columns, first_column, lane, warp, first_row, column, n, qkv_width;
+  int slot, head, key_head, columns, first_column, lane, warp, first_row, column, n, commit, qkv_width;
   __device__ Head(const Inputs<Act>& in) {
     columns = blockDim.x / 32 * W;
     slot = blockIdx.z, head = blockIdx.y, key_head = head / (in.value_heads / in.key_heads);
@@ -72,15 +59,15 @@ struct Head {
     first_row = lane / (W / 4) * kRows<W>;
     column = warp * W + lane % (W / 4) * 4;  // within the block
     n = min(in.n_tokens[slot], in.tokens);
+    commit = min(in.n_commit[slot], n);
     qkv_width = 2 * in.key_heads * kKeyDim + in.value_heads * in.value_dim;
   }
 };
 
 // One warp per token: l2norm of k and q, their product, and the gates; zeros for tokens that don't count. What
 // memory holds is read whether it counts or not, so that no load waits for n_tokens.
-template <bool Verify, int W, class Act>
-__device__ void stage_token(const Inputs<Act>& in, const Capsule& capsule, const Head<W, Act>& at,
-                            Shared<Act>& shared, int t) {
+template <int W, class Act>
+__device__ void stage_token(const Inputs<Act>& in, const Head<W, Act>& at, Shared<Act>& shared, int t) {
   const Act* row = in.qkv + size_t(at.slot * in.tokens + t) * at.qkv_width;
   float q[kKeysPerLane] = {}, k[kKeysPerLane] = {};
   const int first = at.lane * kKeysPerLane;
@@ -109,12 +96,6 @@ __device__ void stage_token(const Inputs<Act>& in, const Capsule& capsule, const
     store(shared.k + t * kKeyDim + first, k);
   }
   if (at.lane == 0) shared.token[t] = {expf(g), beta, kq, 0};
-  if constexpr (Verify) {
-    if (blockIdx.x) return;
-    if (at.lane == 0) capsule.g_out[gate] = g;
-    if (at.head % (in.value_heads / in.key_heads) == 0 && at.lane < kKeyLanes)
-      store(capsule.k_out + (size_t(at.slot * in.tokens + t) * in.key_heads + at.key_head) * kKeyDim + first, k);
-  }
 }
 
 // Copies rows of `width` values, `stride` apart, to shared memory in the background.
@@ -128,17 +109,11 @@ __device__ __forceinline__ void copy_rows(T* to, const T* from, int rows, int wi
   }
 }
 
-template <bool Verify, int W, class Act>
-__device__ void start_copies(const Inputs<Act>& in, const Capsule& old, const Head<W, Act>& at, Shared<Act>& shared) {
+template <int W, class Act>
+__device__ void start_copies(const Inputs<Act>& in, const Head<W, Act>& at, Shared<Act>& shared) {
   const int value = at.head * in.value_dim + at.first_column;
   const Act* v = in.qkv + size_t(at.slot) * in.tokens * at.qkv_width + 2 * in.key_heads * kKeyDim + value;
   copy_rows(shared.v, v, in.tokens, at.columns, at.qkv_width);
-  if constexpr (Verify) {
-    const size_t row = size_t(at.slot) * old.tokens;
-    const int keys = in.key_heads * kKeyDim, values = in.value_heads * in.value_dim;
-    copy_rows(shared.old_k, old.k + row * keys + at.key_head * kKeyDim, old.tokens, kKeyDim, keys);
-    copy_rows(shared.old_u, old.u + row * values + value, old.tokens, at.columns, values);
-  }
   commit_copies();
 }
 
@@ -151,8 +126,8 @@ __device__ __forceinline__ void update(float (&S)[R][4], float decay, const floa
     for (int c = 0; c < 4; ++c) S[i][c] = decay * S[i][c] + k[i] * u[c];
 }
 
-// One token: u = (v - decay k^T S) beta, o = decay q^T S + (k.q) u, then the update. Returns u (lanes 0..15) or o
-// (the others) of this lane's column of four, which bits 3 and 2 of the lane number.
+// One token: u = (v - decay k^T S) beta, o = decay q^T S + (k.q) u, then the update. Lanes 16..31 return o of their
+// column of four, which bits 3 and 2 of the lane number.
 template <int W, class Act>
 __device__ __forceinline__ float step(float (&S)[kRows<W>][4], const Shared<Act>& shared,
                                       const Head<W, Act>& at, int t) {
@@ -173,79 +148,51 @@ __device__ __forceinline__ float step(float (&S)[kRows<W>][4], const Shared<Act>
   for (int c = 0; c < 4; ++c) u[c] = __shfl_sync(kFullWarp, mine, c * 4 + at.lane % (W / 4));
   const float my_u = __shfl_sync(kFullWarp, mine, at.lane & 15);
   update(S, token.decay, k, u);
-  return at.lane < 16 ? my_u : token.decay * sum + token.kq * my_u;
+  return token.decay * sum + token.kq * my_u;
 }
 
-template <bool Verify, int W, class Act>
-__device__ void run(const Inputs<Act>& in, const Capsule& capsule) {
+template <int W, class Act>
+__device__ void run(const Inputs<Act>& in) {
   SHARED_MEMORY(memory);
   const Head<W, Act> at(in);
-  Shared<Act> shared(memory, in.tokens, Verify ? capsule.tokens : 0, at.columns);
+  Shared<Act> shared(memory, in.tokens, at.columns);
   float* tile = in.S + (size_t(at.slot * in.value_heads + at.head) * kKeyDim + at.first_row) * in.value_dim +
                 at.first_column + at.column;
   float S[kRows<W>][4];
 #pragma unroll
   for (int i = 0; i < kRows<W>; ++i) load(tile + size_t(i) * in.value_dim, S[i]);
-  start_copies<Verify>(in, capsule, at, shared);
+  start_copies(in, at, shared);
 
-  const int commit = Verify ? min(capsule.n_commit[at.slot], capsule.tokens) : 0;
-  float old_g = 0;
-  if (Verify && int(threadIdx.x) < capsule.tokens)
-    old_g = capsule.g[(at.slot * capsule.tokens + threadIdx.x) * in.value_heads + at.head];
-  for (int t = at.warp; t < in.tokens; t += blockDim.x / 32) stage_token<Verify>(in, capsule, at, shared, t);
-  if (Verify && int(threadIdx.x) < capsule.tokens) shared.old_decay[threadIdx.x] = expf(old_g);
+  for (int t = at.warp; t < in.tokens; t += blockDim.x / 32) stage_token(in, at, shared, t);
   wait_copies<0>();
   __syncthreads();
 
-  if constexpr (Verify) {
-    for (int t = 0; t < commit; ++t) {
-      float k[kRows<W>], u[4];
-      load(shared.old_k + t * kKeyDim + at.first_row, k);
-      load(shared.old_u + t * at.columns + at.column, u);
-      update(S, shared.old_decay[t], k, u);
-    }
-#pragma unroll
-    for (int i = 0; i < kRows<W>; ++i)
-      if (commit) store(tile + size_t(i) * in.value_dim, S[i]);
-  }
   const int own_column = at.first_column + at.column + at.lane / 4 % 4;
   for (int t = 0; t < in.tokens; ++t) {
-    float out = 0;  // u in lanes 0..15, o in the others
-    if (t < at.n) out = step(S, shared, at, t);
-    const size_t row = size_t(at.slot * in.tokens + t) * in.value_heads + at.head;
-    if (W == 8 && at.lane & 2) continue;
-    if (at.lane >= 16) in.o[row * in.value_dim + own_column] = from_float<Act>(out);
-    if (Verify && at.lane < 16) capsule.u_out[row * in.value_dim + own_column] = out;
-  }
-  if constexpr (!Verify) {
+    float o = 0;
+    if (t < at.n) o = step(S, shared, at, t);
+    if (t + 1 == at.commit) {  // what follows are drafts: they go on in registers
 #pragma unroll
-    for (int i = 0; i < kRows<W>; ++i) store(tile + size_t(i) * in.value_dim, S[i]);
+      for (int i = 0; i < kRows<W>; ++i) store(tile + size_t(i) * in.value_dim, S[i]);
+    }
+    const size_t row = size_t(at.slot * in.tokens + t) * in.value_heads + at.head;
+    if (at.lane >= 16 && (W == 16 || !(at.lane & 2))) in.o[row * in.value_dim + own_column] = from_float<Act>(o);
   }
 }
 
 }  // namespace
 
-#define DECODE_INPUTS(Act)                                                                                       \
-  const Act *qkv, const Act *a, const Act *b, const void *A_log, const void *dt_bias, int bf16_A_log, int bf16_dt_bias,       \
-      float *S, const int *n_tokens, Act *o, int tokens, int key_heads, int value_heads, int value_dim
-#define DECODE_FORWARD                                                                                           \
-  {qkv, a, b, {A_log, bf16_A_log}, {dt_bias, bf16_dt_bias}, S, n_tokens, o, tokens, key_heads,           \
-   value_heads, value_dim}
-
-#define DECODE_KERNELS(Act, W, suffix)                                                                           \
-  extern "C" __global__ void __launch_bounds__(128, 4) gated_delta_rule_decode_##suffix##_w##W(           \
-      DECODE_INPUTS(Act)) {                                                                                      \
-    run<false, W, Act>(DECODE_FORWARD, {});                                                                      \
+#define DECODE_KERNEL(Act, W, suffix)                                                                            \
+  extern "C" __global__ void __launch_bounds__(128, 4) gated_delta_rule_decode_##suffix##_w##W(                  \
+      const Act* qkv, const Act* a, const Act* b, const void* A_log, const void* dt_bias, int bf16_A_log,        \
+      int bf16_dt_bias, float* S, const int* n_tokens, const int* n_commit, Act* o, int tokens, int key_heads,   \
+      int value_heads, int value_dim) {                                                                          \
+    run<W, Act>({qkv, a, b, {A_log, bf16_A_log}, {dt_bias, bf16_dt_bias}, S, n_tokens, n_commit, o, tokens,      \
+                 key_heads, value_heads, value_dim});                                                            \
   }                                                                                                              \
-  extern "C" __global__ void __launch_bounds__(128, 4) gated_delta_rule_verify_##suffix##_w##W(                  \
-      DECODE_INPUTS(Act), const float* k, const float* u, const float* g, const int* n_commit, float* k_out,     \
-      float* u_out, float* g_out, int capsule_tokens) {                                                          \
-    run<true, W, Act>(DECODE_FORWARD, {k, u, g, n_commit, k_out, u_out, g_out, capsule_tokens});                 \
-  }                                                                                                              \
-  EXPORT_KERNEL(gated_delta_rule_decode_##suffix##_w##W)                                                         \
-  EXPORT_KERNEL(gated_delta_rule_verify_##suffix##_w##W)
+  EXPORT_KERNEL(gated_delta_rule_decode_##suffix##_w##W)
 
-DECODE_KERNELS(float, 8, f32)
-DECODE_KERNELS(float, 16, f32)
-DECODE_KERNELS(bf16, 8, bf16)
-DECODE_KERNELS(bf16, 16, bf16)
+DECODE_KERNEL(float, 8, f32)
+DECODE_KERNEL(float, 16, f32)
+DECODE_KERNEL(bf16, 8, bf16)
+DECODE_KERNEL(bf16, 16, bf16)

@@ -105,13 +105,3 @@ def tokens(shape: Shape, given: dict[str, np.ndarray]) -> reference.Tokens:
 def outputs(shape: Shape) -> dict[str, np.ndarray]:
     """o [B, T, Hv * Dv], full of NaN."""
     return {"o": poisoned((shape.slots, shape.tokens, shape.value_heads * shape.value_dim), shape.dtype)}
-
-
-def capsule(shape: Shape, tokens: int) -> dict[str, np.ndarray]:
-    """A capsule of `tokens`, full of NaN: k [B, Tc, Hk, Dk], u [B, Tc, Hv, Dv], g [B, Tc, Hv], all f32."""
-    rows = (shape.slots, tokens)
-    return {
-        "k": poisoned((*rows, shape.key_heads, shape.key_dim), "f32"),
-        "u": poisoned((*rows, shape.value_heads, shape.value_dim), "f32"),
-        "g": poisoned((*rows, shape.value_heads), "f32"),
-    }

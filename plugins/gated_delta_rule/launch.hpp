@@ -24,8 +24,7 @@ inline Shape shape_of(const Call& call) {
 inline Arguments operands(const Call& call, const Shape& shape) {
   Arguments args;
   args.pointers(call, {"qkv", "a", "b", "A_log", "dt_bias"})
-      .ints({shape.A_log_dtype == DType::bf16, shape.dt_bias_dtype == DType::bf16})
-      .pointers(call, {"S", "n_tokens", "o"});
+      .ints({shape.A_log_dtype == DType::bf16, shape.dt_bias_dtype == DType::bf16});
   return args;
 }
 
@@ -33,16 +32,16 @@ inline Launch decode(const Call& call, const Shape& shape) {
   require(1 <= shape.tokens && shape.tokens <= DECODE_TOKENS, std::to_string(shape.tokens) + " tokens",
           "1 to " + std::to_string(DECODE_TOKENS) + " for gated_delta_rule_decode");
   require(shape.value_dim % 8 == 0, "value heads of " + std::to_string(shape.value_dim), "a multiple of 8");
-  int64_t tile = shape.value_dim % 16 == 0 ? 16 : 8, most = shape.slots * shape.value_heads < 256 ? 1 : 4, warps = 1;
+  int64_t tile = shape.value_dim % 16 == 0 ? 16 : 8, limit = shape.slots * shape.value_heads < 256 ? 1 : 4, warps = 1;
   for (int64_t w : {2, 4})
-    if (w <= most && shape.value_dim % (tile * w) == 0) warps = w;
+    if (w <= limit && shape.value_dim % (tile * w) == 0) warps = w;
   int64_t columns = tile * warps;
-  int64_t floats = 2 * shape.tokens * shape.key_dim + shape.tokens * columns;
-  Arguments args =
-      operands(call, shape).ints({shape.tokens, shape.key_heads, shape.value_heads, shape.value_dim});
+  Arguments args = operands(call, shape)
+                       .pointers(call, {"S", "n_tokens", "n_commit", "o"})
+                       .ints({shape.tokens, shape.key_heads, shape.value_heads, shape.value_dim});
   return {"gated_delta_rule_decode_" + name(shape.dtype) + "_w" + std::to_string(tile),
           {shape.value_dim / columns, shape.value_heads, shape.slots}, 32 * warps,
-          4 * (floats + 4 * shape.tokens), args};
+          4 * shape.tokens * (2 * shape.key_dim + columns + 4), args};
 }
 
 // How prefill cuts a shape up: tokens per chunk (32 or 64), per segment, and warps per scan block.
@@ -98,7 +97,7 @@ inline std::vector<Launch> prefill(const Call& call, const Chunking& by) {
   for (int64_t first = 0; first < shape.tokens; first += by.segment) {
     int64_t count = std::min(by.segment, shape.tokens - first);
     Arguments args = operands(call, shape)
-                         .pointers(call, {"workspace"})
+                         .pointers(call, {"S", "n_tokens", "o", "workspace"})
                          .ints({shape.tokens, first, count, shape.key_heads, shape.value_heads, shape.value_dim});
     list.push_back({"gated_delta_rule_prefill_chunk_" + suffix,
                     {ceil_div(count, by.chunk), shape.key_heads, shape.slots}, 2 * by.chunk,
@@ -113,11 +112,11 @@ inline std::vector<Launch> prefill(const Call& call, const Chunking& by) {
 // Scratch memory of prefill, whichever chunk the device allows; decode needs none.
 inline int64_t workspace_bytes(const Call& call) {
   Shape shape = shape_of(call);
-  int64_t most = 0;
+  int64_t largest = 0;
   if (shape.tokens > DECODE_TOKENS)
     for (int64_t chunk : chunks(shape.dtype))
-      most = std::max(most, chunking(shape, ANY_SHARED, {chunk}).workspace_bytes());
-  return most;
+      largest = std::max(largest, chunking(shape, ANY_SHARED, {chunk}).workspace_bytes());
+  return largest;
 }
 
 inline Launches launches(const Call& call) {

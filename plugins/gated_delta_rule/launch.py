@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from deltart.plugins.gated_delta_rule.inputs import Shape
-from deltart.plugins.launch import Arguments, Launch, ints, pointers, require
+from deltart.plugins.launch import Launch, ints, pointers, require
 
 DECODE_TOKENS = 8  # at most; beyond it the chunked kernels take over
 
@@ -21,43 +21,28 @@ class Tiling:
 def tiling(shape: Shape) -> Tiling:
     """Two sectors per row of S where the head allows it; few warps per block until the GPU is full anyway."""
     columns = 16 if shape.value_dim % 16 == 0 else 8
-    most = 1 if shape.slots * shape.value_heads < 256 else 4
-    warps = max(w for w in (1, 2, 4) if w <= most and shape.value_dim % (columns * w) == 0)
+    limit = 1 if shape.slots * shape.value_heads < 256 else 4
+    warps = max(w for w in (1, 2, 4) if w <= limit and shape.value_dim % (columns * w) == 0)
     return Tiling(columns, warps)
 
 
-def _decode(
-    kernel: str, shape: Shape, at: dict[str, int], capsule: Arguments, capsule_tokens: int, tiles: Tiling | None
-) -> Launch:
+def decode(shape: Shape, at: dict[str, int], tiles: Tiling | None = None) -> Launch:
+    """T <= 8 tokens. `at`: qkv a b A_log dt_bias S n_tokens n_commit o."""
+    kernel = "gated_delta_rule_decode"
     require(1 <= shape.tokens <= DECODE_TOKENS, f"{shape.tokens} tokens", f"1 to {DECODE_TOKENS} for {kernel}")
     require(shape.value_dim % 8 == 0, f"value heads of {shape.value_dim}", "a multiple of 8")
     tiles = tiles or tiling(shape)
     require(tiles.warps <= 4, f"{tiles.warps} warps per block", "at most 4")
     columns = tiles.columns * tiles.warps
-    floats = (2 * shape.tokens + capsule_tokens) * shape.key_dim + (shape.tokens + capsule_tokens) * columns
-    shared = 4 * (floats + 4 * shape.tokens + capsule_tokens)
+    shared = 4 * shape.tokens * (2 * shape.key_dim + columns + 4)
     args = (
         *pointers(at, "qkv", "a", "b", "A_log", "dt_bias"),
         *ints(shape.A_log_dtype == "bf16", shape.dt_bias_dtype == "bf16"),
-        *pointers(at, "S", "n_tokens", "o"),
+        *pointers(at, "S", "n_tokens", "n_commit", "o"),
         *ints(shape.tokens, shape.key_heads, shape.value_heads, shape.value_dim),
-        *capsule,
     )
     grid = (shape.value_dim // columns, shape.value_heads, shape.slots)
     return Launch(f"{kernel}_{shape.dtype}_w{tiles.columns}", grid, 32 * tiles.warps, shared, args)
-
-
-def decode(shape: Shape, at: dict[str, int], tiles: Tiling | None = None) -> Launch:
-    """T <= 8 tokens, state updated at once. `at`: qkv a b A_log dt_bias S n_tokens o."""
-    return _decode("gated_delta_rule_decode", shape, at, (), 0, tiles)
-
-
-def verify(shape: Shape, capsule_tokens: int, at: dict[str, int], tiles: Tiling | None = None) -> Launch:
-    """T <= 8 tokens after replaying n_commit of the capsule's `capsule_tokens` into S. `at`: as decode, and
-    k u g (the previous step's capsule), n_commit, k_out u_out g_out (this step's)."""
-    require(0 < capsule_tokens <= DECODE_TOKENS, f"a capsule of {capsule_tokens} tokens", f"1 to {DECODE_TOKENS}")
-    capsule = (*pointers(at, "k", "u", "g", "n_commit", "k_out", "u_out", "g_out"), *ints(capsule_tokens))
-    return _decode("gated_delta_rule_verify", shape, at, capsule, capsule_tokens, tiles)
 
 
 SEGMENT = 2048  # tokens of all slots per pass; at 27B what a pass leaves in the workspace fits H100's L2
@@ -123,7 +108,10 @@ def chunking(shape: Shape, shared_limit: int = 227 << 10, chunk: int = 0, segmen
 
 
 def prefill(plan: Chunking, at: dict[str, int]) -> list[Launch]:
-    """Any number of tokens, state updated at once. `at`: as decode, and workspace (plan.workspace_bytes())."""
+    """Any number of tokens, all of them committed.
+
+    `at`: as decode without n_commit, and workspace (plan.workspace_bytes()).
+    """
     shape, launches = plan.shape, []
     for first in range(0, shape.tokens, plan.segment):
         count = min(plan.segment, shape.tokens - first)

@@ -37,4 +37,6 @@ def launches(call: Call) -> tuple[str, list[Launch]]:
     return "prefill.cu", prefill(chunking(shape, call.shared_limit), call.at)
 
 
-KERNEL = Kernel(Path(__file__).resolve().parent, ("decode.cu", "prefill.cu"), workspace_bytes, launches)
+KERNELS = {
+    "GatedDeltaRule": Kernel(Path(__file__).resolve().parent, ("decode.cu", "prefill.cu"), workspace_bytes, launches)
+}

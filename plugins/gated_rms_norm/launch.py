@@ -8,15 +8,15 @@ from deltart.plugins.gated_rms_norm.inputs import Shape
 from deltart.plugins.launch import Launch, ints, pointers, require
 
 BLOCK = 128  # one warp per head
-MOST_CHANNELS = 512
+MAX_CHANNELS = 512
 
 
 def norm(shape: Shape, at: dict[str, int]) -> Launch:
     """`at`: x weight z y."""
     require(
-        0 < shape.head_dim <= MOST_CHANNELS and shape.head_dim % 4 == 0,
+        0 < shape.head_dim <= MAX_CHANNELS and shape.head_dim % 4 == 0,
         f"heads of {shape.head_dim}",
-        f"a multiple of 4 up to {MOST_CHANNELS}",
+        f"a multiple of 4 up to {MAX_CHANNELS}",
     )
     rows = shape.slots * shape.tokens * shape.heads
     args = (

@@ -30,4 +30,4 @@ def launches(call: Call) -> tuple[str, list[Launch]]:
     return "kernel.cu", [norm(shape, call.at)]
 
 
-KERNEL = Kernel(Path(__file__).resolve().parent, ("kernel.cu",), workspace_bytes, launches)
+KERNELS = {"GatedRMSNorm": Kernel(Path(__file__).resolve().parent, ("kernel.cu",), workspace_bytes, launches)}

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from deltart.plugins.dtypes import cast
-from deltart.plugins.fp8_block_linear import inputs as fp8
-from deltart.plugins.fp8_block_linear.reference import BLOCK
+from deltart.plugins.fp8_linear import inputs as fp8
+from deltart.plugins.fp8_linear.reference import BLOCK
 
 
 @dataclass(frozen=True)

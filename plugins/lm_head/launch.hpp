@@ -5,7 +5,7 @@
 namespace deltart::lm_head {
 
 constexpr int64_t BLOCK_ROWS = 128;
-constexpr int64_t FEW_TILES = 1, MOST_TILES = 4;  // tokens per block, in eights
+constexpr int64_t DECODE_TILES = 1, MAX_TILES = 4;  // tokens per block, in eights
 constexpr int64_t WARPS = 8;
 constexpr int64_t TILE_STRIDE = 20;
 
@@ -17,7 +17,7 @@ inline Launches launches(const Call& call) {
   require(weight == DType::bf16, "a weight stored as " + name(weight), "bf16");
   int64_t rows = call.size("B") * call.size("L"), vocabulary = call.size("V"), k = call.size("K");
   require(k % 16 == 0, "K = " + std::to_string(k), "a multiple of 16");
-  int64_t tiles = rows <= 8 * FEW_TILES ? FEW_TILES : MOST_TILES;
+  int64_t tiles = rows <= 8 * DECODE_TILES ? DECODE_TILES : MAX_TILES;
   Arguments args;
   args.pointers(call, {"x", "weight"})
       .optional(call, {"ids"})

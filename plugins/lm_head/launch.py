@@ -9,7 +9,7 @@ BLOCK_ROWS = 128
 TILES = (1, 4)  # tokens per block, in eights
 WARPS = 8
 TILE_STRIDE = 20
-MOST_KEPT = 64
+MAX_KEPT = 64
 MERGE_THREADS = 1024
 
 
@@ -32,7 +32,7 @@ def logits(shape: Shape, at: dict[str, int]) -> Launch:
 def head(shape: Shape, at: dict[str, int], merge_threads: int = MERGE_THREADS) -> list[Launch]:
     """`at`: x weight best_logits best_ids block_logits block_ids; weight_scale_inv for E4M3; ids for a subset; logits
     where they are wanted."""
-    require(0 < shape.keep <= MOST_KEPT, f"{shape.keep} best tokens", f"1 to {MOST_KEPT}")
+    require(0 < shape.keep <= MAX_KEPT, f"{shape.keep} best tokens", f"1 to {MAX_KEPT}")
     merged = (*pointers(at, "block_logits", "block_ids", "best_logits", "best_ids"), *ints(lists(shape), shape.keep))
     shared = 8 * (merge_threads // 32) + 4 * lists(shape)
     return [

@@ -29,4 +29,4 @@ def launches(call: Call) -> tuple[str, list[Launch]]:
     return "kernel.cu", [logits(shape, call.at)]
 
 
-KERNEL = Kernel(Path(__file__).resolve().parent, ("kernel.cu",), workspace_bytes, launches)
+KERNELS = {"LmHead": Kernel(Path(__file__).resolve().parent, ("kernel.cu",), workspace_bytes, launches)}

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 import shutil
-import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from deltart.errors import BuildError, MissingDependencyError
 from deltart.plugins import cache
+from deltart.plugins.compilers import compile_with
 from deltart.plugins.kernel_call import kernel_of
 from deltart.plugins.native.contract import contract_source
 from deltart.plugins.registry import OPS
@@ -99,9 +99,7 @@ def compile_library(
             (folder / name).write_text(text)
         includes = ("-I", str(folder), "-I", str(FOLDER / "cuda"), *flags, f"-Wl,--version-script={EXPORTS}")
         files = (str(main), str(folder / "fatbins.S"), "-ldl", "-o", str(folder / NAME))
-        done = subprocess.run([compiler, *FLAGS, *includes, *files], check=False, capture_output=True, text=True)
-        if done.returncode:
-            raise BuildError(f"g++ could not compile {main.name}:\n{done.stderr}", "headers of TensorRT 10 or later")
+        compile_with([compiler, *FLAGS, *includes, *files], main, "headers of TensorRT 10 or later")
 
     texts = (*written.values(), EXPORTS.read_text())
     return cache.build(main, (compiler, *FLAGS, *flags, version, *texts), make) / NAME

@@ -1,14 +1,12 @@
 // The ops of the library: a launch.hpp beside each launch.py, and a row here.
 #pragma once
-#include "../attention_projections/launch.hpp"
 #include "../causal_conv1d/launch.hpp"
-#include "../delta_net_projections/launch.hpp"
-#include "../fp8_block_gate_up/launch.hpp"
-#include "../fp8_block_linear/launch.hpp"
+#include "../fp8_linear/launch.hpp"
 #include "../gated_attention/launch.hpp"
 #include "../gated_delta_rule/launch.hpp"
 #include "../gated_rms_norm/launch.hpp"
 #include "../lm_head/launch.hpp"
+#include "../moe_experts/launch.hpp"
 #include "../qk_norm_rope/launch.hpp"
 
 namespace deltart {
@@ -28,9 +26,13 @@ constexpr Operator OPERATORS[] = {
     {"Fp8BlockLinear", fp8_block_linear::workspace_bytes, fp8_block_linear::launches},
     {"GatedAttention", gated_attention::workspace_bytes, gated_attention::launches},
     {"GatedDeltaRule", gated_delta_rule::workspace_bytes, gated_delta_rule::launches},
+    {"Fp8MoeExperts", moe_experts::workspace_bytes, moe_experts::launches},
+    {"Fp8SparseMoe", moe_experts::workspace_bytes, moe_experts::launches},
     {"GatedRMSNorm", gated_rms_norm::workspace_bytes, gated_rms_norm::launches},
     {"LmHead", lm_head::workspace_bytes, lm_head::launches},
+    {"MoeExperts", moe_experts::workspace_bytes, moe_experts::launches},
     {"QkNormRope", qk_norm_rope::workspace_bytes, qk_norm_rope::launches},
+    {"SparseMoe", moe_experts::workspace_bytes, moe_experts::launches},
 };
 
 inline const Operator& operator_of(const std::string& name) {

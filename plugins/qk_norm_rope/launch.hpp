@@ -5,7 +5,7 @@
 namespace deltart::qk_norm_rope {
 
 constexpr int64_t BLOCK = 128;  // one warp per head
-constexpr int64_t MOST_CHANNELS = 256;
+constexpr int64_t MAX_CHANNELS = 256;
 
 inline int64_t workspace_bytes(const Call&) { return 0; }
 
@@ -13,8 +13,8 @@ inline Launches launches(const Call& call) {
   std::string first = name(call.dtype("q_weight")), second = name(call.dtype("k_weight"));
   require(first == second, "norm weights stored as " + first + " and " + second, "one type for both");
   int64_t head_dim = call.size("head_dim"), turned = 2 * call.size("P");
-  require(0 < head_dim && head_dim <= MOST_CHANNELS && head_dim % 8 == 0, "heads of " + std::to_string(head_dim),
-          "a multiple of 8 up to " + std::to_string(MOST_CHANNELS));
+  require(0 < head_dim && head_dim <= MAX_CHANNELS && head_dim % 8 == 0, "heads of " + std::to_string(head_dim),
+          "a multiple of 8 up to " + std::to_string(MAX_CHANNELS));
   require(0 < turned && turned <= head_dim && turned % 16 == 0, std::to_string(turned) + " rotary dimensions",
           "a multiple of 16");
   int64_t rows = call.size("B") * call.size("T"), heads = call.size("num_heads"), kv_heads = call.size("num_kv_heads");

@@ -8,13 +8,13 @@ from deltart.plugins.launch import Launch, ints, pointers, require
 from deltart.plugins.qk_norm_rope.inputs import Shape
 
 BLOCK = 128  # one warp per head
-MOST_CHANNELS = 256
+MAX_CHANNELS = 256
 
 
 def rope(shape: Shape, at: dict[str, int]) -> Launch:
     """`at`: q_gate k q_weight k_weight cos sin q k_out gate, all aligned to 16 bytes."""
-    fits = 0 < shape.head_dim <= MOST_CHANNELS and shape.head_dim % 8 == 0
-    require(fits, f"heads of {shape.head_dim}", f"a multiple of 8 up to {MOST_CHANNELS}")
+    fits = 0 < shape.head_dim <= MAX_CHANNELS and shape.head_dim % 8 == 0
+    require(fits, f"heads of {shape.head_dim}", f"a multiple of 8 up to {MAX_CHANNELS}")
     turned = shape.rotary_dim
     require(0 < turned <= shape.head_dim and turned % 16 == 0, f"{turned} rotary dimensions", "a multiple of 16")
     args = (

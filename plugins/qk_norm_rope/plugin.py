@@ -34,4 +34,4 @@ def launches(call: Call) -> tuple[str, list[Launch]]:
     return "kernel.cu", [rope(shape, call.at)]
 
 
-KERNEL = Kernel(Path(__file__).resolve().parent, ("kernel.cu",), workspace_bytes, launches)
+KERNELS = {"QkNormRope": Kernel(Path(__file__).resolve().parent, ("kernel.cu",), workspace_bytes, launches)}

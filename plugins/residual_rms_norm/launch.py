@@ -8,13 +8,13 @@ from deltart.plugins.launch import Launch, ints, pointers, require
 from deltart.plugins.residual_rms_norm.inputs import Shape
 
 BLOCK = 256
-MOST_WIDTH = 8192
+MAX_WIDTH = 8192
 
 
 def norm(shape: Shape, at: dict[str, int]) -> Launch:
     """`at`: x h weight y; h is updated."""
-    fits = 0 < shape.width <= MOST_WIDTH and shape.width % 8 == 0 and shape.rows > 0
-    require(fits, f"{shape.rows} rows of {shape.width}", f"rows of a multiple of 8 up to {MOST_WIDTH}")
+    fits = 0 < shape.width <= MAX_WIDTH and shape.width % 8 == 0 and shape.rows > 0
+    require(fits, f"{shape.rows} rows of {shape.width}", f"rows of a multiple of 8 up to {MAX_WIDTH}")
     args = (
         *pointers(at, "x", "h", "weight"),
         *ints(shape.parameter_dtype == "bf16"),

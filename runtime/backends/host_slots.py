@@ -1,26 +1,47 @@
-"""Slots whose tokens are drawn on the host: ONNX Runtime's, or any whose graphs run over buffers in host memory."""
+"""Slots whose tokens are drawn on the host, over buffers wherever they lie."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
+from deltart.runtime.backends.buffers import Range, SlotBuffers
 from deltart.runtime.backends.inputs import text_inputs
 from deltart.runtime.backends.match import draw
 from deltart.runtime.backends.mtp_drafts import MtpDrafts
-from deltart.runtime.backends.ort_buffers import OrtBuffers
 from deltart.runtime.backends.slots import Drawn, Limits, Row, Snapshot
 from deltart.runtime.backends.snapshots import SlotCopies
 
 
-class HostSlots:
-    """`Slots` over host memory; see there.
+@dataclass(frozen=True)
+class Feed:
+    """What a row feeds in a step: its pending tokens, which are known to be right, then drafts."""
 
-    A row that feeds one token shares its call with all others that do. A row that feeds several has a call of its own:
-    ONNX Runtime's attention serves one row of many tokens fast, and many rows of one, but not many of many. Where
-    nothing but the last drawn token is pending the drafts' states are kept apart until it is known that all are right,
-    which saves feeding them again.
+    row: Row
+    drafts: list[int]
+
+    @property
+    def known(self) -> int:
+        return len(self.row.pending)
+
+    @property
+    def tokens(self) -> list[int]:
+        return [*self.row.pending, *self.drafts]
+
+    @property
+    def may_hold(self) -> bool:
+        """Whether the state may go on over the drafts, to be kept if all are right."""
+        return self.known == 1 and bool(self.drafts)
+
+
+class HostSlots:
+    """`Slots` whose tokens are drawn on the host; see there.
+
+    Rows that feed one token share a call; so do all where the buffers serve ragged rows, and else each row that feeds
+    several has one of its own. Where nothing but the last drawn token is pending, buffers that can hold a call's states
+    do so until it is known that all drafts are right, which saves feeding them again.
 
     Args:
         text: buffers of the text graph.
@@ -28,7 +49,7 @@ class HostSlots:
         limits: what the buffers were made for.
     """
 
-    def __init__(self, text: OrtBuffers, mtp: MtpDrafts | None, limits: Limits) -> None:
+    def __init__(self, text: SlotBuffers, mtp: MtpDrafts | None, limits: Limits) -> None:
         self.limits = limits
         self._text, self._mtp = text, mtp
         self._rows: dict[int, Row] = {}
@@ -69,11 +90,9 @@ class HostSlots:
     def step(self) -> Mapping[int, Drawn]:
         """See Slots."""
         drafts = self._drafts()
-        single = [slot for slot, row in self._rows.items() if len(row.pending) == 1 and not drafts[slot]]
-        drawn = self._step_together(single) if single else {}
-        for slot in self._rows:
-            if slot not in drawn:
-                drawn[slot] = self._step_alone(slot, drafts[slot])
+        drawn: dict[int, Drawn] = {}
+        for group in self._groups(drafts):
+            drawn |= self._step_group(group, drafts)
         return drawn
 
     def settle(self, slot: int, leave: int = 0) -> None:
@@ -117,7 +136,7 @@ class HostSlots:
         for buffers in self._buffers():
             buffers.close()
 
-    def _buffers(self) -> list[OrtBuffers]:
+    def _buffers(self) -> list[SlotBuffers]:
         return [self._text, self._mtp.buffers] if self._mtp else [self._text]
 
     def _drafts(self) -> dict[int, list[int]]:
@@ -131,45 +150,52 @@ class HostSlots:
             found[slot] = drafts if constraint is None else drafts[: constraint.permits(drafts)]
         return found
 
-    def _step_together(self, slots: Sequence[int]) -> dict[int, Drawn]:
-        """One call that feeds one token to each of `slots`; rows between them are idle in it."""
-        first, last = min(slots), max(slots) + 1
-        ids, counts = np.zeros((last - first, 1), np.int64), np.zeros(last - first, np.int32)
-        shift = np.zeros(last - first, np.int64)
-        for slot in slots:
-            row = self._rows[slot]
-            ids[slot - first], counts[slot - first], shift[slot - first] = row.pending[0], 1, row.rope_shift
-        past = np.array(self._past[first:last], np.int32)
-        inputs = text_inputs(ids, past, counts, rope_shift=shift)
-        logits, hidden = self._text.run((first, last), inputs, ["logits", "hidden"])
-        drawn = {}
-        for slot in slots:
-            row, place = self._rows[slot], slot - first
-            self._advance(slot, row, 1, hidden[place, 0])
-            drawn[slot] = self._draw(row, logits[place], hidden[place], [])
-            row.pending = list(drawn[slot].tokens)
-        return drawn
+    def _groups(self, drafts: Mapping[int, list[int]]) -> list[list[int]]:
+        """Which slots share a call."""
+        if self._text.ragged:
+            return [list(self._rows)] if self._rows else []
+        single = [slot for slot, row in self._rows.items() if len(row.pending) == 1 and not drafts[slot]]
+        return [*([single] if single else []), *([slot] for slot in self._rows if slot not in single)]
 
-    def _step_alone(self, slot: int, drafts: list[int]) -> Drawn:
-        """A call of one row's own: its pending tokens, then drafts."""
-        row = self._rows[slot]
-        known, fed = len(row.pending), [*row.pending, *drafts]
-        hold = known == 1 and bool(drafts)
-        commit = len(fed) if hold else known
-        wanted = np.arange(known - 1, len(fed))
-        inputs = text_inputs(
-            np.array([fed], np.int64), np.array([row.past], np.int32), logit_index=wanted[None],
-            n_commit=np.array([commit], np.int32), rope_shift=np.array([row.rope_shift]),
-        )  # fmt: skip
-        logits, hidden = self._text.run((slot, slot + 1), inputs, ["logits", "hidden"], hold)
-        drawn = self._draw(row, logits[0], hidden[0, known - 1 :], drafts)
-        if not hold or drawn.accepted == len(drafts):
-            if hold:
-                self._text.keep()
-            self._advance(slot, row, commit, hidden[0, commit - 1])
-            row.pending = list(drawn.tokens[commit - known :])
-        else:
+    def _step_group(self, slots: Sequence[int], drafts: Mapping[int, list[int]]) -> dict[int, Drawn]:
+        """One call that feeds the pending tokens and drafts of `slots`; rows between them are idle in it."""
+        feeds = {slot: Feed(self._rows[slot], drafts[slot]) for slot in slots}
+        hold = self._text.holds and len(slots) == 1 and feeds[slots[0]].may_hold
+        rows = (min(slots), max(slots) + 1)
+        inputs = self._inputs(rows, feeds, hold)
+        logits, hidden = self._text.run(rows, inputs, ["logits", "hidden"], hold)
+        return {
+            slot: self._take(slot, feed, logits[slot - rows[0]], hidden[slot - rows[0]], hold)
+            for slot, feed in feeds.items()
+        }
+
+    def _inputs(self, rows: Range, feeds: Mapping[int, Feed], hold: bool) -> dict[str, np.ndarray]:
+        first, count = rows[0], rows[1] - rows[0]
+        ids = np.zeros((count, max(len(feed.tokens) for feed in feeds.values())), np.int64)
+        index = np.zeros((count, max(len(feed.drafts) for feed in feeds.values()) + 1), np.int64)
+        fed, committed = np.zeros(count, np.int32), np.zeros(count, np.int32)
+        shift = np.zeros(count, np.int64)
+        for slot, feed in feeds.items():
+            at, tokens = slot - first, feed.tokens
+            ids[at, : len(tokens)], fed[at] = tokens, len(tokens)
+            committed[at] = len(tokens) if hold else feed.known
+            index[at] = np.minimum(np.arange(index.shape[1]) + feed.known - 1, len(tokens) - 1)
+            shift[at] = feed.row.rope_shift
+        past = np.array(self._past[rows[0] : rows[1]], np.int32)
+        return text_inputs(ids, past, fed, index, committed, shift)
+
+    def _take(self, slot: int, feed: Feed, logits: np.ndarray, hidden: np.ndarray, hold: bool) -> Drawn:
+        """Draw from what a call gave for one row, and let the state count as far as it is that of drawn tokens."""
+        row, known, drafts = feed.row, feed.known, feed.drafts
+        drawn = self._draw(row, logits[: len(drafts) + 1], hidden[known - 1 :], drafts)
+        if hold and drawn.accepted < len(drafts):
             row.pending += drawn.tokens
+            return drawn
+        if hold:
+            self._text.keep()
+        committed = known + (len(drafts) if hold else 0)
+        self._advance(slot, row, committed, hidden[committed - 1])
+        row.pending = list(drawn.tokens[committed - known :])
         return drawn
 
     def _draw(self, row: Row, logits: np.ndarray, hidden: np.ndarray, drafts: Sequence[int]) -> Drawn:

@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from deltart.runtime.backends.buffers import SlotBuffers
 from deltart.runtime.backends.inputs import mtp_inputs
-from deltart.runtime.backends.ort_buffers import OrtBuffers
 from deltart.runtime.backends.slots import Row
 
 MAX_UNREAD = 64  # pairs that a row without drafts leaves unread before they are fed all the same
@@ -28,7 +28,7 @@ class MtpDrafts:
         entries: number of exact entries by slot.
     """
 
-    def __init__(self, buffers: OrtBuffers, slots: int, vocab_limit: int) -> None:
+    def __init__(self, buffers: SlotBuffers, slots: int, vocab_limit: int) -> None:
         self.buffers = buffers
         self.entries = [0] * slots
         self._vocab_limit = vocab_limit

@@ -11,12 +11,13 @@ import ml_dtypes
 import numpy as np
 import onnxruntime as ort
 
+from deltart.artifact import load_manifest, read_graph
 from deltart.errors import ArtifactError
-from deltart.manifest import GraphEntry, Manifest, StateEntry, load_manifest
-from deltart.runtime.backends.base import DecodeRow, SlotState
-from deltart.runtime.backends.host_decode import HostDecoder
+from deltart.manifest import GraphEntry, Manifest, StateEntry
+from deltart.runtime.backends.base import SlotState
 from deltart.runtime.backends.host_slots import HostSlots
 from deltart.runtime.backends.mtp_drafts import MtpDrafts
+from deltart.runtime.backends.onnx_border import check_border
 from deltart.runtime.backends.ort_buffers import OrtBuffers
 from deltart.runtime.backends.slots import Limits
 from deltart.runtime.backends.weights import MappedWeights
@@ -120,10 +121,6 @@ class OrtBackend:
     def _buffers(self, graph: str, slots: int, capacity: int) -> OrtBuffers:
         return OrtBuffers(self.session(graph), self._entry(graph), self.target, slots, capacity)
 
-    def decoder(self, state: SlotState, rows: Sequence[DecodeRow], steps: int) -> HostDecoder:
-        """See Backend."""
-        return HostDecoder(self, state, rows, steps)
-
     def session(self, graph: str) -> ort.InferenceSession:
         """The graph's session, created on first use."""
         if graph not in self._sessions:
@@ -137,16 +134,22 @@ class OrtBackend:
         options.log_severity_level = 3
         values = [_ortvalue(self._weights[name]) for name in entry.weights]
         options.add_external_initializers(list(entry.weights), values)
-        return ort.InferenceSession(
-            self._model(entry),
-            options,
-            providers=["CPUExecutionProvider"],
-            disabled_optimizers=["ConstantFolding"] if self._mode == "mapped" else None,
-        )
+        content = self._model(graph)
+        try:
+            return ort.InferenceSession(
+                content,
+                options,
+                providers=["CPUExecutionProvider"],
+                disabled_optimizers=["ConstantFolding"] if self._mode == "mapped" else None,
+            )
+        except Exception as error:  # the library's own classes derive from nothing narrower
+            raise ArtifactError(f"ONNX Runtime {ort.__version__} can't load '{graph}': {error}") from error
 
-    def _model(self, entry: GraphEntry) -> str | bytes:
-        """What to load: the graph's file, or its content."""
-        return str(self.artifact / entry.files[self.target])
+    def _model(self, graph: str) -> bytes:
+        """What to load: the exported graph, whose border is what the manifest says."""
+        content = read_graph(self.artifact, self.manifest, graph, self.target)
+        check_border(content, self.manifest.graphs[graph], self.manifest, f"'{graph}' for target '{self.target}'")
+        return content
 
     def _entry(self, graph: str) -> GraphEntry:
         entry = self.manifest.graphs.get(graph)

@@ -14,8 +14,7 @@ import numpy as np
 import onnxruntime as ort
 
 from deltart.manifest import GraphEntry, StateEntry
-
-Range = tuple[int, int]  # slots [first, last)
+from deltart.runtime.backends.buffers import Range
 
 
 @dataclass(frozen=True)
@@ -27,16 +26,15 @@ class _Call:
 
 
 class OrtBuffers:
-    """State of one graph for `slots` sequences of up to `capacity` tokens, and calls over it.
+    """`SlotBuffers` in host memory, for `slots` sequences of up to `capacity` tokens.
 
     Args:
         session: the graph's session.
         entry: the graph.
         target: the session's target, which says which states may be updated in place.
-
-    Attributes:
-        caches, recurrent: arrays [slots, ...] by state: those with a row a token (axis 2), and the others.
     """
+
+    ragged, holds = False, True  # attention serves one row of many tokens or many of one, but not many of many
 
     def __init__(
         self, session: ort.InferenceSession, entry: GraphEntry, target: str, slots: int, capacity: int
@@ -44,9 +42,9 @@ class OrtBuffers:
         self._session, self._entry = session, entry
         self._in_place = {state.name for state in entry.states if target in state.in_place}
         self._maps: list[mmap.mmap] = []
-        self.caches, self.recurrent = dict[str, np.ndarray](), dict[str, np.ndarray]()
+        self._cached, self._recurrent = dict[str, np.ndarray](), dict[str, np.ndarray]()  # [slots, ...] by state
         for state in entry.states:
-            place = self.caches if "capacity" in state.axes else self.recurrent
+            place = self._cached if "capacity" in state.axes else self._recurrent
             place[state.name] = self._reserve(state, {"B": slots, "capacity": capacity})
         self._calls: dict[tuple[Range, bool, tuple[str, ...]], _Call] = {}
         self._scratch: dict[tuple[str, int], np.ndarray] = {}  # by state and number of rows
@@ -55,14 +53,7 @@ class OrtBuffers:
     def run(
         self, rows: Range, inputs: Mapping[str, np.ndarray], outputs: Sequence[str], hold: bool = False
     ) -> list[np.ndarray]:
-        """One call on slots `rows`; `inputs` have a row each.
-
-        Args:
-            hold: leave the recurrent states as they were until `keep`; caches are written all the same.
-
-        Returns:
-            copies of `outputs`.
-        """
+        """See SlotBuffers."""
         call = self._call(rows, hold, tuple(outputs))
         for name, array in inputs.items():
             call.binding.bind_cpu_input(name, array)
@@ -77,40 +68,63 @@ class OrtBuffers:
         return found
 
     def keep(self) -> None:
-        """Let the states of the call that was held count."""
+        """See SlotBuffers."""
         assert self._held is not None
         self._take(*self._held)
         self._held = None
 
     @property
     def slot_bytes(self) -> int:
-        """Recurrent state of a slot."""
-        return sum(array[0].nbytes for array in self.recurrent.values())
+        """See SlotBuffers."""
+        return sum(array[0].nbytes for array in self._recurrent.values())
 
     @property
     def token_bytes(self) -> int:
-        """Caches of a token of a slot."""
-        return sum(array[0, :, 0].nbytes for array in self.caches.values())
+        """See SlotBuffers."""
+        return sum(array[0, :, 0].nbytes for array in self._cached.values())
+
+    @property
+    def caches(self) -> Sequence[str]:
+        """See SlotBuffers."""
+        return list(self._cached)
 
     def clear(self, slot: int) -> None:
-        """Zero a slot's recurrent states. Caches need none: nothing reads beyond the tokens that were fed."""
-        for array in self.recurrent.values():
+        """See SlotBuffers."""
+        for array in self._recurrent.values():
             array[slot] = 0
 
+    def read_cache(self, name: str, slot: int, first: int, last: int) -> np.ndarray:
+        """See SlotBuffers."""
+        rows: np.ndarray = self._cached[name][slot, :, first:last].copy()
+        return rows
+
+    def write_cache(self, name: str, slot: int, first: int, rows: np.ndarray) -> None:
+        """See SlotBuffers."""
+        self._cached[name][slot, :, first : first + rows.shape[1]] = rows
+
+    def read_recurrent(self, slot: int) -> Mapping[str, np.ndarray]:
+        """See SlotBuffers."""
+        return {name: array[slot].copy() for name, array in self._recurrent.items()}
+
+    def write_recurrent(self, slot: int, states: Mapping[str, np.ndarray]) -> None:
+        """See SlotBuffers."""
+        for name, array in states.items():
+            self._recurrent[name][slot] = array
+
     def free(self, slot: int) -> None:
-        """Hand the pages of a slot's caches back to the system."""
-        for memory, array in zip(self._maps, self.caches.values(), strict=True):
+        """See SlotBuffers: the pages of the slot's caches go back to the system."""
+        for memory, array in zip(self._maps, self._cached.values(), strict=True):
             begin, end = (slot * array[0].nbytes, (slot + 1) * array[0].nbytes)
             first, last = -(-begin // mmap.PAGESIZE) * mmap.PAGESIZE, end // mmap.PAGESIZE * mmap.PAGESIZE
             if last > first:
                 memory.madvise(mmap.MADV_DONTNEED, first, last - first)
 
     def close(self) -> None:
-        """Drop every buffer."""
+        """See SlotBuffers."""
         self._calls.clear()
         self._scratch.clear()
-        self.caches.clear()
-        self.recurrent.clear()
+        self._cached.clear()
+        self._recurrent.clear()
         self._maps.clear()
 
     def _reserve(self, state: StateEntry, sizes: Mapping[str, int]) -> np.ndarray:
@@ -133,8 +147,8 @@ class OrtBuffers:
         """States bound, outputs after them; inputs and other outputs are bound anew by every call."""
         binding, apart = self._session.io_binding(), dict[str, np.ndarray]()
         for state in self._entry.states:
-            kept = state.name in self.caches or (state.name in self._in_place and not hold)
-            array = (self.caches if state.name in self.caches else self.recurrent)[state.name][rows[0] : rows[1]]
+            kept = state.name in self._cached or (state.name in self._in_place and not hold)
+            array = (self._cached if state.name in self._cached else self._recurrent)[state.name][rows[0] : rows[1]]
             value = ort.OrtValue.ortvalue_from_numpy(array)  # shares memory
             binding.bind_ortvalue_input(state.name, value)
             if not kept:
@@ -145,4 +159,4 @@ class OrtBuffers:
 
     def _take(self, rows: Range, call: _Call) -> None:
         for name, array in call.apart.items():
-            self.recurrent[name][rows[0] : rows[1]] = array
+            self._recurrent[name][rows[0] : rows[1]] = array

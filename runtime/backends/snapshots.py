@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from deltart.runtime.backends.ort_buffers import OrtBuffers
+from deltart.runtime.backends.buffers import SlotBuffers
 from deltart.runtime.backends.slots import Block, Snapshot
 
 BLOCK_TOKENS = 256  # of a full block
+MTP = "mtp."  # before the names of the MTP head's caches
 
 
 class SlotCopies:
@@ -18,7 +19,7 @@ class SlotCopies:
         mtp: those of the MTP head, whose caches are one token behind; None without one.
     """
 
-    def __init__(self, text: OrtBuffers, mtp: OrtBuffers | None) -> None:
+    def __init__(self, text: SlotBuffers, mtp: SlotBuffers | None) -> None:
         self._text, self._mtp = text, mtp
         self._full: dict[int, list[Block]] = {}
 
@@ -30,19 +31,16 @@ class SlotCopies:
         blocks = full[: past // BLOCK_TOKENS]
         if past % BLOCK_TOKENS:
             blocks = [*blocks, self._block(slot, past - past % BLOCK_TOKENS, past)]
-        recurrent = {name: array[slot].copy() for name, array in self._text.recurrent.items()}
-        return Snapshot(past, recurrent, tuple(blocks), hidden.copy())
+        return Snapshot(past, self._text.read_recurrent(slot), tuple(blocks), hidden.copy())
 
     def load(self, slot: int, snapshot: Snapshot) -> None:
         """Set `slot` to the state of `snapshot`."""
         first = 0
         for block in snapshot.blocks:
             for name, rows in block.caches.items():
-                cache, begin = self._place(name, first)
-                cache[slot, :, begin : begin + rows.shape[1]] = rows
+                self._write(name, slot, first, rows)
             first += block.tokens
-        for name, array in snapshot.recurrent.items():
-            self._text.recurrent[name][slot] = array
+        self._text.write_recurrent(slot, snapshot.recurrent)
         self._full[slot] = [block for block in snapshot.blocks if block.tokens == BLOCK_TOKENS]
 
     def forget(self, slot: int) -> None:
@@ -50,17 +48,16 @@ class SlotCopies:
         self._full.pop(slot, None)
 
     def _block(self, slot: int, first: int, last: int) -> Block:
-        caches = {name: cache[slot, :, first:last].copy() for name, cache in self._text.caches.items()}
+        caches = {name: self._text.read_cache(name, slot, first, last) for name in self._text.caches}
         if self._mtp:
             begin = max(first - 1, 0)
-            caches |= {
-                f"mtp.{name}": cache[slot, :, begin : last - 1].copy() for name, cache in self._mtp.caches.items()
-            }
+            caches |= {f"{MTP}{name}": self._mtp.read_cache(name, slot, begin, last - 1) for name in self._mtp.caches}
         return Block(last - first, caches)
 
-    def _place(self, name: str, first: int) -> tuple[np.ndarray, int]:
-        """The cache that a block's rows belong to, and the row of its first token."""
-        if name in self._text.caches:
-            return self._text.caches[name], first
-        assert self._mtp is not None
-        return self._mtp.caches[name.removeprefix("mtp.")], max(first - 1, 0)
+    def _write(self, name: str, slot: int, first: int, rows: np.ndarray) -> None:
+        """Set the rows of a block whose first token is `first`."""
+        if not name.startswith(MTP):
+            self._text.write_cache(name, slot, first, rows)
+        else:
+            assert self._mtp is not None
+            self._mtp.write_cache(name.removeprefix(MTP), slot, max(first - 1, 0), rows)

@@ -2,28 +2,39 @@
 
 from __future__ import annotations
 
+import mmap
+import os
+import warnings
+from bisect import bisect_right
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
 from deltart.dtypes import BY_STORED
-from deltart.errors import ArtifactError
-from deltart.manifest import FileEntry, Manifest
-from deltart.safetensors import header_sha256
+from deltart.errors import ArtifactError, WeightsRewrittenWarning
+from deltart.manifest import AGAIN, FileEntry, Manifest, WeightEntry
+from deltart.safetensors import header_sha256, read_file
+from deltart.text_files import open_regular
 
 
 class MappedWeights:
     """Read-only views of checkpoint tensors over memory maps; no byte is read until it is used.
 
+    Warns with WeightsRewrittenWarning where a file was written after the export and no difference was found.
+
     Raises:
-        ArtifactError: a weight file is missing, or is not the one that was exported.
+        ArtifactError: a weight file is missing, is not the one that was exported, or has its tensors elsewhere than
+            the manifest says.
     """
 
     def __init__(self, artifact: Path, manifest: Manifest) -> None:
         self._tensors = manifest.tensors
         places = (artifact / "weights", Path(manifest.checkpoint))
-        self._maps = {entry.name: _map(entry, places) for entry in manifest.files}
-        self.paths = {name: Path(str(raw.filename)) for name, raw in self._maps.items()}  # checked files, by name
+        self.paths = {entry.name: _find(entry, places) for entry in manifest.files}  # checked files, by name
+        self._maps = {entry.name: _map(entry, self.paths[entry.name]) for entry in manifest.files}
+        for path in self.paths.values():
+            _check_places(path, manifest.tensors)
 
     def __getitem__(self, name: str) -> np.ndarray:
         """The tensor in its stored dtype and shape."""
@@ -32,15 +43,57 @@ class MappedWeights:
         return raw.view(BY_STORED[entry.dtype].numpy).reshape(entry.shape)
 
 
-def _map(entry: FileEntry, places: tuple[Path, ...]) -> np.memmap:
-    path = next((place / entry.name for place in places if (place / entry.name).exists()), None)
+def _find(entry: FileEntry, places: tuple[Path, ...]) -> Path:
+    path = next((place / entry.name for place in places if os.path.exists(place / entry.name)), None)
     if path is None:
         raise ArtifactError(
             f"weight file {entry.name} is missing",
             " or ".join(str(place / entry.name) for place in places),
             "restore the checkpoint, or export it again",
         )
-    raw = np.memmap(path, np.uint8, mode="r")
-    if len(raw) != entry.size or header_sha256(raw) != entry.header_sha256:
-        raise ArtifactError(f"{path} is not the file that was exported", "the same size and header", "export it again")
+    return path
+
+
+def _map(entry: FileEntry, path: Path) -> np.ndarray:
+    other = ArtifactError(f"{path} is not the file that was exported", "the same size, header and content", AGAIN)
+    with open_regular(path, ArtifactError) as file:
+        if os.fstat(file.fileno()).st_size != entry.size:
+            raise other
+        raw = np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
+        if header_sha256(raw) != entry.header_sha256:
+            raise other
+        identity = entry.identity
+        if identity.written_since(file):
+            if not identity.same_samples(file):
+                raise other
+            how = "was written" if identity.same_number(file) else "is a copy that was written"
+            text = f"{path} {how} after the export; its header and samples are as they were, the rest was not compared"
+            warnings.warn(text, WeightsRewrittenWarning, stacklevel=4)
     return raw
+
+
+def _check_places(path: Path, tensors: Mapping[str, WeightEntry]) -> None:
+    """Raises ArtifactError where the manifest has a tensor of the file at `path` elsewhere than the file's header.
+
+    A region that is bound as one stands for whole tensors of its type, one after the other.
+    """
+    _, infos = read_file(path)
+    header = {info.name: info for info in infos}
+    begins, ends = {i.offset for i in infos}, {i.offset + i.nbytes for i in infos}
+    regions = []
+    for name, entry in tensors.items():
+        if entry.file != path.name:
+            continue
+        begin, end, info = entry.offset, entry.offset + entry.nbytes, header.pop(name, None)
+        if info is None and begin in begins and end in ends:
+            regions.append((begin, end, entry.dtype))
+        elif info is None or (begin, end - begin, entry.dtype, entry.shape) != (
+            info.offset, info.nbytes, info.dtype, list(info.shape)
+        ):  # fmt: skip
+            raise ArtifactError(f"the manifest has '{name}' elsewhere than {path}", "one place of each tensor", AGAIN)
+    regions = sorted(regions) or [(0, 0, "")]
+    starts = [begin for begin, _, _ in regions]
+    for info in header.values():
+        begin, end, dtype = regions[bisect_right(starts, info.offset) - 1]
+        if not (begin <= info.offset and info.offset + info.nbytes <= end and info.dtype == dtype):
+            raise ArtifactError(f"the manifest lacks '{info.name}' of {path}", "one place of each tensor", AGAIN)

@@ -3,23 +3,38 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any
 
 from deltart.errors import GenerationError
+from deltart.json_files import shown
 
 # Fields of generation_config.json that change what transformers generates and that are not offered here,
 # with the values that switch them off.
 _UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "num_beams": (1,),
+    "num_beam_groups": (1,),
+    "num_return_sequences": (1,),
     "no_repeat_ngram_size": (0,),
+    "encoder_no_repeat_ngram_size": (0,),
     "encoder_repetition_penalty": (1.0,),
+    "diversity_penalty": (0.0,),
+    "penalty_alpha": (0.0,),
+    "dola_layers": (),
+    "exponential_decay_length_penalty": (),
+    "forced_bos_token_id": (),
+    "forced_eos_token_id": (),
+    "force_words_ids": ([],),
+    "constraints": ([],),
+    "watermarking_config": (),
+    "token_healing": (False,),
+    "max_time": (),
     "typical_p": (1.0,),
     "top_h": (),
     "epsilon_cutoff": (0.0,),
     "eta_cutoff": (0.0,),
-    "min_new_tokens": (0,),
     "min_length": (0,),
     "guidance_scale": (1.0,),
     "bad_words_ids": ([],),
@@ -27,6 +42,13 @@ _UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "begin_suppress_tokens": ([],),
     "sequence_bias": ({},),
 }
+
+
+# Fields that generation_config.json shares with SamplingParams.
+_SHARED = (
+    "temperature", "top_k", "top_p", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty",
+    "max_new_tokens",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -96,8 +118,9 @@ class SamplingParams:
     def from_generation_config(cls, config: Mapping[str, Any]) -> SamplingParams:
         """The checkpoint's own sampling defaults, from its parsed generation_config.json.
 
-        `do_sample: false` means greedy; absent or null fields take the defaults of this class, and fields
-        that have nothing to do with sampling are passed over.
+        As in transformers, generation is greedy unless `do_sample` is true, and `stop_strings` end it. Absent or
+        null fields take the defaults of this class, and fields that have nothing to do with sampling are passed
+        over.
 
         Raises:
             GenerationError: a value is out of range, or the file asks for a method that is not offered.
@@ -109,11 +132,17 @@ class SamplingParams:
                     f"{name} absent or null",
                     "remove the field, or pass sampling parameters explicitly",
                 )
-        known = {field.name for field in fields(cls)} - {"seed", "stop", "ignore_eos"}
-        given = {name: config[name] for name in known if config.get(name) is not None}
-        if config.get("do_sample") is False:
+        given = {name: config[name] for name in _SHARED if config.get(name) is not None}
+        samples = config.get("do_sample")
+        if not isinstance(samples, bool | None):
+            raise GenerationError(
+                f"generation_config.json: do_sample = {samples!r}", "true or false", "correct the field, or remove it"
+            )
+        if not samples:
             given["temperature"] = 0.0
-        return cls(**given)
+        if config.get("min_new_tokens") is not None:
+            given["min_tokens"] = config["min_new_tokens"]
+        return cls(**given, stop=_stop_strings(config.get("stop_strings")))
 
     @property
     def greedy(self) -> bool:
@@ -125,8 +154,8 @@ class SamplingParams:
 
     def _number(self, name: str, low: float, high: float, *, above: bool = False) -> None:
         value = getattr(self, name)
-        real = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-        if not real or not low <= value <= high or (above and value == low):
+        real = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if not real or not abs(value) <= sys.float_info.max or not low <= value <= high or (above and value == low):
             bounds = f"{'>' if above else '>='} {low}" + ("" if high == math.inf else f" and <= {high}")
             self._refuse(name, f"a number {bounds}")
 
@@ -138,7 +167,7 @@ class SamplingParams:
 
     def _refuse(self, name: str, expected: str) -> None:
         raise GenerationError(
-            f"sampling parameter {name} = {getattr(self, name)!r}",
+            f"sampling parameter {name} = {shown(getattr(self, name))}",
             expected,
             f"change {name}, or leave it out",
         )
@@ -152,3 +181,15 @@ def _is_bias(entry: tuple[Any, Any]) -> bool:
     token, bias = entry
     real = isinstance(bias, (int, float)) and not isinstance(bias, bool)
     return _is_token(token) and real and -100 <= bias <= 100
+
+
+def _stop_strings(value: Any) -> tuple[str, ...]:
+    """`stop_strings` of generation_config.json: a text or a list of them."""
+    texts = [value] if isinstance(value, str) else [] if value is None else value
+    if not isinstance(texts, list) or not all(isinstance(text, str) and text for text in texts):
+        raise GenerationError(
+            f"generation_config.json: stop_strings = {value!r}",
+            "a non-empty string, or a list of them",
+            "correct the field, or remove it",
+        )
+    return tuple(texts)

@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass, field
+from statistics import median
 
-WEIGHT = 0.1  # of a new measurement in its running average
-EXPLORE_EVERY = 48  # steps between two tries of another number of drafts
+WEIGHT = 0.02  # of a new outcome in the running share of right drafts, once there are many
+BURST = 4  # steps in a row with one number of drafts, before it is judged; the first also pays for the change
+EXPLORE_EVERY = 250  # steps between two bursts of another number
 ASSUMED_ACCEPTANCE = 0.7  # of a draft that was never tried
 
 
 @dataclass
 class _Bucket:
-    """Seconds of a step by drafts, for one number of rows."""
+    """The last seconds of a step by drafts, for one number of rows, and the burst that is going on."""
 
-    seconds: dict[int, float] = field(default_factory=dict)
+    seconds: dict[int, deque[float]] = field(default_factory=dict)
     steps: int = 0
+    trying: int = 0
+    left: int = 0
+
+    def typical(self, drafts: int) -> float:
+        """The median of the last steps: one that was held up counts for nothing."""
+        return median(self.seconds[drafts])
 
 
 @dataclass
@@ -45,19 +54,21 @@ class DraftPolicy:
         if self.fixed or not self.largest:
             return self.largest
         bucket = self._buckets.setdefault(rows, _Bucket())
-        bucket.steps += 1
-        untried = next((k for k in range(self.largest + 1) if k not in bucket.seconds), None)
-        if untried is not None:
-            return untried
-        if bucket.steps % EXPLORE_EVERY == 0:
-            return bucket.steps // EXPLORE_EVERY % (self.largest + 1)
-        return max(bucket.seconds, key=lambda k: self._tokens(k) / bucket.seconds[k])
+        if not bucket.left:
+            untried = next((k for k in range(self.largest + 1) if k not in bucket.seconds), None)
+            if untried is None and bucket.steps % EXPLORE_EVERY:
+                bucket.steps += 1
+                return max(bucket.seconds, key=lambda k: self._tokens(k) / bucket.typical(k))
+            bucket.trying = bucket.steps // EXPLORE_EVERY % (self.largest + 1) if untried is None else untried
+            bucket.left = BURST
+        bucket.left -= 1
+        bucket.steps += not bucket.left
+        return bucket.trying
 
     def measured(self, rows: int, drafts: int, seconds: float) -> None:
         """A step of `rows` rows of `drafts` drafts each took `seconds`."""
         bucket = self._buckets.setdefault(rows, _Bucket())
-        last = bucket.seconds.get(drafts, seconds)
-        bucket.seconds[drafts] = min(last + WEIGHT * (seconds - last), 2 * last)
+        bucket.seconds.setdefault(drafts, deque(maxlen=2 * BURST)).append(seconds)
 
     def outcome(self, drafted: int, accepted: int) -> None:
         """Of `drafted` drafts of a row the first `accepted` were right; those after the first wrong one say nothing."""
@@ -65,7 +76,7 @@ class DraftPolicy:
             right = place < accepted
             self.drafted[place] += 1
             self.accepted[place] += right
-            self._rate[place] += WEIGHT * (right - self._rate[place])
+            self._rate[place] += max(WEIGHT, 1 / (self.drafted[place] + 1)) * (right - self._rate[place])
 
     def acceptance(self) -> list[float]:
         """Share of drafts that were right, by position, given that those before were."""

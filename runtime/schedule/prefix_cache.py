@@ -150,6 +150,8 @@ class PrefixCache:
         lengths[key[1]] -= 1
         if not lengths[key[1]]:
             del lengths[key[1]]
+        if not lengths:
+            del self._lengths[key[0]]
         self._bytes -= entry.snapshot.own_bytes + entry.ids.nbytes
         for block in entry.snapshot.blocks:
             self._blocks[id(block)] -= 1

@@ -24,6 +24,7 @@ class Grammar:
     Attributes:
         warnings: what llguidance says it does not enforce.
         exhausted: a limit was met, after which it is of no further use.
+        one_way: it can't go back (a rule with `max_tokens`), so that its replies are walked anew from their beginning.
 
     Args:
         matcher: at its beginning; never advanced.
@@ -32,22 +33,22 @@ class Grammar:
     def __init__(self, vocabulary: Vocabulary, matcher: Any) -> None:
         self._vocabulary, self._matcher = vocabulary, matcher
         self.warnings = tuple(matcher.get_grammar_warnings())
-        self.exhausted = False
+        self.exhausted = self.one_way = False
 
     def reply(self) -> State:
         """The beginning of a reply that is nothing but this."""
-        return _Reply(_Walk(self, self._vocabulary, self._matcher.deep_copy()), 0, ended=False)
+        return _Reply(_Walk(self, self._vocabulary, self._matcher), 0, ended=False)
 
     def value(self, text: CallText, then: Then) -> State:
         """The beginning of a parameter's value, whose closing tag is the grammar's end."""
-        walk = _Walk(self, self._vocabulary, self._matcher.deep_copy())
+        walk = _Walk(self, self._vocabulary, self._matcher)
         return _Value(walk, 0, text, text.start, then)
 
     def warm(self) -> None:
         """Walk a little way and back, so that the first reply need not pay for it.
 
         Raises:
-            GenerationError: a limit is met at once, or the grammar can't go back (`max_tokens`).
+            GenerationError: a limit is met at once.
         """
         first = self.reply()
         state: State | None = first
@@ -65,9 +66,14 @@ class Grammar:
 class _Walk:
     """A matcher on its way through one reply. States hold a place in it, and it goes back where one of them asks."""
 
-    def __init__(self, grammar: Grammar, vocabulary: Vocabulary, matcher: Any) -> None:
-        self.grammar, self.vocabulary, self._matcher = grammar, vocabulary, matcher
-        self._depth = 0
+    def __init__(self, grammar: Grammar, vocabulary: Vocabulary, start: Any) -> None:
+        self.grammar, self.vocabulary, self._start = grammar, vocabulary, start
+        self._matcher = start.deep_copy()
+        self._tokens: list[int] = []
+
+    @property
+    def _depth(self) -> int:
+        return len(self._tokens)
 
     def mask(self, depth: int) -> Mask:
         """The tokens that may come after the first `depth`; where the grammar may end, the end is one of them."""
@@ -82,7 +88,8 @@ class _Walk:
         self._seek(depth)
         taken = int(self._matcher.try_consume_tokens([token]))
         self._check()
-        self._depth += taken
+        if taken:
+            self._tokens.append(token)
         return taken == 1
 
     def may_end(self, depth: int) -> bool:
@@ -96,10 +103,16 @@ class _Walk:
         return bool(self._matcher.is_stopped())
 
     def _seek(self, depth: int) -> None:
-        if depth < self._depth:
+        if depth == self._depth:
+            return
+        if not self.grammar.one_way:
             self._matcher.rollback(self._depth - depth)
-            self._check()
-            self._depth = depth
+            self.grammar.one_way = self._matcher.is_error()
+        del self._tokens[depth:]
+        if self.grammar.one_way:
+            self._matcher = self._start.deep_copy()
+            self._matcher.try_consume_tokens(self._tokens)
+        self._check()
 
     def _check(self) -> None:
         """llguidance takes a matcher that has failed for one that has ended."""

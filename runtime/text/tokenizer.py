@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import codecs
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,27 +10,14 @@ from typing import Any
 import tokenizers
 
 from deltart.errors import ArtifactError, ConfigError, GenerationError
+from deltart.runtime.text.vocabulary import load_vocabulary, read_json, token_text
 
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The mapping in a JSON file; an absent file is an empty mapping.
-
-    Raises:
-        ConfigError: not JSON, or not a mapping.
-    """
-    if not path.exists():
-        return {}
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path} can't be read: {error}", "a JSON file", "copy the vendor's") from error
-    if not isinstance(value, dict):
-        raise ConfigError(f"{path} holds a {type(value).__name__}", "a JSON mapping", "copy the vendor's")
-    return value
+# Tags that the reply's parser reads. Some checkpoints mark them special, which would hide them from it.
+TAGS = frozenset({"<think>", "</think>", "<tool_call>", "</tool_call>"})
 
 
 class Tokenizer:
-    """Byte-level BPE of a checkpoint folder.
+    """Byte-level BPE of a checkpoint folder, with the ids and texts of transformers' AutoTokenizer on it.
 
     Attributes:
         eos_ids: tokens that end a reply: those of generation_config.json, config.json and the tokenizer.
@@ -50,13 +36,14 @@ class Tokenizer:
         self.eos_ids = frozenset(eos_ids)
         self.generation_config = generation_config
         self.vocab_limit = max(core.get_vocab(with_added_tokens=True).values()) + 1
-        self._special = frozenset(i for i, added in core.get_added_tokens_decoder().items() if added.special)
+        added = core.get_added_tokens_decoder()
+        self._skipped = frozenset(i for i in added if added[i].content not in TAGS and not core.decode([i]))
 
     @classmethod
     def from_folder(cls, folder: str | Path) -> Tokenizer:
         """Reads tokenizer.json and, where present, the other JSON files that speak of tokens."""
         folder = Path(folder)
-        core = _load(folder / "tokenizer.json")
+        core = load_vocabulary(folder)
         generation_config = read_json(folder / "generation_config.json")
         config = read_json(folder / "config.json")
         own = token_text(read_json(folder / "tokenizer_config.json").get("eos_token"))
@@ -116,13 +103,26 @@ class Tokenizer:
     def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
         """Text of `ids`, without the tokens marked special unless `skip_special` is false.
 
-        Added tokens not marked special, such as <think>, stay. Bytes that are not UTF-8 become U+FFFD.
+        Added tokens not marked special stay, and so do the tags of thinking and of tool calls, however they are
+        marked. Bytes that are not UTF-8 become U+FFFD.
         """
-        return self._core.decode(list(ids), skip_special_tokens=skip_special)
+        kept = [token for token in ids if token not in self._skipped] if skip_special else list(ids)
+        return self._core.decode(kept, skip_special_tokens=False)
+
+    def token_bytes(self, token: int) -> bytes:
+        """The bytes that `token` stands for; of special ones their text.
+
+        Raises:
+            GenerationError: an id that is not in the vocabulary.
+        """
+        piece = self._core.id_to_token(token)
+        if piece is None:
+            raise GenerationError(f"token id {token}", "an id of the vocabulary", "use the checkpoint's own ids")
+        return _bytes_of(piece)
 
     def stream(self, skip_special: bool = True) -> Detokenizer:
         """A fresh incremental decoder, whose pieces add up to what `decode` gives."""
-        return Detokenizer(self._core, self._special if skip_special else frozenset())
+        return Detokenizer(self._core, self._skipped if skip_special else frozenset())
 
 
 class Detokenizer:
@@ -171,28 +171,9 @@ def _bytes_of(piece: str) -> bytes:
         return piece.encode("utf-8")
 
 
-def _load(path: Path) -> tokenizers.Tokenizer:
-    hint = "copy tokenizer.json from the vendor's checkpoint"
-    if not path.is_file():
-        raise ArtifactError(f"{path} is missing", "the tokenizer beside the model", hint)
-    try:
-        core = tokenizers.Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises bare Exception
-        raise ArtifactError(f"{path} can't be read: {error}", "a tokenizers file", hint) from error
-    if not isinstance(core.decoder, tokenizers.decoders.ByteLevel):
-        raise ArtifactError(f"{path} has decoder {core.decoder!r}", "a ByteLevel decoder", hint)
-    return core
-
-
 def _id_list(config: Mapping[str, Any], path: Path) -> list[int]:
     value = config.get("eos_token_id")
     ids = [] if value is None else value if isinstance(value, list) else [value]
     if not all(isinstance(i, int) and not isinstance(i, bool) for i in ids):
         raise ConfigError(f"{path}: eos_token_id = {value!r}", "an id or a list of ids", "copy the vendor's")
     return ids
-
-
-def token_text(token: Any) -> str | None:
-    """The text of a token written in tokenizer_config.json as a string or as a mapping with `content`."""
-    text = token.get("content") if isinstance(token, dict) else token
-    return text if isinstance(text, str) else None

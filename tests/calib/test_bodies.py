@@ -68,3 +68,15 @@ def test_fp8_linear() -> None:
     assert_same(ops.fp8_block_linear, *arguments, 0)
     with pytest.raises(ValueError), FastBodies():
         ops.fp8_block_linear(*arguments, 1)
+
+
+@pytest.mark.parametrize("length", (1, 9))
+def test_moe_experts(length: int) -> None:
+    rng = np.random.default_rng(length)
+    x, logits = random(rng, 2, length, 200), random(rng, 2, length, 7)
+    n_tokens = torch.tensor([length, length // 2], dtype=torch.int32)
+    sizes = (3, 200, 160)
+    assert_same(ops.moe_experts, x, logits, n_tokens, random(rng, 7, 320, 200), random(rng, 7, 200, 160), *sizes)
+    codes, scale = random(rng, 5, 3, 200 * 160).to(torch.float8_e4m3fn), random(rng, 5, 3, 4).abs().bfloat16()
+    slot_expert = torch.tensor([4, 0, 6, 1, 3], dtype=torch.int32)
+    assert_same(ops.fp8_moe_experts, x, logits, n_tokens, codes, scale, slot_expert, *sizes)

@@ -14,8 +14,10 @@ from transformers import FineGrainedFP8Config, Qwen3_5ForCausalLM
 
 from deltart.calib.dataset import read_dataset
 from deltart.calib.pipeline import calibrate
+from deltart.export.bound import bind
 from deltart.export.checkpoint import Checkpoint
-from deltart.export.pipeline import account, export_checkpoint
+from deltart.export.ledger import ledger_of
+from deltart.export.pipeline import export_checkpoint
 from deltart.export.spec import read_spec
 from deltart.runtime.backends.inputs import text_inputs
 from deltart.runtime.backends.ort import OrtBackend
@@ -75,7 +77,7 @@ def test_the_rest_is_carried_over_untouched(tiny: Path, calibrated: Made) -> Non
         if name not in quantized:
             assert before[name].dtype == after[name].dtype and before.read(name).tobytes() == after.read(name).tobytes()
     assert (out / "generation_config.json").read_bytes() == (tiny / "generation_config.json").read_bytes()
-    account(read_spec(out), after)
+    ledger_of(bind(read_spec(out), after))
     extra = {"config.json", "model.safetensors", "generation_config.json", "report.html", "report.json"}
     assert {p.name for p in out.iterdir()} == extra | {"kv_cache_scales.json", "activation_scales.json"}
 
@@ -147,7 +149,7 @@ def test_budget_says_what_to_keep_and_keep_keeps_it(tiny: Path, text: Path, cali
     assert kept.kept.keys() == set(asked.modules) and kept.agreement["absmax"].kl == pytest.approx(asked.kl, rel=0.25)
     stored = {name: info.dtype for name, info in Checkpoint(tmp_path / "second").items()}
     assert all(stored[f"{module}.weight"] == "BF16" for module in asked.modules)
-    account(read_spec(tmp_path / "second"), Checkpoint(tmp_path / "second"))
+    ledger_of(bind(read_spec(tmp_path / "second"), Checkpoint(tmp_path / "second")))
 
 
 def test_kv_scales_cover_transformers_cache(tiny: Path, text: Path, calibrated: Made) -> None:
@@ -178,7 +180,7 @@ def test_untiled_linears_stay_and_are_named(tmp_path: Path) -> None:
     assert all(".mlp." in name for name in report.kept) and len(report.kept) == 15
     listed = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]["modules_to_not_convert"]
     assert set(report.kept) <= set(listed)
-    account(read_spec(tmp_path / "out"), Checkpoint(tmp_path / "out"))
+    ledger_of(bind(read_spec(tmp_path / "out"), Checkpoint(tmp_path / "out")))
 
 
 def test_modules_restrict_and_statistics_are_reused(tiny: Path, text: Path, calibrated: Made, tmp_path: Path) -> None:
@@ -188,7 +190,7 @@ def test_modules_restrict_and_statistics_are_reused(tiny: Path, text: Path, cali
     calibrate(tiny, tmp_path / "first", **arguments)  # type: ignore[arg-type]
     stamps = {p.name: p.stat().st_mtime_ns for p in kept.glob("*.pt")}
     assert len(stamps) == 5
-    calibrate(tiny, tmp_path / "second", **arguments, say=lines.append)  # type: ignore[arg-type]
+    calibrate(tiny, tmp_path / "second", **arguments, log=lines.append)  # type: ignore[arg-type]
     assert {p.name: p.stat().st_mtime_ns for p in kept.glob("*.pt")} == stamps
     first, whole = Checkpoint(tmp_path / "first"), Checkpoint(calibrated("hessian"))
     assert (tmp_path / "second" / "model.safetensors").read_bytes() == (

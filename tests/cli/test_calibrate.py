@@ -26,7 +26,7 @@ from support.calibration import write_tiny
 def test_arguments(extra: list[str], method: str, data: Path | None, monkeypatch: pytest.MonkeyPatch) -> None:
     called: dict[str, object] = {}
 
-    class CalledError(Exception):
+    class CalledError(BaseException):
         pass
 
     def fake(checkpoint: Path, output: Path, **arguments: object) -> None:

@@ -1,4 +1,4 @@
-"""The command line as a person uses it: synth, inspect, export, generate, doctor, errors."""
+"""The command line as a person uses it: synthesize, inspect, export, generate, doctor, errors."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny random FP8 checkpoint with nano's tokenizer, and its artifact, made by the command line."""
     folder = tmp_path_factory.mktemp("cli")
     checkpoint = folder / "checkpoint"
-    assert main(["synth", "tiny-fp8", "-o", str(checkpoint)]) == 0
+    assert main(["synthesize", "tiny-fp8", "-o", str(checkpoint)]) == 0
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copyfile(NANO / name, checkpoint / name)
     (checkpoint / "generation_config.json").write_text(json.dumps({"eos_token_id": 999, "do_sample": False}))
@@ -47,7 +47,7 @@ def test_generate_is_repeatable_and_bounded(tiny: Path, capsys: pytest.CaptureFi
     greedy = run_json(capsys, *arguments)
     assert greedy == greedy | {"finish_reason": "length"} and len(greedy["tokens"]) == 9
     assert greedy["text"] == Tokenizer.from_folder(tiny / "artifact").decode(greedy["tokens"])
-    assert greedy["timings"]["prompt_tokens"] == 3 and greedy["timings"]["decode_rate"] > 0
+    assert greedy["usage"]["prompt_tokens"] == 3 and greedy["usage"]["decode_rate"] > 0
     portable = run_json(capsys, *arguments, "--target", "portable", "--weights", "mapped")
     assert portable["tokens"] == greedy["tokens"]
     sampled = [run_json(capsys, *arguments, "--temperature", "1", "--seed", seed)["tokens"] for seed in "112"]
@@ -73,16 +73,16 @@ def test_stream_goes_to_stdout_and_rates_to_stderr(tiny: Path, capsys: pytest.Ca
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["inspect", "/nowhere"], "config.json does not exist"),
-        (["generate", "/nowhere", "hello"], "tokenizer.json"),
+        (["inspect", "/nowhere"], "/nowhere does not exist"),
+        (["generate", "/nowhere", "hello"], "nowhere does not exist"),
         (["generate", "{artifact}", ""], "the prompt is empty"),
         (["generate", "{artifact}", "7" * 64], "the prompt has 64 tokens"),
         (["generate", "{artifact}", "a", "--chat"], "chat template"),
         (["generate", "{artifact}", "a", "--system", "x"], "without --chat"),
         (["generate", "{artifact}", "a", "--temperature", "-1"], "temperature"),
-        (["generate", "{artifact}", "a", "--chat", "--tools", "/nowhere.json"], "--tools"),
+        (["generate", "{artifact}", "a", "--chat", "--tools", "/nowhere.json"], "nowhere.json does not exist"),
         (["export", "{checkpoint}", "-o", "{artifact}"], "already in use"),
-        (["synth", "huge", "-o", "{checkpoint}"], "no preset"),
+        (["synthesize", "huge", "-o", "{checkpoint}"], "no preset"),
     ],
 )
 def test_errors_exit_2_and_say_why(
@@ -124,3 +124,53 @@ def test_verify_shows_the_cost_of_fp8_activations(
     assert not any(d["runner"] == "fp8 prefill" for d in plain["differences"])
     costs = [d["relative_rms"] for d in asked["differences"] if d["runner"] == "fp8 prefill" and d["point"] == "logits"]
     assert len(costs) == 1 and 1e-4 < costs[0] < 0.3
+
+
+def test_verify_writes_through_no_link(tiny: Path, tmp_path: Path) -> None:
+    """An artifact from elsewhere may hold links in the places of the reports."""
+    artifact, victim = tmp_path / "artifact", tmp_path / "victim"
+    shutil.copytree(tiny / "artifact", artifact)
+    victim.write_text("precious")
+    for name in ("report.html", "report.json"):
+        (artifact / name).symlink_to(victim)
+    arguments = ["verify", str(artifact), "--tokens", "4", "--save-outputs", str(artifact / "outputs.json")]
+    (artifact / "outputs.json").symlink_to(victim)
+    assert main(arguments) == 0 and victim.read_text() == "precious"
+    names = ("report.html", "report.json", "outputs.json")
+    assert not any((artifact / name).is_symlink() for name in names) and not list(artifact.glob(".*"))
+    assert main(arguments) == 0, "what verify wrote it may replace"
+
+
+@pytest.mark.parametrize("mine", ["notes.html", "notes.json", "outputs.json"])
+def test_verify_replaces_nothing_of_ones_own(
+    tiny: Path, tmp_path: Path, mine: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`--html notes.html` writes notes.json too."""
+    (tmp_path / mine).write_text('{"precious": true}')
+    arguments = ["--html", str(tmp_path / "notes.html"), "--save-outputs", str(tmp_path / "outputs.json")]
+    assert main(["verify", str(tiny / "artifact"), "--tokens", "4", *arguments]) == 2
+    assert f"{mine} exists" in capsys.readouterr().err
+    assert [p.name for p in tmp_path.iterdir()] == [mine] and "precious" in (tmp_path / mine).read_text()
+
+
+def test_a_chat_reply_is_shown_in_its_parts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["export", str(NANO), "-o", str(tmp_path / "artifact")]) == 0
+    question = ["generate", str(tmp_path / "artifact"), 'Type "abc" backwards', "--chat", "--temperature", "0"]
+    capsys.readouterr()
+    reply = run_json(capsys, *question, "--json")["reply"]
+    assert main(question) == 0
+    shown = capsys.readouterr()
+    assert shown.out == f"{reply['content']}\n", "a pipe gets the answer alone"
+    assert shown.err.startswith(f"{reply['reasoning']}\n")
+    assert "think>" not in shown.out + shown.err
+
+
+@pytest.mark.parametrize("tools", ["[3]", "[{}]", '[{"name": 3}]', '{"name": "f"}', '"f"', "[[]]", "nope"])
+def test_tools_that_are_none_are_refused(
+    tiny: Path, tmp_path: Path, tools: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "tools.json").write_text(tools)
+    command = ["generate", str(tiny / "artifact"), "a", "--chat", "--tools", str(tmp_path / "tools.json")]
+    assert main(command) == 2
+    captured = capsys.readouterr()
+    assert "tool" in captured.err and captured.out == ""

@@ -7,21 +7,21 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from deltart.calib.pipeline import calibrate
-from deltart.export.lower import portable_linear
-from deltart.export.lower.functions import parse_function
+from deltart.export.lower.functions import PORTABLE, parse_function
 from deltart.export.pipeline import export_checkpoint
 from deltart.plugins.tolerance import relative_rms
+from deltart.runtime.backends.inputs import text_inputs
 from deltart.runtime.backends.ort import OrtBackend
-from deltart.runtime.generate import Generator, text_inputs
 from deltart.runtime.text.tokenizer import Tokenizer
 from deltart.verify.fp8_prefill import Fp8PrefillBackend
-from tools.nano import evaluate, heldout, reference, runtime
+from tools.nano import evaluate, heldout, reference
 
 NANO = Path(__file__).resolve().parents[2] / "tools" / "nano" / "checkpoint"
 QUESTIONS = 60
@@ -33,7 +33,7 @@ def backends(tmp_path_factory: pytest.TempPathFactory) -> tuple[OrtBackend, Fp8P
     folder = tmp_path_factory.mktemp("nano")
     calibrate(NANO, folder / "fp8", method="absmax")
     export_checkpoint(folder / "fp8", folder / "artifact")
-    linear = parse_function(portable_linear.fp8_block_linear({"quantize_activations": 1}))
+    linear = parse_function(PORTABLE["Fp8BlockLinear"]({"quantize_activations": 1}))
     return OrtBackend(folder / "artifact"), Fp8PrefillBackend(folder / "artifact", linear)
 
 
@@ -53,9 +53,22 @@ def logits(backend: OrtBackend | Fp8PrefillBackend, ids: list[int]) -> np.ndarra
 def answers(
     backend: OrtBackend | Fp8PrefillBackend, prompts: list[str]
 ) -> tuple[list[evaluate.Reply], list[list[int]]]:
-    generator = Generator(backend, Tokenizer.from_folder(NANO))
-    texts, _, tokens = runtime.replies(generator, prompts)
-    return texts, tokens
+    tokenizer = Tokenizer.from_folder(NANO)
+    found = [greedy(backend, tokenizer.encode(prompt), tokenizer.eos_ids) for prompt in prompts]
+    return [evaluate.Reply(tokenizer.decode(ids), ids[-1] in tokenizer.eos_ids) for ids in found], found
+
+
+def greedy(backend: OrtBackend | Fp8PrefillBackend, ids: list[int], ends: Collection[int]) -> list[int]:
+    """The greedy reply to `ids`, its prompt in one call; the token that ends it is the last."""
+    state, fed, reply = backend.new_state("model", 1, len(ids) + evaluate.MAX_NEW_TOKENS), ids, list[int]()
+    past = 0
+    while len(reply) < evaluate.MAX_NEW_TOKENS and not (reply and reply[-1] in ends):
+        inputs = text_inputs(np.array([fed]), np.array([past], np.int32))
+        (found,) = backend.run("model", state, inputs, ["logits"])
+        past += len(fed)
+        fed = [int(found[0, -1].argmax())]
+        reply += fed
+    return reply
 
 
 @pytest.mark.slow

@@ -11,9 +11,9 @@ import onnx
 import onnxruntime as ort
 import pytest
 
+from deltart.artifact import load_manifest
 from deltart.errors import ArtifactError
 from deltart.export.pipeline import export_checkpoint
-from deltart.manifest import load_manifest
 from deltart.runtime.backends.ort import OrtBackend
 from support.cases import Export
 
@@ -84,12 +84,15 @@ def test_manifest_round_trip_and_faults(exported: Export, tmp_path: Path) -> Non
     raw = json.loads((tmp_path / "manifest.json").read_text())
     for damage, words in (
         ({**raw, "format": 99}, "format 99"),
-        ({k: v for k, v in raw.items() if k != "graphs"}, "not a manifest"),
+        ({k: v for k, v in raw.items() if k != "graphs"}, "missing required field `graphs`"),
     ):
         (tmp_path / "manifest.json").write_text(json.dumps(damage))
         with pytest.raises(ArtifactError, match=words):
             load_manifest(tmp_path)
+    (tmp_path / "manifest.json").unlink()
     with pytest.raises(ArtifactError, match="holds no manifest"):
+        load_manifest(tmp_path)
+    with pytest.raises(ArtifactError, match="does not exist"):
         load_manifest(tmp_path / "nowhere")
 
 

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from deltart.artifact import load_manifest
 from deltart.errors import OutputError
 from deltart.export.pipeline import export_checkpoint
-from deltart.manifest import load_manifest, written_files
 from support.cases import Export
 
 
@@ -35,7 +35,10 @@ def snapshot(folder: Path) -> dict[str, tuple[int, int]]:
     return {str(p.relative_to(folder)): (p.lstat().st_ino, p.lstat().st_size) for p in folder.rglob("*")}
 
 
-def test_what_our_commands_add_is_replaced_too(place: Path) -> None:
+def test_an_artifact_is_replaced_with_what_our_commands_added(place: Path) -> None:
+    """Of another format too: that one can't be used any more is a reason to replace it."""
+    path = place / "artifact" / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 99, "more": 1}))
     export_checkpoint(place / "checkpoint", place / "artifact", mtp=False, overwrite=True)
     assert list(load_manifest(place / "artifact").graphs) == ["model"]
     assert not (place / "artifact" / "engine").exists()
@@ -121,22 +124,10 @@ def test_refused_without_a_trace(place: Path, make: Callable[[Path], Path], word
     assert snapshot(place) == before
 
 
-def test_an_artifact_of_another_format_is_one(place: Path) -> None:
-    path = place / "artifact" / "manifest.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 99, "more": 1}))
-    assert written_files(place / "artifact") is not None
-    export_checkpoint(place / "checkpoint", place / "artifact", overwrite=True)
-    load_manifest(place / "artifact")
-
-
-def test_edits_of_the_artifact_stay_there(place: Path) -> None:
-    (place / "checkpoint" / "generation_config.json").write_text("{}")
-    export_checkpoint(place / "checkpoint", place / "other")
-    manifest = load_manifest(place / "other")
-    assert {"config.json", "generation_config.json"} <= set(manifest.text_files)
-    for name in manifest.text_files:
-        before = (place / "checkpoint" / name).read_bytes()
-        with (place / "other" / name).open("r+b") as file:
-            file.write(b"edited")
-        assert (place / "checkpoint" / name).read_bytes() == before
-    assert os.path.samefile(place / "checkpoint" / "model.safetensors", place / "other/weights/model.safetensors")
+def test_only_weights_are_shared_with_the_checkpoint(exported: Export) -> None:
+    """So that an edit of the artifact's generation_config.json is none of the checkpoint's."""
+    case = exported("heads-1-3")
+    names = load_manifest(case.artifact).text_files
+    assert "config.json" in names
+    assert not any(os.path.samefile(case.checkpoint / name, case.artifact / name) for name in names)
+    assert os.path.samefile(case.checkpoint / "model.safetensors", case.artifact / "weights" / "model.safetensors")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 
@@ -10,10 +11,11 @@ import pytest
 from safetensors import safe_open
 
 from deltart.errors import CheckpointError, OutputError
-from deltart.export import synthetic
+from deltart.export.bound import bind
 from deltart.export.checkpoint import Checkpoint
-from deltart.export.pipeline import account
+from deltart.export.ledger import ledger_of
 from deltart.export.spec import read_spec
+from deltart.export.synthetic import write
 from deltart.export.synthetic.write import synthesize
 
 
@@ -22,20 +24,36 @@ from deltart.export.synthetic.write import synthesize
     [
         ("qwen3.6-27b", "Qwen3.6-27B.weights.json"),
         ("qwen3.6-27b-fp8", "Qwen3.6-27B-FP8.weights.derived.json"),
+        ("qwen3.6-35b-a3b", "Qwen3.6-35B-A3B.weights.json"),
+        ("qwen3.6-35b-a3b-fp8", "Qwen3.6-35B-A3B-FP8.weights.derived.json.gz"),
     ],
 )
-def test_27b_has_the_real_tensor_map(preset: str, tensor_map: str, real_files: Path, tmp_path: Path) -> None:
+def test_real_sizes_have_the_real_tensor_map(preset: str, tensor_map: str, real_files: Path, tmp_path: Path) -> None:
     synthesize(preset, tmp_path / "checkpoint", sparse=True)
     checkpoint = Checkpoint(tmp_path / "checkpoint")
-    expected = json.loads((real_files / tensor_map).read_text())
+    raw = (real_files / tensor_map).read_bytes()
+    expected = json.loads(gzip.decompress(raw) if tensor_map.endswith(".gz") else raw)
     assert {name: [info.dtype, list(info.shape)] for name, info in checkpoint.items()} == expected
     on_disk = sum(file.stat().st_blocks * 512 for file in (tmp_path / "checkpoint").iterdir())
-    assert on_disk < 2_000_000 < 25e9 < sum(info.nbytes for info in checkpoint.values())
+    assert on_disk < 20_000_000 < 25e9 < sum(info.nbytes for info in checkpoint.values())
+
+
+def test_files_are_of_the_published_sizes(tmp_path: Path) -> None:
+    """A file per layer, header and all; the 35B's were published in tenths of a megabyte."""
+    synthesize("qwen3.6-27b-fp8", tmp_path / "27b", sparse=True)
+    synthesize("qwen3.6-35b-a3b-fp8", tmp_path / "35b", sparse=True)
+
+    def size(model: str, file: str) -> int:
+        return (tmp_path / model / f"{file}.safetensors").stat().st_size
+
+    assert [size("27b", f"layers-{n}") for n in (10, 11, 0)] == [383865472, 372313760, 383865448]
+    assert [f"{size('35b', file) / 1e6:.1f}" for file in ("layers-0", "layers-3", "mtp")] == ["843.7", "837.1", "853.9"]
+    assert len(list((tmp_path / "35b").glob("*.safetensors"))) == 42
 
 
 def test_27b_fp8_is_accounted_for(tmp_path: Path) -> None:
     synthesize("qwen3.6-27b-fp8", tmp_path / "checkpoint", sparse=True)
-    ledger = account(read_spec(tmp_path / "checkpoint"), Checkpoint(tmp_path / "checkpoint"))
+    ledger = ledger_of(bind(read_spec(tmp_path / "checkpoint"), Checkpoint(tmp_path / "checkpoint")))
     assert len(ledger.bound) == 1273 and len(ledger.deferred) == 333
     assert all(name.startswith("model.visual.") for name in ledger.deferred)
     shared = [name for name, graphs in ledger.bound.items() if graphs == ["model", "mtp"]]
@@ -69,7 +87,7 @@ def test_interruption_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyP
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(synthetic, "_random", interrupt)  # the header is on disk by then
+    monkeypatch.setattr(write, "_random", interrupt)  # the header is on disk by then
     with pytest.raises(KeyboardInterrupt):
         synthesize("tiny", tmp_path / "deep" / "x")
     assert not list(tmp_path.iterdir())

@@ -11,7 +11,7 @@ import pytest
 
 from bench.kernels import __main__ as bench
 from bench.kernels import peers
-from bench.kernels.sections import one_group
+from bench.kernels.sections.gated_delta_rule import one_group
 from deltart.plugins.causal_conv1d import inputs as conv_inputs
 from deltart.plugins.gated_delta_rule import inputs
 from deltart.plugins.tolerance import relative_rms

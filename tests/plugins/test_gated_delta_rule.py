@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import functools
 
-import gdr_on_shim as shim
 import numpy as np
 import pytest
-from verify_on_shim import worst_errors
 
 from deltart.errors import BuildError
 from deltart.plugins.cpu_shim.runner import FORWARD, REVERSE
@@ -15,6 +13,8 @@ from deltart.plugins.gated_delta_rule import inputs, launch
 from deltart.plugins.gated_delta_rule.inputs import Shape
 from deltart.plugins.gated_delta_rule.launch import Tiling
 from deltart.plugins.tolerance import relative_rms
+from support import gdr_on_shim as shim
+from support.speculation_on_shim import worst_errors
 
 FEW_HEADS = {"key_heads": 2, "value_heads": 6}
 TYPES = pytest.mark.parametrize("dtype", ["f32", "bf16"])
@@ -88,9 +88,26 @@ def test_small_heads(dtype: str, dim: int) -> None:
 
 @TYPES
 @pytest.mark.parametrize("tiles", [Tiling(8, 4), Tiling(16, 2)])
-def test_fifty_verify_steps(dtype: str, tiles: Tiling) -> None:
+def test_fifty_calls_with_drafts(dtype: str, tiles: Tiling) -> None:
     shape = Shape(slots=3, tokens=4, dtype=dtype, key_heads=1, value_heads=2)
     assert shim.within(shape, worst_errors(shim.module("decode"), shape, steps=50, tiles=tiles))
+
+
+@TYPES
+@pytest.mark.parametrize("commit", range(9))
+def test_the_state_is_bit_for_bit_that_of_the_committed_tokens(dtype: str, commit: int) -> None:
+    """A call of 8 tokens that commits some, and a call of those alone."""
+    shape = Shape(tokens=8, dtype=dtype, key_heads=1, value_heads=2)
+    given = inputs.make(shape, 0, 0.9, n_commit=np.array([commit]))
+    kept = {
+        name: array[:, :commit].copy() if name in ("qkv", "a", "b") else array.copy() for name, array in given.items()
+    }
+    kept |= {name: np.array([commit], np.int32) for name in ("n_tokens", "n_commit")}
+    o = shim.decode(shim.module("decode"), shape, given)
+    if commit:
+        alone = Shape(tokens=commit, dtype=dtype, key_heads=1, value_heads=2)
+        np.testing.assert_array_equal(shim.decode(shim.module("decode"), alone, kept), o[:, :commit])
+    np.testing.assert_array_equal(given["S"], kept["S"])
 
 
 def test_refuses_what_it_cannot_serve() -> None:
@@ -118,7 +135,7 @@ def test_full_size_heads(dtype: str, correlation: float, tokens: int) -> None:
 @pytest.mark.slow
 @TYPES
 @pytest.mark.parametrize("tokens", [2, 4, 8])
-def test_fifty_verify_steps_with_full_size_heads(dtype: str, tokens: int) -> None:
+def test_fifty_calls_with_drafts_and_full_size_heads(dtype: str, tokens: int) -> None:
     shape = Shape(slots=2, tokens=tokens, dtype=dtype)
     assert shim.within(shape, worst_errors(shim.module("decode"), shape, steps=50))
 

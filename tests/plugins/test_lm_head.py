@@ -9,7 +9,7 @@ import pytest
 
 from deltart.plugins import lm_head
 from deltart.plugins.cpu_shim.runner import FORWARD, REVERSE, CpuModule, compile_cpu
-from deltart.plugins.fp8_block_linear.reference import dequantize
+from deltart.plugins.fp8_linear.reference import dequantize
 from deltart.plugins.lm_head import inputs, launch
 from deltart.plugins.lm_head.inputs import Shape
 from deltart.plugins.lm_head.reference import best

@@ -62,7 +62,7 @@ def recorder(monkeypatch: pytest.MonkeyPatch) -> RecordingDriver:
 
 def test_launch_geometry_and_arguments(recorder: RecordingDriver, tmp_path: Path) -> None:
     (tmp_path / "k.fatbin").write_bytes(b"fat")
-    kernels = loader.GpuModule(tmp_path / "k.fatbin", loader.Device())
+    kernels = loader.GpuModule(tmp_path / "k.fatbin", loader.GpuDevice())
     args = (ctypes.c_void_p(0x1234), ctypes.c_int(-7))
     kernels.run([Launch("k", (2, 3, 4), 64, 1024, args), Launch("k", (1, 1, 1), 32, 64 << 10, args)], stream=5)
     launches = [call for call in recorder.calls if call[0] == "launch"]
@@ -74,14 +74,14 @@ def test_launch_geometry_and_arguments(recorder: RecordingDriver, tmp_path: Path
 
 
 def test_what_launches_may_depend_on(recorder: RecordingDriver) -> None:
-    call = kernel_call.on_device(kernel_call.Call({}, {}), loader.Device())
+    call = kernel_call.on_device(kernel_call.Call({}, {}), loader.GpuDevice())
     assert (call.shared_limit, call.capability, call.multiprocessors) == (100 << 10, 90, 132)
 
 
 def test_no_device_is_a_missing_dependency(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loader, "_driver", lambda: RecordingDriver(Status.CUDA_ERROR_NO_DEVICE))
     with pytest.raises(MissingDependencyError, match="CUDA_ERROR_NO_DEVICE"):
-        loader.Device()
+        loader.GpuDevice()
 
 
 @pytest.mark.gpu
@@ -89,11 +89,10 @@ def test_decode_on_the_gpu() -> None:
     torch = pytest.importorskip("torch")
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device")
-    import gdr_on_shim as shim
-
     from deltart.plugins.gated_delta_rule import inputs, launch
+    from support import gdr_on_shim as shim
 
-    kernels = loader.GpuModule(toolchain.compile_gpu(shim.FOLDER / "decode.cu").fatbin, loader.Device())
+    kernels = loader.GpuModule(toolchain.compile_gpu(shim.FOLDER / "decode.cu").fatbin, loader.GpuDevice())
 
     def decode(shape: inputs.Shape, given: dict[str, np.ndarray]) -> np.ndarray:
         found = inputs.outputs(shape)

@@ -4,28 +4,31 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import test_fp8_block_linear as linear
-import test_fp8_block_linear_prefill as prefill
+import test_fp8_linear as linear
+import test_fp8_linear_prefill as prefill
 import test_gated_attention as attention
 import test_gated_rms_norm as norm
 import test_lm_head as head
+import test_moe_experts as moe
 import test_projections as projections
 import test_qk_norm_rope as rope
 import test_residual_rms_norm as residual
 import test_sampler as sampler
 from test_memory_bounds import Place, exit_code
 
-from deltart.plugins.fp8_block_gate_up import launch as gate_up
-from deltart.plugins.fp8_block_linear import inputs as linear_inputs
-from deltart.plugins.fp8_block_linear import launch as linear_launch
-from deltart.plugins.fp8_block_linear import prefill as tiles
-from deltart.plugins.fp8_block_linear.projections import few
+from deltart.plugins.fp8_linear import gate_up
+from deltart.plugins.fp8_linear import inputs as linear_inputs
+from deltart.plugins.fp8_linear import launch as linear_launch
+from deltart.plugins.fp8_linear import prefill as tiles
+from deltart.plugins.fp8_linear.projections import decode
 from deltart.plugins.gated_attention import inputs as attention_inputs
 from deltart.plugins.gated_attention import launch as attention_launch
 from deltart.plugins.gated_rms_norm import inputs as norm_inputs
 from deltart.plugins.gated_rms_norm import launch as norm_launch
 from deltart.plugins.lm_head import inputs as head_inputs
 from deltart.plugins.lm_head import launch as head_launch
+from deltart.plugins.moe_experts import inputs as moe_inputs
+from deltart.plugins.moe_experts import launch as moe_launch
 from deltart.plugins.qk_norm_rope import inputs as rope_inputs
 from deltart.plugins.qk_norm_rope import launch as rope_launch
 from deltart.plugins.residual_rms_norm import inputs as residual_inputs
@@ -40,7 +43,7 @@ def multiply(place: Place) -> None:
         given = linear_inputs.make(shape, 0) | linear_inputs.outputs(shape)
         given |= {f"up_{name}": given[name] for name in ("weight", "weight_scale_inv")}
         at = place(given)
-        linear.module().run([linear_launch.decode(shape, at), linear_launch.gate_up(shape, at)])
+        linear.module().run([linear_launch.decode(shape, at), linear_launch.decode_gate_up(shape, at)])
 
 
 def project(place: Place) -> None:
@@ -48,7 +51,7 @@ def project(place: Place) -> None:
         shape = linear_inputs.Shape(tokens=3, k=400)
         given, members = projections.make(shape, fp8, plain)
         at = place(given | {m.y: np.zeros((3, m.n), np.uint16) for m in members})
-        projections.module().run([few(shape, members, at)])
+        projections.module().run([decode(shape, members, at)])
 
 
 def multiply_many(place: Place) -> None:
@@ -103,6 +106,14 @@ def score(place: Place) -> None:
         head.module().run(head_launch.head(shape, at, 64))
 
 
+def mix(place: Place) -> None:
+    for tokens, stored, shared in ((1, "e4m3", 48), (11, "bf16", 0), (70, "e4m3", 144), (70, "bf16", 48)):
+        shape = moe_inputs.Shape(2, tokens, 144, 5, 2, 80, shared, stored=stored)
+        work = {name: np.zeros(size, np.uint8) for name, size in moe_launch.workspace(shape).items()}
+        at = place(moe_inputs.make(shape, 0, [tokens, 1]) | moe_inputs.outputs(shape) | work)
+        moe.module(shape).run(moe_launch.experts(shape, at))
+
+
 def draw(place: Place) -> None:
     for vocabulary, limit in ((100, 90), (65, 65)):
         shape = sampler_inputs.Shape(2, vocabulary, limit)
@@ -115,7 +126,7 @@ def draw(place: Place) -> None:
 
 @pytest.mark.parametrize("behind", [True, False])
 @pytest.mark.parametrize(
-    "run", [multiply, project, multiply_many, attend, turn, normalise, add_and_normalise, score, draw]
+    "run", [multiply, project, multiply_many, attend, turn, normalise, add_and_normalise, score, mix, draw]
 )
 def test_stays_inside(run: object, behind: bool) -> None:
     assert exit_code(run, behind) == 0

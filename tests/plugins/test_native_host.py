@@ -10,11 +10,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from native_cases import CASES, case
 
 from deltart.dtypes import BY_SHORT
 from deltart.errors import BuildError, MissingDependencyError
 from deltart.plugins import trt_plugin
+from deltart.plugins.cases import OpCall, calls_of, op_call
+from deltart.plugins.causal_conv1d.op import CAUSAL_CONV1D
 from deltart.plugins.dims import Dim, expression
 from deltart.plugins.gated_delta_rule.op import GATED_DELTA_RULE
 from deltart.plugins.kernel_call import kernel_of
@@ -22,8 +23,9 @@ from deltart.plugins.native import library
 from deltart.plugins.native.contract import contract_digest, contract_source
 from deltart.plugins.registry import OPS
 from deltart.plugins.spec import ACT, F32, I32, OpSpec, TensorSpec
-from support.native import TYPES, Case, Given, Host, host, launch_lines, recording_driver
+from support.native import TYPES, Given, Host, given_of, host, launch_lines, recording_driver
 
+BY_NAME = {spec.name: spec for spec in OPS}
 STREAM = 0x55
 HEADS = {"num_k_heads": 1, "num_v_heads": 3, "head_k_dim": 128, "head_v_dim": 128}
 
@@ -69,16 +71,18 @@ def symbolic(spec: OpSpec, attributes: dict[str, Any]) -> str:
 
 @pytest.mark.parametrize("spec", OPS, ids=lambda spec: spec.name)
 def test_output_shapes_are_pythons(native: Host, spec: OpSpec) -> None:
-    first = next(iter(CASES[spec.name]()))
-    assert native.ask("symbolic_shapes", ctypes.byref(first.given())) == symbolic(spec, dict(first.attributes))
+    first = next(calls_of(spec))
+    assert native.ask("symbolic_shapes", ctypes.byref(given_of(first))) == symbolic(spec, dict(first.attributes))
 
 
 def test_sums_and_products_of_axes() -> None:
     """What no op has yet, built from a contract of its own."""
     outputs = (TensorSpec("y", ACT, ("B", "T+h", "h*D", "2*D+h+1", "h*h+1", "D*T*1", "0+T")),)
-    spec = OpSpec("CausalConv1d", "", (TensorSpec("x", ACT, ("B", "T", "D")),), outputs, lambda: (), {"h": int})
+    spec = OpSpec(
+        "CausalConv1d", "", (TensorSpec("x", ACT, ("B", "T", "D")),), outputs, CAUSAL_CONV1D.reference, {"h": int}
+    )
     built = host(specs=(spec,))
-    given = case(spec, {"B": 1, "T": 1, "D": 1}, {"h": 4}, ("bf16", "bf16"), 0).given()
+    given = given_of(op_call(spec, {"B": 1, "T": 1, "D": 1}, {"h": 4}, ("bf16", "bf16"), 0))
     assert built.ask("symbolic_shapes", ctypes.byref(given)) == symbolic(spec, {"h": 4})
     assert symbolic(spec, {"h": 4}) == "x.0 (x.1+4) (x.2*4) (((x.2*2)+4)+1) 17 (x.2*x.1) x.1\n"
 
@@ -113,30 +117,30 @@ def test_types_and_aliases_are_pythons(native: Host, spec: OpSpec) -> None:
 
 
 def test_shapes_that_disagree_are_refused(native: Host) -> None:
-    good = next(c for c in CASES["GatedDeltaRule"]() if c.sizes["T"] == 1)
-    given = good.given()
+    good = next(c for c in calls_of(GATED_DELTA_RULE) if c.sizes["T"] == 1)
+    given = given_of(good)
     given.sizes[1] = 2
     with pytest.raises(BuildError, match=r"GatedDeltaRule.a: axis T is 1") as error:
         native.ask("launches", ctypes.byref(given))
     assert error.value.expected == "2"
-    given = good.given()
+    given = given_of(good)
     given.ranks[0] = 2
     with pytest.raises(BuildError, match=r"GatedDeltaRule.qkv: rank 2"):
         native.ask("launches", ctypes.byref(given))
 
 
 def test_a_state_that_was_copied_is_refused(native: Host) -> None:
-    given = next(iter(CASES["GatedDeltaRule"]())).given()
+    given = given_of(next(calls_of(GATED_DELTA_RULE)))
     given.at[len(GATED_DELTA_RULE.inputs) + 1] += 256
     with pytest.raises(BuildError, match=r"GatedDeltaRule.S has different buffers"):
         native.ask("launches", ctypes.byref(given))
 
 
-def run(native: Host, driver: ctypes.CDLL, cases: list[Case], limit: int, fail: bool = False) -> list[str]:
+def run(native: Host, driver: ctypes.CDLL, cases: list[OpCall], limit: int, fail: bool = False) -> list[str]:
     """What the driver was asked for while `cases` ran."""
     driver.reset(limit, fail)
     driver.recorded.restype = ctypes.c_char_p
-    given = (Given * len(cases))(*(one.given() for one in cases))
+    given = (Given * len(cases))(*(given_of(one) for one in cases))
     try:
         native.ask("run", driver._name.encode(), given, len(cases), ctypes.c_void_p(STREAM))
     finally:
@@ -144,12 +148,12 @@ def run(native: Host, driver: ctypes.CDLL, cases: list[Case], limit: int, fail: 
     return lines
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", BY_NAME)
 def test_the_driver_gets_pythons_launches(native: Host, driver: ctypes.CDLL, name: str) -> None:
     """Through cuLaunchKernel, arguments read back with the widths that the CUDA source declares."""
     limit = 227 << 10
     cases, expected = [], []
-    for one in list(CASES[name]())[::37]:
+    for one in list(calls_of(BY_NAME[name]))[::37]:
         one = replace(one, shared_limit=limit, capability=90, multiprocessors=132)
         try:
             _, launches = kernel_of(one.spec).launches(one.call())
@@ -163,7 +167,7 @@ def test_the_driver_gets_pythons_launches(native: Host, driver: ctypes.CDLL, nam
 
 def test_modules_functions_and_shared_memory_are_set_up_once(native: Host, driver: ctypes.CDLL) -> None:
     sizes = {"B": 1, "T": 9, "C": 5 * 128}
-    one = case(GATED_DELTA_RULE, sizes, HEADS, ("bf16", "bf16"), 227 << 10)
+    one = op_call(GATED_DELTA_RULE, sizes, HEADS, ("bf16", "bf16"), 227 << 10)
     lines = run(native, driver, [one, one], 227 << 10)
     launches = kernel_of(GATED_DELTA_RULE).launches(one.call())[1]
     assert lines[:9] == [
@@ -188,10 +192,10 @@ def test_modules_functions_and_shared_memory_are_set_up_once(native: Host, drive
 
 
 def test_driver_errors_are_named(native: Host, driver: ctypes.CDLL, tmp_path: Path) -> None:
-    one = next(c for c in CASES["CausalConv1d"]() if c.sizes["T"] == 1 and c.sizes["C"] == 64)
+    one = next(c for c in calls_of(CAUSAL_CONV1D) if c.sizes["T"] == 1 and c.sizes["C"] == 64)
     with pytest.raises(BuildError, match="CUDA_ERROR_UNKNOWN"):
         run(native, driver, [one], 48 << 10, fail=True)
-    given = one.given()
+    given = given_of(one)
     with pytest.raises(BuildError, match=r"libcuda\.so\.none") as error:
         native.ask("run", b"libcuda.so.none", ctypes.byref(given), 1, None)
     assert error.value.hint == "install NVIDIA's driver"

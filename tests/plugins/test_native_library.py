@@ -10,9 +10,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
-from native_cases import CASES, case
 
 from deltart.errors import BuildError
+from deltart.plugins.cases import OpCall, calls_of, op_call
+from deltart.plugins.causal_conv1d.op import CAUSAL_CONV1D
 from deltart.plugins.gated_delta_rule.op import GATED_DELTA_RULE
 from deltart.plugins.gated_rms_norm.op import GATED_RMS_NORM
 from deltart.plugins.kernel_call import kernel_of
@@ -20,8 +21,9 @@ from deltart.plugins.native.library import FOLDER, find_compiler
 from deltart.plugins.registry import OPS
 from deltart.plugins.spec import VERSION
 from deltart.plugins.trt_plugin import CONTRACT_FIELD, type_source
-from support.native import Case, launch_lines, plugin_library, probe, recording_driver
+from support.native import launch_lines, plugin_library, probe, recording_driver
 
+BY_NAME = {spec.name: spec for spec in OPS}
 NUMBERS = {"f32": 0, "i8": 2, "i32": 3, "bf16": 7}  # nvinfer1::DataType
 INT32, FLOAT32 = 5, 1  # nvinfer1::PluginFieldType
 LIMIT = 232448  # of the recording driver
@@ -52,7 +54,7 @@ def made(tensorrt_include: Path, tmp_path_factory: pytest.TempPathFactory) -> Pr
     return Probe(probe(tensorrt_include), plugin_library(tensorrt_include), folder)
 
 
-def line(one: Case) -> str:
+def line(one: OpCall) -> str:
     """A case as native_probe.cpp reads it."""
     words = [one.spec.name]
     words += [word for name, value in one.attributes.items() for word in (name, str(value))]
@@ -63,7 +65,7 @@ def line(one: Case) -> str:
     return " ".join([*words, "|", *(f"{a:x}" for a in one.addresses[inputs:-1]), "|", f"{one.addresses[-1]:x}"])
 
 
-def answers(one: Case) -> list[str]:
+def answers(one: OpCall) -> list[str]:
     """What TensorRT must hear of a case that runs."""
     spec, names = one.spec, [t.name for t in one.spec.inputs]
     fields = [f"{n} {FIELDS[type(v)]} 1 {v:g}" if isinstance(v, float) else f"{n} {INT32} 1 {v}"
@@ -91,10 +93,10 @@ def test_creators(made: Probe) -> None:
     assert made.run([]) == expected
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", BY_NAME)
 def test_a_plugin_is_pythons_from_creation_to_launch(made: Probe, name: str) -> None:
     cases, launched = [], []
-    for one in list(CASES[name]())[::61]:
+    for one in list(calls_of(BY_NAME[name]))[::61]:
         one = replace(one, shared_limit=LIMIT, capability=90, multiprocessors=132)
         try:
             _, launches = kernel_of(one.spec).launches(one.call())
@@ -111,7 +113,7 @@ def test_a_plugin_is_pythons_from_creation_to_launch(made: Probe, name: str) -> 
 def test_kernels_are_loaded_before_the_first_call(made: Probe) -> None:
     """A captured stream takes no loading: both files of the op are there, then come the functions."""
     heads = {"num_k_heads": 1, "num_v_heads": 3, "head_k_dim": 128, "head_v_dim": 128}
-    one = case(GATED_DELTA_RULE, {"B": 1, "T": 1, "C": 640}, heads, ("bf16", "bf16"), LIMIT)
+    one = op_call(GATED_DELTA_RULE, {"B": 1, "T": 1, "C": 640}, heads, ("bf16", "bf16"), LIMIT)
     output = made.run([line(one)])
     recorded = output[output.index("recorded") + 1 :]
     assert recorded[:9] == [
@@ -129,8 +131,8 @@ def test_kernels_are_loaded_before_the_first_call(made: Probe) -> None:
 
 
 def test_refusals_reach_the_log_with_an_error_code(made: Probe) -> None:
-    norm = case(GATED_RMS_NORM, {"B": 1, "T": 1, "N": 12, "D": 6}, {"epsilon": 1e-6}, ("bf16", "f32"), LIMIT)
-    state = next(c for c in CASES["CausalConv1d"]() if c.sizes["T"] == 1 and c.sizes["C"] == 64)
+    norm = op_call(GATED_RMS_NORM, {"B": 1, "T": 1, "N": 12, "D": 6}, {"epsilon": 1e-6}, ("bf16", "f32"), LIMIT)
+    state = next(c for c in calls_of(CAUSAL_CONV1D) if c.sizes["T"] == 1 and c.sizes["C"] == 64)
     moved = line(state).replace(f"| {state.addresses[4]:x} {state.addresses[5]:x} |", f"| {state.addresses[4]:x} 40 |")
     assert moved != line(state)
     text = "\n".join(made.run([line(norm), "GatedRMSNorm |", moved]))
@@ -141,7 +143,7 @@ def test_refusals_reach_the_log_with_an_error_code(made: Probe) -> None:
 
 
 def test_without_a_driver_a_call_fails_and_says_so(made: Probe, tmp_path: Path) -> None:
-    one = next(c for c in CASES["CausalConv1d"]() if c.sizes["T"] == 1 and c.sizes["C"] == 64)
+    one = next(c for c in calls_of(CAUSAL_CONV1D) if c.sizes["T"] == 1 and c.sizes["C"] == 64)
     (tmp_path / "libcuda.so.1").write_text("no library")
     text = "\n".join(made.run([line(one)], str(tmp_path)))
     assert "configured 0" in text and "enqueued -1" in text and "install NVIDIA's driver" in text

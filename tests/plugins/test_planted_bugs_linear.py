@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import test_fp8_block_linear as linear
-import test_fp8_block_linear_prefill as prefill
+import test_fp8_linear as linear
+import test_fp8_linear_prefill as prefill
 import test_gated_attention as attention
 import test_gated_rms_norm as norm
 import test_lm_head as head
@@ -21,9 +21,8 @@ import test_sampler as sampler
 
 from deltart.errors import BuildError
 from deltart.plugins.cpu_shim.runner import REVERSE
-from deltart.plugins.fp8_block_linear.inputs import Shape as LinearShape
-from deltart.plugins.fp8_block_linear.prefill import W8A8, W8A8_WGMMA, W8A16
-from deltart.plugins.fp8_block_linear.prefill import Kernel as PrefillKernel
+from deltart.plugins.fp8_linear.inputs import Shape as LinearShape
+from deltart.plugins.fp8_linear.prefill import W8A8, W8A8_WGMMA, W8A16, TileKernel
 from deltart.plugins.gated_attention.inputs import Shape as AttentionShape
 from deltart.plugins.gated_rms_norm.inputs import Shape as NormShape
 from deltart.plugins.lm_head.inputs import Shape as HeadShape
@@ -46,7 +45,7 @@ def projects(op: Path) -> bool:
     return projections.check(projections.module(op), LinearShape(tokens=3, k=400, dtype="f32"), (272, 40), (48, 47))
 
 
-def multiplies_many(op: Path, kernel: PrefillKernel) -> bool:
+def multiplies_many(op: Path, kernel: TileKernel) -> bool:
     kernels, shape = prefill.module(kernel, op), LinearShape(tokens=300, n=136, k=1040)
     return all(prefill.check(kernels, kernel, shape, order) for order in (0, REVERSE))
 
@@ -91,7 +90,7 @@ def draws_again(op: Path) -> bool:
     return sampler.feeds(sampler.module(op))
 
 
-LINEAR, ATTENTION, HEAD, SAMPLER = "fp8_block_linear", "gated_attention", "lm_head", "sampler"
+LINEAR, ATTENTION, HEAD, SAMPLER = "fp8_linear", "gated_attention", "lm_head", "sampler"
 KERNEL, DRAW, ROW = "kernel.cu", "draw.cuh", "row.cuh"
 WGMMA, HOPPER = "prefill_wgmma.cu", "../common/hopper.cuh"
 by_w8a16, by_w8a8, by_wgmma = (functools.partial(multiplies_many, kernel=k) for k in (W8A16, W8A8, W8A8_WGMMA))
@@ -183,12 +182,12 @@ BUGS: dict[str, tuple[str, str, str, str, Callable[[Path], bool]]] = {
         "describe(stage.x[1 - group])",
         by_wgmma,
     ),
-    "one key too many": (ATTENTION, KERNEL, "past + token + 1 - first", "past + token + 2 - first", attends),
+    "one key too many": (ATTENTION, KERNEL, "+ 1) * mine, seen)", "+ 1) * mine, seen + 1)", attends),
     "one key too few": (
         ATTENTION,
         KERNEL,
-        "past + token + 1 - first",
-        "past + token - first + (past + token == 0)",
+        "+ 1) * mine, seen)",
+        "+ 1) * mine, max(seen - 1, 1))",
         attends,
     ),
     "scores read before they are there": (
@@ -343,10 +342,10 @@ def test_is_caught(sources: Path, bug: str) -> None:
     text = source.read_text()
     assert text.count(right) == 1, "the line to break is not where it was"
     source.write_text(text.replace(right, wrong))
-    assert not _passes(passes, sources / op)
+    assert not passes_check(passes, sources / op)
 
 
-def _passes(check: Callable[[Path], bool], op: Path) -> bool:
+def passes_check(check: Callable[[Path], bool], op: Path) -> bool:
     try:
         return check(op)
     except (BuildError, AssertionError, ValueError):  # a deadlock or a divergent call; a write where none belongs
@@ -355,7 +354,7 @@ def _passes(check: Callable[[Path], bool], op: Path) -> bool:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("op", sorted({bug[0] for bug in BUGS.values()}))
-def test_an_unbroken_copy_passes(sources: Path, op: str) -> None:
+def test_an_unbroken_copypasses_check(sources: Path, op: str) -> None:
     assert all(passes(sources / op) for folder, *_, passes in BUGS.values() if folder == op)
 
 

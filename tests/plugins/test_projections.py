@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 
 from deltart.errors import BuildError
-from deltart.plugins import fp8_block_linear
+from deltart.plugins import fp8_linear
 from deltart.plugins.cpu_shim.runner import FORWARD, REVERSE, CpuModule, compile_cpu
 from deltart.plugins.dtypes import cast, poisoned
-from deltart.plugins.fp8_block_linear import inputs
-from deltart.plugins.fp8_block_linear.inputs import Shape
-from deltart.plugins.fp8_block_linear.projections import Projection, few
-from deltart.plugins.fp8_block_linear.reference import fp8_block_linear as reference
+from deltart.plugins.fp8_linear import inputs
+from deltart.plugins.fp8_linear.inputs import Shape
+from deltart.plugins.fp8_linear.projections import Projection, decode
+from deltart.plugins.fp8_linear.reference import fp8_block_linear as reference
 from deltart.plugins.tolerance import TOLERANCE, relative_rms
 
-FOLDER = Path(fp8_block_linear.__file__).parent
+FOLDER = Path(fp8_linear.__file__).parent
 Arrays = dict[str, np.ndarray]
 
 
@@ -41,7 +41,7 @@ def make(shape: Shape, fp8: tuple[int, ...], plain: tuple[int, ...]) -> tuple[Ar
 
 def run(kernels: CpuModule, shape: Shape, given: Arrays, members: list[Projection], order: int = FORWARD) -> Arrays:
     found = {m.y: poisoned((shape.slots, shape.tokens, m.n), shape.dtype) for m in members}
-    kernels.run([few(shape, members, {name: array.ctypes.data for name, array in (given | found).items()})], order)
+    kernels.run([decode(shape, members, {name: array.ctypes.data for name, array in (given | found).items()})], order)
     return found
 
 
@@ -81,7 +81,7 @@ def test_refuses_more_weights_than_it_takes() -> None:
     shape = Shape(k=64)
     given, members = make(shape, (16,) * 4, ())
     with pytest.raises(BuildError, match="4 block-FP8 weights"):
-        few(shape, members, dict.fromkeys([*given, *(m.y for m in members)], 0))
+        decode(shape, members, dict.fromkeys([*given, *(m.y for m in members)], 0))
 
 
 @pytest.mark.slow

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import functools
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from deltart import caches
 from deltart.errors import BuildError, MissingDependencyError
 from deltart.plugins import cache, toolchain
 from deltart.plugins.causal_conv1d import launch as conv
@@ -21,7 +24,6 @@ HOPPER = ("90a",)
 CEILINGS = {
     "causal_conv1d": 128,
     "gated_delta_rule_decode": 128,
-    "gated_delta_rule_verify": 128,
     "gated_delta_rule_prefill_chunk": 168,
     "gated_delta_rule_prefill_scan": 255,
 }
@@ -93,8 +95,15 @@ def test_cache_key_follows_headers_and_flags(tmp_path: Path) -> None:
     assert cache.key(tmp_path / "a.cu", ("-O3",)) != first
 
 
-def test_cache_builds_once_and_leaves_nothing_of_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cache, "DIRECTORY", tmp_path / "build")
+@pytest.fixture
+def kernels(tmp_path: Path) -> Iterator[Path]:
+    """An empty cache of kernels for one test."""
+    caches.move(tmp_path / "caches")
+    yield tmp_path / "caches" / caches.KERNELS
+    caches.move(None)
+
+
+def test_cache_builds_once_and_leaves_nothing_of_a_failure(tmp_path: Path, kernels: Path) -> None:
     source = tmp_path / "a.cu"
     source.write_text("")
     calls: list[Path] = []
@@ -107,22 +116,47 @@ def test_cache_builds_once_and_leaves_nothing_of_a_failure(tmp_path: Path, monke
 
     with pytest.raises(BuildError):
         cache.build(source, (), functools.partial(make, fails=True))
-    assert list((tmp_path / "build").iterdir()) == []
+    assert list(kernels.iterdir()) == []
     built = [cache.build(source, (), functools.partial(make, fails=False)) for _ in range(2)]
     assert built[0] == built[1] and len(calls) == 2 and (built[0] / "x").read_text() == "half"
 
 
+DAMAGES: dict[str, Callable[[Path], object]] = {
+    "an empty file": lambda entry: (entry / "x").write_bytes(b""),
+    "another file": lambda entry: (entry / "x").write_bytes(b"whale"),
+    "a file gone": lambda entry: (entry / "x").unlink(),
+    "a file more": lambda entry: (entry / "y").touch(),
+    "no digests": lambda entry: (entry / cache.DIGESTS).unlink(),
+    "empty digests": lambda entry: (entry / cache.DIGESTS).write_bytes(b""),
+    "a folder for a file": lambda entry: ((entry / "x").unlink(), (entry / "x").mkdir()),
+    "an empty entry": lambda entry: [path.unlink() for path in entry.iterdir()],
+    "a file for the entry": lambda entry: (shutil.rmtree(entry), entry.write_bytes(b"x")),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=list(DAMAGES))
+def test_a_damaged_entry_is_made_again(damage: Callable[[Path], object], tmp_path: Path, kernels: Path) -> None:
+    (tmp_path / "a.cu").write_text("")
+
+    def make(folder: Path) -> None:
+        (folder / "x").write_text("whole")
+
+    damage(cache.build(tmp_path / "a.cu", (), make))
+    entry = cache.build(tmp_path / "a.cu", (), make)
+    assert (entry / "x").read_text() == "whole" and list(kernels.iterdir()) == [entry]
+
+
 def every_launch() -> list[Launch]:
     """One launch of each kernel that the plans know."""
-    names = ["qkv", "a", "b", "A_log", "dt_bias", "S", "n_tokens", "o", "workspace", "k", "u", "g", "n_commit"]
-    names += ["k_out", "u_out", "g_out", "x", "weight", "state", "y", "old_x", "x_out"]
+    names = ["qkv", "a", "b", "A_log", "dt_bias", "S", "n_tokens", "n_commit", "o", "workspace"]
+    names += ["x", "weight", "state", "y"]
     at, launches = dict.fromkeys(names, 0), []
     for dtype in ("f32", "bf16"):
         for tiles in (gdr.Tiling(8, 1), gdr.Tiling(16, 1)):
-            launches += [gdr.decode(Shape(dtype=dtype), at, tiles), gdr.verify(Shape(dtype=dtype), 4, at, tiles)]
+            launches.append(gdr.decode(Shape(dtype=dtype), at, tiles))
         for limit in (227 << 10, 99 << 10):
             launches += gdr.prefill(gdr.chunking(Shape(tokens=65, dtype=dtype), limit), at)
-        launches += [conv.forward(ConvShape(dtype=dtype), at), conv.verify(ConvShape(dtype=dtype), 4, at)]
+        launches.append(conv.forward(ConvShape(dtype=dtype), at))
     return launches
 
 

@@ -10,13 +10,14 @@ import torch
 from deltart.export.checkpoint import Checkpoint
 from deltart.export.models.registry import graphs_of
 from deltart.export.spec import read_spec
-from deltart.export.weights import build_module, load_parameters
-from deltart.plugins.spec import F32
+from deltart.export.structure import settle
+from deltart.export.weights import build_module, load_parameters, torch_dtype
 
 
 def eager_logits(checkpoint: Path, ids: np.ndarray, dtype: torch.dtype) -> np.ndarray:
     """Logits f32 [B, T, V] of tokens [B, T] from an empty state; in bfloat16, what is traced for TensorRT."""
-    spec, tensors = read_spec(checkpoint), Checkpoint(checkpoint)
+    tensors = Checkpoint(checkpoint)
+    spec = settle(read_spec(checkpoint), tensors).spec
     (graph,) = graphs_of(spec, dtype, False)
     rows, length = ids.shape
     values = {
@@ -31,10 +32,7 @@ def eager_logits(checkpoint: Path, ids: np.ndarray, dtype: torch.dtype) -> np.nd
         module = build_module(block, spec, tensors)
         load_parameters(module, block, tensors)
         sizes = {"B": rows, "capacity": length}
-        states = [
-            torch.zeros([sizes.get(str(a), a) for a in s.axes], dtype=torch.float32 if s.dtype == F32 else dtype)
-            for s in block.states
-        ]
+        states = [torch.zeros(s.shape(sizes), dtype=torch_dtype(s.element_type(dtype))) for s in block.states]
         with torch.no_grad():
             results = module(*[values[i] for i in block.inputs], *states)
         values.update(zip(block.outputs, results if isinstance(results, tuple) else (results,), strict=False))

@@ -6,8 +6,7 @@ import ctypes
 import re
 import shutil
 import subprocess
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ import numpy as np
 
 from deltart.errors import BuildError
 from deltart.plugins import cache
-from deltart.plugins.kernel_call import Call
+from deltart.plugins.cases import OpCall
 from deltart.plugins.launch import Launch
 from deltart.plugins.native.contract import contract_source
 from deltart.plugins.native.library import FOLDER, compile_library, find_compiler, kernel_sources
@@ -47,55 +46,24 @@ class Given(ctypes.Structure):
     )
 
 
-@dataclass(frozen=True)
-class Case:
-    """One call of an op: a size for every axis of its inputs, its attributes, types, and facts of the device."""
-
-    spec: OpSpec
-    sizes: Mapping[str, int]
-    attributes: Mapping[str, Any]
-    dtypes: Mapping[str, str]
-    shared_limit: int
-    capability: int = 90
-    multiprocessors: int = 132
-
-    @property
-    def shapes(self) -> list[list[int]]:
-        known = {**self.sizes, **self.attributes}
-        return [[int(known[axis]) for axis in tensor.axes] for tensor in self.spec.inputs]
-
-    @property
-    def addresses(self) -> list[int]:
-        """Of the inputs, the outputs and the workspace; a state's output is its input."""
-        inputs = {t.name: 0x7F0000000000 + 0x1001000 * i for i, t in enumerate(self.spec.inputs)}
-        outputs = [inputs[t.alias] if t.alias else 0x7E0000000000 + 0x100 * i for i, t in enumerate(self.spec.outputs)]
-        return [*inputs.values(), *outputs, 0x7D0000000000]
-
-    def call(self) -> Call:
-        """What Python's kernels are given."""
-        names = [*(t.name for t in self.spec.inputs), *(t.name for t in self.spec.outputs), "workspace"]
-        sizes = self.spec.bind_axes(self.shapes, self.attributes)
-        at = dict(zip(names, self.addresses, strict=True))
-        return Call(sizes, self.dtypes, at, self.shared_limit, self.capability, self.multiprocessors)
-
-    def given(self) -> Given:
-        """The same for the C++ part."""
-        integers = [v for v in self.attributes.values() if isinstance(v, int)]
-        reals = [v for v in self.attributes.values() if isinstance(v, float)]
-        flat = [size for shape in self.shapes for size in shape]
-        types = [TYPES.index(self.dtypes[t.name]) for t in self.spec.inputs]
-        return Given(
-            self.spec.name.encode(),
-            (ctypes.c_int64 * len(flat))(*flat),
-            (ctypes.c_int32 * len(self.shapes))(*map(len, self.shapes)),
-            (ctypes.c_int32 * len(types))(*types),
-            (ctypes.c_int64 * len(integers))(*integers),
-            (ctypes.c_float * len(reals))(*reals),
-            (ctypes.c_uint64 * len(self.addresses))(*self.addresses),
-            self.shared_limit,
-            self.capability,
-            self.multiprocessors,
-        )
+def given_of(one: OpCall) -> Given:
+    """A call as the C++ part takes it."""
+    integers = [v for v in one.attributes.values() if isinstance(v, int)]
+    reals = [v for v in one.attributes.values() if isinstance(v, float)]
+    flat = [size for shape in one.shapes for size in shape]
+    types = [TYPES.index(one.dtypes[t.name]) for t in one.spec.inputs]
+    return Given(
+        one.spec.name.encode(),
+        (ctypes.c_int64 * len(flat))(*flat),
+        (ctypes.c_int32 * len(one.shapes))(*map(len, one.shapes)),
+        (ctypes.c_int32 * len(types))(*types),
+        (ctypes.c_int64 * len(integers))(*integers),
+        (ctypes.c_float * len(reals))(*reals),
+        (ctypes.c_uint64 * len(one.addresses))(*one.addresses),
+        one.shared_limit,
+        one.capability,
+        one.multiprocessors,
+    )
 
 
 class Host:
@@ -169,13 +137,13 @@ def recording_driver(folder: Path) -> ctypes.CDLL:
     return ctypes.CDLL(str(path))
 
 
-def planted(folder: Path, changes: Mapping[str, tuple[str, str]]) -> Host:
-    """The host part with `changes` (file in plugins/ -> text, other text) made in a copy of its sources."""
+def planted(folder: Path, changes: Iterable[tuple[str, tuple[str, str]]]) -> Host:
+    """The host part with `changes` (file in plugins/, its text, other text) made in a copy of its sources."""
     for path in ROOT.glob("plugins/*/*.hpp"):
         copy = folder / path.relative_to(ROOT)
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(path, copy)
-    for name, (found, other) in changes.items():
+    for name, (found, other) in changes:
         text = (folder / "plugins" / name).read_text()
         assert text.count(found) == 1, f"{name}: {found}"
         (folder / "plugins" / name).write_text(text.replace(found, other))

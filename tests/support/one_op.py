@@ -15,7 +15,7 @@ from deltart.runtime.backends.gpu.engine_manifest import Binding, PlanEntry, Pro
 from deltart.runtime.backends.tensorrt.builder.build import PRESENT_GPU
 from deltart.runtime.backends.tensorrt.builder.compile import compile_plan
 from deltart.runtime.backends.tensorrt.executor import TensorRtExecutor
-from deltart.runtime.backends.tensorrt.library import load_library
+from deltart.runtime.backends.tensorrt.library import load_tensorrt
 
 BF16 = np.dtype(ml_dtypes.bfloat16)
 
@@ -52,7 +52,7 @@ def run_op(
 ) -> list[np.ndarray]:
     """The op's outputs, computed by its plugin in a plan of one node. Needs a GPU."""
     content, bindings = one_op(spec, arrays, attributes)
-    library = load_library(plugins=plugins)
+    library = load_tensorrt(plugins=plugins)
     made = compile_plan(library, content, (PRESENT_GPU,), Profile({}))
     path = folder / "op.plan"
     path.write_bytes(made.plan)

@@ -5,22 +5,39 @@ from __future__ import annotations
 import torch
 from torch import nn
 from torch.nn import functional as F
-from transformers import Qwen3_5ForCausalLM, Qwen3_5TextConfig
+from transformers import (
+    PreTrainedModel,
+    Qwen3_5ForCausalLM,
+    Qwen3_5MoeForCausalLM,
+    Qwen3_5MoeTextConfig,
+    Qwen3_5TextConfig,
+)
 from transformers.models.qwen3_5.modeling_qwen3_5 import Qwen3_5DecoderLayer, Qwen3_5TextRotaryEmbedding
+from transformers.models.qwen3_5_moe.modeling_qwen3_5_moe import Qwen3_5MoeDecoderLayer
 
 from support.cases import Exported, stored_weights
 
 
-def transformers_model(case: Exported) -> Qwen3_5ForCausalLM:
+def transformers_model(case: Exported) -> PreTrainedModel:
     """transformers' model in float32, eager attention, loaded with the case's weights."""
-    config = Qwen3_5TextConfig(**{k: v for k, v in case.config.items() if k != "architectures"})
-    config._attn_implementation = "eager"
-    model = Qwen3_5ForCausalLM(config).eval().float()
+    config = _config(case, {})
+    model = (Qwen3_5MoeForCausalLM if _is_sparse(case) else Qwen3_5ForCausalLM)(config).eval().float()
     weights = {n: w for n, w in stored_weights(case.checkpoint).items() if not n.startswith("mtp.")}
     missing, unexpected = model.load_state_dict(weights, strict=False)
     assert not unexpected and set(missing) <= {"lm_head.weight"} and (not missing or config.tie_word_embeddings)
     model.tie_weights()
     return model
+
+
+def _is_sparse(case: Exported) -> bool:
+    return "num_experts" in case.config
+
+
+def _config(case: Exported, changes: dict[str, object]) -> Qwen3_5TextConfig | Qwen3_5MoeTextConfig:
+    fields = {k: v for k, v in case.config.items() if k != "architectures"} | changes
+    config = (Qwen3_5MoeTextConfig if _is_sparse(case) else Qwen3_5TextConfig)(**fields)
+    config._attn_implementation = "eager"
+    return config
 
 
 class MtpReference(nn.Module):
@@ -29,10 +46,9 @@ class MtpReference(nn.Module):
     def __init__(self, case: Exported) -> None:
         super().__init__()
         self.weights = stored_weights(case.checkpoint)
-        fields = {k: v for k, v in case.config.items() if k != "architectures"}
-        config = Qwen3_5TextConfig(**fields | {"layer_types": ["full_attention"], "num_hidden_layers": 1})
-        config._attn_implementation = "eager"
-        self.layer = Qwen3_5DecoderLayer(config, 0).float().eval()
+        config = _config(case, {"layer_types": ["full_attention"], "num_hidden_layers": 1})
+        layer = Qwen3_5MoeDecoderLayer if _is_sparse(case) else Qwen3_5DecoderLayer
+        self.layer = layer(config, 0).float().eval()
         prefix = "mtp.layers.0."
         self.layer.load_state_dict({k.removeprefix(prefix): v for k, v in self.weights.items() if k.startswith(prefix)})
         self.rotary = Qwen3_5TextRotaryEmbedding(config)

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-
-import numpy as np
+from dataclasses import dataclass, field, replace
 
 from deltart.runtime.backends.base import ServingBackend
 from deltart.runtime.sampling.params import SamplingParams
@@ -17,6 +16,8 @@ from deltart.runtime.schedule.prefix_cache import PrefixCache
 from deltart.runtime.schedule.scheduler import Scheduler
 from deltart.runtime.sequence import Delta, Request, Usage
 from deltart.runtime.sequence import Sequence as Reply
+from deltart.runtime.structure.compiler import Compiled, StructureCompiler
+from deltart.runtime.structure.structure import Structure
 from deltart.runtime.text.stops import StopMatcher
 from deltart.runtime.text.tokenizer import Tokenizer
 
@@ -56,11 +57,16 @@ class Bench:
     def __init__(self, backend: ServingBackend, tokenizer: Tokenizer, marks: Marks | None) -> None:
         self.backend, self.tokenizer, self.marks = backend, tokenizer, marks
         self.limit = min(tokenizer.vocab_limit, backend.manifest.vocab_size)
+        self._structures = StructureCompiler(tokenizer, self.limit)
         self._known: dict[tuple[Request, int], list[int]] = {}
+
+    def compile(self, structure: Structure) -> Compiled:
+        """For `Request.structure`."""
+        return self._structures.compile(structure)
 
     def replies(self, request: Request) -> list[Reply]:
         """Fresh replies to a request, as the engine makes them."""
-        made = []
+        made, usage = [], Usage(prompt_tokens=len(request.ids))
         for index in range(request.n):
             params = replace(request.params, seed=(request.params.seed or 0) + index)
             ends = params.end_ids(self.tokenizer.eos_ids)
@@ -69,13 +75,15 @@ class Bench:
                 Reply(
                     request, index, Sampler(params, request.ids, self.limit, self.tokenizer.eos_ids),
                     min(params.max_new_tokens, CONTEXT - len(request.ids)), ends, self.tokenizer.stream(),
-                    StopMatcher(params.stop), Usage(prompt_tokens=len(request.ids)),
+                    StopMatcher(params.stop), usage,
                     constraint=structure.matcher(request.thinking) if structure else None,
                 )
             )  # fmt: skip
         return made
 
-    def run(self, setting: Setting, arrivals: Sequence[Arrival]) -> tuple[list[list[Reply]], Scheduler]:
+    def run(
+        self, setting: Setting, arrivals: Sequence[Arrival]
+    ) -> tuple[list[list[Reply]], Scheduler, PrefixCache | None]:
         """Every request's replies, ended."""
         slots = self.backend.open_slots(setting.slots, CONTEXT, self.limit)
         slots.limits = replace(slots.limits, prefill_tokens=setting.prefill_tokens)
@@ -86,7 +94,12 @@ class Bench:
             texts[id(reply)] = texts.get(id(reply), "") + delta.text
 
         scheduler = Scheduler(
-            slots, cache, DraftPolicy(setting.drafts, fixed=True), setting.token_budget, deliver, self.marks
+            slots,
+            cache,
+            DraftPolicy(min(setting.drafts, slots.limits.draft_tokens), fixed=True),
+            setting.token_budget,
+            deliver,
+            self.marks,
         )
         groups: list[list[Reply]] = []
         step = 0
@@ -107,14 +120,14 @@ class Bench:
             slots.close()
         for reply in (reply for group in groups for reply in group):
             assert texts.get(id(reply), "") == text_of(self.tokenizer, reply), "text that is not that of the tokens"
-        return groups, scheduler
+        return groups, scheduler, cache
 
     def alone(self, request: Request, index: int) -> list[int]:
         """The tokens of one reply when it is all that runs: no drafts, no cache, its prompt in one piece."""
         if (request, index) not in self._known:
             params = replace(request.params, seed=(request.params.seed or 0) + index)
             single = replace(request, params=params, n=1)
-            ((reply,),), _ = self.run(ALONE, [Arrival(0, single)])
+            ((reply,),), *_ = self.run(ALONE, [Arrival(0, single)])
             assert reply.error is None, reply.error
             self._known[request, index] = reply.tokens
         return self._known[request, index]
@@ -132,13 +145,13 @@ def random_setting(rng: random.Random) -> Setting:
     return Setting(
         slots=rng.choice([1, 2, 3, 5]),
         drafts=rng.choice([0, 1, 2, 3, 4]),
-        cache_bytes=rng.choice([0, 0, 2_000_000, 100_000_000]),
-        token_budget=rng.choice([150, 300, 10**9]),
+        cache_bytes=rng.choice([0, 3_000_000, 20_000_000, 100_000_000]),
+        token_budget=rng.choice([60, 100, 200, 10**9]),
         prefill_tokens=rng.choice([3, 16, 64, 512]),
     )
 
 
-def random_params(rng: random.Random, eos: Sequence[int]) -> SamplingParams:
+def random_params(rng: random.Random) -> SamplingParams:
     """Greedy or sampled, with and without penalties, cuts, biases and stop strings."""
     sampled = rng.random() < 0.6
     return SamplingParams(
@@ -157,37 +170,74 @@ def random_params(rng: random.Random, eos: Sequence[int]) -> SamplingParams:
     )
 
 
-def random_arrivals(rng: random.Random, prompts: Sequence[Sequence[int]], eos: Sequence[int]) -> list[Arrival]:
+STRUCTURES = (
+    Structure.regex("[a-z]{3,20}( [a-z]{1,9}){0,5}"),
+    Structure.json_schema({"type": "object", "properties": {"a": {"type": "integer"}, "b": {"type": "string"}}}),
+    Structure.json_object(),
+)
+
+
+def random_arrivals(rng: random.Random, prompts: Sequence[Sequence[int]], bench: Bench) -> list[Arrival]:
     """Requests that share prefixes, come in bursts, and whose clients sometimes leave."""
-    arrivals, step = [], 0
+    arrivals, step = list[Arrival](), 0
+    few = rng.sample(list(prompts), rng.randint(1, 3))
     for _ in range(rng.randint(1, 7)):
-        step += rng.choice([0, 0, 1, 3, 20])
-        ids = list(rng.choice(prompts))
-        if rng.random() < 0.5:
+        step += rng.choice([0, 0, 1, 3, 20, 60])
+        ids = list(rng.choice(few))
+        if arrivals and rng.random() < 0.4:  # a later turn of what came before
+            ids = [*arrivals[-1].request.ids, *ids]
+        elif rng.random() < 0.3:
             ids = ids[: rng.randint(1, len(ids))] + list(rng.choice(prompts))[: rng.randint(0, 20)]
         request = Request(
-            tuple(ids[: CONTEXT - 8]), random_params(rng, eos), n=rng.choice([1, 1, 1, 2, 3]),
-            logprobs=rng.choice([None, None, 2]), cache_salt=rng.choice(["", "", "tenant"]),
+            tuple(ids[: CONTEXT - 8]), random_params(rng), n=rng.choice([1, 1, 1, 2, 3]),
+            logprobs=rng.choice([None, None, 2]), cache_salt=rng.choice(["", "", "", "tenant"]),
+            structure=bench.compile(rng.choice(STRUCTURES)) if rng.random() < 0.2 else None,
+            thinking=rng.random() < 0.3,
         )  # fmt: skip
         leaves = step + rng.randint(0, 30) if rng.random() < 0.15 else None
         arrivals.append(Arrival(step, request, leaves))
     return arrivals
 
 
-def check(bench: Bench, setting: Setting, arrivals: Sequence[Arrival]) -> Scheduler:
-    """Run a schedule and hold every reply against its request alone; a client that left has a part of it."""
-    groups, scheduler = bench.run(setting, arrivals)
+@dataclass
+class Tally:
+    """What schedules made happen."""
+
+    preemptions: int = 0
+    drafted: int = 0
+    accepted: int = 0
+    cached_tokens: int = 0
+    evicted: int = 0
+    finished: Counter[str] = field(default_factory=Counter)
+
+    def add(self, other: Tally) -> None:
+        """Add another's counts."""
+        self.preemptions += other.preemptions
+        self.drafted += other.drafted
+        self.accepted += other.accepted
+        self.cached_tokens += other.cached_tokens
+        self.evicted += other.evicted
+        self.finished += other.finished
+
+
+def check(bench: Bench, setting: Setting, arrivals: Sequence[Arrival], reference: Bench | None = None) -> Tally:
+    """Run a schedule and hold every reply against its request alone; a client that left has a part of it.
+
+    Args:
+        reference: what the request runs alone on; the same bench when None.
+    """
+    groups, scheduler, cache = bench.run(setting, arrivals)
+    tally = Tally(scheduler.counters.preemptions, evicted=cache.statistics.evicted if cache else 0)
     for arrival, group in zip(arrivals, groups, strict=True):
+        tally.drafted += group[0].usage.draft_tokens
+        tally.accepted += group[0].usage.accepted_tokens
+        tally.cached_tokens += group[0].usage.cached_tokens
         for reply in group:
-            expected = bench.alone(arrival.request, reply.index)
+            expected = (reference or bench).alone(arrival.request, reply.index)
             assert reply.error is None, reply.error
             if reply.finish_reason == "cancelled":
                 assert reply.tokens == expected[: len(reply.tokens)]
             else:
-                assert reply.tokens == expected, (setting, arrival.request, reply.index)
-    return scheduler
-
-
-def wide(rng: np.random.Generator, count: int, vocabulary: int, longest: int) -> list[list[int]]:
-    """Random prompts over a vocabulary."""
-    return [rng.integers(0, vocabulary, rng.integers(1, longest)).tolist() for _ in range(count)]
+                assert reply.tokens == expected, (arrival.request, reply.index)
+            tally.finished[str(reply.finish_reason)] += 1
+    return tally

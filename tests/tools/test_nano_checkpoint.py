@@ -188,18 +188,18 @@ def test_stock_transformers_loads_it_and_answers() -> None:
 def test_held_out_answers_stops_and_drafts_through_the_export(sample: list[heldout.Question], tmp_path: Path) -> None:
     """A sample of the set through our own ONNX; the bars themselves are for `python -m tools.nano check`."""
     export_checkpoint(FOLDER, tmp_path / "nano")
-    generator = runtime.open_artifact(tmp_path / "nano")
+    engine = runtime.open_artifact(tmp_path / "nano")
     model, tokenizer = reference.load(FOLDER)
     prompts = evaluate.prompts(tokenizer, sample)
-    replies, asked, answered = runtime.replies(generator, prompts)
+    replies, asked, answered = runtime.replies(engine, prompts)
     total = evaluate.overall(evaluate.score(sample, replies))
     assert total.share >= 0.9
     assert total.stopped == total.asked
-    assert runtime.acceptance(generator, asked, answered).mean >= evaluate.MTP_BAR
+    assert runtime.acceptance(engine, asked, answered).mean >= evaluate.MTP_BAR
     _, _, expected = reference.replies(model, tokenizer, prompts[:6])
     assert answered[:6] == expected
     drafted = reference.acceptance(model, asked[:6], answered[:6])
-    assert runtime.acceptance(generator, asked[:6], answered[:6]) == drafted
+    assert runtime.acceptance(engine, asked[:6], answered[:6]) == drafted
 
 
 def test_a_wrong_reply_scores_nothing() -> None:

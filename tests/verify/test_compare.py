@@ -15,7 +15,7 @@ from deltart.cli import main
 from deltart.errors import GenerationError, MissingDependencyError
 from deltart.runtime.text.chat import ChatTemplate
 from deltart.runtime.text.tokenizer import Tokenizer
-from deltart.verify.compare import Report, Runner, collect, judge
+from deltart.verify.compare import Runner, VerifyReport, collect, judge
 from deltart.verify.exposed import ExposedBackend
 from deltart.verify.page import compared_points, page
 from deltart.verify.runners import backend_points, logit_positions, read_prompts
@@ -39,7 +39,7 @@ def absent() -> Runner:
     raise MissingDependencyError("no such <package>", "it", "install it")
 
 
-def made(**noise: dict[str, float]) -> Report:
+def made(**noise: dict[str, float]) -> VerifyReport:
     makers = {"reference": lambda: runner({})} | {n: (lambda v=v: runner(v)) for n, v in noise.items()}
     return judge(Path("artifact"), collect(makers | {"absent": absent}, np.arange(5)), TOLERANCES)
 
@@ -116,8 +116,8 @@ def test_replies_part_at_a_tie_or_fail() -> None:
         "bad": lambda: replying([[5, 1, 4], [5, 3, 4], [6]], logits),
     }
     found = collect(makers, np.arange(3), [[0], [1], [2]])
-    assert [(p.prompt, p.position) for p in found.partings["good"]] == [(0, 1)]
-    assert found.partings["bad"][0].gap == pytest.approx(2 / np.sqrt(np.mean(np.square(logits))))
+    assert [(p.prompt, p.position) for p in found.divergences["good"]] == [(0, 1)]
+    assert found.divergences["bad"][0].gap == pytest.approx(2 / np.sqrt(np.mean(np.square(logits))))
     report = judge(Path("artifact"), found, TOLERANCES)
     assert [(a.runner, a.equal, a.ties, a.passed) for a in report.replies] == [
         ("good", 2, 1, True),
@@ -130,7 +130,7 @@ def test_replies_part_at_a_tie_or_fail() -> None:
 def test_a_reply_that_ends_early_is_no_tie() -> None:
     makers = {"reference": lambda: replying([[5, 1]]), "bad": lambda: replying([[5]])}
     report = judge(Path("artifact"), collect(makers, np.arange(3), [[0]]), TOLERANCES)
-    assert [p.gap for p in report.replies[0].partings] == [np.inf] and not report.passed
+    assert [p.gap for p in report.replies[0].divergences] == [np.inf] and not report.passed
 
 
 def test_outputs_are_polygraphys(tmp_path: Path) -> None:
@@ -236,7 +236,7 @@ def test_replies_of_nano(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     question = ["--prompts", str(NANO / "heldout.jsonl"), "--count", "3", "--save-outputs", str(outputs)]
     assert main(["verify", artifact, *question, "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
-    assert report["replies"] == [{"runner": "ort", "prompts": 3, "partings": [], "tolerance": 1e-3}]
+    assert report["replies"] == [{"runner": "ort", "prompts": 3, "divergences": [], "tolerance": 1e-3}]
     assert list(RunResults.load(str(outputs)).keys()) == ["transformers", "portable", "ort"]
 
 

@@ -58,12 +58,12 @@ def evaluate_command(arguments: argparse.Namespace) -> None:
 
 def check_command(arguments: argparse.Namespace) -> None:
     model, tokenizer = reference.load(arguments.checkpoint)
-    generator = runtime.open_artifact(arguments.artifact)
+    engine = runtime.open_artifact(arguments.artifact)
     questions = heldout.read()
     prompts = evaluate.prompts(tokenizer, questions)
-    replies, asked, answered = runtime.replies(generator, prompts)
+    replies, asked, answered = runtime.replies(engine, prompts)
     print(evaluate.table(evaluate.score(questions, replies)))
-    accepted = runtime.acceptance(generator, asked, answered)
+    accepted = runtime.acceptance(engine, asked, answered)
     print(f"\nMTP, k=1: {accepted.mean:.3f} of {accepted.drafts} drafts accepted")
     chosen = range(0, len(prompts), max(1, len(prompts) // COMPARED))[:COMPARED]
     _, _, expected = reference.replies(model, tokenizer, [prompts[i] for i in chosen])

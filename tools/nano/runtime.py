@@ -7,38 +7,36 @@ from pathlib import Path
 
 import numpy as np
 
+from deltart.runtime.backends.base import Backend
 from deltart.runtime.backends.inputs import mtp_inputs, text_inputs
-from deltart.runtime.backends.ort import OrtBackend
-from deltart.runtime.generate import Generator
+from deltart.runtime.engine import Engine, EngineOptions
 from deltart.runtime.sampling.params import SamplingParams
-from deltart.runtime.text.tokenizer import Tokenizer
 from tools.nano.evaluate import MAX_NEW_TOKENS, Reply
 from tools.nano.reference import Acceptance
 
 GREEDY = SamplingParams(temperature=0, max_new_tokens=MAX_NEW_TOKENS)
 
 
-def open_artifact(artifact: Path) -> Generator:
-    """The generator of an exported nano."""
-    return Generator(OrtBackend(artifact), Tokenizer.from_folder(artifact))
+def open_artifact(artifact: Path) -> Engine:
+    """The engine of an exported nano."""
+    return Engine.open(artifact, options=EngineOptions(slots=1, cache_bytes=0))
 
 
-def replies(generator: Generator, prompts: Sequence[str]) -> tuple[list[Reply], list[list[int]], list[list[int]]]:
+def replies(engine: Engine, prompts: Sequence[str]) -> tuple[list[Reply], list[list[int]], list[list[int]]]:
     """(replies, prompts as tokens, replies as tokens), as tools.nano.reference.replies gives them."""
     texts, answered = [], []
     for prompt in prompts:
-        generation = generator.generate(prompt, GREEDY)
-        text = "".join(generation)
-        texts.append(Reply(text, generation.finish_reason == "stop"))
-        answered.append(generation.tokens)
-    return texts, [generator.tokenizer.encode(prompt) for prompt in prompts], answered
+        completion = engine.generate(prompt, GREEDY)
+        texts.append(Reply(completion.text, completion.finish_reason == "stop"))
+        answered.append(completion.drawn)
+    return texts, [engine.tokenizer.encode(prompt) for prompt in prompts], answered
 
 
-def acceptance(generator: Generator, asked: Sequence[list[int]], answered: Sequence[list[int]]) -> Acceptance:
+def acceptance(engine: Engine, asked: Sequence[list[int]], answered: Sequence[list[int]]) -> Acceptance:
     """How many drafts of the exported MTP head k=1 speculation would accept on the model's own greedy replies."""
     drafts = accepted = 0
     for prompt, reply in zip(asked, answered, strict=True):
-        right = _drafted(generator.backend, prompt + reply)  # entry i is about token i + 2
+        right = _drafted(engine.backend, prompt + reply)  # entry i is about token i + 2
         at = len(prompt) + 1
         while at < len(prompt) + len(reply):
             hit = bool(right[at - 2])
@@ -47,7 +45,7 @@ def acceptance(generator: Generator, asked: Sequence[list[int]], answered: Seque
     return Acceptance(drafts, accepted)
 
 
-def _drafted(backend: OrtBackend, tokens: list[int]) -> np.ndarray:
+def _drafted(backend: Backend, tokens: list[int]) -> np.ndarray:
     ids, start = np.array([tokens], np.int64), np.zeros(1, np.int32)
     state = backend.new_state("model", 1, len(tokens))
     (hidden,) = backend.run("model", state, text_inputs(ids, start), ["hidden"])

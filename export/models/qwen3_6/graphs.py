@@ -29,10 +29,16 @@ def mtp_graph(spec: ModelSpec, dtype: torch.dtype) -> ModelGraph:
     """The MTP head: drafts token i+2 from token i+1 (`input_ids`) and the hidden state at i (`previous_hidden`)."""
     blocks = (
         Block("embed", lambda _: Embedding(spec, dtype), {"": spec.text_prefix}, ("input_ids",), ("embedding",)),
-        Block("fusion", lambda linear: MtpFusion(spec, linear), {"": "mtp."}, ("embedding", "previous_hidden"), ("h",)),
+        Block(
+            "fusion",
+            lambda linear: MtpFusion(spec, linear),
+            {"": spec.mtp_prefix},
+            ("embedding", "previous_hidden"),
+            ("h",),
+        ),
         _rotary(spec, dtype),
-        _layer(spec, "layers.0", "mtp.", FULL),
-        _head(spec, "mtp."),
+        _layer(spec, "layers.0", spec.mtp_prefix, FULL),
+        _head(spec, spec.mtp_prefix),
     )
     inputs = ("input_ids", "previous_hidden", "position_ids", "past_len", "n_tokens", "logit_index")
     return ModelGraph("mtp", _values(spec), inputs, ("logits", "hidden"), blocks)
@@ -48,7 +54,7 @@ def _layer(spec: ModelSpec, name: str, prefix: str, kind: str) -> Block:
         return Block(name, lambda linear: GatedDeltaNetLayer(spec, linear), weights, counts, ("h",), (conv, S))
     cache = ("B", spec.num_key_value_heads, "capacity", spec.head_dim)
     kv = (State(f"{name}.k", ACT, cache), State(f"{name}.v", ACT, cache))
-    inputs = ("h", "cos", "sin", "past_len", "n_tokens")
+    inputs = ("h", "n_tokens", "cos", "sin", "past_len")
     return Block(name, lambda linear: GatedAttentionLayer(spec, linear), weights, inputs, ("h",), kv)
 
 
@@ -57,8 +63,8 @@ def _rotary(spec: ModelSpec, dtype: torch.dtype) -> Block:
 
 
 def _head(spec: ModelSpec, prefix: str) -> Block:
-    tied = f"{spec.text_prefix}embed_tokens." if spec.tie_word_embeddings else "lm_head."
-    prefixes = {"norm.": f"{prefix}norm.", "lm_head.": tied}
+    head = f"{spec.text_prefix}embed_tokens." if spec.tie_word_embeddings else spec.head_prefix
+    prefixes = {"norm.": f"{prefix}norm.", "lm_head.": head}
     return Block("head", lambda linear: Head(spec, linear), prefixes, ("h", "logit_index"), ("logits", "hidden"))
 
 

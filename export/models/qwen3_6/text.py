@@ -12,6 +12,8 @@ from torch.nn import functional as F
 from deltart.export import ops
 from deltart.export.formats import Linears
 from deltart.export.layers import GatedRMSNorm, RMSNorm, Weight
+from deltart.export.models.qwen3_6.mlp import MLP
+from deltart.export.models.qwen3_6.moe import SparseMoE
 from deltart.export.spec import ModelSpec
 
 
@@ -58,10 +60,10 @@ class GatedAttention(nn.Module):
     def forward(
         self,
         x: Tensor,
+        n_tokens: Tensor,
         cos: Tensor,
         sin: Tensor,
         past_len: Tensor,
-        n_tokens: Tensor,
         k_cache: Tensor,
         v_cache: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
@@ -84,23 +86,10 @@ class GatedAttention(nn.Module):
         )
 
 
-class MLP(nn.Module):
-    """SwiGLU."""
-
-    def __init__(self, spec: ModelSpec, linear: Linears) -> None:
-        super().__init__()
-        self.gate_proj = linear("gate_proj", spec.hidden_size, spec.intermediate_size)
-        self.up_proj = linear("up_proj", spec.hidden_size, spec.intermediate_size)
-        self.down_proj = linear("down_proj", spec.intermediate_size, spec.hidden_size)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
-
-
 class DecoderLayer(nn.Module):
     """h += mixer(norm(h)); h += mlp(norm(h)). The mixer is registered under the checkpoint's name for it.
 
-    forward: h [B, T, H], then what the mixer takes besides, states last -> h, next states.
+    forward: h [B, T, H], n_tokens [B], then what the mixer takes besides, states last -> h, next states.
     """
 
     def __init__(self, spec: ModelSpec, name: str, mixer: nn.Module, mlp: nn.Module) -> None:
@@ -111,10 +100,11 @@ class DecoderLayer(nn.Module):
         self.post_attention_layernorm = RMSNorm(spec.hidden_size, spec.rms_norm_eps)
         self.mlp = mlp
 
-    def forward(self, h: Tensor, *context: Tensor) -> tuple[Tensor, ...]:
-        mixed, *states = self.get_submodule(self._mixer)(self.input_layernorm(h), *context)
+    def forward(self, h: Tensor, n_tokens: Tensor, *context: Tensor) -> tuple[Tensor, ...]:
+        mixed, *states = self.get_submodule(self._mixer)(self.input_layernorm(h), n_tokens, *context)
         h = h + mixed
-        return h + self.mlp(self.post_attention_layernorm(h)), *states
+        x = self.post_attention_layernorm(h)
+        return h + self.mlp(x, n_tokens), *states
 
 
 class GatedDeltaNetLayer(DecoderLayer):
@@ -132,8 +122,10 @@ class GatedAttentionLayer(DecoderLayer):
 
 
 def mlp_of(spec: ModelSpec, linear: Linears) -> nn.Module:
-    """The feed-forward part of a layer."""
-    return MLP(spec, linear.under("mlp"))
+    """The feed-forward part of a layer. Its forward: x [B, T, H], n_tokens [B] -> [B, T, H]."""
+    if spec.moe is not None:
+        return SparseMoE(spec.hidden_size, spec.moe, linear.under("mlp"))
+    return MLP(spec.hidden_size, spec.intermediate_size, linear.under("mlp"))
 
 
 class Embedding(nn.Module):

@@ -10,14 +10,18 @@ from typing import Any
 
 import numpy as np
 
-from deltart.errors import ArtifactError, GenerationError
-from deltart.manifest import Manifest, load_manifest
-from deltart.runtime.backends.base import DecodeRow, SlotState
+from deltart.artifact import load_manifest
+from deltart.errors import ArtifactError
+from deltart.manifest import Manifest
+from deltart.plugins.sampler.inputs import Shape
+from deltart.runtime.backends.base import SlotState
 from deltart.runtime.backends.gpu import calls as calls
+from deltart.runtime.backends.gpu.buffers import GpuBuffers
 from deltart.runtime.backends.gpu.cuda import Cuda, CudaDriver, Graph, captured
-from deltart.runtime.backends.gpu.decode import DeviceDecoder
+from deltart.runtime.backends.gpu.decode import DeviceLoop
 from deltart.runtime.backends.gpu.engine_manifest import (
     CAPTURED,
+    SPECULATE_TOKENS,
     Binding,
     Flavour,
     PlanEntry,
@@ -25,10 +29,15 @@ from deltart.runtime.backends.gpu.engine_manifest import (
     load_engine,
 )
 from deltart.runtime.backends.gpu.executor import Executor, Load
+from deltart.runtime.backends.gpu.slots import GpuSlots
 from deltart.runtime.backends.gpu.weight_stream import ALIGNMENT, align, layout, reads, stream_weights
-from deltart.runtime.backends.slots import Slots
+from deltart.runtime.backends.mtp_drafts import MtpDrafts
+from deltart.runtime.backends.slots import Limits, Slots
 from deltart.runtime.backends.tensorrt.load import built_flavour, executors
 from deltart.runtime.backends.weights import MappedWeights
+
+# Drafts of a step: with the tokens that were right before them they make one call of the plan "speculate".
+MAX_DRAFTS = (SPECULATE_TOKENS - 1) // 2
 
 
 @dataclass
@@ -58,21 +67,33 @@ class _Plan:
 
 @dataclass
 class _DecodeStep:
-    """The decode plan on all slots of a state, for a `DeviceDecoder`."""
+    """The decode plan on all slots of a state, for a `DeviceLoop`."""
 
     backend: TensorRtBackend
     plan: _Plan
     state: TensorRtState
 
     def bind(self, at: Mapping[str, int]) -> None:
-        sizes = {**self.state.sizes, "T": 1, "L": 1}
-        self.backend.bind(self.plan, self.state, 0, sizes, at)
+        self.backend.bind(self.plan, self.state, 0, self._sizes, at)
 
     def enqueue(self) -> None:
         self.plan.executor.enqueue(self.backend.cuda.stream)
+        target = self.plan.host["hidden"][: self._hidden.nbytes(self._sizes)]
+        self.backend.cuda.to_host(target, self.plan.device["hidden"])
 
     def capturable(self) -> bool:
         return self.plan.executor.capturable(self.backend.cuda.stream)
+
+    def hidden(self) -> np.ndarray:
+        return _view(self.plan.host["hidden"], self._hidden, self._sizes)[:, 0].astype(np.float32)
+
+    @property
+    def _sizes(self) -> dict[str, int]:
+        return {**self.state.sizes, "T": 1, "L": 1}
+
+    @property
+    def _hidden(self) -> Binding:
+        return next(b for b in self.plan.entry.by_role["output"] if b.name == "hidden")
 
 
 class TensorRtBackend:
@@ -144,18 +165,29 @@ class TensorRtBackend:
 
     def open_slots(self, slots: int, max_context: int, vocab_limit: int) -> Slots:
         """See Backend."""
-        raise GenerationError("serving requests side by side on a GPU engine", "target 'ort'", "use --target ort")
+        capacity = min(max_context + 2 * MAX_DRAFTS + 2, self.engine.max_context)
+        text, drafts = GpuBuffers(self, "model", slots, capacity), None
+        if self._entries("mtp"):
+            drafts = MtpDrafts(GpuBuffers(self, "mtp", slots, capacity), slots, vocab_limit)
+        used = [text, drafts.buffers] if drafts else [text]
+        limits = Limits(
+            slots=slots,
+            capacity=capacity,
+            prefill_tokens=self.engine.chunk,
+            draft_tokens=MAX_DRAFTS if drafts else 0,
+            slot_bytes=sum(buffers.slot_bytes for buffers in used),
+            token_bytes=sum(buffers.token_bytes for buffers in used),
+        )
+        return GpuSlots(text, drafts, limits, self.decode_loop(text.state, vocab_limit))
 
-    def decoder(self, state: SlotState, rows: Sequence[DecodeRow], steps: int) -> DeviceDecoder:
-        """See Backend."""
-        assert isinstance(state, TensorRtState)
-        longest = max(row.past for row in rows) + steps
-        if len(rows) > state.slots or longest > state.capacity:
-            raise GenerationError(
-                f"{len(rows)} rows of up to {longest} tokens", f"{state.slots} slots of {state.capacity}, the state's"
-            )
+    def decode_loop(self, state: TensorRtState, vocab_limit: int) -> DeviceLoop:
+        """Decode steps on the device over all slots of a text state; ids from `vocab_limit` on are never drawn."""
         step = _DecodeStep(self, self._plan("model.decode"), state)
-        return DeviceDecoder(self.cuda, step, self.engine.slots, self.manifest.vocab_size, rows, steps)
+        return DeviceLoop(self.cuda, step, Shape(self.engine.slots, self.manifest.vocab_size, vocab_limit))
+
+    def states_of(self, graph: str) -> list[Binding]:
+        """The states of a graph, as its plans bind them."""
+        return self._entry(graph, "decode").by_role["state"]
 
     def _prefill(
         self,
@@ -277,7 +309,7 @@ class TensorRtBackend:
         entries = self._entries(graph)
         if phase not in entries:
             raise ArtifactError(
-                f"{self._folder} has no plan of '{graph}'", ", ".join(self.engine.plans), "run 'deltart build' again"
+                f"{self._folder} has no plan of '{graph}'", ", ".join(self.engine.plans), "run `deltart build` again"
             )
         return entries[phase]
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from deltart.errors import DeltaRTError
 from deltart.plugins.launch import Launch
-from deltart.plugins.loader import Device, GpuModule, check
+from deltart.plugins.loader import GpuDevice, GpuModule, check
 from deltart.plugins.toolchain import compile_gpu
 
 Run = Callable[[list[Launch]], None]  # enqueues launches on the stream
@@ -81,7 +81,7 @@ class CudaDriver:
     """
 
     def __init__(self, ordinal: int = 0) -> None:
-        self._device = Device(ordinal)
+        self._device = GpuDevice(ordinal)
         self._cu = self._device.driver
         self._modules: dict[Path, GpuModule] = {}
         self.stream: Stream = check(self._cu.cuStreamCreate(1))  # 1: does not wait for the default stream
@@ -157,7 +157,7 @@ def captured(cuda: Cuda, work: Callable[[], None]) -> Graph:
 
 def device_name(ordinal: int = 0) -> str:
     """Name and compute capability of a GPU ("NVIDIA L4 sm_89"); raises as CudaDriver does."""
-    cu = Device(ordinal).driver
+    cu = GpuDevice(ordinal).driver
     kind = cu.CUdevice_attribute
     handle = check(cu.cuDeviceGet(ordinal))
     major = check(cu.cuDeviceGetAttribute(kind.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, handle))
@@ -168,4 +168,4 @@ def device_name(ordinal: int = 0) -> str:
 
 def driver_version() -> str:
     """The CUDA version that the driver serves, as it counts it ("13000"); raises as CudaDriver does."""
-    return str(check(Device().driver.cuDriverGetVersion()))
+    return str(check(GpuDevice().driver.cuDriverGetVersion()))

@@ -1,28 +1,24 @@
-"""Decoding that never leaves the GPU: engine and sampler captured in one CUDA graph, tokens fed back on the device."""
+"""Decoding that does not leave the GPU: engine and sampler in one captured graph, tokens fed back on the device."""
 
 from __future__ import annotations
 
 import weakref
-from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
-from deltart.errors import GenerationError
 from deltart.plugins import sampler
 from deltart.plugins.sampler.inputs import PROMPT_BIT, Settings, Shape, pack
 from deltart.plugins.sampler.launch import sample, workspace
-from deltart.runtime.backends.base import DecodeRow
 from deltart.runtime.backends.gpu.cuda import Cuda, Graph, captured
 from deltart.runtime.backends.gpu.weight_stream import align
-from deltart.runtime.backends.host_decode import check_steps
+from deltart.runtime.backends.slots import Row
 from deltart.runtime.sampling.sampler import Sampler
 
 SOURCE = Path(str(sampler.__file__)).parent / "kernel.cu"
-AHEAD = 2  # steps on their way while the host handles a token
-RING = 2 * AHEAD  # steps whose tokens are kept
+RING = 4  # steps whose tokens are kept; a row's token of step n is at n % RING
 
 
 class Step(Protocol):
@@ -32,63 +28,89 @@ class Step(Protocol):
         """Point the engine at these inputs and outputs."""
 
     def enqueue(self) -> None:
-        """Run once on the stream."""
+        """Run once on the stream, and bring the hidden states to the host."""
 
     def capturable(self) -> bool:
         """Whether that may be captured in a CUDA graph."""
 
+    def hidden(self) -> np.ndarray:
+        """f32 [slots, H]: the hidden states of the last run."""
 
-class DeviceDecoder:
-    """A `Decoder` whose steps are one CUDA graph launch each; up to AHEAD of them run before a token is fetched.
+
+class DeviceLoop:
+    """Decode steps of all slots, one CUDA graph launch each, whatever the rows ask for.
+
+    A row is data on the device: writing it or taking it out changes nothing that the captured graph depends on.
 
     Args:
-        slots: rows of the engine; those beyond `rows` stay idle.
-        vocabulary: width of the logits.
+        step: the engine.
+        shape: slots, width of the logits, and ids that may be drawn.
+
+    Attributes:
+        live: slots that take part.
+        graphs: the captured graph, once there is one.
     """
 
-    def __init__(
-        self, cuda: Cuda, step: Step, slots: int, vocabulary: int, rows: Sequence[DecodeRow], steps: int
-    ) -> None:
-        self._cuda, self._step, self._rows, self._left, self._unqueued = cuda, step, list(rows), steps, steps
-        self._shape = Shape(slots, vocabulary, rows[0].sampler.vocab_limit)
-        self._events: deque[Any] = deque()
-        self._graph: list[Graph] = []
+    def __init__(self, cuda: Cuda, step: Step, shape: Shape) -> None:
+        self._cuda, self._step, self._shape = cuda, step, shape
+        self.live: set[int] = set()
+        self.graphs: list[Graph] = []
         self._warm = False
         self._run = cuda.kernels(SOURCE)
-        self._at, base = _place(cuda, _arrays(self._shape, rows), _scratch(self._shape))
-        history = cuda.pinned(4 * RING * slots)
-        self._history = history.view(np.int32).reshape(RING, slots)
-        self._at["history"] = history.ctypes.data
-        self._launches = sample(self._shape, self._at, ring=RING)
-        weakref.finalize(self, _release, cuda, base, history, self._graph)
+        self._mirror = _idle(shape)
+        sizes = {name: array.nbytes for name, array in self._mirror.items()}
+        offsets, end = _offsets({**sizes, **_scratch(shape)})
+        self._base = cuda.allocate(end)
+        self._staging = cuda.pinned(max(4 * shape.vocabulary, 256))
+        history = cuda.pinned(4 * RING * shape.rows)
+        cuda.zero(self._base, end)
+        self._at = {name: self._base + offset for name, offset in offsets.items()} | {"history": history.ctypes.data}
+        self._history = history.view(np.int32).reshape(RING, shape.rows)
+        self._launches = sample(shape, self._at, ring=RING)
+        weakref.finalize(self, _release, cuda, self._base, (history, self._staging), self.graphs)
 
-    def step(self) -> list[int]:
-        """See Decoder."""
-        check_steps(self._left)
-        while self._unqueued and len(self._events) < AHEAD:
-            self._advance()
-            self._events.append(self._cuda.record())
-            self._unqueued -= 1
-        self._cuda.wait(self._events.popleft())
-        self._left -= 1
-        return [self._accept(index, row) for index, row in enumerate(self._rows)]
+    def set(self, slot: int, row: Row) -> None:
+        """Let a row take part in the steps that follow: its one pending token is fed next."""
+        settings = pack([_settings(row.sampler)])
+        for name, array in settings.items():
+            self._write(name, slot, array[0])
+        self._write("input_ids", slot, row.pending[0])
+        self._write("past_len", slot, row.past)
+        for axis in range(3):
+            self._write("position_ids", axis * self._shape.rows + slot, row.past + row.rope_shift)
+        self._write("n_tokens", slot, 1)
+        self._write("n_commit", slot, 1)
+        if _penalised(row.sampler):
+            seen = np.zeros(self._shape.vocabulary, np.int32)
+            seen[: len(row.sampler.counts)] = row.sampler.counts + PROMPT_BIT * row.sampler.seen.astype(np.int32)
+            self._copy(self._at["counts"] + slot * seen.nbytes, seen)
+        self.live.add(slot)
 
-    def _accept(self, index: int, row: DecodeRow) -> int:
-        token = int(self._history[row.sampler.step % RING, index])
-        if token < 0:
-            raise GenerationError(
-                f"row {index} has no finite largest logit", "a finite maximum", "check the model's output"
-            )
-        row.sampler.accept(token)
-        row.token, row.past = token, row.past + 1
-        return token
+    def clear(self, slot: int) -> None:
+        """Take a row out: its slot is idle in the steps that follow."""
+        self._write("n_tokens", slot, 0)
+        self._write("n_commit", slot, 0)
+        self.live.discard(slot)
+
+    def step(self, rows: Mapping[int, Row]) -> tuple[dict[int, int], np.ndarray]:
+        """One step: the token drawn for each of `rows`, all that are live (negative where no logit was finite), and the
+        hidden states f32 [slots, H] of the tokens that were fed."""
+        assert rows.keys() == self.live
+        self._advance()
+        self._cuda.wait(self._cuda.record())
+        return {s: int(self._history[row.sampler.step % RING, s]) for s, row in rows.items()}, self._step.hidden()
+
+    def keep_only(self, slots: Collection[int]) -> None:
+        """Take out every other row."""
+        for slot in self.live - set(slots):
+            self.clear(slot)
 
     def _advance(self) -> None:
         """Enqueue a step: the first plainly, later ones as a graph captured at the second."""
-        if not self._graph and self._warm and self._step.capturable():
-            self._graph.append(captured(self._cuda, self._enqueue))
-        if self._graph:
-            self._cuda.launch(self._graph[0])
+        if not self.graphs and self._warm and self._step.capturable():
+            self.graphs.append(captured(self._cuda, self._enqueue))
+        if self.graphs:
+            self._cuda.launch(self.graphs[0])
         else:
             self._enqueue()
         self._warm = True
@@ -98,37 +120,40 @@ class DeviceDecoder:
         self._step.enqueue()
         self._run(self._launches)
 
+    def _write(self, name: str, index: int, value: object) -> None:
+        """Set entry `index` of an input, counted over its first axis."""
+        array = self._mirror[name]
+        array[index] = value
+        self._copy(self._at[name] + index * array[0].nbytes, np.ascontiguousarray(array[index : index + 1]))
 
-def _arrays(shape: Shape, rows: Sequence[DecodeRow]) -> dict[str, np.ndarray]:
-    """The engine's inputs and the sampler's, for the first step; idle rows are zero."""
-    idle = shape.rows - len(rows)
-    past = np.array([row.past for row in rows] + [0] * idle, np.int32)
-    counts = np.array([1] * len(rows) + [0] * idle, np.int32)
-    arrays = pack([_settings(row.sampler) for row in rows] + [Settings()] * idle)
-    arrays |= {
-        "input_ids": np.array([row.token for row in rows] + [0] * idle, np.int64),
-        "position_ids": np.tile(past.astype(np.int64), (3, 1)),
-        "past_len": past,
-        "n_tokens": counts,
-        "n_commit": counts,
-        "logit_index": np.zeros(shape.rows, np.int64),
+    def _copy(self, address: int, source: np.ndarray) -> None:
+        piece = self._staging[: source.nbytes]
+        piece[:] = source.reshape(-1).view(np.uint8)
+        self._cuda.to_device(address, piece)
+        self._cuda.synchronize()  # the staging memory is used again at once
+
+
+def served_on_device(row: Row) -> bool:
+    """Whether the device's sampler has a place for all that a row asks for, and it feeds one token."""
+    params = row.sampler.params
+    held_back = params.logit_bias or row.sampler.step < params.min_tokens
+    return len(row.pending) == 1 and not (row.drafts or row.constraint or held_back) and row.logprobs is None
+
+
+def _idle(shape: Shape) -> dict[str, np.ndarray]:
+    """The engine's inputs and the sampler's where no row takes part."""
+    none = np.zeros(shape.rows, np.int32)
+    return pack([Settings()] * shape.rows) | {
+        "input_ids": np.zeros(shape.rows, np.int64),
+        "position_ids": np.zeros(3 * shape.rows, np.int64),
+        "past_len": none.copy(),
+        "n_tokens": none.copy(),
+        "n_commit": none.copy(),
     }
-    if any(_penalised(row.sampler) for row in rows):
-        arrays["counts"] = np.zeros((shape.rows, shape.vocabulary), np.int32)
-        for index, row in enumerate(rows):
-            seen = row.sampler.counts + PROMPT_BIT * row.sampler.seen.astype(np.int32)
-            arrays["counts"][index, : len(seen)] = seen
-    return arrays
 
 
 def _settings(given: Sampler) -> Settings:
     params = given.params
-    if params.logit_bias or params.min_tokens > given.step:
-        raise GenerationError(
-            "a request with logit_bias or min_tokens on a GPU backend",
-            "neither, for the device's sampler has no place for them",
-            "leave them out, or run the artifact on ONNX Runtime",
-        )
     return Settings(
         temperature=params.temperature,
         top_k=params.top_k,
@@ -148,30 +173,26 @@ def _penalised(given: Sampler) -> bool:
 
 
 def _scratch(shape: Shape) -> dict[str, int]:
-    """Bytes of what the engine and the sampler write."""
-    return {"logits": 4 * shape.rows * shape.vocabulary, "token": 4 * shape.rows, **workspace(shape)}
+    """Bytes of what the engine and the sampler write, and of what stays zero."""
+    row = shape.rows * shape.vocabulary
+    return {"logits": 4 * row, "counts": 4 * row, "token": 4 * shape.rows, "logit_index": 8 * shape.rows} | workspace(
+        shape
+    )
 
 
-def _place(cuda: Cuda, arrays: Mapping[str, np.ndarray], scratch: Mapping[str, int]) -> tuple[dict[str, int], int]:
-    """Addresses by name of the arrays and the zeroed scratch memory on the device, and the block that holds them."""
+def _offsets(sizes: Mapping[str, int]) -> tuple[dict[str, int], int]:
+    """Aligned places of arrays of these bytes in one block, and the block's size."""
     offsets, end = {}, 0
-    sizes = {name: array.nbytes for name, array in arrays.items()}
-    for name, nbytes in {**sizes, **scratch}.items():
+    for name, nbytes in sizes.items():
         offsets[name] = end
         end += align(nbytes)
-    base, staging = cuda.allocate(end), cuda.pinned(sum(align(nbytes) for nbytes in sizes.values()))
-    for name, array in arrays.items():
-        staging[offsets[name] : offsets[name] + array.nbytes] = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
-    cuda.zero(base, end)
-    cuda.to_device(base, staging)
-    cuda.synchronize()
-    cuda.unpin(staging)
-    return {name: base + offset for name, offset in offsets.items()}, base
+    return offsets, end
 
 
-def _release(cuda: Cuda, base: int, history: np.ndarray, graphs: list[Graph]) -> None:
+def _release(cuda: Cuda, base: int, pinned: tuple[np.ndarray, ...], graphs: list[Graph]) -> None:
     cuda.synchronize()
     for graph in graphs:
         cuda.discard(graph)
     cuda.free(base)
-    cuda.unpin(history)
+    for array in pinned:
+        cuda.unpin(array)

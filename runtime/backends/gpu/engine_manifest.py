@@ -5,27 +5,33 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-import deltart
+import numpy as np
+
 from deltart.dtypes import BY_NAME, BY_ONNX
 from deltart.errors import ArtifactError
 from deltart.files import write_atomically
+from deltart.json_files import read_json, shown
 from deltart.manifest import GraphEntry, shape_of
-from deltart.plugins import trt_plugin
+from deltart.typed import typed
+from deltart.version import __version__
 
 Flavour = Literal["rtx", "tensorrt"]
 Activations = Literal["bf16", "fp8"]  # of the block-FP8 linears in prefill
 FORMAT = 3
 FILE_NAME = "engine.json"
+AGAIN = "run `deltart build` again"
 PHASES = ("decode", "speculate", "prefill")  # a plan each
 CAPTURED = ("decode", "speculate")  # run as CUDA graphs
 ROLES = ("input", "output", "state", "state_output", "weight")
 SPECULATE_TOKENS = 8  # at most: the drafts of one step and the tokens they follow
+MAX_SLOTS, MAX_CHUNK = 1024, 32768  # far beyond what a GPU has room for; TensorRT dies of absurd ones
 PREFILL_ROWS = 16  # logit rows of one prefill call
 
 Range = tuple[int, int, int]  # smallest, most likely, largest
@@ -54,6 +60,11 @@ class Binding:
     def shape(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
         """Its shape in a call of these sizes."""
         return shape_of(self.axes, sizes)
+
+    @property
+    def numpy(self) -> np.dtype[Any]:
+        """Its element type."""
+        return BY_NAME[self.dtype].numpy
 
     def nbytes(self, sizes: Mapping[str, int]) -> int:
         """Its size in bytes in a call of these sizes."""
@@ -150,17 +161,8 @@ def bindings(entry: GraphEntry, tensors: Iterable[Binding]) -> list[Binding]:
 def plan_key(onnx_sha256: str, flavour: str, library: str, gpus: Sequence[str], chosen: Profile, plugins: str) -> str:
     """The name of a plan by what it depends on: graph, TensorRT, GPUs, profiles and `plugins`, the hash of the plugins'
     code. Not the weights."""
-    parts = [onnx_sha256, flavour, library, list(gpus), asdict(chosen), deltart.__version__, plugins]
+    parts = [onnx_sha256, flavour, library, list(gpus), asdict(chosen), __version__, plugins]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def plugin_code() -> str:
-    """Hash of the plugins' Python code: it decides the shapes and the workspace sizes that a plan holds."""
-    digest = hashlib.sha256()
-    folder = Path(trt_plugin.__file__).resolve().parent
-    for path in sorted([*folder.glob("*.py"), *folder.glob("*/*.py")]):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
 
 
 def engine_folder(artifact: Path, flavour: str) -> Path:
@@ -175,21 +177,18 @@ def load_engine(artifact: Path, flavour: str) -> EngineManifest:
         ArtifactError: it is absent, malformed or of another version.
     """
     path = engine_folder(artifact, flavour) / FILE_NAME
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-        if raw["format"] != FORMAT:
-            raise ArtifactError(f"{path} has format {raw['format']}", f"format {FORMAT}", "run 'deltart build' again")
-        raw["plans"] = {name: plan_entry(plan) for name, plan in raw["plans"].items()}
-        return EngineManifest(**raw)
-    except FileNotFoundError:
+    if not os.path.lexists(path):
         raise ArtifactError(
-            f"{artifact} has no TensorRT plans of flavour '{flavour}'", str(path), f"run 'deltart build {artifact}'"
-        ) from None
-    except (KeyError, TypeError, json.JSONDecodeError) as error:
-        raise ArtifactError(f"{path} is damaged ({error})", hint="run 'deltart build' again") from None
+            f"{artifact} has no TensorRT plans of flavour '{flavour}'",
+            f"an engine.json at {path}",
+            f"run `deltart build {artifact}`",
+        )
+    raw = read_json(path, ArtifactError, AGAIN)
+    if raw.get("format") != FORMAT:
+        raise ArtifactError(f"{path} has format {shown(raw.get('format'))}", f"format {FORMAT}", AGAIN)
+    return typed(raw, EngineManifest, str(path), ArtifactError, AGAIN)
 
 
-def plan_entry(raw: dict[str, Any]) -> PlanEntry:
-    """A PlanEntry from its JSON form."""
-    chosen = Profile({a: (r[0], r[1], r[2]) for a, r in raw["profile"]["axes"].items()})
-    return PlanEntry(**raw | {"profile": chosen, "bindings": [Binding(**b) for b in raw["bindings"]]})
+def read_plan_entry(path: Path) -> PlanEntry:
+    """The PlanEntry in a file beside a plan. Raises ArtifactError where there is none."""
+    return typed(read_json(path, ArtifactError), PlanEntry, str(path), ArtifactError, AGAIN)

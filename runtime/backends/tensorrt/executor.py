@@ -12,7 +12,7 @@ from deltart.plugins.registry import OPS
 from deltart.runtime.backends.gpu.cuda import device_name, driver_version
 from deltart.runtime.backends.gpu.engine_manifest import CAPTURED, PlanEntry
 from deltart.runtime.backends.tensorrt.caches import KernelCache, cache_path
-from deltart.runtime.backends.tensorrt.library import Library
+from deltart.runtime.backends.tensorrt.library import TensorRt
 
 
 class TensorRtExecutor:
@@ -24,11 +24,11 @@ class TensorRtExecutor:
         BuildError: TensorRT can't load the plan on this GPU.
     """
 
-    def __init__(self, library: Library, path: Path, entry: PlanEntry) -> None:
+    def __init__(self, library: TensorRt, path: Path, entry: PlanEntry) -> None:
         content = path.read_bytes() if path.exists() else b""
         if hashlib.sha256(content).hexdigest() != entry.sha256:
             raise ArtifactError(
-                f"{path} is not the plan that was built", "its recorded hash", "run 'deltart build' again"
+                f"{path} is not the plan that was built", "its recorded hash", "run `deltart build` again"
             )
         for spec in OPS:
             if spec.name in entry.plugins and library.native is None:
@@ -39,7 +39,7 @@ class TensorRtExecutor:
         self._engine = self._runtime.deserialize_cuda_engine(content)
         if self._engine is None:
             raise self._error(
-                "TensorRT can't load", f"run 'deltart build' with TensorRT {library.version} for this GPU"
+                "TensorRT can't load", f"run `deltart build` with TensorRT {library.version} for this GPU"
             )
         self._kernels: KernelCache | None = None
         self._context = self._new_context(path, entry)

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from deltart.errors import MissingDependencyError
+from deltart.plugins.code_hash import plugin_code
 from deltart.plugins.registry import OPS
 from deltart.plugins.trt_plugin import register_plugins, take_failure, unregister_plugins
-from deltart.runtime.backends.gpu.engine_manifest import Flavour, plugin_code
+from deltart.runtime.backends.gpu.engine_manifest import Flavour
 from deltart.runtime.backends.tensorrt.elf_alias import load_alias
 from deltart.runtime.backends.tensorrt.native_plugins import NativePlugins
 
@@ -21,6 +22,7 @@ MODULES: dict[Flavour, tuple[str, ...]] = {
     "tensorrt": ("tensorrt",),
 }
 _native: dict[str, NativePlugins] = {}  # the plugin library in use, by TensorRT module
+AS_IT_SHOULD_BE = ("has Int64 binding",)  # token ids and positions are int64 on both sides
 PACKAGES = {"rtx": "tensorrt-rtx-cu13-bindings tensorrt-rtx-cu13-libs", "tensorrt": "tensorrt-cu13"}
 
 
@@ -32,9 +34,18 @@ class Messages:
     warnings: list[str] = field(default_factory=list)
     info: list[str] = field(default_factory=list)
 
+    def clear(self) -> None:
+        """Forget everything."""
+        for kept in (self.errors, self.warnings, self.info):
+            kept.clear()
+
+    def warned(self) -> list[str]:
+        """Every warning once, but for those about what is as it should be."""
+        return [text for text in dict.fromkeys(self.warnings) if not any(part in text for part in AS_IT_SHOULD_BE)]
+
 
 @dataclass(frozen=True)
-class Library:
+class TensorRt:
     """A loaded TensorRT: its module, its logger, what was logged, and the C++ plugins (None: the Python classes)."""
 
     flavour: Flavour
@@ -63,7 +74,7 @@ def installed() -> list[Flavour]:
     return [flavour for flavour, names in MODULES.items() if any(find_spec(name) for name in names)]
 
 
-def load_library(flavour: Flavour | None = None, plugins: Path | None = None) -> Library:
+def load_tensorrt(flavour: Flavour | None = None, plugins: Path | None = None) -> TensorRt:
     """TensorRT with the composite ops registered as plugins, in place of those of an earlier call.
 
     Args:
@@ -84,7 +95,7 @@ def load_library(flavour: Flavour | None = None, plugins: Path | None = None) ->
     if chosen == "rtx":
         _name_the_library()
     messages = Messages()
-    return Library(chosen, trt, _logger(trt, messages), messages, _register(trt, chosen, plugins))
+    return TensorRt(chosen, trt, _logger(trt, messages), messages, _register(trt, chosen, plugins))
 
 
 def _register(trt: Any, flavour: Flavour, plugins: Path | None) -> NativePlugins | None:

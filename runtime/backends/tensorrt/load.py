@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from deltart.plugins.kernel_call import kernel_of
-from deltart.plugins.registry import OPS
 from deltart.runtime.backends.gpu.engine_manifest import FILE_NAME, EngineManifest, Flavour, engine_folder
 from deltart.runtime.backends.gpu.executor import Load
 from deltart.runtime.backends.tensorrt.executor import TensorRtExecutor
-from deltart.runtime.backends.tensorrt.library import installed, load_library
+from deltart.runtime.backends.tensorrt.library import installed, load_tensorrt
 
 
 def built_flavour(artifact: Path) -> Flavour:
@@ -19,9 +17,5 @@ def built_flavour(artifact: Path) -> Flavour:
 
 def executors(engine: EngineManifest, plugins: Path | None) -> Load:
     """TensorRT's executors; raises before any weight is read when they could not run."""
-    used = {op for plan in engine.plans.values() for op in plan.plugins}
-    for spec in OPS:
-        if spec.name in used:
-            kernel_of(spec)
-    library = load_library(engine.flavour, plugins)
+    library = load_tensorrt(engine.flavour, plugins)
     return lambda path, entry: TensorRtExecutor(library, path, entry)

@@ -8,19 +8,17 @@ import onnx
 import onnxruntime as ort
 import pytest
 
-from deltart.export.lower import ort as ort_lowering
-from deltart.export.lower import portable
-from deltart.export.lower.functions import composite_functions
+from deltart.export.lower.functions import ORT, PORTABLE, Lowering, composite_functions
 from deltart.plugins.registry import OPS
 from deltart.plugins.spec import DOMAIN, OpSpec
 
-LOWERINGS = {"portable": portable.BODIES, "ort": ort_lowering.BODIES}
+LOWERINGS = {"portable": PORTABLE, "ort": ORT}
 GDN_SIZES = {"num_k_heads": 2, "num_v_heads": 6, "head_k_dim": 128, "head_v_dim": 128}
 ATTENTION_SIZES = {"num_heads": 6, "num_kv_heads": 2, "head_dim": 64}
 BY_NAME = {spec.name: spec for spec in OPS}
 
 
-def run_body(spec: OpSpec, bodies: portable.Lowering, arrays: list[np.ndarray], attributes: dict) -> list[np.ndarray]:
+def run_body(spec: OpSpec, bodies: Lowering, arrays: list[np.ndarray], attributes: dict) -> list[np.ndarray]:
     results = [f"{t.name}_out" for t in spec.outputs]
     node = onnx.helper.make_node(spec.name, [t.name for t in spec.inputs], results, domain=DOMAIN, **attributes)
     inputs = [
@@ -52,7 +50,7 @@ def to_ortvalue(array: np.ndarray) -> ort.OrtValue:
 
 
 def check(
-    spec: OpSpec, bodies: portable.Lowering, arrays: list[np.ndarray], attributes: dict, *defined: np.ndarray | None
+    spec: OpSpec, bodies: Lowering, arrays: list[np.ndarray], attributes: dict, *defined: np.ndarray | None
 ) -> None:
     """Compare each output where `defined` says it is (padding tokens and unused cache rows are not)."""
     wide = [a.astype(np.float64) if a.dtype.kind not in "iu" else a for a in arrays]
@@ -136,7 +134,7 @@ def test_fp8_block_linear(n: int, k: int, scale_dtype: type, quantize: int) -> N
     x[1, 0] *= 1e-4
     weight = rng.standard_normal((n, k)).astype(ml_dtypes.float8_e4m3fn)
     scale = rng.uniform(0.5, 2, (-(-n // 128), -(-k // 128))).astype(scale_dtype)
-    check(BY_NAME["Fp8BlockLinear"], portable.BODIES, [x, weight, scale], {"quantize_activations": quantize})
+    check(BY_NAME["Fp8BlockLinear"], PORTABLE, [x, weight, scale], {"quantize_activations": quantize})
 
 
 @pytest.mark.parametrize("quantize", [0, 1])
@@ -148,7 +146,71 @@ def test_fp8_block_gate_up(quantize: int) -> None:
         for _ in range(2)
     ]
     arrays = [a for weight, scale in pairs for a in (weight, scale.astype(ml_dtypes.bfloat16))]
-    check(BY_NAME["Fp8BlockGateUp"], portable.BODIES, [x, *arrays], {"quantize_activations": quantize})
+    check(BY_NAME["Fp8BlockGateUp"], PORTABLE, [x, *arrays], {"quantize_activations": quantize})
+
+
+def routed(rng: np.random.Generator, length: int, hidden: int, experts: int) -> list[np.ndarray]:
+    """x, logits and n_tokens of three rows; where there is no token x and logits are NaN."""
+    n_tokens, real = ragged(rng, 3, length)
+    x = rng.standard_normal((3, length, hidden)).astype(np.float32)
+    logits = rng.standard_normal((3, length, experts)).astype(np.float32)
+    logits[real, 0] = logits[real].max(-1)  # expert 0 is every token's, by a tie
+    x[~real] = logits[~real] = np.nan
+    return [x, logits, n_tokens]
+
+
+def routing(chosen: int, hidden: int, width: int) -> dict:
+    return {"num_experts_per_tok": chosen, "hidden_size": hidden, "intermediate_size": width}
+
+
+@pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16])
+@pytest.mark.parametrize(("experts", "chosen", "length"), [(8, 2, 5), (7, 7, 1), (5, 1, 9)])
+def test_moe_experts(experts: int, chosen: int, length: int, dtype: type) -> None:
+    rng = np.random.default_rng(experts)
+    gate_up = rng.standard_normal((experts, 2 * 48, 80)).astype(dtype)
+    down = rng.standard_normal((experts, 80, 48)).astype(dtype)
+    arrays = [*routed(rng, length, 80, experts), gate_up, down]
+    check(BY_NAME["MoeExperts"], PORTABLE, arrays, routing(chosen, 80, 48))
+
+
+@pytest.mark.parametrize("present", [7, 5], ids=["all", "some"])
+@pytest.mark.parametrize(("hidden", "width"), [(256, 128), (192, 200)])
+def test_fp8_moe_experts(hidden: int, width: int, present: int) -> None:
+    rng = np.random.default_rng(hidden)
+    slots = rng.permutation(7)[:present].astype(np.int32)
+    codes = rng.standard_normal((present, 3, hidden * width)).astype(ml_dtypes.float8_e4m3fn)
+    blocks = -(-hidden // 128) * -(-width // 128)
+    scale = rng.uniform(0.01, 0.1, (present, 3, blocks)).astype(ml_dtypes.bfloat16)
+    arrays = [*routed(rng, 4, hidden, 7), codes, scale, slots]
+    check(BY_NAME["Fp8MoeExperts"], PORTABLE, arrays, routing(3, hidden, width))
+
+
+def shared_expert(rng: np.random.Generator, hidden: int, width: int) -> list[np.ndarray]:
+    """Gate, up and down in bfloat16."""
+    shapes = ((width, hidden), (width, hidden), (hidden, width))
+    return [rng.standard_normal(shape).astype(ml_dtypes.bfloat16) for shape in shapes]
+
+
+def test_sparse_moe() -> None:
+    rng = np.random.default_rng(0)
+    experts = [rng.standard_normal(shape).astype(ml_dtypes.bfloat16) for shape in ((5, 96, 80), (5, 80, 48))]
+    own_gate = rng.standard_normal((1, 80)).astype(np.float32) * 0.1
+    x, _, n_tokens = routed(rng, 6, 80, 5)
+    router = rng.standard_normal((5, 80)).astype(ml_dtypes.bfloat16)
+    arrays = [x, router, n_tokens, *experts, *shared_expert(rng, 80, 24), own_gate]
+    check(BY_NAME["SparseMoe"], PORTABLE, arrays, routing(2, 80, 48))
+
+
+def test_fp8_sparse_moe() -> None:
+    rng = np.random.default_rng(0)
+    codes = rng.standard_normal((5, 3, 192 * 128)).astype(ml_dtypes.float8_e4m3fn)
+    scale = rng.uniform(0.01, 0.1, (5, 3, 2)).astype(ml_dtypes.bfloat16)
+    shared = [a for n, k in ((200, 192), (200, 192), (192, 200)) for a in stored(rng, n, k)]
+    own_gate = rng.standard_normal((1, 192)).astype(ml_dtypes.bfloat16) * 0.1
+    x, _, n_tokens = routed(rng, 6, 192, 5)
+    router = rng.standard_normal((5, 192)).astype(ml_dtypes.bfloat16)
+    arrays = [x, router, n_tokens, codes, scale, rng.permutation(5).astype(np.int32), *shared, own_gate]
+    check(BY_NAME["Fp8SparseMoe"], PORTABLE, arrays, routing(2, 192, 128))
 
 
 def stored(rng: np.random.Generator, n: int, k: int) -> list[np.ndarray]:
@@ -164,15 +226,15 @@ def test_projections(quantize: int) -> None:
     plain = [rng.standard_normal((5, 200)).astype(ml_dtypes.bfloat16) for _ in range(2)]
     attributes = {"quantize_activations": quantize}
     attention = [x, *(a for pair in fp8 for a in pair)]
-    check(BY_NAME["AttentionProjections"], portable.BODIES, attention, attributes)
+    check(BY_NAME["AttentionProjections"], PORTABLE, attention, attributes)
     delta_net = [x, *fp8[0], *fp8[1], *plain]
-    check(BY_NAME["DeltaNetProjections"], portable.BODIES, delta_net, attributes)
+    check(BY_NAME["DeltaNetProjections"], PORTABLE, delta_net, attributes)
 
 
 def test_lm_head() -> None:
     rng = np.random.default_rng(0)
     x = rng.standard_normal((2, 3, 64)).astype(np.float32)
-    check(BY_NAME["LmHead"], portable.BODIES, [x, rng.standard_normal((90, 64)).astype(ml_dtypes.bfloat16)], {})
+    check(BY_NAME["LmHead"], PORTABLE, [x, rng.standard_normal((90, 64)).astype(ml_dtypes.bfloat16)], {})
 
 
 @pytest.mark.parametrize("pairs", [8, 32])
@@ -182,4 +244,4 @@ def test_qk_norm_rope(pairs: int) -> None:
     weights = [rng.standard_normal(64).astype(ml_dtypes.bfloat16) for _ in range(2)]
     tables = [rng.standard_normal((2, 3, pairs)).astype(np.float32) for _ in range(2)]
     sizes = ATTENTION_SIZES | {"epsilon": 1e-3}
-    check(BY_NAME["QkNormRope"], portable.BODIES, [q_gate, k, *weights, *tables], sizes)
+    check(BY_NAME["QkNormRope"], PORTABLE, [q_gate, k, *weights, *tables], sizes)

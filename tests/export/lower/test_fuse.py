@@ -11,13 +11,13 @@ import pytest
 import torch
 
 from deltart.export.assemble import Tracer, assemble
+from deltart.export.bound import bind
 from deltart.export.checkpoint import Checkpoint
-from deltart.export.lower import portable
-from deltart.export.lower.functions import composite_functions
+from deltart.export.lower.functions import PORTABLE, composite_functions
 from deltart.export.lower.fuse import fuse
 from deltart.export.lower.tensorrt import lower
-from deltart.export.models.registry import graphs_of
 from deltart.export.spec import read_spec
+from deltart.export.weights import load_tensor
 from support.cases import Export
 
 
@@ -29,8 +29,10 @@ def composites(nodes: list[onnx.NodeProto]) -> Counter[str]:
 def test_every_chain_is_found(exported: Export, dtype: torch.dtype) -> None:
     made = exported("fp8")
     spec, tensors = read_spec(made.checkpoint), Checkpoint(made.checkpoint)
-    for graph in graphs_of(spec, dtype, mtp=True):
-        nodes = lower(assemble(graph, Tracer(spec, tensors, dtype, [graph]))[0]).graph.node
+    bound = bind(spec, tensors, dtype)
+    tracer = Tracer(bound)
+    for graph in (b.graph for b in bound.graphs):
+        nodes = lower(assemble(graph, tracer)[0]).graph.node
         count = composites(nodes)
         layers = len(spec.layer_types) if graph.name == "model" else 1
         assert count["Fp8BlockGateUp"] == layers
@@ -41,16 +43,39 @@ def test_every_chain_is_found(exported: Export, dtype: torch.dtype) -> None:
         assert not [n.name for n in nodes if n.op_type in ("RotaryEmbedding", "Sigmoid")]
 
 
+@pytest.mark.parametrize(("case", "op"), [("moe-bf16", "SparseMoe"), ("moe-fp8-partial", "Fp8SparseMoe")])
+def test_a_sparse_layer_is_one_op(exported: Export, case: str, op: str) -> None:
+    made = exported(case)
+    bound = bind(read_spec(made.checkpoint), Checkpoint(made.checkpoint), torch.bfloat16)
+    tracer = Tracer(bound)
+    for graph, layers in zip((b.graph for b in bound.graphs), (4, 1), strict=True):
+        lowered = lower(assemble(graph, tracer)[0])
+        count = composites(lowered.graph.node)
+        assert (count[op], count["LmHead"]) == (layers, 1) and not count["MoeExperts"] + count["Fp8MoeExperts"]
+        names = {i.name for i in lowered.graph.input}
+        assert all(set(n.input[3:5]) <= names for n in lowered.graph.node if n.op_type == op)  # the experts as they lie
+
+
+def test_a_layer_in_two_regions_keeps_its_shared_expert_apart() -> None:
+    nodes = text("""
+      a = deltart.Fp8MoeExperts <num_experts_per_tok = 2, hidden_size = 16, intermediate_size = 16> (x, l, n, e, s, i)
+      b = deltart.Fp8MoeExperts <num_experts_per_tok = 2, hidden_size = 16, intermediate_size = 16> (x, l, n, f, t, j)
+      routed = Add (a, b)
+      y = Add (routed, shared)
+    """)
+    assert composites(fuse(nodes, ["y"])) == {"Fp8MoeExperts": 2}
+
+
 def text(body: str) -> list[onnx.NodeProto]:
     model = f'<ir_version: 10, opset_import: ["" : 24, "deltart" : 1]> g () => () {{ {body} }}'
     return list(onnx.parser.parse_model(model).graph.node)
 
 
 MLP = """
-  gate = deltart.Fp8BlockLinear (x, w, s)
+  gate = deltart.Fp8BlockLinear <quantize_activations = 0> (x, w, s)
   opened = Sigmoid (gate)
   silu = Mul ({silu})
-  up = deltart.Fp8BlockLinear ({other}, v, t)
+  up = deltart.Fp8BlockLinear <quantize_activations = 0> ({other}, v, t)
   y = Mul ({product})
 """
 
@@ -85,7 +110,9 @@ def test_a_value_that_is_read_elsewhere_stays() -> None:
 
 def linears(*lines: str) -> list[onnx.NodeProto]:
     plain = 'Einsum <equation = "btk,nk->btn">'
-    nodes = text("\n".join(lines).replace("PLAIN", plain).replace("FP8", "deltart.Fp8BlockLinear"))
+    nodes = text(
+        "\n".join(lines).replace("PLAIN", plain).replace("FP8", "deltart.Fp8BlockLinear <quantize_activations = 0>")
+    )
     for index, node in enumerate(nodes):
         node.name = str(index)
     return nodes
@@ -126,18 +153,20 @@ def test_a_head_must_leave_the_graph() -> None:
     assert [n.op_type for n in fuse(made, ["logits"])] == ["Neg", "Einsum"]
 
 
-@pytest.mark.parametrize("case", ["fp8", "fp8-f32-scales"])
+@pytest.mark.parametrize("case", ["fp8", "fp8-f32-scales", "moe-bf16", "moe-fp8"])
 def test_fused_graph_computes_the_unfused_one(exported: Export, monkeypatch: pytest.MonkeyPatch, case: str) -> None:
     """In float32, with portable bodies, over a prompt and states that are not zero."""
     made = exported(case)
     spec, tensors = read_spec(made.checkpoint), Checkpoint(made.checkpoint)
-    graph = graphs_of(spec, torch.float32, mtp=True)[0]
-    assembled = assemble(graph, Tracer(spec, tensors, torch.float32, [graph]))[0]
+    bound = bind(spec, tensors)
+    graph = bound.graphs[0].graph
+    assembled = assemble(graph, Tracer(bound))[0]
     fused = lower(assembled)
     monkeypatch.setattr("deltart.export.lower.tensorrt.fuse", lambda nodes, results: nodes)
     plain = lower(assembled)
     assert composites(fused.graph.node) != composites(plain.graph.node)
     assert composites(fused.graph.node)["DeltaNetProjections"] == (3 if case == "fp8-f32-scales" else 0)
+    assert sum(composites(fused.graph.node)[op] for op in ("SparseMoe", "Fp8SparseMoe")) == (4 if "moe" in case else 0)
     first, second = (run(model, tensors) for model in (fused, plain))
     for name, found, expected in zip([o.name for o in plain.graph.output], first, second, strict=True):
         assert np.abs(found - expected).max() <= 2e-5 * np.abs(expected).max(), name
@@ -146,7 +175,7 @@ def test_fused_graph_computes_the_unfused_one(exported: Export, monkeypatch: pyt
 def run(model: onnx.ModelProto, tensors: Checkpoint) -> list[np.ndarray]:
     """Every output for seeded inputs; FP8 weights come as values, which is what the int8 bits stand for."""
     rng = np.random.default_rng(0)
-    model.functions.extend(composite_functions(model.graph.node, portable.BODIES))
+    model.functions.extend(composite_functions(model.graph.node, PORTABLE))
     sizes = {"B": 2, "T": 5, "L": 2, "capacity": 16}
     values = {
         "input_ids": rng.integers(0, 320, (2, 5)),
@@ -157,8 +186,8 @@ def run(model: onnx.ModelProto, tensors: Checkpoint) -> list[np.ndarray]:
         "logit_index": np.array([[4, 0], [3, 1]]),
     }
     for tensor in model.graph.input:
-        if tensor.name in tensors:
-            values[tensor.name] = np.asarray(tensors.read(tensor.name))
+        if tensor.name in tensors or tensor.name in tensors.regions:
+            values[tensor.name] = load_tensor(tensors, tensor.name).float().numpy()
             tensor.type.tensor_type.elem_type = onnx.TensorProto.FLOAT
         elif tensor.name not in values:
             shape = [d.dim_value or sizes[d.dim_param] for d in tensor.type.tensor_type.shape.dim]

@@ -7,8 +7,7 @@ import onnx
 import onnxruntime as ort
 import pytest
 
-from deltart.export.lower.functions import composite_functions
-from deltart.export.lower.ort import BODIES
+from deltart.export.lower.functions import ORT, composite_functions
 from deltart.plugins.gated_delta_rule import inputs
 from deltart.plugins.gated_delta_rule.inputs import Shape
 from deltart.plugins.gated_delta_rule.op import GATED_DELTA_RULE
@@ -30,7 +29,7 @@ def session() -> ort.InferenceSession:
     ]
     made = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in ("o", "S_out")]
     opsets = [onnx.helper.make_opsetid(domain, n) for domain, n in (("", 24), (DOMAIN, 1), ("com.microsoft", 1))]
-    graph, bodies = onnx.helper.make_graph([node], "one_op", taken, made), composite_functions([node], BODIES)
+    graph, bodies = onnx.helper.make_graph([node], "one_op", taken, made), composite_functions([node], ORT)
     model = onnx.helper.make_model(graph, opset_imports=opsets, functions=bodies, ir_version=11)
     return ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
 

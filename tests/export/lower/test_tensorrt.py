@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,17 +15,17 @@ import pytest
 import torch
 from tokenizers import Tokenizer
 
+from deltart.artifact import load_manifest
 from deltart.errors import ArtifactError
 from deltart.export.assemble import Tracer, assemble
+from deltart.export.bound import bind
 from deltart.export.checkpoint import Checkpoint
-from deltart.export.lower import portable
-from deltart.export.lower.functions import composite_functions
-from deltart.export.lower.tensorrt import lower, lower_artifact, lower_graphs
-from deltart.export.models.registry import graphs_of
+from deltart.export.lower.functions import PORTABLE, composite_functions
+from deltart.export.lower.tensorrt import lower
 from deltart.export.spec import read_spec
 from deltart.export.synthetic.presets import causal_lm, text_config
 from deltart.export.synthetic.write import write_checkpoint
-from deltart.manifest import load_manifest
+from deltart.export.targets import lower_artifact
 from deltart.plugins.tolerance import relative_rms
 from deltart.runtime.backends.inputs import text_inputs
 from deltart.runtime.backends.ort import OrtBackend
@@ -50,8 +51,8 @@ def lowered(tmp_path_factory: pytest.TempPathFactory) -> list[onnx.ModelProto]:
     models = []
     for seed in (0, 1):
         checkpoint = small_checkpoint(tmp_path_factory.mktemp("seed") / "checkpoint", seed)
-        ((_, model),) = lower_graphs(read_spec(checkpoint), Checkpoint(checkpoint), True)
-        models.append(model)
+        bound = bind(read_spec(checkpoint), Checkpoint(checkpoint), torch.bfloat16)
+        models += [lower(assemble(graph.graph, Tracer(bound))[0]) for graph in bound.graphs]
     return models
 
 
@@ -93,9 +94,10 @@ def test_lowered_graph_computes_the_model(exported: Export) -> None:
     """In float32 and with portable bodies put back: inlining and contractions change nothing."""
     made = exported("heads-1-3")
     spec, tensors = read_spec(made.checkpoint), Checkpoint(made.checkpoint)
-    graph = graphs_of(spec, torch.float32, False)[0]
-    model = lower(assemble(graph, Tracer(spec, tensors, torch.float32, [graph]))[0])
-    model.functions.extend(composite_functions(model.graph.node, portable.BODIES))
+    bound = bind(spec, tensors, mtp=False)
+    graph = bound.graphs[0].graph
+    model = lower(assemble(graph, Tracer(bound))[0])
+    model.functions.extend(composite_functions(model.graph.node, PORTABLE))
     session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
 
     backend = OrtBackend(made.artifact, "portable")
@@ -122,9 +124,9 @@ def test_bfloat16_keeps_the_trained_model() -> None:
 def test_a_changed_checkpoint_is_refused(exported: Export, tmp_path: Path) -> None:
     made = exported("heads-1-3")
     artifact = Path(shutil.copytree(made.artifact, tmp_path / "artifact"))
-    text = (artifact / "manifest.json").read_text()
     other = small_checkpoint(tmp_path / "other", 0)
-    (artifact / "manifest.json").write_text(text.replace(str(made.checkpoint), str(other)))
+    shutil.rmtree(artifact / "weights")  # what the artifact links would do
+    replace(load_manifest(artifact), checkpoint=str(other)).save(artifact)
     with pytest.raises(ArtifactError, match="no longer the checkpoint"):
-        lower_artifact(artifact)
+        lower_artifact(artifact, "tensorrt")
     assert not list(artifact.glob("*.tensorrt.onnx"))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from deltart.export.lower.tensorrt import lower_artifact
+from deltart.export.targets import lower_artifact
 from support.cases import Export
 
 
@@ -15,5 +15,5 @@ from support.cases import Export
 def lowered(exported: Export, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The "fp8" case, lowered; copy it before writing to it."""
     folder = Path(shutil.copytree(exported("fp8").artifact, tmp_path_factory.mktemp("lowered") / "artifact"))
-    lower_artifact(folder)
+    lower_artifact(folder, "tensorrt")
     return folder

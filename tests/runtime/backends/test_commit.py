@@ -9,15 +9,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from deltart.manifest import load_manifest
+from deltart.artifact import load_manifest
+from deltart.plugins.cpu_shim.host_cuda import HostCuda, memory
 from deltart.plugins.tolerance import relative_rms
 from deltart.runtime.backends.base import SlotState
 from deltart.runtime.backends.gpu.backend import TensorRtBackend, TensorRtState
 from deltart.runtime.backends.gpu.calls import NUMPY
 from deltart.runtime.backends.inputs import text_inputs
 from deltart.runtime.backends.ort import OrtBackend, OrtState
+from deltart.verify.ort_executor import OrtExecutor
 from support.cases import VOCAB
-from support.host_gpu import HostCuda, OrtExecutor, memory, write_engine
+from support.host_gpu import write_engine
 
 ROWS, CAPACITY, CHUNK = 3, 64, 16
 LOGITS, STATE = 5e-4, 1e-4  # absolute, and relative RMS: one body of the delta rule against another

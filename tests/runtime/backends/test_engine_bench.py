@@ -30,7 +30,7 @@ def test_a_step_is_timed_as_a_graph_and_as_a_whole(backend: TensorRtBackend, tok
         row = measure.decode(device, backend, 20, 3, copy_gbs=1000.0)
         assert row["tokens_per_s"] == pytest.approx(2 / row["wall_ms"] * 1e3)
     else:
-        row = measure.verify(device, backend, 20, tokens, 3, copy_gbs=1000.0)
+        row = measure.speculate(device, backend, 20, tokens, 3, copy_gbs=1000.0)
     assert row["wall_ms"] == pytest.approx(row["device_ms"] + row["host_ms"])
     assert row["percent_of_copy"] == pytest.approx(row["gbs"] / 10)
     assert row["bytes"] == traffic.weight_bytes(backend.manifest) + 2 * traffic.state_bytes(

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
+from transformers import GenerationConfig
 from transformers.generation import logits_process as reference
 
 from deltart.errors import GenerationError
@@ -365,13 +366,71 @@ def test_generation_config_of_the_vendor() -> None:
         "transformers_version": "4.57.1",
     }
     assert SamplingParams.from_generation_config(config) == SamplingParams(top_k=20, top_p=0.95)
-    assert SamplingParams.from_generation_config({}) == SamplingParams()
+    assert SamplingParams.from_generation_config({}) == SamplingParams(temperature=0.0)
     assert SamplingParams.from_generation_config({"do_sample": False, "temperature": 0.6}).greedy
+
+
+DEFAULTS = {
+    "no file": {},
+    "temperature alone": {"temperature": 0.6, "top_p": 0.9},
+    "do_sample null": {"do_sample": None, "temperature": 0.6},
+    "do_sample false": {"do_sample": False, "top_k": 20},
+    "do_sample true": {"do_sample": True, "temperature": 0.6},
+    "sampling of the vendor": {"do_sample": True, "temperature": 1.0, "top_k": 20, "top_p": 0.95},
+    "a penalty": {"repetition_penalty": 1.05},
+    "a length": {"do_sample": True, "max_new_tokens": 7},
+    "a least length": {"min_new_tokens": 3},
+    "a stop string": {"stop_strings": "END"},
+    "stop strings": {"stop_strings": ["END", "\n\n"], "do_sample": True},
+    "null stop strings": {"stop_strings": None},
+}
+
+
+@pytest.mark.parametrize("name", DEFAULTS)
+def test_generation_config_means_what_transformers_makes_of_it(name: str) -> None:
+    config = DEFAULTS[name]
+    theirs = GenerationConfig(**config)
+    defaults = GenerationConfig._get_default_generation_params()
+    params = SamplingParams.from_generation_config(config)
+    samples = defaults["do_sample"] if theirs.do_sample is None else theirs.do_sample
+    assert params.greedy == (not samples)
+    if samples and theirs.temperature is not None:
+        assert params.temperature == theirs.temperature
+    stops = theirs.stop_strings or ()
+    assert params.stop == ((stops,) if isinstance(stops, str) else tuple(stops))
+    assert params.max_new_tokens == (theirs.max_new_tokens or SamplingParams().max_new_tokens)
+    assert params.min_tokens == (theirs.min_new_tokens or 0)
+    assert params.repetition_penalty == (theirs.repetition_penalty or 1.0)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("do_sample", 1),
+        ("do_sample", "true"),
+        ("stop_strings", 3),
+        ("stop_strings", [""]),
+        ("stop_strings", ""),
+        ("stop_strings", [3]),
+        ("stop_strings", {"a": 1}),
+        ("max_new_tokens", 1.5),
+        ("top_k", "20"),
+        ("min_new_tokens", -1),
+        ("penalty_alpha", 0.6),
+        ("forced_eos_token_id", 3),
+        ("dola_layers", "high"),
+    ],
+)
+def test_generation_config_of_another_type_is_refused(name: str, value: object) -> None:
+    with pytest.raises(GenerationError) as caught:
+        SamplingParams.from_generation_config({name: value})
+    assert caught.value.expected
+    assert caught.value.hint
 
 
 def test_generation_config_that_asks_for_more_is_refused() -> None:
     neutral = {"num_beams": 1, "typical_p": 1.0, "no_repeat_ngram_size": 0, "guidance_scale": None}
-    assert SamplingParams.from_generation_config(neutral) == SamplingParams()
+    assert SamplingParams.from_generation_config(neutral) == SamplingParams(temperature=0.0)
     for name, value in [("num_beams", 4), ("no_repeat_ngram_size", 3), ("bad_words_ids", [[5]])]:
         with pytest.raises(GenerationError, match=name):
             SamplingParams.from_generation_config({name: value})

@@ -42,7 +42,6 @@ REFUSED: list[tuple[Structure, str]] = [
     (Structure.regex("(?=a)b"), "regular expression.*look-around"),
     (Structure.regex("a" * (1 << 21)), "characters"),
     (Structure.grammar("start: other"), "the grammar.*other"),
-    (Structure.grammar('start: text\ntext[max_tokens=3]: /.*/ "x"'), "the grammar.*max_tokens"),
     (Structure.grammar("root ::= ("), "the grammar"),
     (Structure.tools([{"name": "f"}], answer=Structure.tools([{"name": "g"}])), "tools as the structure of an answer"),
 ]  # fmt: skip
@@ -55,6 +54,21 @@ def test_what_cannot_be_enforced_is_refused_by_name(
     with pytest.raises(GenerationError, match=found) as caught:
         compiler.compile(structure)
     assert caught.value.expected and len(str(caught.value)) < 1000
+
+
+def test_a_grammar_that_can_not_go_back_is_walked_anew(compiler: StructureCompiler, tokenizer: Tokenizer) -> None:
+    """llguidance rolls no rule with `max_tokens` back; clients send such grammars, and drafts are asked about."""
+    grammar = compiler.compile(Structure.grammar('start: text "!"\ntext[max_tokens=4]: /[a-z ]*/'))
+    words = tokenizer.encode_plain("a bc d")[:3]
+    asked, plain = grammar.matcher(False), grammar.matcher(False)
+    for place, token in enumerate(words):
+        assert asked.permits([*words[place:], token, token]) >= len(words) - place
+        expected, found = plain.allowed(), asked.allowed()
+        assert expected is not None and found is not None and (found == expected).all()
+        asked.accept(token)
+        plain.accept(token)
+    asked.rollback(2)
+    assert asked.permits(words[1:]) == 2
 
 
 def test_a_refusal_is_kept_too(tokenizer: Tokenizer) -> None:

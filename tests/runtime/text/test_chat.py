@@ -170,7 +170,7 @@ def test_a_folder_without_template_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="no chat template"):
         ChatTemplate.from_folder(tmp_path)
     (tmp_path / "chat_template.jinja").write_bytes(b"\xff\xfe")
-    with pytest.raises(ArtifactError, match="can't be read"):
+    with pytest.raises(ArtifactError, match="is not UTF-8"):
         ChatTemplate.from_folder(tmp_path)
 
 
@@ -192,3 +192,102 @@ def test_a_template_that_does_not_compile_is_refused() -> None:
 def test_a_template_can_neither_escape_nor_crash(source: str) -> None:
     with pytest.raises(GenerationError, match="refused"):
         ChatTemplate(source).render([_user("hi")])
+
+
+THINKS_WHEN_ASKED = (
+    "{{ messages[0].content }}{% if enable_thinking is defined and enable_thinking is true %}<think>"
+    "{% else %}<think></think>{% endif %}{{ preserve_thinking is defined }}"
+)
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"enable_thinking": True}, {"enable_thinking": False}, {"preserve_thinking": True}]
+)
+def test_the_templates_own_default_unless_asked(small_folder: Path, tmp_path: Path, options: dict[str, Any]) -> None:
+    folder = Path(shutil.copytree(small_folder, tmp_path / "copy"))
+    (folder / "chat_template.jinja").write_text(THINKS_WHEN_ASKED)
+    expected = _expected(AutoTokenizer.from_pretrained(folder), [_user("hi")], options)
+    assert ChatTemplate.from_folder(folder).render([_user("hi")], **options) == expected
+
+
+@pytest.mark.parametrize("arguments", ["", "{}", "null", " null ", None, {}])
+def test_a_call_without_arguments(qwen: ChatTemplate, arguments: Any) -> None:
+    def prompt(arguments: Any) -> str:
+        call = {"function": {"name": "now", "arguments": arguments}}
+        return qwen.render([_user("time?"), _assistant(None, tool_calls=[call]), {"role": "tool", "content": "12:04"}])
+
+    assert prompt(arguments) == prompt({})
+    missing = {"function": {"name": "now"}}
+    assert qwen.render([_user("time?"), _assistant(None, tool_calls=[missing])])
+
+
+NAMED = [{"name": "default", "template": "default"}, {"name": "tool_use", "template": "tools"}]
+PLACES: dict[str, dict[str, Any]] = {
+    "a list of both": {"config": NAMED},
+    "a list of the default": {"config": NAMED[:1]},
+    "a list with a third": {"config": [*NAMED, {"name": "rag", "template": "rag"}]},
+    "a list and the file": {"config": NAMED, "files": {"chat_template.jinja": "file"}},
+    "files of both": {"files": {"chat_template.jinja": "file", "additional_chat_templates/tool_use.jinja": "tools"}},
+    "files of others": {"files": {"chat_template.jinja": "file", "additional_chat_templates/rag.jinja": "rag"}},
+    "a default file by name": {"files": {"additional_chat_templates/default.jinja": "default"}},
+    "a text and the files": {
+        "config": "text",
+        "files": {"chat_template.jinja": "file", "additional_chat_templates/tool_use.jinja": "tools"},
+    },
+}
+
+
+@pytest.mark.parametrize("tools", [None, [], [WEATHER]])
+@pytest.mark.parametrize("place", PLACES)
+def test_named_templates(small_folder: Path, tmp_path: Path, place: str, tools: list[Any] | None) -> None:
+    folder = Path(shutil.copytree(small_folder, tmp_path / "copy"))
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    config["chat_template"] = PLACES[place].get("config")
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    for name, text in PLACES[place].get("files", {}).items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(text)
+    expected = _expected(AutoTokenizer.from_pretrained(folder), [_user("hi")], {"tools": tools})
+    assert ChatTemplate.from_folder(folder).render([_user("hi")], tools) == expected
+
+
+def test_templates_without_a_default_are_refused_by_name() -> None:
+    with pytest.raises(ArtifactError, match="rag, summary"):
+        ChatTemplate({"summary": "a", "rag": "b"})
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"type": "image", "image": "a.png"},
+        {"type": "image_url", "image_url": {"url": "data:image/png;base64,"}},
+        {"image": "a.png"},
+        {"type": "input_image", "image_url": "x"},
+        {"type": "video", "video": "a.mp4"},
+        {"type": "input_audio", "input_audio": {"data": ""}},
+    ],
+)
+def test_a_text_model_refuses_media_by_name(qwen_folder: Path, tmp_path: Path, part: dict[str, Any]) -> None:
+    folder = Path(shutil.copytree(qwen_folder, tmp_path / "copy"))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config["text_config"]))
+    template = ChatTemplate.from_folder(folder)
+    with pytest.raises(GenerationError, match="message 2 holds a part of type") as caught:
+        template.render([_user("hi"), _user([{"type": "text", "text": "see"}, part])])
+    assert "no vision" in caught.value.expected
+
+
+def test_an_artifact_without_a_vision_graph_is_a_text_model(qwen_folder: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(qwen_folder, tmp_path / "copy"))
+    (folder / "manifest.json").write_text('{"graphs": {"model": {}}}')
+    image = _user([{"type": "image", "image": "a.png"}])
+    with pytest.raises(GenerationError, match="a part of type 'image'"):
+        ChatTemplate.from_folder(folder).render([image])
+    (folder / "manifest.json").write_text('{"graphs": {"model": {}, "vision": {}}}')
+    assert "<|image_pad|>" in ChatTemplate.from_folder(folder).render([image])
+
+
+@pytest.mark.parametrize("tool", [None, 3, "f", {}, {"name": 3}, {"function": 3}, {"name": "f", "parameters": [1]}])
+def test_what_is_no_tool_is_refused(qwen: ChatTemplate, tool: Any) -> None:
+    with pytest.raises(GenerationError, match="not a function schema"):
+        qwen.render([_user("hi")], [tool])

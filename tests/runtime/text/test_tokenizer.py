@@ -173,7 +173,7 @@ def test_a_folder_without_any_eos_is_refused(small_folder: Path, tmp_path: Path)
     [
         ("tokenizer.json", None, ArtifactError, "missing"),
         ("tokenizer.json", '{"version": ', ArtifactError, "can't be read"),
-        ("tokenizer_config.json", "{", ConfigError, "can't be read"),
+        ("tokenizer_config.json", "{", ConfigError, "is not valid JSON"),
         ("generation_config.json", "[1]", ConfigError, "holds a list"),
         ("generation_config.json", '{"eos_token_id": "x"}', ConfigError, "eos_token_id"),
         ("config.json", '{"eos_token_id": [1, null]}', ConfigError, "eos_token_id"),

@@ -18,9 +18,9 @@ from deltart.plugins.spec import DOMAIN
 from deltart.plugins.trt_plugin import record_failure
 from deltart.runtime.backends.gpu.engine_manifest import Binding, Profile, read_binding
 from deltart.runtime.backends.tensorrt.caches import TimingCache
-from deltart.runtime.backends.tensorrt.library import Library
+from deltart.runtime.backends.tensorrt.library import TensorRt
 
-Report = Callable[[str], None]
+Log = Callable[[str], None]
 Progress = Callable[[float], None]  # takes the share of a plan that is built; it never falls
 
 
@@ -35,7 +35,7 @@ class Compiled:
 
 
 def compile_plan(
-    library: Library,
+    library: TensorRt,
     content: bytes,
     gpus: Sequence[str],
     profile: Profile,
@@ -55,8 +55,7 @@ def compile_plan(
     model = onnx.load_model_from_string(content)
     composites = Counter(node.op_type for node in model.graph.node if node.domain == DOMAIN)
     inputs, outputs = ([read_binding(v) for v in values] for values in (model.graph.input, model.graph.output))
-    for kept in (library.messages.errors, library.messages.info):
-        kept.clear()
+    library.messages.clear()
     with _held_interrupts():
         builder = trt.Builder(library.logger)
         network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
@@ -105,7 +104,7 @@ def _held_interrupts() -> Iterator[None]:
         signal.raise_signal(held[0])
 
 
-def _parse(library: Library, network: Any, content: bytes) -> None:
+def _parse(library: TensorRt, network: Any, content: bytes) -> None:
     parser = library.trt.OnnxParser(network, library.logger)
     if parser.parse(content):
         return
@@ -121,7 +120,9 @@ def _parse(library: Library, network: Any, content: bytes) -> None:
     )
 
 
-def _configure(library: Library, builder: Any, inputs: Sequence[Binding], gpus: Sequence[str], profile: Profile) -> Any:
+def _configure(
+    library: TensorRt, builder: Any, inputs: Sequence[Binding], gpus: Sequence[str], profile: Profile
+) -> Any:
     trt = library.trt
     config = builder.create_builder_config()
     config.set_preview_feature(trt.PreviewFeature.ALIASED_PLUGIN_IO_10_03, True)
@@ -183,7 +184,7 @@ def _monitor(trt: Any, progress: Progress) -> Any:
     return Monitor()
 
 
-def _failed(library: Library, found: str, failure: Exception | None) -> DeltaRTError:
+def _failed(library: TensorRt, found: str, failure: Exception | None) -> DeltaRTError:
     if isinstance(failure, DeltaRTError):
         return failure
     said = [*([] if failure is None else [repr(failure)]), *library.messages.errors[:5]]

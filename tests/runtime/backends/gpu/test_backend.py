@@ -5,27 +5,27 @@ from __future__ import annotations
 import gc
 import json
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from deltart.artifact import load_manifest
 from deltart.cli import main
-from deltart.errors import ArtifactError, BuildError, GenerationError, MissingDependencyError
-from deltart.manifest import load_manifest
-from deltart.plugins.registry import OPS
+from deltart.errors import ArtifactError, BuildError, GenerationError
+from deltart.plugins.cpu_shim.host_cuda import HostCuda
 from deltart.runtime.backends.gpu import backend, cuda
 from deltart.runtime.backends.gpu.backend import TensorRtBackend
-from deltart.runtime.backends.gpu.engine_manifest import PlanEntry, engine_folder, load_engine
+from deltart.runtime.backends.gpu.engine_manifest import PlanEntry, load_engine
 from deltart.runtime.backends.inputs import mtp_inputs, text_inputs
 from deltart.runtime.backends.ort import OrtBackend
 from deltart.verify import tensorrt_exposed
 from deltart.verify.exposed import ExposedBackend
+from deltart.verify.ort_executor import OrtExecutor
 from deltart.verify.runners import backend_points
 from deltart.verify.tensorrt_exposed import GRAPH, points
 from support.cases import VOCAB
-from support.host_gpu import HostCuda, OrtExecutor, write_engine, write_exposed
+from support.host_gpu import write_engine, write_exposed
 
 SLOTS, CHUNK = 3, 16
 TOLERANCE = 1e-4  # relative RMS, float32 against float32
@@ -273,19 +273,3 @@ def test_a_failure_while_capturing_is_the_one_reported(artifact: Path, monkeypat
     with pytest.raises(BuildError, match="the kernel refused"):
         twin.call(*one)
     assert twin.cuda.recording is None
-
-
-def test_an_op_without_kernel_stops_before_any_weight_is_read(artifact: Path, tmp_path: Path) -> None:
-    folder = Path(shutil.copytree(artifact, tmp_path / "copy"))
-    engine = load_engine(folder, "rtx")
-    plans = {n: replace(p, plugins={"NoKernel": 1}) for n, p in engine.plans.items()}
-    replace(engine, plans=plans).save(engine_folder(folder, "rtx"))
-    cuda = HostCuda()
-    spec = replace(OPS[0], name="NoKernel")
-    with (
-        pytest.MonkeyPatch.context() as patch,
-        pytest.raises(MissingDependencyError, match="NoKernel has no CUDA kernel"),
-    ):
-        patch.setattr("deltart.runtime.backends.tensorrt.load.OPS", (spec,))
-        TensorRtBackend(folder, "rtx", cuda=cuda)
-    assert not cuda.copied

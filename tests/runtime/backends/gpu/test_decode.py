@@ -10,17 +10,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from deltart.errors import GenerationError
-from deltart.manifest import load_manifest
-from deltart.runtime.backends.base import Backend, Decoder, DecodeRow
+from deltart.artifact import load_manifest
+from deltart.errors import ArtifactError
+from deltart.plugins.cpu_shim.host_cuda import HostCuda
+from deltart.runtime.backends.base import ServingBackend
 from deltart.runtime.backends.gpu.backend import TensorRtBackend
 from deltart.runtime.backends.inputs import text_inputs
 from deltart.runtime.backends.ort import OrtBackend
-from deltart.runtime.generate import step
+from deltart.runtime.backends.slots import Row, Slots
 from deltart.runtime.sampling.params import SamplingParams
 from deltart.runtime.sampling.sampler import Sampler
+from deltart.verify.ort_executor import OrtExecutor
 from support.cases import VOCAB
-from support.host_gpu import HostCuda, OrtExecutor, write_engine
+from support.host_gpu import write_engine
 
 SLOTS, CAPACITY = 3, 64
 PROMPTS = [[5, 17, 200, 4], [9, 9]]
@@ -55,56 +57,87 @@ def gpu(artifact: Path) -> TensorRtBackend:
     )
 
 
-def start(backend: Backend, all_params: Sequence[SamplingParams], steps: int) -> tuple[Decoder, list[DecodeRow]]:
+def admitted(
+    backend: ServingBackend, all_params: Sequence[SamplingParams], slots_of: Sequence[int] = (0, 1, 2)
+) -> tuple[Slots, dict[int, Row]]:
     """Slots of prompts of different length, each with its first token drawn on the host."""
-    prompts = PROMPTS[: len(all_params)]
-    length = max(map(len, prompts))
-    ids = np.array([prompt + [0] * (length - len(prompt)) for prompt in prompts])
-    counts = np.array([len(prompt) for prompt in prompts], np.int32)
-    state = backend.new_state("model", len(prompts), CAPACITY)
-    inputs = text_inputs(ids, np.zeros(len(prompts), np.int32), counts)
-    (logits,) = backend.run("model", state, inputs, ["logits"])
-    rows = []
-    for prompt, params, scores in zip(prompts, all_params, logits[:, -1], strict=True):
+    slots, rows = backend.open_slots(SLOTS, CAPACITY - 10, VOCAB - 5), dict[int, Row]()
+    for slot, prompt, params in zip(slots_of, PROMPTS, all_params, strict=False):
+        logits = slots.prefill(slot, prompt, 0, np.array([len(prompt) - 1]))
         sampler = Sampler(params, prompt, VOCAB - 5)
-        rows.append(DecodeRow(sampler.sample(scores), len(prompt), sampler))
-    return backend.decoder(state, rows, steps), rows
+        rows[slot] = Row(len(prompt), [sampler.sample(logits[-1])], sampler)
+        slots.admit(slot, rows[slot])
+    return slots, rows
+
+
+def tokens(slots: Slots, steps: int) -> list[dict[int, tuple[int, ...]]]:
+    return [{slot: drawn.tokens for slot, drawn in slots.step().items()} for _ in range(steps)]
 
 
 @pytest.mark.parametrize("name", PARAMS)
 def test_one_row_draws_the_host_samplers_tokens(cpu: OrtBackend, gpu: TensorRtBackend, name: str) -> None:
-    (found, rows), (expected, _) = (start(backend, [PARAMS[name]], 20) for backend in (gpu, cpu))
-    assert [found.step() for _ in range(20)] == [expected.step() for _ in range(20)]
+    (found, rows), (expected, _) = (admitted(backend, [PARAMS[name]]) for backend in (gpu, cpu))
+    assert tokens(found, 20) == tokens(expected, 20)
     assert rows[0].sampler.step == 21 and rows[0].past == len(PROMPTS[0]) + 20
 
 
 def test_rows_keep_to_themselves(cpu: OrtBackend, gpu: TensorRtBackend) -> None:
-    """Two rows of different lengths and settings, and a slot that is idle."""
+    """Two rows of different lengths and settings, and a slot that is idle between them."""
     both = [PARAMS["penalties"], PARAMS["plain"]]
-    found, expected = (start(backend, both, 12)[0] for backend in (gpu, cpu))
-    assert [found.step() for _ in range(12)] == [expected.step() for _ in range(12)]
+    found, expected = (admitted(backend, both, (0, 2))[0] for backend in (gpu, cpu))
+    assert tokens(found, 12) == tokens(expected, 12)
 
 
-def test_a_step_is_one_graph_launch_and_two_are_on_their_way(gpu: TensorRtBackend) -> None:
-    decoder, _ = start(gpu, [GREEDY], 10)
+def test_rows_come_and_go_under_one_captured_graph(cpu: OrtBackend, gpu: TensorRtBackend) -> None:
+    """A row leaves, another takes its slot, a third asks for what only the host can do and stops asking."""
     assert isinstance(gpu.cuda, HostCuda)
-    launched, copied = gpu.cuda.launched, gpu.cuda.copied
-    decoder.step()
-    assert gpu.cuda.launched - launched == 1  # the first ran plainly, the second as a graph, ahead of its turn
-    for _ in range(9):
-        decoder.step()
-    assert gpu.cuda.launched - launched == 9  # none beyond the last step
-    assert gpu.cuda.copied == copied  # nothing goes to the device any more
-    with pytest.raises(GenerationError, match="a step more"):
-        decoder.step()
+    (found, mine), (expected, theirs) = (
+        admitted(backend, [PARAMS["penalties"], PARAMS["plain"]]) for backend in (gpu, cpu)
+    )
+    assert tokens(found, 4) == tokens(expected, 4)
+    for slots in (found, expected):
+        slots.retire(0)
+    assert tokens(found, 2) == tokens(expected, 2)
+    for slots in (found, expected):
+        logits = slots.prefill(0, PROMPTS[1], 0, np.array([1]))
+        sampler = Sampler(PARAMS["top-k"], PROMPTS[1], VOCAB - 5)
+        slots.admit(0, Row(len(PROMPTS[1]), [sampler.sample(logits[-1])], sampler))
+    assert tokens(found, 3) == tokens(expected, 3)
+    for wanted in (2, None):
+        mine[1].logprobs = theirs[1].logprobs = wanted
+        assert tokens(found, 3) == tokens(expected, 3)
+    launched = gpu.cuda.launched
+    tokens(found, 3)
+    assert gpu.cuda.launched == launched + 3, "a step is a launch of the graph"
+
+
+def test_a_step_that_changes_no_row_copies_nothing_to_the_device(gpu: TensorRtBackend) -> None:
+    slots, _ = admitted(gpu, [GREEDY])
+    assert isinstance(gpu.cuda, HostCuda)
+    tokens(slots, 2)
+    copied = gpu.cuda.copied
+    tokens(slots, 5)
+    assert gpu.cuda.copied == copied
 
 
 def test_other_calls_of_the_plan_in_between(cpu: OrtBackend, gpu: TensorRtBackend) -> None:
-    (found, _), (expected, _) = (start(backend, [GREEDY], 8) for backend in (gpu, cpu))
+    (found, _), (expected, _) = (admitted(backend, [GREEDY]) for backend in (gpu, cpu))
     other = gpu.new_state("model", 1, CAPACITY)
     for past in range(8):
-        assert found.step() == expected.step()
-        step(gpu, other, [past], past)
+        assert tokens(found, 1) == tokens(expected, 1)
+        gpu.run("model", other, text_inputs(np.array([[past]]), np.array([past], np.int32)), ["logits"])
+
+
+def test_the_state_is_the_hosts(cpu: OrtBackend, gpu: TensorRtBackend) -> None:
+    """After steps on the device: saved, loaded into another slot, and gone on with there."""
+    (found, rows), (expected, _) = (admitted(backend, [PARAMS["plain"]]) for backend in (gpu, cpu))
+    assert tokens(found, 6) == tokens(expected, 6)
+    kept = found.save(0)
+    row = found.retire(0)
+    found.load(2, kept)
+    found.admit(2, row)
+    assert kept.past == rows[0].past
+    assert [drawn[2] for drawn in tokens(found, 6)] == [drawn[0] for drawn in tokens(expected, 6)]
 
 
 def test_a_broken_model_is_reported(gpu: TensorRtBackend, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -115,22 +148,25 @@ def test_a_broken_model_is_reported(gpu: TensorRtBackend, monkeypatch: pytest.Mo
         address, shape = bound["logits"]
         np.ctypeslib.as_array((np.ctypeslib.ctypes.c_float * shape[-1]).from_address(address))[7] = np.nan
 
-    decoder, _ = start(gpu, [GREEDY], 3)
+    slots, _ = admitted(gpu, [GREEDY])
     monkeypatch.setattr(OrtExecutor, "_compute", broken)
-    with pytest.raises(GenerationError, match="no finite largest logit"):
-        decoder.step()
+    assert "no finite largest logit" in str(slots.step()[0].error)
 
 
-def test_steps_beyond_the_state(gpu: TensorRtBackend) -> None:
-    with pytest.raises(GenerationError, match="64, the state's"):
-        start(gpu, [GREEDY], CAPACITY - 3)
+def test_more_than_the_engine_was_built_for(gpu: TensorRtBackend) -> None:
+    with pytest.raises(ArtifactError, match="at most 3 slots"):
+        gpu.open_slots(SLOTS + 1, CAPACITY, VOCAB)
+    assert gpu.open_slots(1, 10 * CAPACITY, VOCAB).limits.capacity == CAPACITY
 
 
-def test_a_dropped_decoder_gives_its_memory_back(gpu: TensorRtBackend) -> None:
+def test_dropped_slots_give_their_memory_back(gpu: TensorRtBackend) -> None:
     assert isinstance(gpu.cuda, HostCuda)
-    decoder, _ = start(gpu, [GREEDY], 4)
-    decoder.step()
-    blocks, pins = len(gpu.cuda.blocks), len(gpu.cuda.pins)
-    del decoder
+    admitted(gpu, [GREEDY])[0].close()
     gc.collect()
-    assert len(gpu.cuda.blocks) == blocks - 2 and len(gpu.cuda.pins) == pins - 1  # its buffers, and the state
+    blocks, pins = len(gpu.cuda.blocks), len(gpu.cuda.pins)
+    slots, _ = admitted(gpu, [GREEDY])
+    tokens(slots, 4)
+    slots.close()
+    del slots
+    gc.collect()
+    assert (len(gpu.cuda.blocks), len(gpu.cuda.pins)) == (blocks, pins)

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from deltart.manifest import WeightEntry
+from deltart.plugins.cpu_shim.host_cuda import HostCuda, memory
 from deltart.runtime.backends.gpu import weight_stream
-from support.host_gpu import HostCuda, memory
 
 
 def entries(sizes: list[tuple[str, int, int]]) -> dict[str, WeightEntry]:

@@ -15,7 +15,7 @@ from deltart.runtime.backends.gpu.engine_manifest import PlanEntry, Profile
 from deltart.runtime.backends.tensorrt import executor as tensorrt_engine
 from deltart.runtime.backends.tensorrt.caches import KernelCache, TimingCache, cache_path
 from deltart.runtime.backends.tensorrt.executor import TensorRtExecutor
-from deltart.runtime.backends.tensorrt.library import Library, Messages
+from deltart.runtime.backends.tensorrt.library import Messages, TensorRt
 
 PLAN = b"a plan"
 
@@ -68,7 +68,7 @@ def executor(fake: FakeTensorRt, folder: Path, phase: str = "decode", flavour: s
         "", 0, 0.0,
     )  # fmt: skip
     fake.__version__ = "1.7"  # type: ignore[attr-defined]
-    return TensorRtExecutor(Library(flavour, fake, None, Messages()), folder / "model.plan", entry)  # type: ignore[arg-type]
+    return TensorRtExecutor(TensorRt(flavour, fake, None, Messages()), folder / "model.plan", entry)  # type: ignore[arg-type]
 
 
 @pytest.fixture(autouse=True)

@@ -13,6 +13,7 @@ import pytest
 
 from deltart.errors import MissingDependencyError
 from deltart.export.pipeline import export_checkpoint
+from deltart.export.targets import lower_artifact
 from deltart.manifest import WeightEntry
 from deltart.plugins.causal_conv1d.op import CAUSAL_CONV1D
 from deltart.plugins.gated_delta_rule.op import GATED_DELTA_RULE
@@ -55,7 +56,8 @@ def cuda() -> CudaDriver:
 def nano(cuda: CudaDriver, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The trained nano with plans for this GPU, those that return every block among them."""
     artifact, flavour = tmp_path_factory.mktemp("nano") / "artifact", installed()[0]
-    export_checkpoint(NANO, artifact, for_tensorrt=True)
+    export_checkpoint(NANO, artifact)
+    lower_artifact(artifact, "tensorrt")
     build_engine(artifact, BuildOptions(flavour, PRESENT, 2, 512, 64))
     build_exposed(artifact, flavour, None)
     return artifact

@@ -9,6 +9,7 @@ import pytest
 
 from deltart.errors import MissingDependencyError
 from deltart.export.pipeline import export_checkpoint
+from deltart.export.targets import lower_artifact
 from deltart.plugins.gated_delta_rule.op import GATED_DELTA_RULE
 from deltart.plugins.native.library import build_library
 from deltart.plugins.tolerance import TOLERANCE, relative_rms
@@ -17,7 +18,7 @@ from deltart.runtime.backends.gpu.backend import TensorRtBackend
 from deltart.runtime.backends.gpu.cuda import CudaDriver, device_name
 from deltart.runtime.backends.inputs import text_inputs
 from deltart.runtime.backends.tensorrt.builder.build import PRESENT_GPU, BuildOptions, build_engine
-from deltart.runtime.backends.tensorrt.library import installed, load_library
+from deltart.runtime.backends.tensorrt.library import installed, load_tensorrt
 from support.one_op import BF16, run_op
 
 pytestmark = pytest.mark.gpu
@@ -71,7 +72,8 @@ def test_either_runs_the_plans_of_the_other(
 ) -> None:
     """The trained nano: a prefill, then decode steps that become a CUDA graph; equal logits from both."""
     artifact, flavour = tmp_path / "artifact", installed()[0]
-    export_checkpoint(NANO, artifact, for_tensorrt=True)
+    export_checkpoint(NANO, artifact)
+    lower_artifact(artifact, "tensorrt")
     options = BuildOptions(flavour, (PRESENT_GPU,), 2, 256, 64, plugins=library if built_with_library else None)
     build_engine(artifact, options)
     results = []
@@ -86,4 +88,4 @@ def test_either_runs_the_plans_of_the_other(
         results.append(steps)
     for mine, other in zip(*results, strict=True):
         np.testing.assert_array_equal(mine, other)
-    load_library(flavour)
+    load_tensorrt(flavour)

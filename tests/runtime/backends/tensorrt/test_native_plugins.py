@@ -21,7 +21,7 @@ from deltart.runtime.backends.gpu.engine_manifest import EngineManifest, Profile
 from deltart.runtime.backends.tensorrt import library as tensorrt_library
 from deltart.runtime.backends.tensorrt.builder.build import BuildOptions, build_engine
 from deltart.runtime.backends.tensorrt.builder.compile import compile_plan
-from deltart.runtime.backends.tensorrt.library import load_library
+from deltart.runtime.backends.tensorrt.library import load_tensorrt
 from deltart.runtime.backends.tensorrt.native_plugins import NativePlugins
 from support.native import plugin_library
 from support.one_op import BF16, one_op
@@ -68,7 +68,7 @@ def attention(head_dim: int) -> bytes:
 
 
 def test_an_error_inside_the_library_stops_the_build(library: Path) -> None:
-    loaded = load_library("rtx", library)
+    loaded = load_tensorrt("rtx", library)
     assert compile_plan(loaded, attention(64), ["sm_89"], Profile({})).plugins == {"GatedAttention": 1}
     with pytest.raises(BuildError, match="heads of 96") as error:
         compile_plan(loaded, attention(96), ["sm_89"], Profile({}))
@@ -77,15 +77,15 @@ def test_an_error_inside_the_library_stops_the_build(library: Path) -> None:
 
 
 def test_the_python_classes_come_back(library: Path) -> None:
-    native = load_library("rtx", library)
-    assert load_library("rtx", library).native is native.native
-    python = load_library("rtx")
+    native = load_tensorrt("rtx", library)
+    assert load_tensorrt("rtx", library).native is native.native
+    python = load_tensorrt("rtx")
     assert python.native is None and python.plugin_code != native.plugin_code
     assert compile_plan(python, attention(64), ["sm_89"], Profile({})).plugins == {"GatedAttention": 1}
 
 
 def test_a_registry_takes_the_plugins_by_hand(library: Path) -> None:
-    trt = load_library("rtx").trt
+    trt = load_tensorrt("rtx").trt
     unregister_plugins(trt, OPS)
     folder = Path(str(import_module("tensorrt_rtx_libs").__file__)).parent
     registry_of = ctypes.CDLL(str(folder / "libtensorrt_rtx.so.1")).getPluginRegistry
@@ -102,17 +102,17 @@ def test_a_registry_takes_the_plugins_by_hand(library: Path) -> None:
     finally:
         for spec in OPS:
             registry.deregister_creator(registry.get_creator(spec.name, "1", ""))
-    load_library("rtx")
+    load_tensorrt("rtx")
 
 
 def test_libraries_that_do_not_fit_are_refused(library: Path, tensorrt_include: Path, tmp_path: Path) -> None:
     with pytest.raises(MissingDependencyError, match="not a file"):
-        load_library("rtx", tmp_path / "none.so")
+        load_tensorrt("rtx", tmp_path / "none.so")
     (tmp_path / "text.so").write_text("no library")
     with pytest.raises(BuildError, match="no plugin library"):
-        load_library("rtx", tmp_path / "text.so")
+        load_tensorrt("rtx", tmp_path / "text.so")
     with pytest.raises(BuildError, match="has the contract"):
-        load_library("rtx", plugin_library(tensorrt_include, OPS[1:]))
+        load_tensorrt("rtx", plugin_library(tensorrt_include, OPS[1:]))
     with pytest.raises(BuildError, match="compiled with headers of version"):
         NativePlugins.load(library, "tensorrt", "9.3.0")
-    load_library("rtx")
+    load_tensorrt("rtx")

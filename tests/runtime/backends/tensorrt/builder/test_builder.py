@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import shutil
 from collections import Counter
 from collections.abc import Mapping
@@ -14,20 +13,23 @@ from typing import Any
 import onnx
 import pytest
 
+from deltart.artifact import load_manifest
 from deltart.errors import ArtifactError, BuildError
-from deltart.manifest import load_manifest
 from deltart.plugins import trt_plugin
+from deltart.plugins.code_hash import plugin_code
 from deltart.plugins.gated_delta_rule import plugin as gated_delta_rule
 from deltart.plugins.registry import FUSED_OPS, OPS
 from deltart.runtime.backends.gpu import engine_manifest as tensorrt_plans
 from deltart.runtime.backends.tensorrt import library as tensorrt_library
 from deltart.runtime.backends.tensorrt.builder import build as tensorrt_builder
 from deltart.runtime.backends.tensorrt.builder import compile as tensorrt_compile
+from deltart.runtime.backends.tensorrt.builder import job as builder_job
 from deltart.runtime.backends.tensorrt.builder import precision as tensorrt_precision
 from deltart.runtime.backends.tensorrt.builder.build import BuildOptions, build_engine
 from deltart.runtime.backends.tensorrt.builder.compile import compile_plan
+from deltart.runtime.backends.tensorrt.builder.job import Job
+from deltart.runtime.backends.tensorrt.builder.store import EngineStore, engine_store
 from deltart.runtime.backends.tensorrt.caches import TimingCache
-from deltart.verify import tensorrt_exposed
 from deltart.verify.tensorrt_exposed import build_exposed, points
 
 pytestmark = pytest.mark.skipif(
@@ -85,24 +87,69 @@ def test_plans_hold_every_composite_node_and_no_weight(built: Path) -> None:
 
 def test_a_second_build_builds_nothing(built: Path) -> None:
     lines: list[str] = []
-    build_engine(built / "artifact", replace(OPTIONS, cache=built / "cache"), report=lines.append)
+    build_engine(built / "artifact", replace(OPTIONS, cache=built / "cache"), log=lines.append)
     assert len(lines) == 6 and all("up to date" in line for line in lines)
+
+
+def test_a_build_with_other_options_leaves_its_own_plans_alone_under_their_names(built: Path, artifact: Path) -> None:
+    first = build_engine(artifact, replace(OPTIONS, cache=built / "cache"))
+    second = build_engine(artifact, replace(OPTIONS, cache=built / "cache", chunk=64))
+    folder = artifact / "engine" / "rtx"
+    kept = {plan.file for plan in second.plans.values()}
+    assert {p.name for p in folder.iterdir()} == {*kept, "engine.json"} != {p.file for p in first.plans.values()}
+
+
+def test_a_killed_build_leaves_the_engine_that_was_there(built: Path, artifact: Path) -> None:
+    first = build_engine(artifact, replace(OPTIONS, cache=built / "cache"))
+
+    def log(line: str) -> None:
+        if line.startswith("mtp.prefill"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        build_engine(artifact, replace(OPTIONS, cache=built / "cache", chunk=64), log=log)
+    assert tensorrt_plans.load_engine(artifact, "rtx") == first
+    for plan in first.plans.values():
+        content = (artifact / "engine" / "rtx" / plan.file).read_bytes()
+        assert hashlib.sha256(content).hexdigest() == plan.sha256
+
+
+def test_whoever_is_second_takes_the_firsts_plan(
+    artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process stores a plan of the same key, and other bytes, while this one builds its own."""
+    cache, other = tmp_path / "cache", tmp_path / "other"
+    shutil.copytree(artifact, other)
+    made = Job.build
+
+    def build(self: Job, *arguments: Any) -> Any:
+        plan, entry = made(self, *arguments)
+        if self.name == "mtp.decode" and not (cache / f"{self.key}.plan").exists():
+            with engine_store(other, "rtx", cache, lambda line: None) as store:
+                theirs = bytes(plan) + b"theirs"
+                store._keep(self, memoryview(theirs), replace(entry, sha256=hashlib.sha256(theirs).hexdigest()))
+        return plan, entry
+
+    monkeypatch.setattr(Job, "build", build)
+    engine = build_engine(artifact, replace(OPTIONS, cache=cache))
+    content = (artifact / "engine" / "rtx" / engine.plans["mtp.decode"].file).read_bytes()
+    assert content.endswith(b"theirs") and hashlib.sha256(content).hexdigest() == engine.plans["mtp.decode"].sha256
 
 
 def test_another_artifact_takes_the_cached_plans(built: Path, artifact: Path) -> None:
     lines: list[str] = []
-    engine = build_engine(artifact, replace(OPTIONS, cache=built / "cache"), report=lines.append)
+    engine = build_engine(artifact, replace(OPTIONS, cache=built / "cache"), log=lines.append)
     assert all("taken from the cache" in line for line in lines)
     first = tensorrt_plans.load_engine(built / "artifact", "rtx")
     assert {n: p.key for n, p in engine.plans.items()} == {n: p.key for n, p in first.plans.items()}
 
 
 def test_a_damaged_plan_is_built_again(built: Path) -> None:
-    plan = built / "artifact" / "engine" / "rtx" / "mtp.decode.plan"
+    (plan,) = (built / "artifact" / "engine" / "rtx").glob("mtp.decode.*.plan")
     plan.unlink()
     plan.write_bytes(b"damaged")
     lines: list[str] = []
-    build_engine(built / "artifact", OPTIONS, report=lines.append)
+    build_engine(built / "artifact", OPTIONS, log=lines.append)
     assert sum("building" in line for line in lines) == 1 and plan.stat().st_size > 1000
 
 
@@ -114,16 +161,14 @@ def test_options_change_the_key(built: Path, change: dict) -> None:
         tensorrt_plans.profile(p, options.slots, options.max_context or 0, options.chunk) for p in ("decode", "prefill")
     ]
     keys = {
-        tensorrt_plans.plan_key(
-            plan.onnx_sha256, "rtx", plan.library, options.gpus, profile, tensorrt_plans.plugin_code()
-        )
+        tensorrt_plans.plan_key(plan.onnx_sha256, "rtx", plan.library, options.gpus, profile, plugin_code())
         for profile in profiles
     }
     assert not keys >= {engine.plans["model.decode"].key, plan.key}
 
 
 def test_a_removed_plugin_is_named(artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    library = tensorrt_library.load_library("rtx")
+    library = tensorrt_library.load_tensorrt("rtx")
     removed = [spec for spec in OPS if spec.name == "GatedDeltaRule"]
     trt_plugin.unregister_plugins(library.trt, removed)
     monkeypatch.setattr(tensorrt_library, "register_plugins", lambda trt, specs: None)
@@ -139,7 +184,8 @@ def test_an_error_inside_a_plugin_stops_the_build(artifact: Path, monkeypatch: p
     def refuse(call: object) -> int:
         raise BuildError("no tiling for this shape")
 
-    monkeypatch.setattr(gated_delta_rule, "KERNEL", replace(gated_delta_rule.KERNEL, workspace_bytes=refuse))
+    broken = replace(gated_delta_rule.KERNELS["GatedDeltaRule"], workspace_bytes=refuse)
+    monkeypatch.setitem(gated_delta_rule.KERNELS, "GatedDeltaRule", broken)
     with pytest.raises(BuildError, match="no tiling"):
         build_engine(artifact, OPTIONS)
     assert not list((artifact / "engine").rglob("*.*"))
@@ -149,7 +195,7 @@ def test_an_error_inside_a_plugin_stops_the_build(artifact: Path, monkeypatch: p
 def test_an_interrupted_build_leaves_no_engine(artifact: Path, inside: bool) -> None:
     lines: list[str] = []
 
-    def report(line: str) -> None:
+    def log(line: str) -> None:
         lines.append(line)
         if not inside and line.startswith("model.prefill: building"):
             raise KeyboardInterrupt
@@ -159,17 +205,17 @@ def test_an_interrupted_build_leaves_no_engine(artifact: Path, inside: bool) -> 
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        build_engine(artifact, OPTIONS, report=report, progress=progress if inside else lambda share: None)
+        build_engine(artifact, OPTIONS, log=log, progress=progress if inside else lambda share: None)
     with pytest.raises(ArtifactError, match="deltart build"):
         tensorrt_plans.load_engine(artifact, "rtx")
     left = sorted(p.name for p in (artifact / "engine").rglob("*.*"))
-    assert left == ["model.decode.json", "model.decode.plan", "model.speculate.json", "model.speculate.plan"]
+    assert [name.rsplit(".", 2)[0] for name in left] == ["model.decode", "model.speculate"]
 
 
 def compile_one(artifact: Path, **more: Any) -> None:
     """The smallest plan there is."""
     content, profile = (artifact / "model.tensorrt.onnx").read_bytes(), tensorrt_plans.profile("decode", 1, 64, 64)
-    compile_plan(tensorrt_library.load_library("rtx"), content, ("sm_89",), profile, **more)
+    compile_plan(tensorrt_library.load_tensorrt("rtx"), content, ("sm_89",), profile, **more)
 
 
 def test_progress_grows_from_nothing_to_all(lowered: Path) -> None:
@@ -188,8 +234,8 @@ def test_timings_are_kept_by_a_build_that_succeeds(
         compile_one(lowered, timings=TimingCache(path))
         assert path.stat().st_size > 100
     path.unlink()
-    broken = replace(gated_delta_rule.KERNEL, workspace_bytes=lambda call: 1 // 0)
-    monkeypatch.setattr(gated_delta_rule, "KERNEL", broken)
+    broken = replace(gated_delta_rule.KERNELS["GatedDeltaRule"], workspace_bytes=lambda call: 1 // 0)
+    monkeypatch.setitem(gated_delta_rule.KERNELS, "GatedDeltaRule", broken)
     with pytest.raises(BuildError, match="ZeroDivisionError"):
         compile_one(lowered, timings=TimingCache(path))
     assert not path.exists()
@@ -219,12 +265,12 @@ def test_exposed_prefill_rounds_its_activations_as_the_engine_does(
     replace(engine, prefill_activations="fp8").save(artifact / "engine" / "rtx")
     rounds: dict[str, set[int]] = {}
 
-    def note(job: tensorrt_builder.Job, *more: object) -> tensorrt_plans.PlanEntry:
+    def note(self: EngineStore, job: Job, *more: object) -> tensorrt_plans.PlanEntry:
         nodes = onnx.load_model_from_string(job.content).graph.node
         rounds[job.phase] = {a.i for node in nodes for a in node.attribute if a.name == tensorrt_precision.ATTRIBUTE}
         return engine.plans["model.decode"]
 
-    monkeypatch.setattr(tensorrt_exposed, "obtain", note)
+    monkeypatch.setattr(EngineStore, "obtain", note)
     build_exposed(artifact, "rtx", None)
     assert rounds == {"decode": {0}, "prefill": {1}}
 
@@ -235,6 +281,7 @@ def test_exposed_plans_need_the_graph_that_was_built(built: Path, artifact: Path
     model = onnx.load(lowered)
     model.producer_version = "another"
     onnx.save(model, lowered)
+    load_manifest(artifact).save(artifact)
     with pytest.raises(ArtifactError, match="not the graph that the plans were built from"):
         build_exposed(artifact, "rtx", None)
 
@@ -246,7 +293,7 @@ def test_exposed_plans_need_the_graph_that_was_built(built: Path, artifact: Path
         ({"gpus": ()}, "sm_89"),
         ({"gpus": ("current", "sm_89")}, "alone"),
         ({"max_context": 4096}, "2048"),
-        ({"slots": 0}, "0 slots"),
+        ({"slots": 0}, "--slots 0"),
     ],
 )
 def test_options_that_fit_no_plan(artifact: Path, change: dict, said: str) -> None:
@@ -263,19 +310,19 @@ def test_the_present_gpu_is_a_target(artifact: Path, monkeypatch: pytest.MonkeyP
         raise BuildError("that was all")
 
     monkeypatch.setattr(tensorrt_builder, "device_name", lambda: "NVIDIA H100 sm_90")
-    monkeypatch.setattr(tensorrt_builder, "compile_plan", compile_nothing)
+    monkeypatch.setattr(builder_job, "compile_plan", compile_nothing)
     with pytest.raises(BuildError, match="that was all"):
         build_engine(artifact, replace(OPTIONS, gpus=("current",)))
     assert told == [("NVIDIA H100 sm_90",)]
-    trt = tensorrt_library.load_library("rtx").trt
+    trt = tensorrt_library.load_tensorrt("rtx").trt
     assert tensorrt_compile._capability(trt, told[0][0]) == trt.ComputeCapability.CURRENT
     assert tensorrt_compile._capability(trt, "sm_120") == trt.ComputeCapability.SM120
 
 
 def test_graph_and_manifest_must_agree(artifact: Path) -> None:
-    raw = json.loads((artifact / "manifest.json").read_text())
-    raw["graphs"]["model"]["weights"].pop()
-    (artifact / "manifest.json").write_text(json.dumps(raw))
+    manifest = load_manifest(artifact)
+    text = manifest.graphs["model"]
+    replace(manifest, graphs={**manifest.graphs, "model": replace(text, weights=text.weights[:-1])}).save(artifact)
     with pytest.raises(ArtifactError, match=r"disagree on lm_head\.weight"):
         build_engine(artifact, OPTIONS)
 
@@ -283,7 +330,7 @@ def test_graph_and_manifest_must_agree(artifact: Path) -> None:
 def test_fp8_activations_are_for_prefill_alone(built: Path, artifact: Path) -> None:
     lines: list[str] = []
     options = replace(OPTIONS, cache=built / "cache", prefill_activations="fp8")
-    engine = build_engine(artifact, options, report=lines.append)
+    engine = build_engine(artifact, options, log=lines.append)
     assert tensorrt_plans.load_engine(artifact, "rtx").prefill_activations == "fp8"
     exact = tensorrt_plans.load_engine(built / "artifact", "rtx")
     assert exact.prefill_activations == "bf16"
@@ -299,5 +346,22 @@ def test_fp8_activations_need_block_fp8_weights(artifact: Path) -> None:
             if node.op_type in ("Fp8BlockLinear", *(spec.name for spec in FUSED_OPS)):
                 node.ClearField("attribute")
         path.write_bytes(model.SerializeToString())
+    load_manifest(artifact).save(artifact)
     with pytest.raises(BuildError, match="without a block-FP8 weight"):
         build_engine(artifact, replace(OPTIONS, prefill_activations="fp8"))
+
+
+def test_a_warning_of_tensorrt_is_shown(artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines: list[str] = []
+    whole = builder_job.compile_plan
+
+    def compile_and_warn(library: tensorrt_library.TensorRt, *arguments: Any) -> Any:
+        made = whole(library, *arguments)
+        for _ in range(2):
+            library.logger.log(library.trt.ILogger.WARNING, "a tactic needs more memory")
+        return made
+
+    monkeypatch.setattr(builder_job, "compile_plan", compile_and_warn)
+    build_engine(artifact, OPTIONS, log=lines.append)
+    assert lines.count("model.decode: TensorRT warns: a tactic needs more memory") == 1
+    assert not [line for line in lines if "Int64" in line]

@@ -1,0 +1,43 @@
+"""Ops without a table of their own, whose cases are in their folders: convolution, norms, rotation, experts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from bench.kernels import peers
+from bench.kernels.device import Cuda
+from bench.kernels.run import Run, checked_and_timed
+from bench.kernels.table import Row
+from deltart.plugins.causal_conv1d import cases as convolution
+from deltart.plugins.gated_rms_norm import cases as gated_norm
+from deltart.plugins.moe_experts import cases as routed
+from deltart.plugins.qk_norm_rope import cases as rotation
+from deltart.plugins.residual_rms_norm import cases as residual_norm
+
+
+def conv(run: Run) -> Iterator[Row]:
+    """The causal convolution, decode and prefill."""
+    rivals = {"torch": peers.torch_conv} if isinstance(run.device, Cuda) else {}
+    if isinstance(run.device, Cuda) and peers.available():
+        rivals["fla"] = peers.fla_conv
+    yield from checked_and_timed(run, "conv", convolution.timed(run.small), rivals)
+
+
+def norm(run: Run) -> Iterator[Row]:
+    """The gated RMS norm of one token and of a long prompt."""
+    yield from checked_and_timed(run, "norm", gated_norm.timed(run.small))
+
+
+def rope(run: Run) -> Iterator[Row]:
+    """Normalised, rotated queries and keys."""
+    yield from checked_and_timed(run, "rope", rotation.timed(run.small))
+
+
+def experts(run: Run) -> Iterator[Row]:
+    """A sparse layer of the 35B-A3B without its router."""
+    yield from checked_and_timed(run, "experts", routed.timed(run.small))
+
+
+def residual(run: Run) -> Iterator[Row]:
+    """The residual sum and the norm after it."""
+    yield from checked_and_timed(run, "residual", residual_norm.timed(run.small))

@@ -1,0 +1,88 @@
+"""Experts stored one by one that lie one after the other in a file: bound as regions of it, without copying one.
+
+A safetensors writer orders tensors by the width of their elements, then by name. So a layer's experts come in the
+order of their numbers as text (0, 1, 10, 100, ...), each as down, gate, up: all their scales, then all their weights.
+Any order of the experts will do; the order inside one has to be that.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+
+from deltart.safetensors import TensorInfo
+
+PARTS = ("down_proj", "gate_proj", "up_proj")  # of an expert, as they lie
+KINDS = ("weight", "weight_scale_inv")
+NAME = re.compile(rf"(.+\.experts)\.(\d+)\.({'|'.join(PARTS)})\.({'|'.join(KINDS)})")
+
+Expert = dict[str, TensorInfo]  # by name from the expert on: "down_proj.weight"
+
+
+@dataclass(frozen=True)
+class Region(TensorInfo):
+    """Tensors that lie one after the other, seen as one of [slots, 3, elements of one matrix].
+
+    `members` are their names in order, `experts` the expert in each slot.
+    """
+
+    members: tuple[str, ...]
+    experts: tuple[int, ...]
+
+
+def expert_regions(tensors: Iterable[TensorInfo]) -> Iterator[Region]:
+    """Runs of whole experts, as many as there are gaps: `<experts>.runs.<n>.weight` and `.weight_scale_inv`."""
+    layers: dict[str, dict[int, Expert]] = {}
+    for tensor in tensors:
+        found = NAME.fullmatch(tensor.name)
+        if found:
+            experts, number, part, kind = found.groups()
+            layers.setdefault(experts, {}).setdefault(int(number), {})[f"{part}.{kind}"] = tensor
+    for experts, members in layers.items():
+        for number, run in enumerate(_runs(members)):
+            for kind in KINDS:
+                yield _region(f"{experts}.runs.{number}.{kind}", run, members, kind)
+
+
+def _runs(experts: Mapping[int, Expert]) -> list[list[int]]:
+    """Whole experts in the order of the file, cut where one does not begin where the other ends."""
+    runs: list[list[int]] = []
+    whole = [n for n, expert in experts.items() if all(_in_one_piece(_in_order(expert, kind)) for kind in KINDS)]
+    for number in sorted(whole, key=lambda n: _place(experts[n]["down_proj.weight"])):
+        if runs and _follows(experts[runs[-1][-1]], experts[number]):
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return runs
+
+
+def _place(tensor: TensorInfo) -> tuple[str, int]:
+    return tensor.file, tensor.offset
+
+
+def _follows(first: Expert, second: Expert) -> bool:
+    return all(_adjacent(_in_order(first, kind)[-1], _in_order(second, kind)[0]) for kind in KINDS)
+
+
+def _in_order(expert: Expert, kind: str) -> list[TensorInfo]:
+    return [expert[f"{part}.{kind}"] for part in PARTS if f"{part}.{kind}" in expert]
+
+
+def _in_one_piece(tensors: list[TensorInfo]) -> bool:
+    return len(tensors) == len(PARTS) and all(_adjacent(a, b) for a, b in pairwise(tensors))
+
+
+def _adjacent(first: TensorInfo, second: TensorInfo) -> bool:
+    same = (first.file, first.dtype, first.nbytes) == (second.file, second.dtype, second.nbytes)
+    return same and first.offset + first.nbytes == second.offset
+
+
+def _region(name: str, run: list[int], experts: Mapping[int, Expert], kind: str) -> Region:
+    tensors = [tensor for number in run for tensor in _in_order(experts[number], kind)]
+    first, shape = tensors[0], (len(run), len(PARTS), math.prod(tensors[0].shape))
+    names = tuple(tensor.name for tensor in tensors)
+    nbytes = len(tensors) * first.nbytes
+    return Region(name, first.file, first.offset, nbytes, first.dtype, shape, names, tuple(run))

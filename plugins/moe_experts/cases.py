@@ -1,0 +1,96 @@
+"""Calls of the routed experts that tests and benchmarks share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+
+from deltart.plugins.cases import PAIRS, Arrays, KernelCase, OpCall, op_call
+from deltart.plugins.moe_experts import inputs
+from deltart.plugins.moe_experts.inputs import Shape
+from deltart.plugins.moe_experts.launch import experts, is_decode, workspace
+from deltart.plugins.moe_experts.op import FP8_MOE_EXPERTS, FP8_SPARSE_MOE, MOE_EXPERTS, SPARSE_MOE
+from deltart.plugins.moe_experts.reference import route, wide
+from deltart.plugins.spec import I32, OpSpec
+from deltart.plugins.tolerance import TOLERANCE
+
+SPECS = {
+    ("bf16", False): MOE_EXPERTS,
+    ("bf16", True): SPARSE_MOE,
+    ("e4m3", False): FP8_MOE_EXPERTS,
+    ("e4m3", True): FP8_SPARSE_MOE,
+}
+
+
+def calls(spec: OpSpec) -> Iterator[OpCall]:
+    """Launches to compare: see cases.calls_of."""
+    tokens = ((1, 0), (1, 1), (1, 8), (3, 3), (2, 8), (1, 17), (8, 8), (1, 65), (1, 1000))
+    routed = ((256, 8, 2048, 512), (7, 7, 128, 80), (5, 1, 336, 16), (300, 300, 32, 48), (4, 5, 32, 16), (4, 2, 40, 16))
+    for (b, t), (e, k, hidden, width), shared, types in product(tokens, routed, (512, 16, 24), PAIRS):
+        sizes = {"B": b, "T": t, "E": e, "gate_up_rows": 2 * width, "one": 1, "shared_size": shared}
+        for present in (e, max(1, e - 3)):
+            sizes |= {"S": present, "parts": 3, "values": hidden * width}
+            sizes |= {"blocks": -(-hidden // 128) * -(-width // 128)}
+            sizes |= {"hidden_blocks": -(-hidden // 128), "shared_blocks": -(-shared // 128)}
+            attributes = {"num_experts_per_tok": k, "hidden_size": hidden, "intermediate_size": width}
+            yield op_call(spec, sizes, attributes, types)
+    one = op_call(spec, sizes, attributes, ("bf16", "bf16"))
+    for tensor in spec.inputs:
+        if tensor.name.startswith("shared") or tensor.name in ("router", "down", "experts_scale"):
+            yield replace(one, dtypes={**one.dtypes, tensor.name: "f32"})
+
+
+def reference(shape: Shape, given: Arrays) -> np.ndarray:
+    """The float64 result of the op that the shape is a call of."""
+    spec = SPECS[shape.stored, shape.shared > 0]
+    stored = ("experts", "experts_scale", "gate_up", "down")  # widened one by one
+    arrays = (given[t.name] if t.name in stored or t.dtype == I32 else wide(given[t.name]) for t in spec.inputs)
+    return spec.reference(*arrays, shape.chosen, shape.hidden, shape.width)[0]
+
+
+@dataclass(frozen=True)
+class ExpertsCase(KernelCase):
+    """A call of which only the experts that a token chose move."""
+
+    shape: Shape = field(default_factory=Shape)
+
+    def moved(self, arrays: Arrays) -> int:
+        shape, stored = self.shape, [arrays[n] for n in ("experts", "experts_scale", "gate_up", "down") if n in arrays]
+        logits = wide(arrays["x"]) @ wide(arrays["router"]).T if shape.shared else wide(arrays["logits"])
+        chosen, _ = route(logits.reshape(shape.rows, -1), shape.chosen)
+        idle = 1 - len(np.unique(chosen)) / shape.experts
+        return super().moved(arrays) - round(idle * sum(array.nbytes for array in stored))
+
+
+def case(shape: Shape) -> KernelCase:
+    """A call with data."""
+
+    def outputs() -> Arrays:
+        scratch = {name: np.full(size, 0xFF, np.uint8) for name, size in workspace(shape).items()}
+        return inputs.outputs(shape) | scratch
+
+    return ExpertsCase(
+        name=f"{shape.stored} {shape.experts} x {shape.width} B={shape.slots} T={shape.tokens}",
+        source=Path(__file__).parent / ("decode.cu" if is_decode(shape) else "prefill.cu"),
+        given=lambda seed: inputs.make(shape, seed),
+        outputs=outputs,
+        launches=lambda at: experts(shape, at),
+        expected=lambda given: {"y": reference(shape, given)},
+        tolerance={"y": TOLERANCE[shape.dtype]},
+        shape=shape,
+    )
+
+
+def timed(small: bool) -> Iterator[KernelCase]:
+    """Decode, verify and prefill of a layer of the 35B model, or `small` ones."""
+    layer = Shape(hidden=128, experts=8, chosen=2, width=64, shared=64) if small else Shape()
+    for stored, tokens in product(("e4m3", "bf16"), (1, 65) if small else (1, 4, 16, 64, 512, 2048)):
+        yield case(replace(layer, tokens=tokens, stored=stored))
+
+
+CALLS = {spec.name: partial(calls, spec) for spec in SPECS.values()}

@@ -1,0 +1,165 @@
+// The routed experts of few tokens: every matrix that a token chose is read once, by `mma` straight from memory.
+//
+// gate_up: grid (rows of eight, places). The block of an expert's first place works for all tokens that chose it.
+// down: grid (rows of sixteen). A warp takes every `warps`-th expert; a token's sum is taken in the order of its places.
+#include "route.cuh"
+#include "tile.cuh"
+
+namespace {
+
+struct Places {
+  const int* slot;  // [M, choices]
+  const float* weight;
+  int count, choices;
+};
+
+// The places that hold `slot`, in order, to `list` and how many to list[kMembers]; by one warp. A token chooses a slot
+// once at most.
+template <int kMembers>
+__device__ void find_places(const Places& in, int slot, const int* slots, int* list) {
+  const int lane = threadIdx.x % 32, tokens = in.count / in.choices;
+  int before = 0;
+  for (int first = 0; first < tokens; first += 32) {
+    const int token = first + lane;
+    int mine = -1;
+    for (int i = token * in.choices; token < tokens && i < (token + 1) * in.choices; ++i)
+      if (slots[i] == slot) mine = i;
+    int upto = mine >= 0;  // how many tokens up to this one chose it
+#pragma unroll
+    for (int delta = 1; delta < 32; delta *= 2) {
+      const int below = __shfl_up_sync(kFullWarp, upto, delta);
+      if (lane >= delta) upto += below;
+    }
+    if (mine >= 0) list[before + upto - 1] = mine;
+    before += __shfl_sync(kFullWarp, upto, 31);
+  }
+  if (lane == 0) list[kMembers] = before;
+  __syncwarp();
+}
+
+// The first place of every slot that is there, in order, to `firsts` and how many to firsts[in.count]; by the block.
+// `is_first` has room for all places.
+__device__ inline void find_firsts(const Places& in, const int* slots, int* is_first, int* firsts) {
+  for (int i = threadIdx.x; i < in.count; i += blockDim.x) {
+    int seen = slots[i] < 0;
+    for (int other = 0; other < i / in.choices * in.choices; ++other) seen |= slots[other] == slots[i];
+    is_first[i] = !seen;
+  }
+  __syncthreads();
+  for (int i = threadIdx.x; i <= in.count; i += blockDim.x) {
+    int before = 0;
+    for (int other = 0; other < i; ++other) before += is_first[other];
+    if (i == in.count)
+      firsts[i] = before;
+    else if (is_first[i])
+      firsts[before] = i;
+  }
+  __syncthreads();
+}
+
+// h [place] = silu(x gate^T) * (x up^T). The warps split K.
+template <class Act, class Weight, int MT>
+__device__ void gate_up(const Stored& in, const Places& places, const Act* x, Act* h, int stride, unsigned char* memory) {
+  using Tile = ExpertTile<Act, Weight, MT>;
+  int *slots = reinterpret_cast<int*>(memory), *list = slots + places.count;
+  float* tiles = reinterpret_cast<float*>(list + 8 * MT + 1);
+  const int place = blockIdx.y, warp = threadIdx.x / 32, warps = blockDim.x / 32, first_row = blockIdx.x * kHalf;
+  for (int i = threadIdx.x; i < places.count; i += blockDim.x) slots[i] = places.slot[i];
+  __syncthreads();
+  const int slot = slots[place];
+  if (slot < 0 || first_row >= in.width(slot)) return;
+  if (warp == 0) find_places<8 * MT>(places, slot, slots, list);
+  __syncthreads();
+  const int tokens = list[8 * MT];
+  if (list[0] != place) return;
+  Tile tile(matrix<Weight>(in, slot, kGate), matrix<Weight>(in, slot, kUp), first_row, first_row, tokens);
+#pragma unroll
+  for (int m = 0; m < MT; ++m)
+    if (8 * m + tile.g < tokens) tile.x[m] = x + size_t(list[8 * m + tile.g] / places.choices) * in.H;
+  tile.run(warp, warps);
+  tile.each([&](int row, int token, float value) { tiles[(warp * 8 * MT + token) * kTileStride + row] = value; });
+  __syncthreads();
+  for (int e = threadIdx.x; e < tokens * kHalf; e += blockDim.x) {
+    const int row = e % kHalf, token = e / kHalf;
+    float gate = 0.0f, up = 0.0f;
+    for (int part = 0; part < warps; ++part) {
+      const float* from = tiles + (part * 8 * MT + token) * kTileStride + row;
+      gate += from[0], up += from[kHalf];
+    }
+    if (first_row + row < in.width(slot))
+      h[size_t(list[token]) * stride + first_row + row] = from_float<Act>(silu(gate) * up);
+  }
+}
+
+// y [token] = sum over its places of weight * (h [place] down^T).
+template <class Act, class Weight, int MT>
+__device__ void down(const Stored& in, const Places& places, const Act* h, int stride, Act* y, unsigned char* memory) {
+  using Tile = ExpertTile<Act, Weight, MT>;
+  int *slots = reinterpret_cast<int*>(memory), *is_first = slots + places.count, *firsts = is_first + places.count;
+  int* lists = firsts + places.count + 1;
+  const int warp = threadIdx.x / 32, warps = blockDim.x / 32, first_row = blockIdx.x * kRows;
+  float* sums = reinterpret_cast<float*>(lists + warps * (8 * MT + 1));  // [places][kTileStride]
+  for (int i = threadIdx.x; i < places.count; i += blockDim.x) slots[i] = places.slot[i];
+  __syncthreads();
+  find_firsts(places, slots, is_first, firsts);
+  int* list = lists + warp * (8 * MT + 1);
+  for (int n = warp; n < firsts[places.count]; n += warps) {
+    find_places<8 * MT>(places, slots[firsts[n]], slots, list);
+    const int tokens = list[8 * MT];
+    const Weight W = matrix<Weight>(in, slots[firsts[n]], kDown);
+    Tile tile(W, W, first_row, first_row + kHalf, tokens);
+#pragma unroll
+    for (int m = 0; m < MT; ++m)
+      if (8 * m + tile.g < tokens) tile.x[m] = h + size_t(list[8 * m + tile.g]) * stride;
+    tile.run(0, 1);
+    tile.each([&](int row, int token, float value) {
+      if (token < tokens) sums[list[token] * kTileStride + row] = places.weight[list[token]] * value;
+    });
+    __syncwarp();  // the list is read
+  }
+  __syncthreads();
+  const int M = places.count / places.choices;
+  for (int e = threadIdx.x; e < M * kRows; e += blockDim.x) {
+    const int row = e % kRows, token = e / kRows;
+    if (first_row + row >= in.H) continue;
+    float sum = 0.0f;
+    for (int i = token * places.choices; i < (token + 1) * places.choices; ++i)
+      if (slots[i] >= 0) sum += sums[i * kTileStride + row];
+    y[size_t(token) * in.H + first_row + row] = from_float<Act>(sum);
+  }
+}
+
+}  // namespace
+
+#define DECODE_KERNELS(Act, suffix, Weight, stored, tiles)                                                               \
+  extern "C" __global__ void __launch_bounds__(128) moe_experts_gate_up_##suffix##_##stored##_m##tiles(                  \
+      const Act* x, const int* slot, Act* h, STORED_ARGUMENTS, int places, int choices, int stride) {                    \
+    SHARED_MEMORY(memory);                                                                                               \
+    const Stored in = STORED;                                                                                            \
+    gate_up<Act, Weight, tiles>(in, {slot, nullptr, places, choices}, x, h, stride, memory);                             \
+  }                                                                                                                      \
+  extern "C" __global__ void __launch_bounds__(320) moe_experts_down_##suffix##_##stored##_m##tiles(                     \
+      const Act* h, const int* slot, const float* weight, Act* y, STORED_ARGUMENTS, int places, int choices,             \
+      int stride) {                                                                                                      \
+    SHARED_MEMORY(memory);                                                                                               \
+    const Stored in = STORED;                                                                                            \
+    down<Act, Weight, tiles>(in, {slot, weight, places, choices}, h, stride, y, memory);                                 \
+  }                                                                                                                      \
+  EXPORT_KERNEL(moe_experts_gate_up_##suffix##_##stored##_m##tiles)                                                      \
+  EXPORT_KERNEL(moe_experts_down_##suffix##_##stored##_m##tiles)
+
+#define DECODE_TILES(tiles)                          \
+  DECODE_KERNELS(float, f32, BlockFp8, e4m3, tiles)  \
+  DECODE_KERNELS(float, f32, Bf16, bf16, tiles)      \
+  DECODE_KERNELS(bf16, bf16, BlockFp8, e4m3, tiles)  \
+  DECODE_KERNELS(bf16, bf16, Bf16, bf16, tiles)
+
+DECODE_TILES(1)
+DECODE_TILES(2)
+DECODE_TILES(8)
+ROUTER_KERNEL(float, f32, 1)
+ROUTER_KERNEL(float, f32, 8)
+ROUTER_KERNEL(bf16, bf16, 1)
+ROUTER_KERNEL(bf16, bf16, 8)
+ROUTE_KERNEL(float, f32)
+ROUTE_KERNEL(bf16, bf16)

@@ -1,0 +1,186 @@
+// launch.py and plugin.py of the routed experts in C++; tests/plugins/test_native_launches.py holds them equal.
+#pragma once
+#include <algorithm>
+#include <iterator>
+#include <set>
+
+#include "../native/launch.hpp"
+
+namespace deltart::moe_experts {
+
+constexpr int64_t TILES[] = {1, 2, 8};  // tokens that chose one expert, in eights
+constexpr int64_t MAX_DECODE_TOKENS = 64, MAX_DECODE_PLACES = 1024;
+constexpr int64_t ALIGNMENT = 256;  // of the arrays in the workspace
+constexpr int64_t TILE_STRIDE = 20;
+constexpr int64_t HALF_ROWS = 8, ROWS = 16;  // of a weight: a block of gate_up, and of down
+constexpr int64_t ROUTER_WARPS = 8, GATE_UP_WARPS = 4, MIN_WARPS = 4, MAX_WARPS = 10;
+constexpr int64_t ROUTE_THREADS = 256, THREADS = 256;
+constexpr int64_t TILE_TOKENS = 64, TILE_ROWS = 128, STAGES = 3;
+
+struct Shape {
+  int64_t rows, tokens, hidden, experts, chosen, width, shared, stored_experts;
+  DType dtype, scale_dtype;
+  bool is_fp8;
+
+  int64_t choices() const { return chosen + (shared > 0); }
+  int64_t places() const { return rows * choices(); }
+  int64_t stride() const { return std::max(width, shared); }
+  int64_t groups() const { return stored_experts + (shared > 0); }
+  int64_t tiles() const { return places() / TILE_TOKENS + groups(); }
+  bool is_decode() const { return rows <= MAX_DECODE_TOKENS && places() <= MAX_DECODE_PLACES; }
+};
+
+inline std::string joined(const std::set<std::string>& names) {
+  std::string text;
+  for (const std::string& one : names) text += (text.empty() ? "" : " and ") + one;
+  return text;
+}
+
+inline Shape shape_of(const Call& call) {
+  auto kinds_of = [&](Names tensors) {
+    std::set<std::string> kinds;
+    for (std::string_view tensor : tensors)
+      if (call.dtypes.count(tensor)) kinds.insert(name(call.dtype(tensor)));
+    return kinds;
+  };
+  std::set<std::string> scales = kinds_of({"experts_scale", "shared_gate_scale_inv", "shared_up_scale_inv", "shared_down_scale_inv"});
+  require(scales.size() <= 1, "scales stored as " + joined(scales), "one type for all");
+  std::set<std::string> plain =
+      kinds_of({"router", "gate_up", "down", "shared_gate", "shared_up", "shared_down", "shared_expert_gate"});
+  plain.erase("i8"), plain.erase("bf16");
+  require(plain.empty(), "weights stored as " + joined(plain), "bf16");
+  bool is_fp8 = call.dtypes.count("experts"), has_shared = call.sizes.count("shared_size");
+  return {call.size("B") * call.size("T"),
+          call.size("T"),
+          call.size("hidden_size"),
+          call.size("E"),
+          call.size("num_experts_per_tok"),
+          call.size("intermediate_size"),
+          has_shared ? call.size("shared_size") : 0,
+          is_fp8 ? call.size("S") : call.size("E"),
+          call.dtype("x"),
+          is_fp8 ? call.dtype("experts_scale") : DType::f32,
+          is_fp8};
+}
+
+// Bytes of the scratch arrays by name; enough for any call with fewer tokens too.
+inline std::vector<std::pair<std::string_view, int64_t>> workspace(const Shape& shape) {
+  int64_t places = 4 * shape.places();
+  int64_t h = shape.places() * shape.stride() * (shape.dtype == DType::bf16 ? 2 : 4);
+  std::vector<std::pair<std::string_view, int64_t>> arrays = {{"slot", places}, {"weight", places}, {"h", h}};
+  if (shape.shared) arrays.emplace_back("logits", 4 * shape.rows * shape.experts);
+  if (shape.is_decode()) return arrays;
+  arrays.insert(arrays.end(), {{"count", 4 * shape.groups()}, {"place", places}, {"position", places}});
+  for (std::string_view array : {"tile_slot", "tile_first", "tile_tokens"}) arrays.emplace_back(array, 4 * shape.tiles());
+  arrays.emplace_back("rows", 2 * shape.places() * shape.hidden);
+  return arrays;
+}
+
+inline int64_t aligned(int64_t size) { return ceil_div(size, ALIGNMENT) * ALIGNMENT; }
+
+inline int64_t workspace_bytes(const Call& call) {
+  int64_t bytes = 0;
+  for (auto [array, size] : workspace(shape_of(call))) bytes += aligned(size);
+  return bytes;
+}
+
+inline void check(const Shape& shape) {
+  std::string found = "hidden " + std::to_string(shape.hidden) + ", width " + std::to_string(shape.width) + ", shared " +
+                      std::to_string(shape.shared);
+  require(shape.rows > 0 && std::min(shape.hidden, shape.width) > 0, found, "no empty axis");
+  require(shape.hidden % 16 == 0 && shape.width % 16 == 0 && shape.shared % 16 == 0, found, "multiples of 16");
+  require(0 < shape.chosen && shape.chosen <= shape.experts,
+          std::to_string(shape.chosen) + " of " + std::to_string(shape.experts) + " experts", "1 to all of them");
+}
+
+inline Launch router(const Call& call, const Shape& shape) {
+  int64_t tile = shape.rows <= 8 * TILES[0] ? TILES[0] : TILES[2];
+  Arguments args;
+  args.pointers(call, {"x", "router", "logits"}).ints({shape.rows, shape.experts, shape.hidden});
+  return {"moe_experts_router_" + name(shape.dtype) + "_m" + std::to_string(tile),
+          {ceil_div(shape.rows, 8 * tile), ceil_div(shape.experts, ROWS), 1}, 32 * ROUTER_WARPS,
+          4 * ROUTER_WARPS * 8 * tile * TILE_STRIDE, args};
+}
+
+inline Launch route(const Call& call, const Shape& shape) {
+  int64_t threads = std::min(ROUTE_THREADS, ceil_div(shape.experts, 32) * 32);
+  Arguments args;
+  args.pointers(call, {"x", "logits", "n_tokens"})
+      .optional(call, {"slot_expert", "shared_expert_gate"})
+      .ints({1})
+      .pointers(call, {"slot", "weight"})
+      .ints({shape.tokens, shape.experts, shape.stored_experts, shape.chosen, shape.hidden});
+  return {"moe_experts_route_" + name(shape.dtype), {shape.rows, 1, 1}, threads,
+          4 * (2 * shape.experts + 2 * shape.chosen + threads / 32), args};
+}
+
+// Appends all weights, scales and their sizes.
+inline Arguments& add_stored(Arguments& args, const Call& call, const Shape& shape) {
+  if (shape.is_fp8)
+    args.pointers(call, {"experts", "experts", "experts_scale"});
+  else
+    args.pointers(call, {"gate_up", "down"}).address(0);
+  return args.optional(call, {"shared_gate", "shared_up", "shared_down"})
+      .optional(call, {"shared_gate_scale_inv", "shared_up_scale_inv", "shared_down_scale_inv"})
+      .ints({shape.scale_dtype == DType::bf16, shape.stored_experts, shape.hidden, shape.width, shape.shared});
+}
+
+inline std::string stored(const Shape& shape) { return shape.is_fp8 ? "e4m3" : "bf16"; }
+
+inline void decode(std::vector<Launch>& list, const Call& call, const Shape& shape) {
+  int64_t tokens = 8 * *std::find_if(std::begin(TILES), std::end(TILES), [&](int64_t t) { return shape.rows <= 8 * t; });
+  int64_t warps = std::min(MAX_WARPS, std::max(MIN_WARPS, shape.choices()));
+  std::string kind = name(shape.dtype) + "_" + stored(shape) + "_m" + std::to_string(tokens / 8);
+  Arguments gate_up, down;
+  add_stored(gate_up.pointers(call, {"x", "slot", "h"}), call, shape)
+      .ints({shape.places(), shape.choices(), shape.stride()});
+  add_stored(down.pointers(call, {"h", "slot", "weight", "y"}), call, shape)
+      .ints({shape.places(), shape.choices(), shape.stride()});
+  list.push_back({"moe_experts_gate_up_" + kind, {ceil_div(shape.stride(), HALF_ROWS), shape.places(), 1},
+                  32 * GATE_UP_WARPS, 4 * (shape.places() + tokens + 1 + GATE_UP_WARPS * tokens * TILE_STRIDE), gate_up});
+  list.push_back({"moe_experts_down_" + kind, {ceil_div(shape.hidden, ROWS), 1, 1}, 32 * warps,
+                  4 * (3 * shape.places() + 1 + warps * (tokens + 1) + shape.places() * TILE_STRIDE), down});
+}
+
+inline void prefill(std::vector<Launch>& list, const Call& call, const Shape& shape) {
+  require(shape.dtype == DType::bf16, name(shape.dtype) + " activations of " + std::to_string(shape.rows) + " tokens",
+          "bf16");
+  Names order = {"place", "tile_slot", "tile_first", "tile_tokens"};
+  int64_t partial = 4 * (THREADS / 32), count = shape.rows * shape.hidden;
+  int64_t stage = shape.is_fp8 ? TILE_TOKENS * 160 + TILE_ROWS * 80 : (TILE_TOKENS + TILE_ROWS) * 144;
+  int64_t shared = STAGES * stage + 4 * TILE_TOKENS;
+  Arguments counted, arranged, gate_up, down, combined;
+  counted.pointers(call, {"slot", "count"}).ints({shape.places()});
+  arranged.pointers(call, {"slot", "count", "place", "position", "tile_slot", "tile_first", "tile_tokens"})
+      .ints({shape.places(), shape.groups(), shape.tiles()});
+  add_stored(gate_up.pointers(call, {"x"}).pointers(call, order).pointers(call, {"h"}), call, shape)
+      .ints({shape.choices(), shape.stride()});
+  add_stored(down.pointers(call, {"h", "weight"}).pointers(call, order).pointers(call, {"rows"}), call, shape)
+      .ints({shape.stride()});
+  combined.pointers(call, {"rows", "position", "y"}).ints({shape.choices(), shape.hidden}).count(count);
+  list.push_back({"moe_experts_count", {shape.groups(), 1, 1}, THREADS, partial, counted});
+  list.push_back({"moe_experts_arrange", {shape.groups(), 1, 1}, THREADS, partial, arranged});
+  list.push_back({"moe_experts_group_gate_up_" + stored(shape),
+                  {shape.tiles(), ceil_div(shape.stride(), TILE_ROWS / 2), 1}, THREADS, shared, gate_up});
+  list.push_back({"moe_experts_group_down_" + stored(shape), {shape.tiles(), ceil_div(shape.hidden, TILE_ROWS), 1},
+                  THREADS, shared, down});
+  list.push_back({"moe_experts_combine", {ceil_div(count, 8 * THREADS), 1, 1}, THREADS, 0, combined});
+}
+
+inline Launches launches(const Call& call) {
+  Shape shape = shape_of(call);
+  check(shape);
+  Call with = call;
+  uint64_t end = call.address("workspace");
+  for (auto [array, size] : workspace(shape)) {
+    with.at[array] = end;
+    end += aligned(size);
+  }
+  std::vector<Launch> list;
+  if (shape.shared) list.push_back(router(with, shape));
+  list.push_back(route(with, shape));
+  (shape.is_decode() ? decode : prefill)(list, with, shape);
+  return {shape.is_decode() ? "decode.cu" : "prefill.cu", list};
+}
+
+}  // namespace deltart::moe_experts

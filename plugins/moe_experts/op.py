@@ -1,0 +1,81 @@
+"""Contracts of a sparse MLP: its routed experts, alone and with the shared one, by how weights are stored."""
+
+from deltart.plugins.moe_experts.reference import fp8_moe_experts, fp8_sparse_moe, moe_experts, sparse_moe
+from deltart.plugins.spec import ACT, F32, FP8, I32, STORED, OpSpec, TensorSpec
+
+TOKENS = (
+    TensorSpec("x", ACT, ("B", "T", "hidden_size")),
+    TensorSpec("logits", F32, ("B", "T", "E")),
+    TensorSpec("n_tokens", I32, ("B",)),
+)
+SIZES = {"num_experts_per_tok": int, "hidden_size": int, "intermediate_size": int}
+MIXED = "the k experts of the largest logits, weighted by the softmax over these; none where t >= n_tokens"
+
+MOE_EXPERTS = OpSpec(
+    name="MoeExperts",
+    doc=f"y = sum_e w_e * down_e(silu(gate_e x) * (up_e x)) over {MIXED}. gate_up holds the gate's rows first.",
+    inputs=(
+        *TOKENS,
+        TensorSpec("gate_up", STORED, ("E", "gate_up_rows", "hidden_size")),
+        TensorSpec("down", STORED, ("E", "hidden_size", "intermediate_size")),
+    ),
+    outputs=(TensorSpec("y", ACT, ("B", "T", "hidden_size")),),
+    attributes=SIZES,
+    reference=moe_experts,
+)
+
+FP8_MOE_EXPERTS = OpSpec(
+    name="Fp8MoeExperts",
+    doc=f"""y as in MoeExperts, over {MIXED}, of experts that are block-128 FP8.
+
+    Slot s of `experts` holds down, gate and up of expert slot_expert[s], row by row, and `experts_scale` their scales.
+    Experts that are in no slot add nothing.""",
+    inputs=(
+        *TOKENS,
+        TensorSpec("experts", FP8, ("S", "parts", "values")),
+        TensorSpec("experts_scale", STORED, ("S", "parts", "blocks")),
+        TensorSpec("slot_expert", I32, ("S",)),
+    ),
+    outputs=(TensorSpec("y", ACT, ("B", "T", "hidden_size")),),
+    attributes=SIZES,
+    reference=fp8_moe_experts,
+)
+
+ROUTED = (TOKENS[0], TensorSpec("router", STORED, ("E", "hidden_size")), TOKENS[2])
+
+SPARSE_MOE = OpSpec(
+    name="SparseMoe",
+    doc="""MoeExperts of the logits x router^T in f32, + sigmoid(x shared_expert_gate^T) * shared(x).
+
+    shared(x) = shared_down(silu(shared_gate x) * (shared_up x)).""",
+    inputs=(
+        *ROUTED,
+        *MOE_EXPERTS.inputs[3:],
+        TensorSpec("shared_gate", STORED, ("shared_size", "hidden_size")),
+        TensorSpec("shared_up", STORED, ("shared_size", "hidden_size")),
+        TensorSpec("shared_down", STORED, ("hidden_size", "shared_size")),
+        TensorSpec("shared_expert_gate", STORED, ("one", "hidden_size")),
+    ),
+    outputs=MOE_EXPERTS.outputs,
+    attributes=SIZES,
+    reference=sparse_moe,
+)
+
+FP8_SPARSE_MOE = OpSpec(
+    name="Fp8SparseMoe",
+    doc="As SparseMoe, of Fp8MoeExperts and a shared expert that is block-128 FP8.",
+    inputs=(
+        *ROUTED,
+        *FP8_MOE_EXPERTS.inputs[3:],
+        TensorSpec("shared_gate", FP8, ("shared_size", "hidden_size")),
+        TensorSpec("shared_gate_scale_inv", STORED, ("shared_blocks", "hidden_blocks")),
+        TensorSpec("shared_up", FP8, ("shared_size", "hidden_size")),
+        TensorSpec("shared_up_scale_inv", STORED, ("shared_blocks", "hidden_blocks")),
+        TensorSpec("shared_down", FP8, ("hidden_size", "shared_size")),
+        TensorSpec("shared_down_scale_inv", STORED, ("hidden_blocks", "shared_blocks")),
+        TensorSpec("shared_expert_gate", STORED, ("one", "hidden_size")),
+    ),
+    outputs=FP8_MOE_EXPERTS.outputs,
+    attributes=SIZES,
+    reference=fp8_sparse_moe,
+)

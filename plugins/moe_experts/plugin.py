@@ -1,0 +1,64 @@
+"""Which kernels serve a TensorRT call of each op of the routed experts, with the shared expert and without."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from deltart.plugins.kernel_call import Call, Kernel
+from deltart.plugins.launch import Launch, require
+from deltart.plugins.moe_experts.inputs import Shape
+from deltart.plugins.moe_experts.launch import ALIGNMENT, check, experts, is_decode, workspace
+
+FOLDER = Path(__file__).resolve().parent
+SOURCES = ("decode.cu", "prefill.cu")
+SCALES = ("experts_scale", "shared_gate_scale_inv", "shared_up_scale_inv", "shared_down_scale_inv")
+PLAIN = ("router", "gate_up", "down", "shared_gate", "shared_up", "shared_down", "shared_expert_gate")
+
+
+def shape_of(call: Call) -> Shape:
+    """The call's sizes and types; raises BuildError for types that no kernel takes."""
+    sizes, dtypes = call.sizes, call.dtypes
+    is_fp8 = "experts" in dtypes
+    kinds = sorted({dtypes[name] for name in SCALES if name in dtypes})
+    require(len(kinds) <= 1, f"scales stored as {' and '.join(kinds)}", "one type for all")
+    plain = sorted({dtypes[name] for name in PLAIN if dtypes.get(name) not in (None, "i8")} - {"bf16"})
+    require(not plain, f"weights stored as {' and '.join(plain)}", "bf16")
+    return Shape(
+        slots=sizes["B"],
+        tokens=sizes["T"],
+        hidden=sizes["hidden_size"],
+        experts=sizes["E"],
+        chosen=sizes["num_experts_per_tok"],
+        width=sizes["intermediate_size"],
+        shared=sizes.get("shared_size", 0),
+        present=sizes["S"] if is_fp8 else sizes["E"],
+        dtype=dtypes["x"],
+        stored="e4m3" if is_fp8 else "bf16",
+        scale_dtype=kinds[0] if kinds else "f32",
+    )
+
+
+def workspace_bytes(call: Call) -> int:
+    """Of all scratch arrays."""
+    return sum(_aligned(size) for size in workspace(shape_of(call)).values())
+
+
+def launches(call: Call) -> tuple[str, list[Launch]]:
+    """The source and launches of one call."""
+    shape = shape_of(call)
+    check(shape)
+    at, end = dict(call.at), call.at["workspace"]
+    for name, size in workspace(shape).items():
+        at[name] = end
+        end += _aligned(size)
+    return SOURCES[0] if is_decode(shape) else SOURCES[1], experts(shape, at)
+
+
+def _aligned(size: int) -> int:
+    return -(-size // ALIGNMENT) * ALIGNMENT
+
+
+KERNELS = {
+    name: Kernel(FOLDER, SOURCES, workspace_bytes, launches)
+    for name in ("MoeExperts", "Fp8MoeExperts", "SparseMoe", "Fp8SparseMoe")
+}

@@ -1,0 +1,163 @@
+"""Float64 reference of routed experts, an expert at a time. Stored experts may come in their own type."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from deltart.plugins.fp8_linear.reference import BLOCK, dequantize
+
+Expert = tuple[np.ndarray, np.ndarray, np.ndarray]  # gate [I, H], up [I, H], down [H, I]
+
+
+def route(logits: np.ndarray, num_experts_per_tok: int) -> tuple[np.ndarray, np.ndarray]:
+    """logits [N, E] -> experts [N, k] by falling logit, of equal ones the lower first, and their weights [N, k].
+
+    The softmax over the chosen logits: what the softmax over all of them is once its top k are renormalised.
+    """
+    chosen = np.argsort(-logits, axis=1, kind="stable")[:, :num_experts_per_tok]
+    best = np.take_along_axis(logits, chosen, 1)
+    weights = np.exp(best - best[:, :1])
+    return chosen, weights / weights.sum(1, keepdims=True)
+
+
+def moe_experts(
+    x: np.ndarray,
+    logits: np.ndarray,
+    n_tokens: np.ndarray,
+    gate_up: np.ndarray,
+    down: np.ndarray,
+    num_experts_per_tok: int,
+    hidden_size: int,
+    intermediate_size: int,
+) -> tuple[np.ndarray]:
+    """x [B, T, H], logits [B, T, E], gate_up [E, 2I, H] (gate rows first), down [E, H, I] -> y [B, T, H].
+
+    Tokens at or beyond n_tokens[b] go to no expert: their y is 0.
+    """
+
+    def expert(number: int) -> Expert:
+        gate, up = np.split(wide(gate_up[number]), 2)
+        return gate, up, wide(down[number])
+
+    return _mix(x, logits, n_tokens, num_experts_per_tok, dict.fromkeys(range(len(down))), expert)
+
+
+def fp8_moe_experts(
+    x: np.ndarray,
+    logits: np.ndarray,
+    n_tokens: np.ndarray,
+    experts: np.ndarray,
+    experts_scale: np.ndarray,
+    slot_expert: np.ndarray,
+    num_experts_per_tok: int,
+    hidden_size: int,
+    intermediate_size: int,
+) -> tuple[np.ndarray]:
+    """As `moe_experts`, of the experts that lie in the region: slot s holds expert slot_expert[s].
+
+    experts [S, 3, H*I] (E4M3 values): down [H, I], gate [I, H] and up [I, H] of each slot; experts_scale
+    [S, 3, blocks]: their scales, one per 128 x 128 block. An expert in no slot adds nothing.
+    """
+    hidden, width = hidden_size, intermediate_size
+    rows, columns = -(-hidden // BLOCK), -(-width // BLOCK)
+
+    def expert(slot: int) -> Expert:
+        down, gate, up = wide(experts[slot])
+        down_scale, gate_scale, up_scale = wide(experts_scale[slot])
+        return (
+            dequantize(gate.reshape(width, hidden), gate_scale.reshape(columns, rows)),
+            dequantize(up.reshape(width, hidden), up_scale.reshape(columns, rows)),
+            dequantize(down.reshape(hidden, width), down_scale.reshape(rows, columns)),
+        )
+
+    slots = {int(number): slot for slot, number in enumerate(slot_expert)}
+    return _mix(x, logits, n_tokens, num_experts_per_tok, slots, lambda number: expert(slots[number]))
+
+
+def _mix(
+    x: np.ndarray,
+    logits: np.ndarray,
+    n_tokens: np.ndarray,
+    count: int,
+    present: dict[int, int] | dict[int, None],
+    expert: Callable[[int], Expert],
+) -> tuple[np.ndarray]:
+    y, real = np.zeros_like(x), np.arange(x.shape[1]) < n_tokens[:, None]
+    rows, mixed = x[real], y[real]  # [tokens, H]
+    chosen, weights = route(logits[real], count)
+    for number in present:
+        token, place = np.nonzero(chosen == number)
+        if len(token):
+            mixed[token] += weights[token, place, None] * swiglu(rows[token], *expert(number))
+    y[real] = mixed
+    return (y,)
+
+
+def wide(stored: np.ndarray) -> np.ndarray:
+    """The values in float64."""
+    return stored.astype(np.float64, copy=False)
+
+
+def swiglu(x: np.ndarray, gate: np.ndarray, up: np.ndarray, down: np.ndarray) -> np.ndarray:
+    """down(silu(gate x) * (up x)) of x [tokens, H]."""
+    opened = x @ gate.T
+    result: np.ndarray = (opened / (1.0 + np.exp(-opened)) * (x @ up.T)) @ down.T
+    return result
+
+
+def sparse_moe(
+    x: np.ndarray,
+    router: np.ndarray,
+    n_tokens: np.ndarray,
+    gate_up: np.ndarray,
+    down: np.ndarray,
+    shared_gate: np.ndarray,
+    shared_up: np.ndarray,
+    shared_down: np.ndarray,
+    shared_expert_gate: np.ndarray,
+    num_experts_per_tok: int,
+    hidden_size: int,
+    intermediate_size: int,
+) -> tuple[np.ndarray]:
+    """`moe_experts` of logits x router^T, and the expert that every token takes through its own gate [1, H]."""
+    sizes = (num_experts_per_tok, hidden_size, intermediate_size)
+    (routed,) = moe_experts(x, x @ router.T, n_tokens, gate_up, down, *sizes)
+    return (routed + _shared(x, n_tokens, (shared_gate, shared_up, shared_down), shared_expert_gate),)
+
+
+def fp8_sparse_moe(
+    x: np.ndarray,
+    router: np.ndarray,
+    n_tokens: np.ndarray,
+    experts: np.ndarray,
+    experts_scale: np.ndarray,
+    slot_expert: np.ndarray,
+    shared_gate: np.ndarray,
+    shared_gate_scale_inv: np.ndarray,
+    shared_up: np.ndarray,
+    shared_up_scale_inv: np.ndarray,
+    shared_down: np.ndarray,
+    shared_down_scale_inv: np.ndarray,
+    shared_expert_gate: np.ndarray,
+    num_experts_per_tok: int,
+    hidden_size: int,
+    intermediate_size: int,
+) -> tuple[np.ndarray]:
+    """`fp8_moe_experts` of logits x router^T, and the expert that every token takes through its own gate [1, H]."""
+    sizes = (num_experts_per_tok, hidden_size, intermediate_size)
+    (routed,) = fp8_moe_experts(x, x @ router.T, n_tokens, experts, experts_scale, slot_expert, *sizes)
+    pairs = (
+        (shared_gate, shared_gate_scale_inv),
+        (shared_up, shared_up_scale_inv),
+        (shared_down, shared_down_scale_inv),
+    )
+    gate, up, down = (dequantize(*pair) for pair in pairs)
+    return (routed + _shared(x, n_tokens, (gate, up, down), shared_expert_gate),)
+
+
+def _shared(x: np.ndarray, n_tokens: np.ndarray, expert: Expert, gate: np.ndarray) -> np.ndarray:
+    y, real = np.zeros_like(x), np.arange(x.shape[1]) < n_tokens[:, None]
+    y[real] = swiglu(x[real], *expert) / (1.0 + np.exp(-(x[real] @ gate.T)))
+    return y

@@ -1,0 +1,1 @@
+"""HTTP APIs over an engine: OpenAI's chat, completions and responses, Anthropic's messages."""

@@ -1,0 +1,140 @@
+"""Bugs planted in the kernels of the routed experts are caught by their tests' checks."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import test_moe_experts as experts
+from test_planted_bugs_linear import passes_check, sources
+
+from deltart.plugins.cpu_shim.runner import REVERSE
+
+__all__ = ["sources"]  # the fixture
+
+
+def mixes(op: Path, tokens: int = 5, stored: str = "e4m3") -> bool:
+    shape = replace(experts.SMALL, slots=3, tokens=tokens, hidden=272, width=144, present=5, stored=stored)
+    if stored == "bf16":
+        shape = replace(shape, present=0)
+    counts = [tokens, 0, max(1, tokens // 2)]
+    return all(experts.check(shape, counts, order=order, folder=op) for order in (0, REVERSE))
+
+
+ROUTE, STORED, DECODE, GROUPS = "route.cuh", "experts.cuh", "decode.cu", "prefill.cu"
+mix_many, mix_plain, mix_many_plain = (
+    functools.partial(mixes, tokens=tokens, stored=stored)
+    for tokens, stored in ((50, "e4m3"), (5, "bf16"), (50, "bf16"))
+)
+# What is wrong: the file, its line, what replaces it, and the check that fails.
+BUGS: dict[str, tuple[str, str, str, Callable[[Path], bool]]] = {
+    "gate and up exchanged": (STORED, "kDown, kGate, kUp", "kDown, kUp, kGate", mixes),
+    "up rows before the gate's": (STORED, "2 + (part == kUp)", "2 + (part != kUp)", mix_plain),
+    "experts by number instead of slot": (
+        ROUTE,
+        "slot_of[in.slot_expert[s]] = s",
+        "slot_of[s] = s",
+        mixes,
+    ),
+    "scales of the slot before": (STORED, "at * blocks)", "(at < 3 ? at : at - 3) * blocks)", mixes),
+    "the upper expert of equal ones": (ROUTE, "&& other < e)", "&& other > e)", mixes),
+    "weights not renormalised": (ROUTE, "- best[0]) / sum;", "- best[0]);", mixes),
+    "one expert too few": (ROUTE, "larger < in.chosen &&", "larger < in.chosen - 1 &&", mixes),
+    "padded tokens routed": (ROUTE, "in.n_tokens[row / in.tokens])", "in.tokens)", mixes),
+    "logits read before they are there": (
+        ROUTE,
+        "  // kept if logits are NaN\n  __syncthreads();\n",
+        "  // kept if logits are NaN\n",
+        mixes,
+    ),
+    "shared expert's gate left open": (ROUTE, "= sigmoid(gate);", "= gate;", mixes),
+    "sum of the gate by one warp": (ROUTE, "partial[warp];", "partial[0];", mixes),
+    "tokens of another place": (DECODE, "list[8 * m + tile.g] / places.choices", "8 * m + tile.g", mixes),
+    "parts of K added too early": (
+        DECODE,
+        "+ row] = value; });\n  __syncthreads();\n",
+        "+ row] = value; });\n",
+        mixes,
+    ),
+    "a warp's part of K left out": (DECODE, "part = 0; part < warps;", "part = 1; part < warps;", mixes),
+    "experts counted off before they are found": (
+        DECODE,
+        "    is_first[i] = !seen;\n  }\n  __syncthreads();\n",
+        "    is_first[i] = !seen;\n  }\n",
+        mixes,
+    ),
+    "sums read before they are there": (
+        DECODE,
+        "  }\n  __syncthreads();\n  const int M",
+        "  }\n  const int M",
+        mixes,
+    ),
+    "absent experts added": (DECODE, "if (slots[i] >= 0) sum", "if (true) sum", mixes),
+    "h of the tokens instead of the places": (
+        DECODE,
+        "h + size_t(list[8 * m + tile.g]) * stride",
+        "h + size_t(list[8 * m + tile.g] / places.choices) * stride",
+        mixes,
+    ),
+    "weights of the next place": (
+        DECODE,
+        "places.weight[list[token]]",
+        "places.weight[list[token] + 1]",
+        mixes,
+    ),
+    "slots counted without the last place": (
+        GROUPS,
+        "i < in.places; i += kThreads) mine",
+        "i < in.places - 1; i += kThreads) mine",
+        mix_many,
+    ),
+    "places behind one another's": (GROUPS, "if (other < warp) at += partial[other];", "", mix_many),
+    "rounds on top of each other": (GROUPS, "      before += partial[other];\n", "", mix_many),
+    "parts of a round read too late": (
+        GROUPS,
+        "    __syncthreads();  // the last round's parts are read\n",
+        "",
+        mix_many,
+    ),
+    "tiles of the slots before not counted": (
+        GROUPS,
+        "(in.count[i] + kTokens - 1) / kTokens;\n  }",
+        "in.count[i] / kTokens;\n  }",
+        mix_many,
+    ),
+    "operands read before they are there": (GROUPS, "      wait_copies<kStages - 2>();\n", "", mix_many),
+    "operands overwritten too early": (
+        GROUPS,
+        "      __syncthreads();\n      if (step",
+        "      if (step",
+        mix_many,
+    ),
+    "last scaled block left out": (GROUPS, " || step + 1 == steps) promote", ") promote", mix_many),
+    "up with the scales of the gate": (GROUPS, "W[matrix_of(r)].scale_of", "W[0].scale_of", mix_many),
+    "up with the rows of the gate": (GROUPS, "Gated ? r / 8 % 2 : 0", "0", mix_many_plain),
+    "rows of another place": (GROUPS, "weight[order.place[at]]", "weight[at]", mix_many),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("bug", BUGS)
+def test_is_caught(sources: Path, bug: str) -> None:
+    name, right, wrong, passes = BUGS[bug]
+    source = sources / experts.FOLDER.name / name
+    source.write_text(source.read_text().replace(right, wrong))
+    assert not passes_check(passes, source.parent)
+
+
+@pytest.mark.slow
+def test_an_unbroken_copy_passes(sources: Path) -> None:
+    for passes in {passes for *_, passes in BUGS.values()}:
+        assert passes(sources / experts.FOLDER.name)
+
+
+def test_the_lines_to_break_are_there() -> None:
+    counts = {bug: (experts.FOLDER / name).read_text().count(right) for bug, (name, right, *_) in BUGS.items()}
+    assert set(counts.values()) == {1}, counts
+    assert all(wrong != right for _, right, wrong, _ in BUGS.values())
