@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections import OrderedDict
@@ -185,7 +186,7 @@ class StructureCompiler:
     def _json(self, schema: Any, strict: bool) -> tuple[Grammar, tuple[str, ...]]:
         made, skipped = prepared(schema, strict)
         try:
-            grammar = self._grammars.compile(_matcher().grammar_from_json_schema(made))
+            grammar = self._grammars.compile(_matcher().grammar_from_json_schema(json.dumps(made)))
         except GenerationError as error:
             place = place_of(schema, error.found)
             at = f" at {place}" if place else ""

@@ -14,7 +14,7 @@ from typing import Any
 
 from deltart.errors import GenerationError
 from deltart.runtime.structure.call_text import CLOSE_PARAMETER
-from deltart.runtime.structure.schema import prepared
+from deltart.runtime.structure.schema import STANDARD_FORMATS, prepared
 from deltart.runtime.structure.vocabulary import load_llguidance
 
 Json = Any
@@ -181,7 +181,7 @@ class ParameterReader:
     def _string(self, schema: Mapping[str, Json], keys: frozenset[str], where: str) -> Value:
         own = [key for key in _STRING if key in keys]
         beside = self._beside(keys - {"type", *_STRING} - _OBJECT - _ARRAY - _NUMBER, where)
-        if "format" in own and schema["format"] not in _FORMATS:  # JSON Schema has other formats pass
+        if "format" in own and schema["format"] not in STANDARD_FORMATS:
             own.remove("format")
             beside |= Value(skipped=(f"{self._where}: format {schema['format']!r} at {where} is not enforced",))
         if own and self._strict:
@@ -193,6 +193,8 @@ class ParameterReader:
         if "minLength" in keys or "maxLength" in keys:
             parts.append(f"/(?s:.{{{schema.get('minLength', 0)},{schema.get('maxLength', '')}}})/")
         if "format" in keys:
+            if schema["format"] not in _FORMATS:
+                self._refuse(f"{where}/format = {schema['format']!r}")
             parts.append(_regex(_FORMATS[schema["format"]]))
         if "pattern" in keys:
             parts.append(_regex(self._searching(str(schema["pattern"]), where)))

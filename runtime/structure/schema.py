@@ -19,17 +19,22 @@ MAX_OPTIONAL = 900  # properties of one object that may be left out: each of the
 # White space between tokens is a blank or a line break with its indentation: a model could go on with it for ever.
 _SPACE = r" |\r?\n[ \t]{0,32}"
 
-# Formats that llguidance enforces. JSON Schema has others pass, and so do we.
+# Formats that llguidance enforces, and those of JSON Schema's own that it does not. Any other has no meaning there.
 _FORMATS = frozenset({
     "date-time", "date", "time", "duration", "email", "hostname", "ipv4", "ipv6", "uuid", "uri",
 })  # fmt: skip
+STANDARD_FORMATS = _FORMATS | {
+    "idn-email", "idn-hostname", "uri-reference", "iri", "iri-reference", "uri-template", "json-pointer",
+    "relative-json-pointer", "regex",
+}  # fmt: skip
 
 # What llguidance's messages are about, where they do not quote the keyword.
 _ABOUT = (
     ("circular reference", "$ref"), ("Reference", "$ref"), ("Resource", "$ref"), ("Pointer", "$ref"),
     ("regex", "pattern"),
     ("min/maxProperties", "minProperties"), ("patternProperty", "patternProperties"), ("multipleOf", "multipleOf"),
-    ("oneOf", "oneOf"), ("Invalid type", "type"), ("float range", "maximum"), ("items; max is", "properties"),
+    ("oneOf", "oneOf"), ("Invalid type", "type"), ("Unknown format", "format"), ("float range", "maximum"),
+    ("items; max is", "properties"),
 )  # fmt: skip
 
 # Keywords whose value is one schema, a list of schemas, or a mapping of names to schemas.
@@ -95,9 +100,11 @@ def prepared(schema: Json, strict: bool) -> tuple[dict[str, Any], tuple[str, ...
         _check_optional(where, node)
         if strict:
             _check_minimum(where, node)
+            _check_numbers(where, node)
         if node.get("uniqueItems") is False:
             del node["uniqueItems"]
-        if isinstance(node.get("format"), str) and node["format"] not in _FORMATS:
+        named = node.get("format")
+        if isinstance(named, str) and named not in (STANDARD_FORMATS if strict else _FORMATS):
             skipped.append(f"format {node.pop('format')!r} at {where} is not enforced")
     options = {"whitespace_pattern": _SPACE, "coerce_one_of": not strict, "lenient": not strict}
     return {**made, "x-guidance": options}, tuple(skipped)
@@ -129,6 +136,14 @@ def _check_minimum(where: str, node: Mapping[str, Any]) -> None:
         )
 
 
+def _check_numbers(where: str, node: Mapping[str, Any]) -> None:
+    """llguidance keeps whole numbers of 63 bits and their sign, and rounds larger ones."""
+    for key, value in node.items():
+        for each in value if isinstance(value, list) else [value]:
+            if isinstance(each, int) and not -(2**63) <= each < 2**63:
+                raise GenerationError(f"{each} at {where}/{key}", "whole numbers of 63 bits", "do without strict")
+
+
 def subschemas(schema: Json, where: str = "#") -> Iterator[tuple[str, dict[str, Any]]]:
     """Every mapping of the schema that is itself a schema, with its JSON pointer; `$ref`s are not followed."""
     stack = [(where, schema)]
@@ -158,9 +173,10 @@ def place_of(schema: Json, message: str) -> str:
     is found."""
     names = [*re.findall(r"[\"'](\$?\w+)[\"']", message), *(name for words, name in _ABOUT if words in message)]
     for name in names:
-        for where, node in subschemas(schema):
-            if name in node:
-                return f"{where}/{name}"
+        found = {where: node[name] for where, node in subschemas(schema) if name in node}
+        if found:
+            quoted = (where for where, value in found.items() if isinstance(value, str) and value in message)
+            return f"{next(quoted, next(iter(found)))}/{name}"
     return heaviest(schema)
 
 

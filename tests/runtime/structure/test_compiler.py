@@ -24,6 +24,8 @@ REFUSED: list[tuple[Structure, str]] = [
     (Structure.json_schema({"items": {"oneOf": [{"minLength": 2}, {"maxLength": 5}]}}), "#/items/oneOf"),
     (Structure.json_schema({"properties": {"t": {"type": "text"}}}), "#/properties/t/type"),
     (Structure.json_schema({"properties": {"t": {"pattern": "(?=a)"}}}), "#/properties/t/pattern"),
+    (Structure.json_schema({"items": {"format": "uri-reference"}, "format": "date"}), "#/items/format"),
+    (Structure.json_schema({"items": {"enum": [1, 2**63]}}), "#/items/enum"),
     (Structure.json_schema({"$ref": "https://example.com/schema"}), r"#/\$ref"),
     (Structure.json_schema({"$ref": "#/$defs/none"}), r"#/\$ref"),
     (Structure.json_schema({"type": "object", "minProperties": 3}), "minProperties = 3 at #"),
@@ -174,6 +176,13 @@ def test_lenient_says_what_it_does_not_enforce(compiler: StructureCompiler) -> N
     assert any("uniqueItems" in warning for warning in loose.warnings)
     assert any("colour" in warning and "#/items" in warning for warning in loose.warnings)
     assert compiler.compile(Structure.json_schema({"type": "array"})).warnings == ()
+
+
+def test_large_whole_numbers(compiler: StructureCompiler, walker: Walker) -> None:
+    for number in (-(2**62), 2**63 - 1):
+        compiled = compiler.compile(Structure.json_schema({"enum": [number, None]}))
+        tokens = [*walker.tokenizer.encode_plain(str(number)), min(walker.tokenizer.eos_ids)]
+        assert compiled.matcher(False).permits(tokens) == len(tokens)
 
 
 def test_a_reply_that_meets_a_limit_fails_and_the_next_one_does_not(

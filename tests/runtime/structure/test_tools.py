@@ -200,6 +200,7 @@ def test_a_parameter_comes_once(compiler: StructureCompiler, walker: Walker) -> 
 @pytest.mark.parametrize(
     ("function", "found"),
     [
+        (tool("f", {"a": {"type": "string", "format": "json-pointer"}}, strict=True), "#/properties/a/format"),
         (tool("f", {"a": {"type": "string", "pattern": "a$b"}}, strict=True), "#/properties/a/pattern"),
         (tool("f", {"a": {"type": "array", "uniqueItems": True}}, strict=True), "'f', parameter 'a'.*uniqueItems"),
         (tool("f", {"a": {"oneOf": [{"type": "string"}, {"type": "null"}]}}, strict=True), "#/properties/a/oneOf"),
