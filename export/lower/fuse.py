@@ -74,6 +74,10 @@ def _is_linear(node: onnx.NodeProto) -> bool:
     return node.op_type == "Einsum" and node.attribute[0].s == LINEAR_EQUATION
 
 
+def _is_widening(node: onnx.NodeProto) -> bool:
+    return any(a.name == "to" and a.i == onnx.TensorProto.FLOAT for a in node.attribute)
+
+
 def _normed(x: Op, weight: str, name: str = "") -> Op:
     """RoPE of x / rms(x) * (1 + weight), heads flattened."""
     scale = Op("Add", (Value(weight, uncast=True),))
@@ -86,15 +90,11 @@ def _silu(x: Op) -> Op:
 
 
 def _linear(weight: str, name: str = "") -> Op:
-    return Op("Einsum", (Value("x"), Value(weight, stored=True, uncast=True)), name, when=_is_linear)
+    return Op("Einsum", (Value("x"), Value(weight, stored=True)), name, when=_is_linear)
 
 
-def _experts(op: OpSpec, widened: bool) -> Op:
-    """Routed experts, whose logits are a product in f32; `widened` from another type."""
-    x, weight = Value("x"), Value("router", stored=True, uncast=True)
-    router = Op("Einsum", (Op("Cast", (x,)) if widened else x, weight), when=_is_linear)
-    values: dict[str, Value | Op] = {tensor.name: Value(tensor.name) for tensor in op.inputs}
-    return Op(op.name, tuple({**values, "logits": router}.values()), name="experts")
+def _experts(op: OpSpec) -> Op:
+    return Op(op.name, tuple(Value(tensor.name) for tensor in op.inputs), name="experts")
 
 
 def _beside(experts: Op, shared: Op) -> Op:
@@ -104,22 +104,7 @@ def _beside(experts: Op, shared: Op) -> Op:
 
 
 GATE = _fp8_linear("gate", name="gate")
-SHARED = Op(
-    "Einsum",
-    (
-        Op("Mul", (_silu(_linear("shared_gate", "gate")), _linear("shared_up")), any_order=True),
-        Value("shared_down", stored=True, uncast=True),
-    ),
-    when=_is_linear,
-)
-SHARED_FP8 = Op(
-    FP8_BLOCK_LINEAR.name,
-    (
-        Op("Mul", (_silu(_fp8_linear("shared_gate", "gate")), _fp8_linear("shared_up")), any_order=True),
-        Value("shared_down"),
-        Value("shared_down_scale"),
-    ),
-)
+SHARED_GATE, SHARED_FP8_GATE = _linear("shared_gate", name="gate"), _fp8_linear("shared_gate", name="gate")
 HEADS = Op("Reshape", (Value("q_gate"),), name="heads")  # per head: q, then the gate of its output
 
 FUSIONS = (
@@ -137,22 +122,49 @@ FUSIONS = (
         only_results=True,
         through_casts=True,
     ),
-    # A sparse MLP: router, routed experts and the shared one.
-    *(
-        Fusion(
-            SPARSE_MOE,
-            _beside(_experts(MOE_EXPERTS, widened), SHARED),
-            tuple(tensor.name for tensor in SPARSE_MOE.inputs),
-        )
-        for widened in (True, False)
+    # A router's logits: both sides of the product were widened to f32, which is what the op sums in.
+    Fusion(
+        LM_HEAD,
+        Op(
+            "Einsum",
+            (
+                Op("Cast", (Value("x"),), when=_is_widening),
+                Op("Cast", (Value("weight", stored=True),), when=_is_widening),
+            ),
+            when=_is_linear,
+        ),
+        ("x", "weight"),
     ),
-    *(
-        Fusion(
-            FP8_SPARSE_MOE,
-            _beside(_experts(FP8_MOE_EXPERTS, widened), SHARED_FP8),
-            tuple(tensor.name.removesuffix("_inv") for tensor in FP8_SPARSE_MOE.inputs),
-        )
-        for widened in (True, False)
+    # A sparse MLP with its shared expert.
+    Fusion(
+        SPARSE_MOE,
+        _beside(
+            _experts(MOE_EXPERTS),
+            Op(
+                "Einsum",
+                (
+                    Op("Mul", (_silu(SHARED_GATE), _linear("shared_up")), any_order=True),
+                    Value("shared_down", stored=True),
+                ),
+                when=_is_linear,
+            ),
+        ),
+        tuple(tensor.name for tensor in SPARSE_MOE.inputs),
+    ),
+    Fusion(
+        FP8_SPARSE_MOE,
+        _beside(
+            _experts(FP8_MOE_EXPERTS),
+            Op(
+                FP8_BLOCK_LINEAR.name,
+                (
+                    Op("Mul", (_silu(SHARED_FP8_GATE), _fp8_linear("shared_up")), any_order=True),
+                    Value("shared_down"),
+                    Value("shared_down_scale"),
+                ),
+            ),
+        ),
+        tuple(tensor.name.removesuffix("_inv") for tensor in FP8_SPARSE_MOE.inputs),
     ),
     # What lies between the projections of an attention layer and the attention itself.
     Fusion(

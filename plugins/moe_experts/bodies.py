@@ -41,8 +41,7 @@ def sparse_moe(attributes: Mapping[str, Any]) -> str:
     """The same, and the shared expert."""
     return f"""
 SparseMoe <num_experts_per_tok, hidden_size, intermediate_size>
-  (x, router, n_tokens, gate_up, down, shared_gate, shared_up, shared_down, shared_expert_gate) => (y) {{
-{ROUTER}
+  (x, logits, n_tokens, gate_up, down, shared_gate, shared_up, shared_down, shared_expert_gate) => (y) {{
 {_plain_experts(attributes, "routed_y")}
 {"".join(_transposed(part) for part in SHARED)}
 {SHARED_EXPERT}
@@ -54,9 +53,8 @@ def fp8_sparse_moe(attributes: Mapping[str, Any]) -> str:
     """The same of block-FP8 weights."""
     return f"""
 Fp8SparseMoe <num_experts_per_tok, hidden_size, intermediate_size>
-  (x, router, n_tokens, experts, experts_scale, slot_expert, shared_gate, shared_gate_scale_inv, shared_up,
+  (x, logits, n_tokens, experts, experts_scale, slot_expert, shared_gate, shared_gate_scale_inv, shared_up,
    shared_up_scale_inv, shared_down, shared_down_scale_inv, shared_expert_gate) => (y) {{
-{ROUTER}
 {_fp8_experts(attributes, "routed_y")}
 {"".join(dequantized(part, f"{part}_scale_inv", f"{part}_t") for part in SHARED)}
 {SHARED_EXPERT}
@@ -64,10 +62,6 @@ Fp8SparseMoe <num_experts_per_tok, hidden_size, intermediate_size>
 """
 
 
-ROUTER = """
-  router_wide = Cast <to = 1> (router)
-  router_t = Transpose <perm = [1, 0]> (router_wide)
-  logits = MatMul (x, router_t)"""
 SHARED = ("shared_gate", "shared_up", "shared_down")
 # y of routed_y, x, the transposed weights and the `real` tokens [B, T].
 SHARED_EXPERT = """

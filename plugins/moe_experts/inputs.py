@@ -11,7 +11,6 @@ from deltart.plugins.fp8_linear import inputs as fp8
 from deltart.plugins.fp8_linear.reference import BLOCK
 
 PARTS = ("gate", "up", "down")
-DISTINCT = 32
 
 
 @dataclass(frozen=True)
@@ -61,10 +60,7 @@ class Shape:
 
 
 def make(shape: Shape, seed: int, n_tokens: list[int] | None = None) -> dict[str, np.ndarray]:
-    """The inputs by their names in the op's contract: logits, or with a shared expert the router's weight.
-
-    Where there is no token x and logits are NaN.
-    """
+    """The inputs by their names in the op's contract. Where there is no token x and logits are NaN."""
     rng = np.random.default_rng(seed)
     counts = np.array(n_tokens or [shape.tokens] * shape.slots, np.int32)
     x = rng.standard_normal((shape.slots, shape.tokens, shape.hidden))
@@ -72,11 +68,8 @@ def make(shape: Shape, seed: int, n_tokens: list[int] | None = None) -> dict[str
     logits[..., -1] = logits[..., 0]  # ties
     absent = np.arange(shape.tokens) >= counts[:, None]
     x[absent] = logits[absent] = np.nan
-    given = {"x": cast(x, shape.dtype), "n_tokens": counts} | _experts(shape, rng)
-    if not shape.shared:
-        given["logits"] = logits
-    else:
-        given["router"] = cast(rng.standard_normal((shape.experts, shape.hidden)) * shape.hidden**-0.5, "bf16")
+    given = {"x": cast(x, shape.dtype), "logits": logits, "n_tokens": counts} | _experts(shape, rng)
+    if shape.shared:
         for part in PARTS:
             size = (shape.hidden, shape.shared) if part == "down" else (shape.shared, shape.hidden)
             given |= {f"shared_{name}": array for name, array in _matrix(shape, rng, part, size).items()}
@@ -85,17 +78,7 @@ def make(shape: Shape, seed: int, n_tokens: list[int] | None = None) -> dict[str
 
 
 def _experts(shape: Shape, rng: np.random.Generator) -> dict[str, np.ndarray]:
-    """Beyond DISTINCT experts the same ones again: drawing 256 of the real width would take minutes."""
-    made = _distinct(shape, rng, min(shape.stored_experts, DISTINCT))
-    if shape.stored_experts > DISTINCT:
-        made = {name: np.resize(array, (shape.stored_experts, *array.shape[1:])) for name, array in made.items()}
-    if shape.stored == "e4m3":
-        made["slot_expert"] = rng.permutation(shape.experts)[: shape.stored_experts].astype(np.int32)
-    return made
-
-
-def _distinct(shape: Shape, rng: np.random.Generator, count: int) -> dict[str, np.ndarray]:
-    size = shape.hidden * shape.width
+    count, size = shape.stored_experts, shape.hidden * shape.width
     if shape.stored == "bf16":
         gate_up = rng.standard_normal((count, 2 * shape.width, shape.hidden), np.float32) * shape.hidden**-0.5
         down = rng.standard_normal((count, shape.hidden, shape.width), np.float32) * shape.width**-0.5
@@ -103,7 +86,8 @@ def _distinct(shape: Shape, rng: np.random.Generator, count: int) -> dict[str, n
     blocks = -(-shape.hidden // BLOCK) * -(-shape.width // BLOCK)
     codes = fp8.weight(rng, count * 3, size).reshape(count, 3, size)
     scale = rng.uniform(0.5, 1.0, (count, 3, blocks)) / np.abs(codes.astype(np.float32)).max(-1, keepdims=True) / 4
-    return {"experts": codes, "experts_scale": cast(scale, shape.scale_dtype)}
+    slot_expert = rng.permutation(shape.experts)[:count].astype(np.int32)
+    return {"experts": codes, "experts_scale": cast(scale, shape.scale_dtype), "slot_expert": slot_expert}
 
 
 def _matrix(shape: Shape, rng: np.random.Generator, part: str, size: tuple[int, int]) -> dict[str, np.ndarray]:

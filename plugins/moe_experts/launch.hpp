@@ -13,7 +13,7 @@ constexpr int64_t MAX_DECODE_TOKENS = 64, MAX_DECODE_PLACES = 1024;
 constexpr int64_t ALIGNMENT = 256;  // of the arrays in the workspace
 constexpr int64_t TILE_STRIDE = 20;
 constexpr int64_t HALF_ROWS = 8, ROWS = 16;  // of a weight: a block of gate_up, and of down
-constexpr int64_t ROUTER_WARPS = 8, GATE_UP_WARPS = 4, MIN_WARPS = 4, MAX_WARPS = 10;
+constexpr int64_t GATE_UP_WARPS = 4, MIN_WARPS = 4, MAX_WARPS = 10;
 constexpr int64_t ROUTE_THREADS = 256, THREADS = 256;
 constexpr int64_t TILE_TOKENS = 64, TILE_ROWS = 128, STAGES = 3;
 
@@ -46,7 +46,7 @@ inline Shape shape_of(const Call& call) {
   std::set<std::string> scales = kinds_of({"experts_scale", "shared_gate_scale_inv", "shared_up_scale_inv", "shared_down_scale_inv"});
   require(scales.size() <= 1, "scales stored as " + joined(scales), "one type for all");
   std::set<std::string> plain =
-      kinds_of({"router", "gate_up", "down", "shared_gate", "shared_up", "shared_down", "shared_expert_gate"});
+      kinds_of({"gate_up", "down", "shared_gate", "shared_up", "shared_down", "shared_expert_gate"});
   plain.erase("i8"), plain.erase("bf16");
   require(plain.empty(), "weights stored as " + joined(plain), "bf16");
   bool is_fp8 = call.dtypes.count("experts"), has_shared = call.sizes.count("shared_size");
@@ -68,7 +68,6 @@ inline std::vector<std::pair<std::string_view, int64_t>> workspace(const Shape& 
   int64_t places = 4 * shape.places();
   int64_t h = shape.places() * shape.stride() * (shape.dtype == DType::bf16 ? 2 : 4);
   std::vector<std::pair<std::string_view, int64_t>> arrays = {{"slot", places}, {"weight", places}, {"h", h}};
-  if (shape.shared) arrays.emplace_back("logits", 4 * shape.rows * shape.experts);
   if (shape.is_decode()) return arrays;
   arrays.insert(arrays.end(), {{"count", 4 * shape.groups()}, {"place", places}, {"position", places}});
   for (std::string_view array : {"tile_slot", "tile_first", "tile_tokens"}) arrays.emplace_back(array, 4 * shape.tiles());
@@ -91,15 +90,6 @@ inline void check(const Shape& shape) {
   require(shape.hidden % 16 == 0 && shape.width % 16 == 0 && shape.shared % 16 == 0, found, "multiples of 16");
   require(0 < shape.chosen && shape.chosen <= shape.experts,
           std::to_string(shape.chosen) + " of " + std::to_string(shape.experts) + " experts", "1 to all of them");
-}
-
-inline Launch router(const Call& call, const Shape& shape) {
-  int64_t tile = shape.rows <= 8 * TILES[0] ? TILES[0] : TILES[2];
-  Arguments args;
-  args.pointers(call, {"x", "router", "logits"}).ints({shape.rows, shape.experts, shape.hidden});
-  return {"moe_experts_router_" + name(shape.dtype) + "_m" + std::to_string(tile),
-          {ceil_div(shape.rows, 8 * tile), ceil_div(shape.experts, ROWS), 1}, 32 * ROUTER_WARPS,
-          4 * ROUTER_WARPS * 8 * tile * TILE_STRIDE, args};
 }
 
 inline Launch route(const Call& call, const Shape& shape) {
@@ -176,9 +166,7 @@ inline Launches launches(const Call& call) {
     with.at[array] = end;
     end += aligned(size);
   }
-  std::vector<Launch> list;
-  if (shape.shared) list.push_back(router(with, shape));
-  list.push_back(route(with, shape));
+  std::vector<Launch> list = {route(with, shape)};
   (shape.is_decode() ? decode : prefill)(list, with, shape);
   return {shape.is_decode() ? "decode.cu" : "prefill.cu", list};
 }

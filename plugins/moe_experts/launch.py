@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator
 
 from deltart.plugins.launch import Arguments, Launch, ints, pointers, require
 from deltart.plugins.moe_experts.inputs import Shape
@@ -13,7 +12,7 @@ MAX_DECODE_TOKENS, MAX_DECODE_PLACES = 8 * TILES[-1], 1024
 ALIGNMENT = 256  # of the arrays in the workspace
 TILE_STRIDE = 20
 HALF_ROWS, ROWS = 8, 16  # of a weight: a block of gate_up, and of down
-ROUTER_WARPS, GATE_UP_WARPS, MIN_WARPS, MAX_WARPS = 8, 4, 4, 10
+GATE_UP_WARPS, MIN_WARPS, MAX_WARPS = 4, 4, 10
 ROUTE_THREADS, THREADS = 256, 256
 TILE_TOKENS, TILE_ROWS, STAGES = 64, 128, 3
 STAGE_BYTES = {"e4m3": TILE_TOKENS * 160 + TILE_ROWS * 80, "bf16": (TILE_TOKENS + TILE_ROWS) * 144}
@@ -40,8 +39,6 @@ def workspace(shape: Shape) -> dict[str, int]:
     places = 4 * shape.places
     h = shape.places * shape.stride * (2 if shape.dtype == "bf16" else 4)
     arrays = {"slot": places, "weight": places, "h": h}
-    if shape.shared:
-        arrays["logits"] = 4 * shape.rows * shape.experts
     if not is_decode(shape):
         arrays |= {"count": 4 * groups(shape), "place": places, "position": places}
         arrays |= {name: 4 * tiles(shape) for name in ("tile_slot", "tile_first", "tile_tokens")}
@@ -61,16 +58,8 @@ def check(shape: Shape) -> None:
 def experts(shape: Shape, at: dict[str, int]) -> list[Launch]:
     """One call. `at`: the op's tensors and the arrays of `workspace`, all aligned to 16 bytes."""
     check(shape)
-    routes = [*(_router(shape, at) if shape.shared else ()), _route(shape, at)]
-    return [*routes, *(_decode(shape, at) if is_decode(shape) else _prefill(shape, at))]
-
-
-def _router(shape: Shape, at: dict[str, int]) -> Iterator[Launch]:
-    tile = TILES[0] if shape.rows <= 8 * TILES[0] else TILES[-1]
-    args = (*pointers(at, "x", "router", "logits"), *ints(shape.rows, shape.experts, shape.hidden))
-    shared = 4 * ROUTER_WARPS * 8 * tile * TILE_STRIDE
-    grid = (-(-shape.rows // (8 * tile)), -(-shape.experts // ROWS), 1)
-    yield Launch(f"moe_experts_router_{shape.dtype}_m{tile}", grid, 32 * ROUTER_WARPS, shared, args)
+    route = _route(shape, at)
+    return [route, *(_decode(shape, at) if is_decode(shape) else _prefill(shape, at))]
 
 
 def _route(shape: Shape, at: dict[str, int]) -> Launch:

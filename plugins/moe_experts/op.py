@@ -41,16 +41,11 @@ FP8_MOE_EXPERTS = OpSpec(
     reference=fp8_moe_experts,
 )
 
-ROUTED = (TOKENS[0], TensorSpec("router", STORED, ("E", "hidden_size")), TOKENS[2])
-
 SPARSE_MOE = OpSpec(
     name="SparseMoe",
-    doc="""MoeExperts of the logits x router^T in f32, + sigmoid(x shared_expert_gate^T) * shared(x).
-
-    shared(x) = shared_down(silu(shared_gate x) * (shared_up x)).""",
+    doc="MoeExperts + sigmoid(x shared_expert_gate^T) * shared_down(silu(shared_gate x) * (shared_up x)).",
     inputs=(
-        *ROUTED,
-        *MOE_EXPERTS.inputs[3:],
+        *MOE_EXPERTS.inputs,
         TensorSpec("shared_gate", STORED, ("shared_size", "hidden_size")),
         TensorSpec("shared_up", STORED, ("shared_size", "hidden_size")),
         TensorSpec("shared_down", STORED, ("hidden_size", "shared_size")),
@@ -65,8 +60,7 @@ FP8_SPARSE_MOE = OpSpec(
     name="Fp8SparseMoe",
     doc="As SparseMoe, of Fp8MoeExperts and a shared expert that is block-128 FP8.",
     inputs=(
-        *ROUTED,
-        *FP8_MOE_EXPERTS.inputs[3:],
+        *FP8_MOE_EXPERTS.inputs,
         TensorSpec("shared_gate", FP8, ("shared_size", "hidden_size")),
         TensorSpec("shared_gate_scale_inv", STORED, ("shared_blocks", "hidden_blocks")),
         TensorSpec("shared_up", FP8, ("shared_size", "hidden_size")),

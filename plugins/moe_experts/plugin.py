@@ -12,7 +12,7 @@ from deltart.plugins.moe_experts.launch import ALIGNMENT, check, experts, is_dec
 FOLDER = Path(__file__).resolve().parent
 SOURCES = ("decode.cu", "prefill.cu")
 SCALES = ("experts_scale", "shared_gate_scale_inv", "shared_up_scale_inv", "shared_down_scale_inv")
-PLAIN = ("router", "gate_up", "down", "shared_gate", "shared_up", "shared_down", "shared_expert_gate")
+PLAIN = ("gate_up", "down", "shared_gate", "shared_up", "shared_down", "shared_expert_gate")
 
 
 def shape_of(call: Call) -> Shape:

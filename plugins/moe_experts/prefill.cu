@@ -5,7 +5,6 @@
 //   gate_up  h [ordered place] = silu(x gate^T) * (x up^T)  down     rows [ordered place] = weight * (h down^T)
 //   combine  y [token] = the sum of its rows, in the order of its places
 #include "route.cuh"
-#include "tile.cuh"
 
 namespace {
 
@@ -353,5 +352,4 @@ extern "C" __global__ void __launch_bounds__(kThreads)
 EXPORT_KERNEL(moe_experts_count)
 EXPORT_KERNEL(moe_experts_arrange)
 EXPORT_KERNEL(moe_experts_combine)
-ROUTER_KERNEL(bf16, bf16, 8)
 ROUTE_KERNEL(bf16, bf16)

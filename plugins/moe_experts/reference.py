@@ -1,4 +1,4 @@
-"""Float64 reference of routed experts, an expert at a time. Stored experts may come in their own type."""
+"""Float64 reference of routed experts: a token at a time, an expert at a time."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ def moe_experts(
     """
 
     def expert(number: int) -> Expert:
-        gate, up = np.split(wide(gate_up[number]), 2)
-        return gate, up, wide(down[number])
+        gate, up = np.split(gate_up[number], 2)
+        return gate, up, down[number]
 
     return _mix(x, logits, n_tokens, num_experts_per_tok, dict.fromkeys(range(len(down))), expert)
 
@@ -64,8 +64,8 @@ def fp8_moe_experts(
     rows, columns = -(-hidden // BLOCK), -(-width // BLOCK)
 
     def expert(slot: int) -> Expert:
-        down, gate, up = wide(experts[slot])
-        down_scale, gate_scale, up_scale = wide(experts_scale[slot])
+        down, gate, up = experts[slot]
+        down_scale, gate_scale, up_scale = experts_scale[slot]
         return (
             dequantize(gate.reshape(width, hidden), gate_scale.reshape(columns, rows)),
             dequantize(up.reshape(width, hidden), up_scale.reshape(columns, rows)),
@@ -84,32 +84,26 @@ def _mix(
     present: dict[int, int] | dict[int, None],
     expert: Callable[[int], Expert],
 ) -> tuple[np.ndarray]:
-    y, real = np.zeros_like(x), np.arange(x.shape[1]) < n_tokens[:, None]
-    rows, mixed = x[real], y[real]  # [tokens, H]
-    chosen, weights = route(logits[real], count)
-    for number in present:
-        token, place = np.nonzero(chosen == number)
-        if len(token):
-            mixed[token] += weights[token, place, None] * swiglu(rows[token], *expert(number))
-    y[real] = mixed
+    y = np.zeros_like(x)
+    for b, real in enumerate(n_tokens):
+        chosen, weights = route(logits[b, :real], count)
+        for t, numbers in enumerate(chosen):
+            for number, weight in zip(numbers.tolist(), weights[t], strict=True):
+                if number in present:
+                    y[b, t] += weight * swiglu(x[b, t], *expert(number))
     return (y,)
 
 
-def wide(stored: np.ndarray) -> np.ndarray:
-    """The values in float64."""
-    return stored.astype(np.float64, copy=False)
-
-
 def swiglu(x: np.ndarray, gate: np.ndarray, up: np.ndarray, down: np.ndarray) -> np.ndarray:
-    """down(silu(gate x) * (up x)) of x [tokens, H]."""
-    opened = x @ gate.T
-    result: np.ndarray = (opened / (1.0 + np.exp(-opened)) * (x @ up.T)) @ down.T
+    """down(silu(gate x) * (up x)) of x [H]."""
+    opened = gate @ x
+    result: np.ndarray = down @ (opened / (1.0 + np.exp(-opened)) * (up @ x))
     return result
 
 
 def sparse_moe(
     x: np.ndarray,
-    router: np.ndarray,
+    logits: np.ndarray,
     n_tokens: np.ndarray,
     gate_up: np.ndarray,
     down: np.ndarray,
@@ -121,15 +115,14 @@ def sparse_moe(
     hidden_size: int,
     intermediate_size: int,
 ) -> tuple[np.ndarray]:
-    """`moe_experts` of logits x router^T, and the expert that every token takes through its own gate [1, H]."""
-    sizes = (num_experts_per_tok, hidden_size, intermediate_size)
-    (routed,) = moe_experts(x, x @ router.T, n_tokens, gate_up, down, *sizes)
+    """`moe_experts`, and the expert that every token takes through its own sigmoid gate [1, H]."""
+    (routed,) = moe_experts(x, logits, n_tokens, gate_up, down, num_experts_per_tok, hidden_size, intermediate_size)
     return (routed + _shared(x, n_tokens, (shared_gate, shared_up, shared_down), shared_expert_gate),)
 
 
 def fp8_sparse_moe(
     x: np.ndarray,
-    router: np.ndarray,
+    logits: np.ndarray,
     n_tokens: np.ndarray,
     experts: np.ndarray,
     experts_scale: np.ndarray,
@@ -145,9 +138,10 @@ def fp8_sparse_moe(
     hidden_size: int,
     intermediate_size: int,
 ) -> tuple[np.ndarray]:
-    """`fp8_moe_experts` of logits x router^T, and the expert that every token takes through its own gate [1, H]."""
-    sizes = (num_experts_per_tok, hidden_size, intermediate_size)
-    (routed,) = fp8_moe_experts(x, x @ router.T, n_tokens, experts, experts_scale, slot_expert, *sizes)
+    """`fp8_moe_experts`, and the expert that every token takes through its own sigmoid gate [1, H]."""
+    (routed,) = fp8_moe_experts(
+        x, logits, n_tokens, experts, experts_scale, slot_expert, num_experts_per_tok, hidden_size, intermediate_size
+    )
     pairs = (
         (shared_gate, shared_gate_scale_inv),
         (shared_up, shared_up_scale_inv),
@@ -158,6 +152,8 @@ def fp8_sparse_moe(
 
 
 def _shared(x: np.ndarray, n_tokens: np.ndarray, expert: Expert, gate: np.ndarray) -> np.ndarray:
-    y, real = np.zeros_like(x), np.arange(x.shape[1]) < n_tokens[:, None]
-    y[real] = swiglu(x[real], *expert) / (1.0 + np.exp(-(x[real] @ gate.T)))
+    y = np.zeros_like(x)
+    for b, real in enumerate(n_tokens):
+        for t in range(real):
+            y[b, t] = swiglu(x[b, t], *expert) / (1.0 + np.exp(-(gate[0] @ x[b, t])))
     return y

@@ -52,6 +52,7 @@ def test_killed_again_and_again(tiny: Path, text: Path, calibrated: Made, tmp_pa
     assert runs >= 2 and contents(output) == contents(calibrated("hessian"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["journal cut short", "weights lost", "importance lost"])
 def test_work_that_can_not_be_trusted_is_done_again(
     damage: str, tiny: Path, text: Path, calibrated: Made, tmp_path: Path

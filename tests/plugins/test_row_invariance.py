@@ -112,7 +112,7 @@ def test_experts(stored: str, dtype: str) -> None:
     given = moe.inputs.make(shape, 0)
 
     def call(rows: slice) -> Arrays:
-        part = given | {name: np.ascontiguousarray(given[name][rows]) for name in ("x", "n_tokens")}
+        part = given | {name: np.ascontiguousarray(given[name][rows]) for name in ("x", "logits", "n_tokens")}
         return {"y": moe.run(replace(shape, slots=len(part["x"])), part)["y"]}
 
     rows_alone(call)

@@ -1,4 +1,4 @@
-"""Ops without a table of their own, whose cases are in their folders: convolution, norms, rotation, experts."""
+"""The ops of one kernel, whose cases are in their folders: the convolution, the norms and the rotation."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from bench.kernels.run import Run, checked_and_timed
 from bench.kernels.table import Row
 from deltart.plugins.causal_conv1d import cases as convolution
 from deltart.plugins.gated_rms_norm import cases as gated_norm
-from deltart.plugins.moe_experts import cases as routed
 from deltart.plugins.qk_norm_rope import cases as rotation
 from deltart.plugins.residual_rms_norm import cases as residual_norm
 
@@ -31,11 +30,6 @@ def norm(run: Run) -> Iterator[Row]:
 def rope(run: Run) -> Iterator[Row]:
     """Normalised, rotated queries and keys."""
     yield from checked_and_timed(run, "rope", rotation.timed(run.small))
-
-
-def experts(run: Run) -> Iterator[Row]:
-    """A sparse layer of the 35B-A3B without its router."""
-    yield from checked_and_timed(run, "experts", routed.timed(run.small))
 
 
 def residual(run: Run) -> Iterator[Row]:

@@ -195,9 +195,7 @@ def test_sparse_moe() -> None:
     rng = np.random.default_rng(0)
     experts = [rng.standard_normal(shape).astype(ml_dtypes.bfloat16) for shape in ((5, 96, 80), (5, 80, 48))]
     own_gate = rng.standard_normal((1, 80)).astype(np.float32) * 0.1
-    x, _, n_tokens = routed(rng, 6, 80, 5)
-    router = rng.standard_normal((5, 80)).astype(ml_dtypes.bfloat16)
-    arrays = [x, router, n_tokens, *experts, *shared_expert(rng, 80, 24), own_gate]
+    arrays = [*routed(rng, 6, 80, 5), *experts, *shared_expert(rng, 80, 24), own_gate]
     check(BY_NAME["SparseMoe"], PORTABLE, arrays, routing(2, 80, 48))
 
 
@@ -207,9 +205,7 @@ def test_fp8_sparse_moe() -> None:
     scale = rng.uniform(0.01, 0.1, (5, 3, 2)).astype(ml_dtypes.bfloat16)
     shared = [a for n, k in ((200, 192), (200, 192), (192, 200)) for a in stored(rng, n, k)]
     own_gate = rng.standard_normal((1, 192)).astype(ml_dtypes.bfloat16) * 0.1
-    x, _, n_tokens = routed(rng, 6, 192, 5)
-    router = rng.standard_normal((5, 192)).astype(ml_dtypes.bfloat16)
-    arrays = [x, router, n_tokens, codes, scale, rng.permutation(5).astype(np.int32), *shared, own_gate]
+    arrays = [*routed(rng, 6, 192, 5), codes, scale, rng.permutation(5).astype(np.int32), *shared, own_gate]
     check(BY_NAME["Fp8SparseMoe"], PORTABLE, arrays, routing(2, 192, 128))
 
 

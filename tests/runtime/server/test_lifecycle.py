@@ -54,7 +54,7 @@ def test_replies_under_way_are_finished_after_sigterm(nano_artifact: Path) -> No
             thread.start()
         with httpx.Client(base_url=url) as idle:
             assert [m["id"] for m in idle.get("/v1/models").json()["data"]] == ["a", "b"]
-            wait_for(lambda: running(idle) == 4)
+            wait_for(lambda: running(idle) == 4 and idle.get("/server_info").json()["num_waiting_reqs"] == 4)
             process.send_signal(signal.SIGTERM)
             wait_for(lambda: idle.get("/health").status_code == 503)
             assert idle.get("/health/live").status_code == 200
