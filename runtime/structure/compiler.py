@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 from deltart.errors import GenerationError
 from deltart.runtime.sampling.constraint import Constraint
 from deltart.runtime.structure.call_text import CallText
 from deltart.runtime.structure.grammar import Grammar, GrammarCompiler
-from deltart.runtime.structure.schema import MAX_BYTES, parse_schema, place_of, prepared
+from deltart.runtime.structure.schema import MAX_CHARACTERS, parse_schema, place_of, prepared
 from deltart.runtime.structure.states import Free, Literal, State, StateConstraint
 from deltart.runtime.structure.structure import Structure
 from deltart.runtime.structure.tools import ToolCompiler
@@ -19,7 +23,16 @@ from deltart.runtime.structure.vocabulary import Vocabulary, load_llguidance
 from deltart.runtime.text.tokenizer import Tokenizer
 
 END_OF_THINKING = "</think>"
-KEPT_BYTES = 8 << 20  # of descriptions whose compiled forms are kept
+KEPT, KEPT_CHARACTERS = 256, 8 << 20  # descriptions whose compiled forms are kept, and what they may add up to
+REFUSED_SECONDS = 60.0  # that a refusal is kept: it may have been the machine's fault
+
+
+@dataclass(frozen=True)
+class _Refusal:
+    """A structure that was refused, and until when nobody need try again."""
+
+    error: GenerationError
+    until: float
 
 
 class Compiled:
@@ -70,7 +83,7 @@ class StructureCompiler:
         self._tokenizer, self._limit, self._seconds = tokenizer, vocab_limit, seconds
         self._lock = threading.Lock()  # of what is kept
         self._turn = threading.Lock()  # of compiling: one at a time, while what is kept can be had
-        self._kept: OrderedDict[Structure, Compiled | GenerationError] = OrderedDict()
+        self._kept: OrderedDict[Structure, Compiled | _Refusal] = OrderedDict()
 
     def compile(self, structure: Structure) -> Compiled:
         """The compiled form. It may take seconds: not for the thread that runs the model.
@@ -84,8 +97,8 @@ class StructureCompiler:
         if found is None:
             with self._turn:
                 found = self._known(structure) or self._keep(structure)
-        if isinstance(found, GenerationError):
-            raise type(found)(found.found, found.expected, found.hint)
+        if isinstance(found, _Refusal):
+            raise GenerationError(found.error.found, found.error.expected, found.error.hint)
         return found
 
     def close(self) -> None:
@@ -95,36 +108,46 @@ class StructureCompiler:
         if "_grammars" in self.__dict__:
             self._grammars.close()
 
-    def _known(self, structure: Structure) -> Compiled | GenerationError | None:
+    def _known(self, structure: Structure) -> Compiled | _Refusal | None:
         with self._lock:
             found = self._kept.get(structure)
-            if found is None or (isinstance(found, Compiled) and found.exhausted):
+            lapsed = found.exhausted if isinstance(found, Compiled) else found and found.until < time.monotonic()
+            if found is None or lapsed:
                 return None
             self._kept.move_to_end(structure)
             return found
 
-    def _keep(self, structure: Structure) -> Compiled | GenerationError:
-        made: Compiled | GenerationError
+    def _keep(self, structure: Structure) -> Compiled | _Refusal:
+        made: Compiled | _Refusal
         try:
             made = self._compile(structure)
-        except GenerationError as error:
-            made = error  # kept too: a client that asks again must not cost the same again
+        except GenerationError as error:  # kept too: a client that asks again must not cost the same again
+            made = _Refusal(error, time.monotonic() + REFUSED_SECONDS)
         with self._lock:
             self._kept[structure] = made
             self._kept.move_to_end(structure)
-            while len(self._kept) > 1 and sum(len(one.text) for one in self._kept) > KEPT_BYTES:
+            while len(self._kept) > 1 and self._too_much():
                 self._kept.popitem(last=False)
         return made
 
+    def _too_much(self) -> bool:
+        return len(self._kept) > KEPT or sum(len(one.text) for one in self._kept) > KEPT_CHARACTERS
+
     def _compile(self, structure: Structure) -> Compiled:
-        if len(structure.text) > MAX_BYTES:
+        if len(structure.text) > MAX_CHARACTERS:
             raise GenerationError(
-                f"a {structure.kind} of {len(structure.text)} characters", f"at most {MAX_BYTES}", "make it smaller"
+                f"a {structure.kind} of {len(structure.text)} characters",
+                f"at most {MAX_CHARACTERS}",
+                "make it smaller",
             )
+        try:
+            structure.text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise GenerationError(f"a {structure.kind} that is not Unicode: {error}", "no lone surrogates") from error
         if structure.kind == "tools":
             return self._tools(structure)
-        grammar = self._grammar(structure)
-        return Compiled(self._vocabulary, grammar.reply, False, grammar.warnings, (grammar,))
+        grammar, warnings = self._grammar(structure)
+        return Compiled(self._vocabulary, grammar.reply, False, warnings, (grammar,))
 
     def _tools(self, structure: Structure) -> Compiled:
         made: list[Grammar] = []
@@ -134,47 +157,49 @@ class StructureCompiler:
             return made[-1]
 
         calls = ToolCompiler(self._vocabulary, self._call_text, compile_grammar).compile(structure)
-        answer = None
-        if structure.answer is not None:
-            answer = self._grammar(structure.answer)
+        answer, warnings = self._grammar(structure.answer) if structure.answer else (None, ())
+        if answer is not None:
             made.append(answer)
         loose = not structure.required and answer is None
-        warnings = (*calls.skipped, *(answer.warnings if answer else ()))
         return Compiled(
-            self._vocabulary, lambda: calls.begin(answer.reply() if answer else None), loose, warnings, tuple(made)
+            self._vocabulary,
+            lambda: calls.begin(answer.reply() if answer else None),
+            loose,
+            (*calls.skipped, *warnings),
+            tuple(made),
         )
 
-    def _grammar(self, structure: Structure) -> Grammar:
-        llguidance = load_llguidance()
+    def _grammar(self, structure: Structure) -> tuple[Grammar, tuple[str, ...]]:
+        """The whole of a reply, and what of it is not enforced."""
         match structure.kind:
-            case "json_schema" | "json_object":
-                return self._json(structure)
+            case "json_schema":
+                return self._json(parse_schema(structure.text), structure.strict)
+            case "json_object":
+                return self._json({"type": "object"}, strict=True)
             case "regex":
-                return self._named("the regular expression", llguidance.LLMatcher.grammar_from_regex(structure.text))
+                return self._named("the regular expression", _matcher().grammar_from_regex(structure.text))
             case "grammar":
                 return self._named("the grammar", _any_grammar(structure.text))
             case _:
                 raise GenerationError(f"{structure.kind} as the structure of an answer", "a schema, regex or grammar")
 
-    def _json(self, structure: Structure) -> Grammar:
-        schema = {"type": "object"} if structure.kind == "json_object" else parse_schema(structure.text)
-        strict = structure.strict and structure.kind == "json_schema"
+    def _json(self, schema: Any, strict: bool) -> tuple[Grammar, tuple[str, ...]]:
         made, skipped = prepared(schema, strict)
         try:
-            grammar = self._grammars.compile(load_llguidance().LLMatcher.grammar_from_json_schema(made))
+            grammar = self._grammars.compile(_matcher().grammar_from_json_schema(json.dumps(made)))
         except GenerationError as error:
             place = place_of(schema, error.found)
             at = f" at {place}" if place else ""
             hint = "change the schema" + (", or do without strict" if strict else "")
             raise GenerationError(f"the JSON schema{at}: {error.found}", "one that can be enforced", hint) from error
-        grammar.warnings += skipped
-        return grammar
+        return grammar, (*grammar.warnings, *skipped)
 
-    def _named(self, what: str, grammar: str) -> Grammar:
+    def _named(self, what: str, grammar: str) -> tuple[Grammar, tuple[str, ...]]:
         try:
-            return self._grammars.compile(grammar)
+            compiled = self._grammars.compile(grammar)
         except GenerationError as error:
             raise GenerationError(f"{what}: {error.found}", error.expected, error.hint) from error
+        return compiled, compiled.warnings
 
     @cached_property
     def _vocabulary(self) -> Vocabulary:
@@ -189,6 +214,10 @@ class StructureCompiler:
         text = CallText(self._vocabulary)
         text.warm()
         return text
+
+
+def _matcher() -> Any:
+    return load_llguidance().LLMatcher
 
 
 def _any_grammar(text: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,6 +15,7 @@ from deltart.runtime.structure.trial import Trial, limits
 from deltart.runtime.structure.vocabulary import Mask, Vocabulary, load_llguidance
 
 _WARM_TOKENS = 8
+_SMALL, _KEPT = 2000, 256  # characters of a grammar that is kept, and how many are
 
 
 class Grammar:
@@ -30,7 +32,7 @@ class Grammar:
 
     def __init__(self, vocabulary: Vocabulary, matcher: Any) -> None:
         self._vocabulary, self._matcher = vocabulary, matcher
-        self.warnings: tuple[str, ...] = tuple(matcher.get_grammar_warnings())
+        self.warnings = tuple(matcher.get_grammar_warnings())
         self.exhausted = self.one_way = False
 
     def reply(self) -> State:
@@ -76,7 +78,7 @@ class _Walk:
     def mask(self, depth: int) -> Mask:
         """The tokens that may come after the first `depth`; where the grammar may end, the end is one of them."""
         self._seek(depth)
-        mask = np.zeros(-(-self.vocabulary.limit // 32), np.int32)
+        mask = np.empty(-(-self.vocabulary.limit // 32), np.int32)
         self._matcher.unsafe_compute_mask_ptr(mask.ctypes.data, mask.nbytes)
         self._check()
         return mask
@@ -166,7 +168,7 @@ class _Value:
 
 
 class GrammarCompiler:
-    """Compiles grammars for a vocabulary. Thread-safe.
+    """Compiles grammars for a vocabulary. Small ones are kept: parameters of tools are much the same everywhere.
 
     Args:
         seconds: what one grammar may take.
@@ -174,13 +176,24 @@ class GrammarCompiler:
 
     def __init__(self, vocabulary: Vocabulary, seconds: float) -> None:
         self._vocabulary, self._trial = vocabulary, Trial(seconds)
+        self._small: OrderedDict[str, Grammar] = OrderedDict()
 
     def compile(self, grammar: str) -> Grammar:
-        """Compile llguidance's Lark dialect or JSON form.
+        """Compile llguidance's Lark dialect or JSON form. One thread at a time.
 
         Raises:
             GenerationError: it is malformed, or beyond the limits on size and time.
         """
+        found = self._small.pop(grammar, None)
+        if found is None or found.exhausted:
+            found = self._compile(grammar)
+        if len(grammar) <= _SMALL:
+            self._small[grammar] = found
+            if len(self._small) > _KEPT:
+                self._small.popitem(last=False)
+        return found
+
+    def _compile(self, grammar: str) -> Grammar:
         refusal = self._trial.refusal(grammar)
         if refusal is not None:
             raise GenerationError(first_line(refusal), "a grammar that can be compiled", "correct it")

@@ -14,14 +14,11 @@ from typing import Any
 
 from deltart.errors import GenerationError
 from deltart.runtime.structure.call_text import CLOSE_PARAMETER
-from deltart.runtime.structure.schema import prepared
+from deltart.runtime.structure.schema import STANDARD_FORMATS, prepared
+from deltart.runtime.structure.vocabulary import load_llguidance
 
 Json = Any
 
-ANNOTATIONS = frozenset({
-    "$anchor", "$comment", "$defs", "$id", "$schema", "contentEncoding", "contentMediaType", "default", "definitions",
-    "deprecated", "description", "examples", "id", "readOnly", "title", "writeOnly", "x-guidance",
-})  # fmt: skip
 _STRING = ("pattern", "minLength", "maxLength", "format")
 # Keywords of the other types, which say nothing about a string.
 _OBJECT = frozenset({
@@ -33,6 +30,10 @@ _ARRAY = frozenset({
     "maxContains", "unevaluatedItems",
 })  # fmt: skip
 _NUMBER = frozenset({"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"})
+# All that constrain a value. JSON Schema has any other keyword pass.
+KEYWORDS = _OBJECT | _ARRAY | _NUMBER | {
+    *_STRING, "type", "enum", "const", "$ref", "$dynamicRef", "anyOf", "oneOf", "allOf", "not", "if", "then", "else",
+}  # fmt: skip
 _KINDS = {str: "string", bool: "boolean", int: "integer", float: "number", type(None): "null", list: "array"}
 _DATE, _TIME = (
     r"[0-9]{4}-(0[1-9]|1[0-2])-(0[1-9]|[12][0-9]|3[01])",
@@ -118,11 +119,12 @@ class ParameterReader:
             self._refuse(f"{where}: false, which allows nothing")
         if not isinstance(schema, Mapping):
             return Value(text=True)
-        keys = set(schema) - ANNOTATIONS - {"nullable"}  # OpenAPI's word, which JSON Schema does not know
+        keys = KEYWORDS & set(schema)
+        # OpenAPI's word, which JSON Schema does not know.
         null = Value(words=("null",)) if schema.get("nullable") is True and not self._strict else Value()
         return null | self._of(schema, keys, where, followed)
 
-    def _of(self, schema: Mapping[str, Json], keys: set[str], where: str, followed: frozenset[str]) -> Value:
+    def _of(self, schema: Mapping[str, Json], keys: frozenset[str], where: str, followed: frozenset[str]) -> Value:
         if keys & {"const", "enum"}:
             return self._words(schema, where) | self._beside(keys - {"const", "enum", "type"}, where)
         if "$ref" in keys:
@@ -146,7 +148,8 @@ class ParameterReader:
         values = [schema["const"]] if "const" in schema else schema["enum"]
         types = schema.get("type")
         if isinstance(types, str | list) and isinstance(values, list):
-            values = [value for value in values if _kinds(value) & {*([types] if isinstance(types, str) else types)}]
+            fitting = [value for value in values if _kinds(value) & {*([types] if isinstance(types, str) else types)}]
+            values = fitting if fitting or self._strict else values
         if not isinstance(values, list) or not values:
             self._refuse(f"{where}/enum, which allows nothing")
         texts = [value if isinstance(value, str) else json.dumps(value, ensure_ascii=False) for value in values]
@@ -162,7 +165,7 @@ class ParameterReader:
         return self.read(node, str(reference), followed | {str(reference)})
 
     def _combined(
-        self, key: str, schema: Mapping[str, Json], beside: set[str], where: str, followed: frozenset[str]
+        self, key: str, schema: Mapping[str, Json], beside: frozenset[str], where: str, followed: frozenset[str]
     ) -> Value:
         options = schema[key]
         if not isinstance(options, list) or not options:
@@ -175,10 +178,10 @@ class ParameterReader:
         exact = key == "anyOf" or len(options) == 1
         return found | self._beside(beside if exact else beside | {key}, where)
 
-    def _string(self, schema: Mapping[str, Json], keys: set[str], where: str) -> Value:
+    def _string(self, schema: Mapping[str, Json], keys: frozenset[str], where: str) -> Value:
         own = [key for key in _STRING if key in keys]
         beside = self._beside(keys - {"type", *_STRING} - _OBJECT - _ARRAY - _NUMBER, where)
-        if "format" in own and schema["format"] not in _FORMATS:  # JSON Schema has other formats pass
+        if "format" in own and schema["format"] not in STANDARD_FORMATS:
             own.remove("format")
             beside |= Value(skipped=(f"{self._where}: format {schema['format']!r} at {where} is not enforced",))
         if own and self._strict:
@@ -190,9 +193,11 @@ class ParameterReader:
         if "minLength" in keys or "maxLength" in keys:
             parts.append(f"/(?s:.{{{schema.get('minLength', 0)},{schema.get('maxLength', '')}}})/")
         if "format" in keys:
-            parts.append(f"/{_slashed(_FORMATS[schema['format']])}/")
+            if schema["format"] not in _FORMATS:
+                self._refuse(f"{where}/format = {schema['format']!r}")
+            parts.append(_regex(_FORMATS[schema["format"]]))
         if "pattern" in keys:
-            parts.append(f"/{_slashed(self._searching(str(schema['pattern']), where))}/")
+            parts.append(_regex(self._searching(str(schema["pattern"]), where)))
         return " & ".join(parts)
 
     def _searching(self, pattern: str, where: str) -> str:
@@ -217,7 +222,7 @@ class ParameterReader:
         )
 
 
-def _implied(keys: set[str]) -> str:
+def _implied(keys: frozenset[str]) -> str:
     """The type of a schema that names none: what its keywords are about, or a string."""
     kinds = {"object": _OBJECT, "array": _ARRAY, "number": _NUMBER}
     return next((name for name, about in kinds.items() if keys & about), "string")
@@ -230,8 +235,9 @@ def _kinds(value: Json) -> set[str]:
     return {kind, "number", "integer"} if whole else {kind}
 
 
-def _slashed(pattern: str) -> str:
-    return re.sub(r"(?<!\\)((?:\\\\)*)/", r"\1\\/", pattern)
+def _regex(pattern: str) -> str:
+    """A regular expression of JSON Schema as a terminal."""
+    return f"/{load_llguidance().regex_to_lark(pattern, 'dw')}/"
 
 
 def _enclosed(body: str) -> bool:

@@ -12,23 +12,29 @@ from deltart.errors import GenerationError
 
 Json = Any
 
-MAX_BYTES = 1 << 20  # of a schema's text
+MAX_CHARACTERS = 1 << 20  # characters of a description
+MAX_DEPTH = 100  # of a schema; llguidance reads JSON down to 128
 MAX_OPTIONAL = 900  # properties of one object that may be left out: each of them may come next
 
 # White space between tokens is a blank or a line break with its indentation: a model could go on with it for ever.
 _SPACE = r" |\r?\n[ \t]{0,32}"
 
-# Formats that llguidance enforces. JSON Schema has others pass, and so do we.
+# Formats that llguidance enforces, and those of JSON Schema's own that it does not. Any other has no meaning there.
 _FORMATS = frozenset({
     "date-time", "date", "time", "duration", "email", "hostname", "ipv4", "ipv6", "uuid", "uri",
 })  # fmt: skip
+STANDARD_FORMATS = _FORMATS | {
+    "idn-email", "idn-hostname", "uri-reference", "iri", "iri-reference", "uri-template", "json-pointer",
+    "relative-json-pointer", "regex",
+}  # fmt: skip
 
 # What llguidance's messages are about, where they do not quote the keyword.
 _ABOUT = (
     ("circular reference", "$ref"), ("Reference", "$ref"), ("Resource", "$ref"), ("Pointer", "$ref"),
     ("regex", "pattern"),
     ("min/maxProperties", "minProperties"), ("patternProperty", "patternProperties"), ("multipleOf", "multipleOf"),
-    ("oneOf", "oneOf"), ("Invalid type", "type"), ("float range", "maximum"), ("items; max is", "properties"),
+    ("oneOf", "oneOf"), ("Invalid type", "type"), ("Unknown format", "format"), ("float range", "maximum"),
+    ("items; max is", "properties"),
 )  # fmt: skip
 
 # Keywords whose value is one schema, a list of schemas, or a mapping of names to schemas.
@@ -38,23 +44,48 @@ _LISTS = ("items", "prefixItems", "anyOf", "oneOf", "allOf")
 _MAPS = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
 
 
+def parse_json(text: str, what: str) -> Json:
+    """The JSON value in a text.
+
+    Raises:
+        GenerationError: not JSON, not Unicode, too large or too deep; `what` names it.
+    """
+    if len(text) > MAX_CHARACTERS:
+        raise GenerationError(f"{what} of {len(text)} characters", f"at most {MAX_CHARACTERS}", "make it smaller")
+    try:
+        value = json.loads(text, parse_constant=_no_constant)
+        json.dumps(value, ensure_ascii=False).encode("utf-8")
+    except (ValueError, RecursionError) as error:
+        raise GenerationError(f"{what} that is not JSON: {error}", "JSON", "correct it") from error
+    if _depth(value) > MAX_DEPTH:
+        raise GenerationError(f"{what} nested {_depth(value)} deep", f"at most {MAX_DEPTH}", "use $ref to recur")
+    return value
+
+
 def parse_schema(text: str) -> Json:
     """The schema in a text.
 
     Raises:
-        GenerationError: not JSON, too large, or neither a mapping nor true or false.
+        GenerationError: as `parse_json`, or neither a mapping nor true or false.
     """
-    if len(text.encode("utf-8", "replace")) > MAX_BYTES:
-        raise GenerationError(
-            f"a JSON schema of {len(text)} characters", f"at most {MAX_BYTES} bytes", "make it smaller"
-        )
-    try:
-        schema = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise GenerationError(f"a JSON schema that is not JSON: {error}", "JSON", "correct the schema") from error
+    schema = parse_json(text, "a JSON schema")
     if not isinstance(schema, dict | bool):
         raise GenerationError(f"a JSON schema that is a {type(schema).__name__}", "a mapping, true or false")
     return schema
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} has no JSON form")
+
+
+def _depth(value: Json) -> int:
+    deepest, stack = 0, [(value, 1)]
+    while stack:
+        inner, depth = stack.pop()
+        deepest = max(deepest, depth)
+        if isinstance(inner, dict | list):
+            stack += [(each, depth + 1) for each in (inner.values() if isinstance(inner, dict) else inner)]
+    return deepest
 
 
 def prepared(schema: Json, strict: bool) -> tuple[dict[str, Any], tuple[str, ...]]:
@@ -69,9 +100,11 @@ def prepared(schema: Json, strict: bool) -> tuple[dict[str, Any], tuple[str, ...
         _check_optional(where, node)
         if strict:
             _check_minimum(where, node)
+            _check_numbers(where, node)
         if node.get("uniqueItems") is False:
             del node["uniqueItems"]
-        if isinstance(node.get("format"), str) and node["format"] not in _FORMATS:
+        named = node.get("format")
+        if isinstance(named, str) and named not in (STANDARD_FORMATS if strict else _FORMATS):
             skipped.append(f"format {node.pop('format')!r} at {where} is not enforced")
     options = {"whitespace_pattern": _SPACE, "coerce_one_of": not strict, "lenient": not strict}
     return {**made, "x-guidance": options}, tuple(skipped)
@@ -103,6 +136,14 @@ def _check_minimum(where: str, node: Mapping[str, Any]) -> None:
         )
 
 
+def _check_numbers(where: str, node: Mapping[str, Any]) -> None:
+    """llguidance keeps whole numbers of 63 bits and their sign, and rounds larger ones."""
+    for key, value in node.items():
+        for each in value if isinstance(value, list) else [value]:
+            if isinstance(each, int) and not -(2**63) <= each < 2**63:
+                raise GenerationError(f"{each} at {where}/{key}", "whole numbers of 63 bits", "do without strict")
+
+
 def subschemas(schema: Json, where: str = "#") -> Iterator[tuple[str, dict[str, Any]]]:
     """Every mapping of the schema that is itself a schema, with its JSON pointer; `$ref`s are not followed."""
     stack = [(where, schema)]
@@ -132,9 +173,10 @@ def place_of(schema: Json, message: str) -> str:
     is found."""
     names = [*re.findall(r"[\"'](\$?\w+)[\"']", message), *(name for words, name in _ABOUT if words in message)]
     for name in names:
-        for where, node in subschemas(schema):
-            if name in node:
-                return f"{where}/{name}"
+        found = {where: node[name] for where, node in subschemas(schema) if name in node}
+        if found:
+            quoted = (where for where, value in found.items() if isinstance(value, str) and value in message)
+            return f"{next(quoted, next(iter(found)))}/{name}"
     return heaviest(schema)
 
 

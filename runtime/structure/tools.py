@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -11,7 +10,8 @@ from typing import Any
 from deltart.errors import GenerationError
 from deltart.runtime.structure.call_text import CLOSE_PARAMETER, CallText, TextValue
 from deltart.runtime.structure.grammar import Grammar
-from deltart.runtime.structure.parameters import ANNOTATIONS, ParameterReader, Value
+from deltart.runtime.structure.parameters import KEYWORDS, ParameterReader, Value
+from deltart.runtime.structure.schema import parse_json
 from deltart.runtime.structure.states import Either, Ended, Free, Literal, State, Then
 from deltart.runtime.structure.structure import Structure
 from deltart.runtime.structure.vocabulary import Vocabulary
@@ -20,7 +20,7 @@ from deltart.runtime.text.tool_arguments import tool_schema
 
 OPEN_CALL, CLOSE_CALL = "<tool_call>", "</tool_call>"
 _CLOSE_FUNCTION = "</function>\n"
-_ROOT = ANNOTATIONS | {"type", "properties", "required", "additionalProperties", "strict"}
+_ROOT = ("type", "properties", "required", "additionalProperties")
 
 Begin = Callable[[Then], State]
 CompileGrammar = Callable[[str], Grammar]
@@ -104,7 +104,7 @@ class ToolCompiler:
 
     def compile(self, structure: Structure) -> ToolCalls:
         """Raises GenerationError, naming the function and the keyword, where a schema can't be had."""
-        functions = tuple(self._function(tool) for tool in json.loads(structure.text))
+        functions = tuple(self._function(tool) for tool in parse_json(structure.text, "a list of tools"))
         return ToolCalls(self._vocabulary, functions, structure.parallel, structure.required, self.skipped)
 
     def _function(self, tool: Mapping[str, Any]) -> Function:
@@ -132,12 +132,10 @@ class ToolCompiler:
             or not isinstance(required, list)
         ):
             raise GenerationError(f"{where} has parameters that are no object", "a JSON schema of type object")
-        unknown = sorted(key for key in root if key not in _ROOT)
+        unknown = sorted(key for key in root if key in KEYWORDS and key not in _ROOT)
         unknown += ["additionalProperties"] * bool(root.get("additionalProperties"))
         if unknown and strict:
-            raise GenerationError(
-                f"{where} has #/{unknown[0]}", f"only {', '.join(sorted(_ROOT - ANNOTATIONS))}", "do without strict"
-            )
+            raise GenerationError(f"{where} has #/{unknown[0]}", f"only {', '.join(_ROOT)}", "do without strict")
         self.skipped += [f"{where}: #/{key} is not enforced" for key in unknown]
         extra = {key: True for key in required if key not in properties}
         return {**properties, **extra}, frozenset(required)
@@ -145,10 +143,8 @@ class ToolCompiler:
     def _ways(self, opening: tuple[int, ...], value: Value, strict: bool, where: str) -> Ways:
         text = self._text
         if value.text:
-            longer = [((*opening[:-1], token), place) for token, place in text.openings(opening[-1])]
-            return tuple(
-                (tokens, partial(TextValue, text, place)) for tokens, place in [(opening, text.start), *longer]
-            )
+            ends = [(opening[-1], text.start), *text.openings(opening[-1])]
+            return tuple(((*opening[:-1], token), partial(TextValue, text, place)) for token, place in ends)
         if value.listed:
             words = [tuple(self._vocabulary.encode(word + CLOSE_PARAMETER)) for word in value.words]
             return ((opening, lambda then: Literal(self._vocabulary, [(tokens, then) for tokens in words])),)

@@ -1,12 +1,13 @@
 """Grammars are tried in a process of their own first: one that takes too long or too much memory harms nobody.
 
-llguidance compiles in one go that nothing can interrupt, and some short schemas take it minutes. The process
-compiles for a vocabulary of bytes, which is what compiling for the real one costs but for a small rest.
+llguidance compiles in one go that nothing can interrupt, and some short schemas take it minutes, or crash it. The
+process compiles for a vocabulary of bytes, which is what compiling for the real one costs but for a small rest.
 """
 
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 import threading
@@ -54,9 +55,14 @@ class Trial:
                 return reason
             self._child = None
             child.kill()
-            child.wait()
-        found = f"needs more than {self._memory >> 20} MiB" if in_time else f"takes more than {self._seconds:g} s"
-        raise GenerationError(f"a grammar that {found} to compile", "a simpler one", "make it smaller")
+            died = child.wait()
+        if not in_time:
+            found = f"takes more than {self._seconds:g} s to compile"
+        elif died == -signal.SIGSEGV:
+            found = "llguidance crashes on"
+        else:
+            found = f"needs more than {self._memory >> 20} MiB to compile"
+        raise GenerationError(f"a grammar that {found}", "a simpler one", "make it smaller")
 
     def close(self) -> None:
         """End the child."""

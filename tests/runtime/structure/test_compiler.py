@@ -24,13 +24,20 @@ REFUSED: list[tuple[Structure, str]] = [
     (Structure.json_schema({"items": {"oneOf": [{"minLength": 2}, {"maxLength": 5}]}}), "#/items/oneOf"),
     (Structure.json_schema({"properties": {"t": {"type": "text"}}}), "#/properties/t/type"),
     (Structure.json_schema({"properties": {"t": {"pattern": "(?=a)"}}}), "#/properties/t/pattern"),
+    (Structure.json_schema({"items": {"format": "uri-reference"}, "format": "date"}), "#/items/format"),
+    (Structure.json_schema({"items": {"enum": [1, 2**63]}}), "#/items/enum"),
     (Structure.json_schema({"$ref": "https://example.com/schema"}), r"#/\$ref"),
     (Structure.json_schema({"$ref": "#/$defs/none"}), r"#/\$ref"),
     (Structure.json_schema({"type": "object", "minProperties": 3}), "minProperties = 3 at #"),
     (Structure.json_schema(False), "false"),
     (Structure.json_schema("[1]"), "list"),
     (Structure.json_schema('{"type": '), "not JSON"),
-    (Structure.json_schema('{"items": ' * 5000 + "{}" + "}" * 5000), "recursion"),
+    (Structure.json_schema('{"items": ' * 50_000 + "{}" + "}" * 50_000), "recursion"),
+    (Structure.json_schema('{"items": ' * 500 + "{}" + "}" * 500), "nested 501 deep"),
+    (Structure.json_schema('{"const": NaN}'), "NaN"),
+    (Structure.json_schema('{"const": "\\ud800"}'), "surrogates"),
+    (Structure.regex("a\ud800"), "surrogates"),
+    (Structure("tools", '[{"name": "f", "x": ' + "[" * 200 + "]" * 200 + "}]"), "a list of tools nested"),
     (Structure.json_schema({"properties": {f"p{i}": {"type": "integer"} for i in range(1500)}}), "#/properties"),
     (Structure.json_schema({"enum": [f"word {i}" for i in range(90_000)]}), "characters|#/enum"),
     (Structure.regex("(a"), "regular expression.*unclosed"),
@@ -85,13 +92,23 @@ def test_a_refusal_is_kept_too(tokenizer: Tokenizer) -> None:
         impatient.close()
 
 
+def test_a_refusal_is_not_kept_for_ever(compiler: StructureCompiler, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What took too long on a busy machine may be had on a quiet one."""
+    monkeypatch.setattr(module, "REFUSED_SECONDS", -1.0)
+    refused = Structure.json_schema({"not": {}})
+    for _ in range(2):
+        with pytest.raises(GenerationError, match="#/not"):
+            compiler.compile(refused)
+    assert compiler._known(refused) is None
+
+
 def test_equal_structures_are_compiled_once(compiler: StructureCompiler) -> None:
     first = compiler.compile(Structure.json_schema({"type": "integer"}))
     assert compiler.compile(Structure.json_schema('{"type": "integer"}')) is first
 
 
 def test_the_oldest_are_forgotten(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "KEPT_BYTES", 25)
+    monkeypatch.setattr(module, "KEPT_CHARACTERS", 25)
     small = StructureCompiler(tokenizer, tokenizer.vocab_limit)
     try:
         kept = [Structure.regex(letter * 10) for letter in "abc"]
@@ -159,6 +176,13 @@ def test_lenient_says_what_it_does_not_enforce(compiler: StructureCompiler) -> N
     assert any("uniqueItems" in warning for warning in loose.warnings)
     assert any("colour" in warning and "#/items" in warning for warning in loose.warnings)
     assert compiler.compile(Structure.json_schema({"type": "array"})).warnings == ()
+
+
+def test_large_whole_numbers(compiler: StructureCompiler, walker: Walker) -> None:
+    for number in (-(2**62), 2**63 - 1):
+        compiled = compiler.compile(Structure.json_schema({"enum": [number, None]}))
+        tokens = [*walker.tokenizer.encode_plain(str(number)), min(walker.tokenizer.eos_ids)]
+        assert compiled.matcher(False).permits(tokens) == len(tokens)
 
 
 def test_a_reply_that_meets_a_limit_fails_and_the_next_one_does_not(

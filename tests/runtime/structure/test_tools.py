@@ -113,6 +113,8 @@ VALUES: list[tuple[Any, list[str], list[str]]] = [
 ]  # fmt: skip
 LENIENT_VALUES: list[tuple[Any, list[str], list[str]]] = [
     ({"type": "integer", "nullable": True}, ["3", "null"], ["x"]),
+    ({"type": "integer", "enum": ["1", "2"]}, ["1"], ["3"]),
+    ({"x-order": 3, "readonly": True, "default": 3, "type": "integer"}, ["3"], ["x"]),
 ]
 STRICT_VALUES: list[tuple[Any, list[str], list[str]]] = [
     ({"type": "string", "pattern": "^[a-z]+$"}, ["abc"], ["", "ABC", "a1"]),
@@ -198,6 +200,7 @@ def test_a_parameter_comes_once(compiler: StructureCompiler, walker: Walker) -> 
 @pytest.mark.parametrize(
     ("function", "found"),
     [
+        (tool("f", {"a": {"type": "string", "format": "json-pointer"}}, strict=True), "#/properties/a/format"),
         (tool("f", {"a": {"type": "string", "pattern": "a$b"}}, strict=True), "#/properties/a/pattern"),
         (tool("f", {"a": {"type": "array", "uniqueItems": True}}, strict=True), "'f', parameter 'a'.*uniqueItems"),
         (tool("f", {"a": {"oneOf": [{"type": "string"}, {"type": "null"}]}}, strict=True), "#/properties/a/oneOf"),
@@ -208,6 +211,7 @@ def test_a_parameter_comes_once(compiler: StructureCompiler, walker: Walker) -> 
         (tool("f", {}, strict=True, additionalProperties=True), "'f' has #/additionalProperties"),
         (tool("f", {"a": False}), "#/properties/a: false"),
         (tool("f", {"a": {"enum": []}}), "#/properties/a/enum"),
+        (tool("f", {"a": {"type": "null", "enum": ["x"]}}, strict=True), "#/properties/a/enum"),
         (tool("f", {"a": {"$ref": "#/$defs/b"}}), r"#/properties/a/\$ref"),
         (tool("f", {"a>": {}}), "'a>'"),
         (tool(" f", {}), "' f'"),

@@ -54,6 +54,16 @@ def test_memory_is_bounded() -> None:
         small.close()
 
 
+def test_a_grammar_that_crashes_the_library_is_refused_or_compiled(trial: Trial) -> None:
+    """llguidance 1.9 overflows its stack on this one. What counts is that nothing else does."""
+    crashing = llguidance.LLMatcher.grammar_from_json_schema({"const": -(2**63)})
+    try:
+        assert trial.refusal(crashing) is None
+    except GenerationError as error:
+        assert "crashes" in error.found
+    assert trial.refusal("start: /a/") is None
+
+
 def test_a_child_that_was_killed_is_replaced(trial: Trial) -> None:
     assert trial.refusal("start: /a/") is None
     assert trial._child is not None
