@@ -1,7 +1,7 @@
 """Every text is the same token for token: any schedule of any requests answers each as if it were alone.
 
-Rounding could flip a token: a row of several tokens and one of a single token sum in different orders. Both models have
-logits far enough apart that none of these schedules meets a tie; a difference is therefore a fault.
+Rounding could flip a token: a row of several tokens and one of a single token sum in different orders. The built-in
+model's logits are far enough apart that none of these schedules meets a tie; a difference is therefore a fault.
 """
 
 from __future__ import annotations
