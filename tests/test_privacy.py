@@ -33,7 +33,7 @@ def watcher(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(watcher: Path, tmp_path: Path) -> Run:
     """Runs Python with a new home and none of our switches set; no call may be noted and no file but ours be there."""
 
-    def watched(*arguments: str, calls: bool = False) -> None:
+    def watched(*arguments: str, planted: bool = False) -> None:
         home, noted = tmp_path / "home", tmp_path / "noted"
         home.mkdir(exist_ok=True)
         kept = {name: value for name, value in os.environ.items() if name not in SWITCHES}
@@ -45,8 +45,9 @@ def run(watcher: Path, tmp_path: Path) -> Run:
         assert done.returncode == 0, done.stderr
         found = noted.read_text().splitlines() if noted.exists() else []
         strangers = [path for path in home.rglob("*") if path.is_file() and home / ".cache/deltart" not in path.parents]
-        if calls:
-            assert found or strangers
+        if planted:
+            assert [line for line in found if line != "connect locally"]
+            assert [path.name for path in strangers] == ["device-id"]
         else:
             assert not [line for line in found if line != "connect locally"]
             assert not [path for path in strangers if "matplotlib" not in path.parts]
@@ -65,8 +66,17 @@ session.run(None, {"a": numpy.ones(1, "f")})
 """
 
 
-def test_without_the_switches_something_would_be_noticed(run: Run) -> None:
-    run("-c", LOAD, calls=True)
+PLANTED = """
+import pathlib, socket
+pathlib.Path.home().joinpath("device-id").write_text("planted")
+with socket.socket() as call:
+    call.setblocking(False)
+    call.connect_ex(("192.0.2.1", 443))
+"""  # 192.0.2.0/24 is kept for documentation (RFC 5737): nobody answers there
+
+
+def test_a_call_and_a_device_id_are_noticed(run: Run) -> None:
+    run("-c", PLANTED, planted=True)
 
 
 def test_importing_deltart_first_switches_it_off(run: Run) -> None:
