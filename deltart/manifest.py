@@ -102,6 +102,42 @@ class FileEntry:
 
 
 @dataclass(frozen=True)
+class VisionEntry:
+    """How pictures and videos become patches, and patches rows of the graph `graph` (shared by export and runtime).
+
+    `image_pixels` and `video_pixels` are the smallest and largest count after resizing (a video's over all its
+    frames); `frame_cap` limits one frame's share of a video, as the vendor's helper package does. `fps`, `min_frames`
+    and `max_frames` sample a video. `wrapper` says what stands around a video's frames: "kept" leaves the template's
+    outer pair of start and end (transformers since 5.10), "replaced" takes it out (4.57). `tokens` has the ids of
+    vision_start, vision_end, image_pad and video_pad. One call of the graph takes at most `max_patches` patches, over
+    all its frames. The position table has `grid_side` x `grid_side` rows; rotary angles are of `head_dim` and
+    `rope_theta`.
+    """
+
+    graph: str
+    patch: int
+    temporal_patch: int
+    merge: int
+    image_pixels: tuple[int, int]
+    video_pixels: tuple[int, int]
+    frame_cap: bool
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    resample: str
+    fps: float
+    min_frames: int
+    max_frames: int
+    wrapper: str
+    tokens: Mapping[str, int]
+    max_patches: int
+    hidden: int
+    out: int
+    grid_side: int
+    head_dim: int
+    rope_theta: float
+
+
+@dataclass(frozen=True)
 class Manifest:
     """What was exported, from what, and how to bind it. Written last, so an artifact with one is complete."""
 
@@ -114,6 +150,7 @@ class Manifest:
     graphs: Mapping[str, GraphEntry]
     tensors: Mapping[str, WeightEntry]
     text_files: list[str]
+    vision: VisionEntry | None = None
     versions: Mapping[str, str] = field(default_factory=dict)
     format: int = FORMAT
 
