@@ -16,6 +16,7 @@ from deltart.runtime.sampling.params import SamplingParams
 from deltart.runtime.sequence import Request
 from deltart.runtime.text.chat import Message, Tool
 from deltart.runtime.text.reply import ContentDelta, Event, ReplyParser
+from deltart.runtime.vision.keys import prompt_keys
 from deltart.text_files import read_bytes
 
 PREFIX_SUFFIX = ".prefix.safetensors"
@@ -57,7 +58,7 @@ class ChatSession:
         messages = [*self.messages, {"role": "user", "content": text}]
         prompt = self._chats.prompt(messages, self._tools, **self._options)
         parser = ReplyParser(self._tools, prompt.thinking)
-        handle = self._chats.engine.submit(Request(prompt.ids, params, thinking=prompt.thinking))
+        handle = self._chats.engine.submit(Request(prompt.ids, params, thinking=prompt.thinking, media=prompt.media))
         completion, content = Completion(usage=handle.usage), ""
         try:
             for delta in handle:
@@ -82,7 +83,7 @@ class ChatSession:
         """
         write_atomically(path, (json.dumps(self.messages, ensure_ascii=False, indent=1) + "\n").encode())
         prompt = self._chats.prompt(self.messages, self._tools, **{**self._options, "add_generation_prompt": False})
-        self._chats.engine.save_prefix(prompt.ids, path.with_name(path.name + PREFIX_SUFFIX))
+        self._chats.engine.save_prefix(prompt_keys(prompt.ids, prompt.media), path.with_name(path.name + PREFIX_SUFFIX))
 
     def load(self, path: Path) -> None:
         """Go on with a saved conversation.
