@@ -40,6 +40,10 @@ class Prompt:
     thinking: bool
     media: tuple[Span, ...] = ()
 
+    def request(self, params: SamplingParams) -> Request:
+        """A request for one reply to it."""
+        return Request(self.ids, params, thinking=self.thinking, media=self.media)
+
 
 @dataclass(frozen=True)
 class ChatReply:
@@ -121,8 +125,7 @@ class Chats:
         """The assistant's next message, whole; `options` and errors as those of `prompt` and `Engine.submit`."""
         prompt = self.prompt(messages, tools, **options)
         chosen = self.engine.defaults if params is None else params
-        request = Request(prompt.ids, chosen, thinking=prompt.thinking, media=prompt.media)
-        return self.read(prompt, self.engine.submit(request).result()[0])
+        return self.read(prompt, self.engine.submit(prompt.request(chosen)).result()[0])
 
     def read(self, prompt: Prompt, completion: Completion) -> ChatReply:
         """The parts of a reply to `prompt`, which is remembered for the turns after it."""

@@ -59,7 +59,7 @@ def read_image(source: Any, limits: MediaLimits | None = None) -> Image.Image:
         raise _damaged(problem) from problem
 
 
-def open_media(source: Any, most: int) -> BinaryIO:
+def open_media(source: Any, most: int | None = None) -> BinaryIO:
     """The file that `source` names, or whose bytes it is, open for reading.
 
     Raises:
@@ -74,7 +74,7 @@ def open_media(source: Any, most: int) -> BinaryIO:
         raise GenerationError(
             f"media given as a {type(source).__name__}", "a path, bytes, a PIL image or an array of uint8"
         )
-    if size > most:
+    if most is not None and size > most:
         file.close()
         raise GenerationError(f"media of {size} bytes", f"at most {most}", "send a smaller file")
     return file
