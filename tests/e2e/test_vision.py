@@ -5,17 +5,20 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from transformers import PreTrainedModel
 
 from deltart.errors import GenerationError
 from deltart.runtime.backends.inputs import media_inputs, mtp_inputs, text_inputs
 from deltart.runtime.backends.ort import OrtBackend
 from deltart.runtime.backends.slots import PromptMedia
+from deltart.runtime.chat_session import ChatSession
 from deltart.runtime.conversation import Chats, Prompt
 from deltart.runtime.engine import Engine, EngineOptions
 from deltart.runtime.sampling.params import SamplingParams
@@ -262,3 +265,74 @@ def test_typed_placeholders_show_nothing(engine: Engine, chats: Chats) -> None:
     assert prompt.ids.count(1205) == prompt.media[0].medium.tokens
     assert "<|image_pad|>" in engine.tokenizer.decode(prompt.ids[: prompt.media[0].start], skip_special=False)
     assert generated(engine, prompt).tokens
+
+
+def plant_forgotten_shift(patch: pytest.MonkeyPatch) -> None:
+    """What follows a picture counts on by tokens."""
+    patch.setattr(Request, "rope_shift", 0)
+
+
+def plant_flat_positions(patch: pytest.MonkeyPatch) -> None:
+    """A picture's rows are numbered as text is."""
+    patch.setattr(Request, "positions", property(lambda self: np.tile(np.arange(len(self.ids)), (3, 1))))
+
+
+def plant_keys_of_ids(patch: pytest.MonkeyPatch) -> None:
+    """Kept prefixes are told apart by placeholders, which are all alike."""
+    patch.setattr(Request, "keys", property(lambda self: self.ids))
+
+
+def plant_rows_off_by_one(patch: pytest.MonkeyPatch) -> None:
+    """A piece that begins within a picture takes its rows from the picture's beginning."""
+    real = VisionEncoder.chunk
+
+    def chunk(self: VisionEncoder, spans: Any, begin: int, end: int) -> Any:
+        embeds, index = real(self, spans, begin, end)
+        cut = [span for span in spans if span.start < begin < span.end]
+        return (np.roll(embeds, 1, axis=0), index) if cut else (embeds, index)
+
+    patch.setattr(VisionEncoder, "chunk", chunk)
+
+
+@pytest.mark.parametrize(
+    "plant", [plant_forgotten_shift, plant_flat_positions, plant_keys_of_ids, plant_rows_off_by_one]
+)
+def test_planted_faults_are_seen(
+    plant: Any, seeing: Seeing, chats: Chats, model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two prompts that differ in a picture's content only, read in pieces, against transformers."""
+    prompts = [chats.prompt([user(image(64, 64, seed), text("what?"))]) for seed in (3, 4)]
+    backend = OrtBackend(seeing.artifact, threads=1)
+    tokenizer = Tokenizer.from_folder(seeing.artifact)
+    marks = Marks(tokenizer.encode("<|im_start|>")[0], tokenizer.encode("user")[0])
+    bench = Bench(backend, tokenizer, marks)
+    entry = backend.manifest.vision
+    assert entry is not None
+    expected = [reference_tokens(model, entry, prompt.ids, prompt.media, 64) for prompt in prompts]
+    setting = Setting(slots=1, drafts=0, cache_bytes=10**8, token_budget=10**9, prefill_tokens=24)
+
+    def replies() -> list[list[int]]:
+        arrivals = [Arrival(0, prompt.request(GREEDY)) for prompt in prompts]
+        return [group[0].tokens for group in bench.run(setting, arrivals)[0]]
+
+    assert replies() == expected
+    plant(monkeypatch)
+    assert replies() != expected
+
+
+def test_a_saved_conversation_keeps_its_pictures(seeing: Seeing, tmp_path: Path) -> None:
+    path = tmp_path / "picture.png"
+    Image.fromarray(photograph(50, 50, 12)).save(path)
+    part, params = {"type": "image", "image": path}, replace(GREEDY, max_new_tokens=8, ignore_eos=False)
+    told = []
+    for turn in range(2):
+        with Engine.open(seeing.artifact, options=EngineOptions(slots=1)) as engine:
+            session = ChatSession(Chats(engine))
+            if turn:
+                session.load(tmp_path / "talk.json")
+            list(session.say("and?" if turn else "what?", params, [] if turn else [part]))
+            assert session.last is not None
+            told.append(session.last.completion.usage)
+            session.save(tmp_path / "talk.json")
+    assert told[0].cached_tokens == 0
+    assert told[1].cached_tokens > 36  # beyond the picture
