@@ -91,10 +91,11 @@ def conversation(ask: Ask, chats: Chats | None, settings: Settings) -> Prompt:
     else:
         messages = fetched(messages, settings)
     options, variables = _template_options({**settings.template_defaults, **ask.template})
-    most = settings.limits.media_bytes
+    bounds = settings.limits
+    limits = MediaLimits(bounds.media_bytes, video_bytes=bounds.media_bytes, video_seconds=bounds.video_seconds)
     try:
         return chats.prompt(
-            normalized(messages), ask.tools or None, _processing(ask), MediaLimits(bytes=most, video_bytes=most),
+            normalized(messages), ask.tools or None, _processing(ask), limits,
             variables=variables, **options,
         )  # fmt: skip
     except (GenerationError, MissingDependencyError) as error:

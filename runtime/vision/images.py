@@ -24,15 +24,19 @@ class MediaLimits:
 
     Attributes:
         bytes: of a picture's file.
-        pixels: of a picture, or of a frame of a video.
+        pixels: of a picture.
         video_bytes: of a video's file.
+        frame_pixels: of a frame of a video.
         video_frames: of a video, those included that are not looked at.
+        video_seconds: that decoding one may take.
     """
 
     bytes: int = 100_000_000
     pixels: int = 89_478_485
     video_bytes: int = 2_000_000_000
+    frame_pixels: int = 8192 * 4320
     video_frames: int = 500_000
+    video_seconds: float = 600.0
 
 
 def read_image(source: Any, limits: MediaLimits | None = None) -> Image.Image:

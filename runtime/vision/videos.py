@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -69,7 +70,7 @@ def clip_of_file(source: Any, entry: VisionEntry, limits: MediaLimits, sample: b
         with _stream(source, limits) as (container, stream):
             fps = _rate(stream)
             indices = sampled_frames(total, fps, entry) if sample else np.arange(total)
-            clip = _clip(_wanted(container, stream, indices), indices, fps, entry)
+            clip = _clip(_wanted(container, stream, indices, limits), indices, fps, entry)
         if len(clip.frames) == len(indices):
             return clip
         total = _count(source, limits, decode=True)  # the container promised frames that it does not hold
@@ -100,9 +101,9 @@ def _stream(source: Any, limits: MediaLimits) -> Iterator[tuple[Any, Any]]:
             if stream is None:
                 raise GenerationError("a file without a video stream", "a video", "send sound as text")
             pixels = stream.codec_context.width * stream.codec_context.height
-            if pixels > limits.pixels:
+            if pixels > limits.frame_pixels:
                 raise GenerationError(
-                    f"a video of {pixels} pixels a frame", f"at most {limits.pixels}", "send a smaller video"
+                    f"a video of {pixels} pixels a frame", f"at most {limits.frame_pixels}", "send a smaller video"
                 )
             stream.thread_type = "AUTO"
             yield container, stream
@@ -122,11 +123,15 @@ def _count(source: Any, limits: MediaLimits, decode: bool) -> int:
     return total
 
 
-def _wanted(container: Any, stream: Any, indices: np.ndarray) -> Iterator[Image.Image]:
+def _wanted(container: Any, stream: Any, indices: np.ndarray, limits: MediaLimits) -> Iterator[Image.Image]:
     """The frames of those numbers, as they are to be seen."""
     left = iter(indices.tolist())
     wanted = next(left, None)
+    until = time.monotonic() + limits.video_seconds
     for number, frame in enumerate(container.decode(stream)):
+        if time.monotonic() > until:
+            seconds = f"{limits.video_seconds:g} s"
+            raise GenerationError(f"a video that takes more than {seconds} to decode", "a shorter one", "send frames")
         while number == wanted:
             turns = round((getattr(frame, "rotation", 0) or 0) / 90) % 4
             yield Image.fromarray(np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), turns)))

@@ -104,9 +104,11 @@ def test_files_that_are_refused(tmp_path: Path) -> None:
     with pytest.raises(GenerationError, match="more than 19 frames"):
         load_video(content, ENTRY, limits=MediaLimits(video_frames=19))
     with pytest.raises(GenerationError, match="pixels a frame"):
-        load_video(content, ENTRY, limits=MediaLimits(pixels=64 * 95))
+        load_video(content, ENTRY, limits=MediaLimits(frame_pixels=64 * 95))
     with pytest.raises(GenerationError, match=f"media of {len(content)} bytes"):
         load_video(content, ENTRY, limits=MediaLimits(video_bytes=len(content) - 1))
+    with pytest.raises(GenerationError, match="more than 0 s to decode"):
+        load_video(content, ENTRY, limits=MediaLimits(video_seconds=0))
     for wrong in (b"", b"\0" * 5000, content[:100]):
         with pytest.raises(GenerationError, match="a video that can't be read"):
             load_video(wrong, ENTRY)
