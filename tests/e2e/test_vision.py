@@ -84,7 +84,12 @@ def generated(engine: Engine, prompt: Prompt, params: SamplingParams = GREEDY) -
     return engine.submit(prompt.request(params)).result()[0]
 
 
-@pytest.mark.parametrize("case", CASES)
+FAST = ("image", "odd images", "video", "mix")
+
+
+@pytest.mark.parametrize(
+    "case", [case if case in FAST else pytest.param(case, marks=pytest.mark.slow) for case in CASES]
+)
 def test_greedy_tokens_equal_transformers(case: str, engine: Engine, model: PreTrainedModel, chats: Chats) -> None:
     prompt = chats.prompt(CASES[case])
     entry = engine.manifest.vision
@@ -136,6 +141,7 @@ def test_prefixes_are_those_of_the_same_picture(engine: Engine, chats: Chats) ->
         assert miss.tokens == generated(cold, other).tokens != expected
 
 
+@pytest.mark.slow
 def test_no_kept_prefix_ends_within_a_picture(engine: Engine, chats: Chats) -> None:
     cache = engine._cache
     assert cache is not None
@@ -294,11 +300,8 @@ def plant_rows_off_by_one(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(VisionEncoder, "chunk", chunk)
 
 
-@pytest.mark.parametrize(
-    "plant", [plant_forgotten_shift, plant_flat_positions, plant_keys_of_ids, plant_rows_off_by_one]
-)
 def test_planted_faults_are_seen(
-    plant: Any, seeing: Seeing, chats: Chats, model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
+    seeing: Seeing, chats: Chats, model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two prompts that differ in a picture's content only, read in pieces, against transformers."""
     prompts = [chats.prompt([user(image(64, 64, seed), text("what?"))]) for seed in (3, 4)]
@@ -316,8 +319,10 @@ def test_planted_faults_are_seen(
         return [group[0].tokens for group in bench.run(setting, arrivals)[0]]
 
     assert replies() == expected
-    plant(monkeypatch)
-    assert replies() != expected
+    for plant in (plant_forgotten_shift, plant_flat_positions, plant_keys_of_ids, plant_rows_off_by_one):
+        with monkeypatch.context() as patch:
+            plant(patch)
+            assert replies() != expected, plant.__name__
 
 
 def test_a_saved_conversation_keeps_its_pictures(seeing: Seeing, tmp_path: Path) -> None:
