@@ -134,9 +134,11 @@ def test_prefixes_are_those_of_the_same_picture(engine: Engine, chats: Chats) ->
     hit = generated(engine, same)
     assert (hit.tokens, encoder.calls - before) == (expected, 1)
     assert hit.usage.cached_tokens >= end
+    stranger = engine.submit(replace(same.request(GREEDY), cache_salt="tenant")).result()[0]
+    assert (stranger.tokens, stranger.usage.cached_tokens, encoder.calls - before) == (expected, 0, 2)
     miss = generated(engine, other)
     assert miss.usage.cached_tokens <= begin
-    assert encoder.calls - before == 2
+    assert encoder.calls - before == 3
     with Engine.open(engine.backend.artifact, options=EngineOptions(slots=1, cache_bytes=0)) as cold:
         assert miss.tokens == generated(cold, other).tokens != expected
 
@@ -292,8 +294,8 @@ def plant_rows_off_by_one(patch: pytest.MonkeyPatch) -> None:
     """A piece that begins within a picture takes its rows from the picture's beginning."""
     real = VisionEncoder.chunk
 
-    def chunk(self: VisionEncoder, spans: Any, begin: int, end: int) -> Any:
-        embeds, index = real(self, spans, begin, end)
+    def chunk(self: VisionEncoder, spans: Any, begin: int, end: int, salt: str) -> Any:
+        embeds, index = real(self, spans, begin, end, salt)
         cut = [span for span in spans if span.start < begin < span.end]
         return (np.roll(embeds, 1, axis=0), index) if cut else (embeds, index)
 
