@@ -17,7 +17,6 @@ from deltart.export.checkpoint import Checkpoint
 from deltart.export.lower import functions, ort, tensorrt
 from deltart.export.spec import exported_spec
 from deltart.export.states import writers
-from deltart.export.vision_settings import GRAPH as VISION
 from deltart.export.weights import WEIGHTS_FOLDER
 from deltart.files import write_atomically
 from deltart.manifest import Manifest
@@ -106,13 +105,12 @@ def lower_artifact(artifact: Path, name: str, log: Callable[[str], None] = lambd
         ArtifactError: the checkpoint is no longer the one that was exported.
     """
     manifest, target = load_manifest(artifact), TARGETS[name]
-    lowered = {n: g for n, g in manifest.graphs.items() if n != VISION}  # the tower runs on ONNX Runtime
-    if all((artifact / g.files.get(name, "missing")).exists() for g in lowered.values()):
+    if all((artifact / g.files.get(name, "missing")).exists() for g in manifest.text_graphs.values()):
         return
     tensors = _exported_tensors(artifact, manifest)
     model = bind(exported_spec(manifest.spec), tensors, target.dtype, "mtp" in manifest.graphs)
     files = {w.bound.graph.name: w.files for w in write_graphs(model, [target], artifact, log)}
-    graphs = {n: replace(g, files={**g.files, **files[n]}) for n, g in lowered.items()}
+    graphs = {n: replace(g, files={**g.files, **files[n]}) for n, g in manifest.text_graphs.items()}
     replace(manifest, graphs={**manifest.graphs, **graphs}).save(artifact)
 
 

@@ -81,7 +81,7 @@ def run(arguments: argparse.Namespace) -> None:
 
     began = time.perf_counter()
     with Steps(console(stderr=True)) as steps:
-        if any(TARGET not in graph.files for graph in load_manifest(arguments.artifact).graphs.values()):
+        if any(TARGET not in graph.files for graph in load_manifest(arguments.artifact).text_graphs.values()):
             from deltart.export.targets import lower_artifact
 
             lower_artifact(arguments.artifact, TARGET, steps.line)

@@ -18,7 +18,7 @@ from deltart.dtypes import BY_NAME, BY_ONNX
 from deltart.errors import ArtifactError
 from deltart.files import write_atomically
 from deltart.json_files import read_json, shown
-from deltart.manifest import GraphEntry, shape_of
+from deltart.manifest import MEDIA_INPUTS, GraphEntry, shape_of
 from deltart.typed import typed
 from deltart.version import __version__
 
@@ -144,7 +144,8 @@ def bindings(entry: GraphEntry, tensors: Iterable[Binding]) -> list[Binding]:
     Raises:
         ArtifactError: they are not exactly the manifest's inputs, outputs, states and weights.
     """
-    roles = {t.name: "input" for t in entry.inputs} | {t.name: "output" for t in entry.outputs}
+    roles = {t.name: "input" for t in entry.inputs if t.name not in MEDIA_INPUTS}
+    roles |= {t.name: "output" for t in entry.outputs}
     roles |= {s.name: "state" for s in entry.states} | {s.output: "state_output" for s in entry.states}
     roles |= dict.fromkeys(entry.weights, "weight")
     found = list(tensors)

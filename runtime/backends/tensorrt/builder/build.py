@@ -97,12 +97,12 @@ def build_engine(
 
 def _lowered(artifact: Path, manifest: Manifest, options: BuildOptions) -> dict[str, bytes]:
     """The lowered graphs by name."""
-    for graph, entry in manifest.graphs.items():
+    for graph, entry in manifest.text_graphs.items():
         if TARGET not in entry.files:
             raise ArtifactError(
                 f"{artifact} has no '{TARGET}' graph of '{graph}'", hint="run `deltart build`, which adds it"
             )
-    contents = {graph: read_graph(artifact, manifest, graph, TARGET) for graph in manifest.graphs}
+    contents = {graph: read_graph(artifact, manifest, graph, TARGET) for graph in manifest.text_graphs}
     if options.prefill_activations != "bf16" and not any(map(can_quantize, contents.values())):
         raise BuildError(
             "--prefill-activations fp8 without a block-FP8 weight", "bf16", "calibrate the checkpoint first"
