@@ -1,4 +1,4 @@
-// h += x, y = (1 + weight) * h / rms(h): the sum and the norm between two blocks, one pass. README.md.
+// sum = h + x, y = (1 + weight) * sum / rms(sum): the sum and the norm between two blocks, one pass. README.md.
 //
 // A block per row; a thread keeps its part of the row in registers between the sum of squares and the product.
 #include "../common/vector.cuh"
@@ -10,10 +10,10 @@ constexpr int kVector = 8, kThreads = 256, kMostVectors = 4;  // D up to 8192
 
 template <class Act>
 struct Norm {
-  const Act* x;      // [rows, D]
-  Act* h;            // [rows, D], in place
+  const Act* x;      // [rows, D]; null where nothing is added, and no sum is written
+  const Act* h;      // [rows, D]
   Parameter weight;  // [D]
-  Act* y;
+  Act *y, *sum;      // [rows, D]; sum may be h
   int D;
   float epsilon;
 };
@@ -26,15 +26,16 @@ __device__ void run(const Norm<Act>& in, float* sums) {
   for (int i = 0; i < kMostVectors; ++i) {
     const int at = (i * kThreads + threadIdx.x) * kVector;
     if (at >= in.D) continue;
-    float x[kVector];
-    load(in.x + base + at, x);
     load(in.h + base + at, h[i]);
+    if (in.x) {
+      float x[kVector];
+      load(in.x + base + at, x);
 #pragma unroll
-    for (int j = 0; j < kVector; ++j) {
-      h[i][j] = to_float(from_float<Act>(h[i][j] + x[j]));  // what later readers of h will see
-      sum = fmaf(h[i][j], h[i][j], sum);
+      for (int j = 0; j < kVector; ++j) h[i][j] = to_float(from_float<Act>(h[i][j] + x[j]));  // what its readers see
+      store(in.sum + base + at, h[i]);
     }
-    store(in.h + base + at, h[i]);
+#pragma unroll
+    for (int j = 0; j < kVector; ++j) sum = fmaf(h[i][j], h[i][j], sum);
   }
   sum = warp_sum(sum);
   if (threadIdx.x % 32 == 0) sums[threadIdx.x / 32] = sum;
@@ -56,12 +57,12 @@ __device__ void run(const Norm<Act>& in, float* sums) {
 
 }  // namespace
 
-#define NORM_KERNEL(Act, suffix)                                                                      \
-  extern "C" __global__ void __launch_bounds__(kThreads) residual_rms_norm_##suffix(                  \
-      const Act* x, Act* h, const void* weight, int bf16_weight, Act* y, int D, float epsilon) {      \
-    SHARED_MEMORY(memory);                                                                            \
-    run<Act>({x, h, {weight, bf16_weight}, y, D, epsilon}, reinterpret_cast<float*>(memory));         \
-  }                                                                                                   \
+#define NORM_KERNEL(Act, suffix)                                                                                  \
+  extern "C" __global__ void __launch_bounds__(kThreads) residual_rms_norm_##suffix(                              \
+      const Act* x, const Act* h, const void* weight, int bf16_weight, Act* y, Act* sum, int D, float epsilon) {  \
+    SHARED_MEMORY(memory);                                                                                        \
+    run<Act>({x, h, {weight, bf16_weight}, y, sum, D, epsilon}, reinterpret_cast<float*>(memory));                \
+  }                                                                                                               \
   EXPORT_KERNEL(residual_rms_norm_##suffix)
 
 NORM_KERNEL(float, f32)

@@ -1,4 +1,4 @@
-"""The few CUDA driver calls that the TensorRT backend makes. No torch, no CUDA runtime."""
+"""The few CUDA driver calls that the GPU backend makes. No torch, no CUDA runtime."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from deltart.errors import DeltaRTError
+from deltart.plugins.kernel_call import DeviceLimits
 from deltart.plugins.launch import Launch
 from deltart.plugins.loader import GpuDevice, GpuModule, check
 from deltart.plugins.toolchain import compile_gpu
@@ -25,6 +26,10 @@ class Cuda(Protocol):
     """Memory, copies, streams and graphs of one device. Addresses are integers, sizes bytes."""
 
     stream: Stream
+
+    @property
+    def limits(self) -> DeviceLimits:
+        """What kernels' launches depend on."""
 
     def allocate(self, nbytes: int) -> int:
         """Device memory, aligned to 256 bytes at least."""
@@ -85,6 +90,10 @@ class CudaDriver:
         self._cu = self._device.driver
         self._modules: dict[Path, GpuModule] = {}
         self.stream: Stream = check(self._cu.cuStreamCreate(1))  # 1: does not wait for the default stream
+
+    @property
+    def limits(self) -> DeviceLimits:
+        return self._device
 
     def allocate(self, nbytes: int) -> int:
         return int(check(self._cu.cuMemAlloc(max(nbytes, 1))))

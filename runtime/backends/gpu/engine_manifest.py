@@ -22,7 +22,7 @@ from deltart.manifest import GraphEntry, shape_of
 from deltart.typed import typed
 from deltart.version import __version__
 
-Flavour = Literal["rtx", "tensorrt"]
+Flavour = Literal["rtx", "tensorrt", "native"]
 Activations = Literal["bf16", "fp8"]  # of the block-FP8 linears in prefill
 FORMAT = 3
 FILE_NAME = "engine.json"

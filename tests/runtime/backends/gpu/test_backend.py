@@ -178,7 +178,7 @@ def test_verify_command_compares_the_engine(
 
     monkeypatch.setattr(cuda, "CudaDriver", HostCuda)
     monkeypatch.setattr(tensorrt_exposed, "build_exposed", build_nothing)
-    monkeypatch.setattr(backend, "executors", lambda engine, plugins: load)
+    monkeypatch.setattr(backend, "executors", lambda engine, plugins, device: load)
     monkeypatch.setattr(backend, "built_flavour", lambda artifact: "rtx")
     monkeypatch.setattr("deltart.runtime.backends.tensorrt.load.built_flavour", lambda artifact: "rtx")
     assert main(["verify", str(folder), "--tokens", "30", "--json", "--html", str(tmp_path / "page.html")]) == 0

@@ -23,7 +23,8 @@ from deltart.runtime.backends.gpu.cuda import CudaDriver
 from deltart.runtime.backends.gpu.weight_stream import layout, reads, stream_weights
 from deltart.runtime.backends.inputs import text_inputs
 from deltart.runtime.backends.ort import OrtBackend
-from deltart.runtime.backends.tensorrt.builder.build import PRESENT_GPU, BuildOptions, build_engine
+from deltart.runtime.backends.tensorrt.builder.build import BuildOptions, build_engine
+from deltart.runtime.backends.tensorrt.builder.makers import PRESENT_GPU
 from deltart.runtime.backends.tensorrt.executor import TensorRtExecutor
 from deltart.runtime.backends.tensorrt.library import installed
 from deltart.runtime.text.tokenizer import Tokenizer
