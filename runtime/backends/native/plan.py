@@ -52,7 +52,7 @@ class Constant:
     @classmethod
     def of(cls, array: np.ndarray, dtype: str) -> Constant:
         """The constant with an array's values."""
-        values = np.ascontiguousarray(array, BY_SHORT[dtype].numpy)
+        values = np.asarray(array, BY_SHORT[dtype].numpy)
         return cls(dtype, list(values.shape), base64.b64encode(values.tobytes()).decode())
 
     def array(self) -> np.ndarray:
