@@ -179,9 +179,9 @@ def load_engine(artifact: Path, flavour: str) -> EngineManifest:
     path = engine_folder(artifact, flavour) / FILE_NAME
     if not os.path.lexists(path):
         raise ArtifactError(
-            f"{artifact} has no TensorRT plans of flavour '{flavour}'",
+            f"{artifact} has no plans of flavour '{flavour}'",
             f"an engine.json at {path}",
-            f"run `deltart build {artifact}`",
+            f"run `deltart build {artifact} --flavour {flavour}`",
         )
     raw = read_json(path, ArtifactError, AGAIN)
     if raw.get("format") != FORMAT:
