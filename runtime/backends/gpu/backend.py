@@ -159,6 +159,11 @@ class TensorRtBackend:
         return [array[: state.slots].astype(np.float32) for array in results]
 
     @property
+    def weights(self) -> Mapping[str, int]:
+        """Addresses of all weights on the device, by name."""
+        return self._weights
+
+    @property
     def weight_bytes(self) -> int:
         """See Backend: nothing of the host's memory."""
         return 0
