@@ -13,7 +13,7 @@ from deltart.errors import BuildError
 from deltart.plugins.launch import Launch
 from deltart.plugins.loader import GpuDevice, GpuModule
 from deltart.plugins.spec import OpSpec
-from deltart.plugins.toolchain import compile_gpu
+from deltart.plugins.toolchain import compile_for
 
 
 @dataclass(frozen=True)
@@ -114,4 +114,4 @@ def _device() -> GpuDevice:
 
 @cache
 def _module(source: Path) -> GpuModule:
-    return GpuModule(compile_gpu(source).fatbin, _device())
+    return GpuModule(compile_for(source, _device().capability).fatbin, _device())

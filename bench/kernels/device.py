@@ -14,7 +14,7 @@ import numpy as np
 from deltart.plugins import loader
 from deltart.plugins.cpu_shim.runner import compile_cpu
 from deltart.plugins.launch import Launch
-from deltart.plugins.toolchain import compile_gpu
+from deltart.plugins.toolchain import compile_for
 
 Call = Callable[[int], None]  # enqueues one call of what is timed on the given stream
 
@@ -139,8 +139,7 @@ class Cuda:
         self.l2_bytes = properties.L2_cache_size
 
     def module(self, source: Path) -> Callable[[list[Launch], int], None]:
-        target = {90: "90a", 100: "100a", 120: "120a"}.get(self.capability, str(self.capability))
-        return loader.GpuModule(compile_gpu(source, (target,)).fatbin, self.driver).run
+        return loader.GpuModule(compile_for(source, self.capability).fatbin, self.driver).run
 
     def place(self, arrays: dict[str, np.ndarray]) -> CudaBuffers:
         return CudaBuffers(self.torch, arrays)

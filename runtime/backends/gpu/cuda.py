@@ -14,7 +14,7 @@ from deltart.errors import DeltaRTError
 from deltart.plugins.kernel_call import DeviceLimits
 from deltart.plugins.launch import Launch
 from deltart.plugins.loader import GpuDevice, GpuModule, check
-from deltart.plugins.toolchain import compile_gpu
+from deltart.plugins.toolchain import compile_for
 
 Run = Callable[[list[Launch]], None]  # enqueues launches on the stream
 Stream = Any
@@ -147,7 +147,7 @@ class CudaDriver:
 
     def kernels(self, source: Path) -> Run:
         if source not in self._modules:
-            self._modules[source] = GpuModule(compile_gpu(source).fatbin, self._device)
+            self._modules[source] = GpuModule(compile_for(source, self._device.capability).fatbin, self._device)
         module = self._modules[source]
         return lambda launches: module.run(launches, int(self.stream))
 

@@ -8,13 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from deltart.calib.pipeline import calibrate
-from deltart.export.pipeline import export_checkpoint
-from deltart.export.targets import lower_artifact
 from deltart.plugins.cpu_shim.host_cuda import HostCuda
 from deltart.runtime.backends.gpu.backend import TensorRtBackend
-from deltart.runtime.backends.tensorrt.builder.build import BuildOptions, build_engine
-from deltart.verify.tensorrt_exposed import build_exposed
 from support.native_engine import NANO
 
 Nano = Callable[[str], Path]
@@ -24,6 +19,12 @@ SLOTS, CONTEXT, CHUNK = 3, 256, 32
 @pytest.fixture(scope="session")
 def native_nano(nano_artifact: Path, tmp_path_factory: pytest.TempPathFactory) -> Nano:
     """Artifacts with native plans of the nano, "bf16" or "fp8", made once; copy one before writing to it."""
+    from deltart.calib.pipeline import calibrate
+    from deltart.export.pipeline import export_checkpoint
+    from deltart.export.targets import lower_artifact
+    from deltart.runtime.backends.tensorrt.builder.build import BuildOptions, build_engine
+    from deltart.verify.tensorrt_exposed import build_exposed
+
     made: dict[str, Path] = {}
 
     def make(stored: str) -> Path:
