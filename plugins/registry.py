@@ -6,6 +6,7 @@ from deltart.plugins.fp8_linear.op import (
     DELTA_NET_PROJECTIONS,
     FP8_BLOCK_GATE_UP,
     FP8_BLOCK_LINEAR,
+    FP8_LINEAR_NORM,
 )
 from deltart.plugins.gated_attention.op import GATED_ATTENTION
 from deltart.plugins.gated_delta_rule.op import GATED_DELTA_RULE
@@ -44,6 +45,7 @@ OPS: tuple[OpSpec, ...] = (*MODEL_OPS, *FUSED_OPS)
 # What the native lowering puts in place of the standard nodes that are left, which TensorRT compiles itself.
 NATIVE_OPS: tuple[OpSpec, ...] = (
     CONCAT_ROWS,
+    FP8_LINEAR_NORM,
     EMBEDDING,
     LINEAR,
     LINEAR_GATE_UP,

@@ -14,6 +14,7 @@ from deltart.plugins.fp8_linear import gate_up
 from deltart.plugins.fp8_linear import inputs as linear_inputs
 from deltart.plugins.fp8_linear import launch as linear
 from deltart.plugins.fp8_linear import prefill as tiles
+from deltart.plugins.fp8_linear.norm import linear_norm
 from deltart.plugins.fp8_linear.projections import Projection, decode
 from deltart.plugins.gated_attention import inputs as attention_inputs
 from deltart.plugins.gated_attention import launch as attention
@@ -40,6 +41,7 @@ CEILINGS = {
     "fp8_block_linear_decode_bf16_m1": 128,
     "fp8_block_linear_decode_bf16_m2": 128,
     "fp8_block_linear_gate_up_bf16_m1": 128,
+    "fp8_block_linear_norm": 128,
     "fp8_block_linear_gate_up_bf16_m2": 128,
     "fp8_block_linear_projections_bf16_m1": 128,
     "fp8_block_linear_projections_bf16_m2": 128,
@@ -103,6 +105,8 @@ def every_launch() -> list[Launch]:
             shape = linear_inputs.Shape(tokens=tokens, dtype=dtype)
             launches += [linear.decode(shape, at), linear.decode_gate_up(shape, at)]
             launches.append(decode(shape, [Projection(5120, "weight", "y", "scale")], at))
+            if tokens == 1:
+                launches.append(linear_norm(shape, "bf16", 1e-6, at))
             launches += [plain.linear(shape, at), plain.gate_up(shape, at), plain.silu_mul(shape, at)]
         launches += [rotary.table(1, 32, 1.0, at, dtype), rows.concat(1, (8, 8), dtype, at)]
         launches.append(rope.rope(rope_inputs.Shape(dtype=dtype), at))

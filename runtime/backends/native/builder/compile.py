@@ -17,6 +17,7 @@ from deltart.plugins.registry import NATIVE_OPS, OPS
 from deltart.plugins.spec import ACT, DOMAIN, F32, FP8, I32, I64, STORED, OpSpec
 from deltart.runtime.backends.gpu.engine_manifest import Binding, Profile, read_binding
 from deltart.runtime.backends.native.builder.arena import Life, place
+from deltart.runtime.backends.native.builder.join import joined
 from deltart.runtime.backends.native.plan import Constant, NativePlan, Placed, Step
 
 SPECS = {spec.name: spec for spec in (*OPS, *NATIVE_OPS)}
@@ -73,7 +74,8 @@ def compile_plan(content: bytes, profile: Profile) -> Compiled:
         known.dtypes[binding.name], known.axes[binding.name] = BY_NAME[binding.dtype].short, binding.axes
     bound = {binding.name for binding in (*inputs, *outputs)}
     workspaces: list[Life] = []
-    for node in graph.node:
+    nodes = joined(graph.node, {b.name: b for b in inputs}, [b.name for b in outputs], largest["B"] * largest["T"])
+    for node in nodes:
         if node.domain == "" and node.op_type == "Constant":
             name, constant = node.output[0], _constant(node)
             constants[name] = constant

@@ -19,25 +19,22 @@ from support.native_engine import BAR
 from support.twins import Twins
 
 pytestmark = pytest.mark.slow
-SIZES = dict(hidden=5120, ffn=17408, layers=2, heads=24, kv_heads=4, k_heads=16, v_heads=48, vocab=320)
+SIZES = dict(hidden=5120, ffn=17408, layers=1, heads=24, kv_heads=4, k_heads=16, v_heads=48, vocab=320)
 
 
-@pytest.fixture(scope="module")
-def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("wide")
+@pytest.mark.parametrize("kind", ["linear_attention", "full_attention"])
+def test_a_layer_of_the_27b_model(kind: str, tmp_path: Path) -> None:
+    """A call with drafts, then decode steps, the last a captured one. Prompts' kernels would take minutes: their own
+    tests have the model's widths."""
     text = text_config(**SIZES, max_position=4096, mtp=False)
-    text |= {"layer_types": ["linear_attention", "full_attention"], "full_attention_interval": 2}
-    write_checkpoint(causal_lm(text), folder / "checkpoint", quantized=True, dtype="BF16")
-    export_checkpoint(folder / "checkpoint", folder / "artifact")
-    lower_artifact(folder / "artifact", "native")
-    build_engine(folder / "artifact", BuildOptions("native", None, 1, 256, 128))
-    return folder / "artifact"
-
-
-def test_a_prompt_and_decode_steps(artifact: Path) -> None:
-    """66 tokens take the kernels of prompts; 3 those of drafts; 1 decode's."""
-    gpu = TensorRtBackend(artifact, "native", cuda=HostCuda())
-    twins, rng = Twins(gpu, OrtBackend(artifact, weights="mapped"), 1, 256), np.random.default_rng(0)
-    for length in (66, 3, 1):
+    text |= {"layer_types": [kind], "full_attention_interval": 1 if kind == "full_attention" else 4}
+    write_checkpoint(causal_lm(text), tmp_path / "checkpoint", quantized=True, dtype="BF16")
+    export_checkpoint(tmp_path / "checkpoint", tmp_path / "artifact")
+    lower_artifact(tmp_path / "artifact", "native")
+    build_engine(tmp_path / "artifact", BuildOptions("native", None, 1, 256, 128))
+    gpu = TensorRtBackend(tmp_path / "artifact", "native", cuda=HostCuda())
+    twins = Twins(gpu, OrtBackend(tmp_path / "artifact", weights="mapped"), 1, 256)
+    rng = np.random.default_rng(0)
+    for length in (3, 1, 1):
         ids = rng.integers(0, SIZES["vocab"], (1, length))
         assert twins.call(ids, np.array([length]), np.array([[length - 1]])) <= BAR, length

@@ -107,6 +107,37 @@ def test_a_node_that_cannot_run_is_named(nodes: list[onnx.NodeProto], inputs: di
         compile_plan(graph(nodes, **inputs), DECODE)
 
 
+def linear_and_norm(quantized: int) -> list[onnx.NodeProto]:
+    return [
+        op("Fp8BlockLinear", ["a", "p", "s"], ["b"], quantize_activations=quantized),
+        op("ResidualRmsNorm", ["b", "h", "v"], ["normed", "sum"], epsilon=1e-6),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("phase", "slots", "quantized", "expected"),
+    [
+        ("decode", 8, 0, ["Fp8LinearNorm"]),
+        ("speculate", 1, 0, ["Fp8LinearNorm"]),
+        ("decode", 9, 0, ["Fp8BlockLinear", "ResidualRmsNorm"]),
+        ("prefill", 1, 0, ["Fp8BlockLinear", "ResidualRmsNorm"]),
+        ("decode", 1, 1, ["Fp8BlockLinear", "ResidualRmsNorm"]),
+    ],
+)
+def test_a_norm_joins_the_linear_before_it_in_small_calls(
+    phase: str, slots: int, quantized: int, expected: list[str]
+) -> None:
+    n, k = 512, 1024
+    inputs = [("a", BF16, ["B", "T", k]), ("p", TensorProto.INT8, [n, k]), ("s", FLOAT, [n // 128, k // 128]),
+              ("h", BF16, ["B", "T", n]), ("v", BF16, [n])]  # fmt: skip
+    values = [make_tensor_value_info(*given) for given in inputs]
+    outs = [make_tensor_value_info(name, BF16, ["B", "T", n]) for name in ("normed", "sum")]
+    model = make_model(make_graph(linear_and_norm(quantized), "g", values, outs))
+    made = compile_plan(model.SerializeToString(), profile(phase, slots, 256, 128)).plan
+    assert [step.op for step in made.steps] == expected
+    assert all(not constant.array().any() for constant in made.constants.values())
+
+
 @pytest.mark.parametrize("array", [np.arange(6, dtype=np.int32).reshape(2, 3), np.float32(0.25), np.zeros((0, 4))])
 def test_constants_keep_their_values(array: np.ndarray) -> None:
     dtype = "i32" if array.dtype == np.int32 else "f32"
