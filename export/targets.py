@@ -14,12 +14,13 @@ from deltart.errors import ArtifactError
 from deltart.export.assemble import Tracer, assemble, lower
 from deltart.export.bound import BoundGraph, BoundModel, bind
 from deltart.export.checkpoint import Checkpoint
-from deltart.export.lower import functions, native, tensorrt
+from deltart.export.lower import functions, native, ort, tensorrt
 from deltart.export.spec import exported_spec
 from deltart.export.states import writers
+from deltart.export.vision_settings import GRAPH as VISION
 from deltart.export.weights import WEIGHTS_FOLDER
 from deltart.files import write_atomically
-from deltart.manifest import Manifest
+from deltart.manifest import GraphEntry, Manifest
 from deltart.plugins.registry import MODEL_OPS
 
 
@@ -48,7 +49,12 @@ TARGETS: Mapping[str, Target] = {
     target.name: target
     for target in (
         Target(PORTABLE, torch.float32, lambda model: lower(model, functions.PORTABLE)),
-        Target("ort", torch.float32, lambda model: lower(model, functions.ORT), functions.ORT_IN_PLACE),
+        Target(
+            "ort",
+            torch.float32,
+            lambda model: ort.use_multi_head_attention(lower(model, functions.ORT)),
+            functions.ORT_IN_PLACE,
+        ),
         Target(tensorrt.TARGET, torch.bfloat16, tensorrt.lower, frozenset(spec.name for spec in MODEL_OPS)),
     )
 }
@@ -73,7 +79,7 @@ def write_graphs(
     """Write every graph into `folder` for `targets`, whose type is the model's. Traces once."""
     log(f"tracing each kind of block in {str(model.dtype).removeprefix('torch.')}")
     tracer = Tracer(model)
-    log("assembling " + " and ".join(bound.graph.name for bound in model.graphs))
+    log("assembling " + ", ".join(bound.graph.name for bound in model.graphs))
     written = []
     for bound in model.graphs:
         graph = bound.graph
@@ -103,7 +109,8 @@ def lower_artifact(artifact: Path, name: str, log: Callable[[str], None] = lambd
         ExportError: the graphs hold what `name` can't serve.
     """
     manifest = load_manifest(artifact)
-    if all((artifact / g.files.get(name, "missing")).exists() for g in manifest.graphs.values()):
+    lowered = _lowered(manifest)
+    if all((artifact / g.files.get(name, "missing")).exists() for g in lowered.values()):
         return
     if name in DERIVED:
         _derive(artifact, name, log)
@@ -118,16 +125,21 @@ def _derive(artifact: Path, name: str, log: Callable[[str], None]) -> None:
     make, base = DERIVED[name]
     lower_artifact(artifact, base.name, log)
     manifest, files = load_manifest(artifact), {}
-    for graph in manifest.graphs:
+    for graph in _lowered(manifest):
         made = make(onnx.load_model_from_string(read_graph(artifact, manifest, graph, base.name)))
         files[graph] = {name: f"{graph}.{name}.onnx"}
         write_atomically(artifact / files[graph][name], made.SerializeToString(deterministic=True))
     _add_files(artifact, manifest, files)
 
 
+def _lowered(manifest: Manifest) -> dict[str, GraphEntry]:
+    """The graphs that engines run; the tower runs on ONNX Runtime."""
+    return {name: graph for name, graph in manifest.graphs.items() if name != VISION}
+
+
 def _add_files(artifact: Path, manifest: Manifest, files: Mapping[str, Mapping[str, str]]) -> None:
-    graphs = {n: replace(g, files={**g.files, **files[n]}) for n, g in manifest.graphs.items()}
-    replace(manifest, graphs=graphs).save(artifact)
+    graphs = {n: replace(manifest.graphs[n], files={**manifest.graphs[n].files, **added}) for n, added in files.items()}
+    replace(manifest, graphs={**manifest.graphs, **graphs}).save(artifact)
 
 
 def _exported_tensors(artifact: Path, manifest: Manifest) -> Checkpoint:

@@ -15,6 +15,7 @@ import pytest
 
 if TYPE_CHECKING:
     from support.cases import Export, Exported
+    from support.seeing import Seeing
 
 with suppress(ModuleNotFoundError):
     from hypothesis import settings
@@ -82,6 +83,21 @@ def nano_artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("nano") / "artifact"
     export_checkpoint(NANO, folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def seeing(tmp_path_factory: pytest.TempPathFactory) -> Seeing:
+    """A small random checkpoint with a vision tower, exported."""
+    from deltart.artifact import load_manifest
+    from deltart.export.pipeline import export_checkpoint
+    from support.seeing import Seeing, write_seeing_checkpoint
+
+    folder = tmp_path_factory.mktemp("seeing")
+    write_seeing_checkpoint(folder / "checkpoint")
+    export_checkpoint(folder / "checkpoint", folder / "artifact")
+    if load_manifest(folder / "artifact").vision is None:
+        pytest.skip("the exporter makes no vision graphs")
+    return Seeing(folder / "checkpoint", folder / "artifact")
 
 
 @pytest.fixture(scope="session")

@@ -90,13 +90,14 @@ def build_engine(
 
 
 def _lowered(artifact: Path, manifest: Manifest, target: str, options: BuildOptions) -> dict[str, bytes]:
-    """The lowered graphs by name."""
-    for graph, entry in manifest.graphs.items():
+    """The lowered graphs by name; the tower of vision, which runs on ONNX Runtime, is none."""
+    graphs = {name: e for name, e in manifest.graphs.items() if not manifest.vision or name != manifest.vision.graph}
+    for graph, entry in graphs.items():
         if target not in entry.files:
             raise ArtifactError(
                 f"{artifact} has no '{target}' graph of '{graph}'", hint="run `deltart build`, which adds it"
             )
-    contents = {graph: read_graph(artifact, manifest, graph, target) for graph in manifest.graphs}
+    contents = {graph: read_graph(artifact, manifest, graph, target) for graph in graphs}
     if options.prefill_activations != "bf16" and not any(map(can_quantize, contents.values())):
         raise BuildError(
             "--prefill-activations fp8 without a block-FP8 weight", "bf16", "calibrate the checkpoint first"

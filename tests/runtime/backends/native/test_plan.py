@@ -18,11 +18,13 @@ from hypothesis import strategies as st
 from onnx import TensorProto
 from onnx.helper import make_graph, make_model, make_node, make_tensor_value_info
 
+from deltart.artifact import load_manifest
 from deltart.cli import main
 from deltart.errors import ArtifactError, BuildError
+from deltart.manifest import TensorEntry
 from deltart.plugins.cpu_shim.host_cuda import HostCuda
 from deltart.runtime.backends.gpu.backend import TensorRtBackend
-from deltart.runtime.backends.gpu.engine_manifest import load_engine, profile
+from deltart.runtime.backends.gpu.engine_manifest import bindings, load_engine, profile
 from deltart.runtime.backends.native.builder.arena import Life, place
 from deltart.runtime.backends.native.builder.compile import compile_plan
 from deltart.runtime.backends.native.executor import NativeExecutor
@@ -209,3 +211,13 @@ def test_the_command(artifact: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert built_flavour(artifact) == "native"
     with pytest.raises(ArtifactError, match="at most 1 slots and 64 tokens"):
         TensorRtBackend(artifact, cuda=HostCuda()).new_state("model", 2, 65)
+
+
+def test_what_only_pictures_need_may_be_absent(artifact: Path) -> None:
+    entry = load_manifest(artifact).graphs["model"]
+    found = load_engine(artifact, "native").plans["model.decode"].bindings
+    seeing = replace(entry, inputs=[*entry.inputs, TensorEntry("vision_index", "int32", ["B", "T"])])
+    assert bindings(seeing, found) == bindings(entry, found) == found
+    other = replace(entry, inputs=[*entry.inputs, TensorEntry("more", "int32", ["B", "T"])])
+    with pytest.raises(ArtifactError, match="disagree on more"):
+        bindings(other, found)
