@@ -16,6 +16,7 @@ from deltart.cli import (
     extras,
     generate,
     inspect,
+    plan,
     serve,
     synthesize,
     verify,
@@ -24,7 +25,7 @@ from deltart.cli.guard import say
 from deltart.cli.signals import ending
 from deltart.version import __version__
 
-COMMANDS = (inspect, calibrate, export, build, verify, generate, chat, serve, synthesize, doctor)
+COMMANDS = (inspect, calibrate, export, plan, build, verify, generate, chat, serve, synthesize, doctor)
 
 
 def parser() -> argparse.ArgumentParser:
