@@ -13,7 +13,7 @@ FOLDERS = ("deltart", "export", "plugins", "runtime", "calib")
 SOURCES = [path for folder in FOLDERS for path in sorted((ROOT / folder).rglob("*.py")) if "build" not in path.parts]
 # Floors from the ground up. A module imports what is below its floor, and its own room; rooms of one floor are apart.
 FLOORS = (
-    ("ground",), ("plugins", "text"), ("export", "runtime"), ("calib", "verify", "planner"), ("front",),
+    ("ground",), ("plugins", "text"), ("export", "runtime"), ("calib", "verify", "planner"), ("latency",), ("front",),
 )  # fmt: skip
 ROOMS = {name for floor in FLOORS for name in floor} - {"ground", "text", "front"}
 BUILDER, TENSORRT = "deltart.runtime.backends.tensorrt.builder", "deltart.runtime.backends.tensorrt"
