@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from deltart.cli import bench_server
 from deltart.cli.bounds import positive, whole
 from deltart.cli.screen import console, line, table
 from deltart.cli.streams import print_json
@@ -29,7 +30,7 @@ def add_parser(commands: Any) -> None:
     parser: argparse.ArgumentParser = commands.add_parser(
         "bench", help="time an artifact, and compare it with a baseline", description=__doc__
     )
-    parser.add_argument("artifact", help="folder written by `deltart export`")
+    parser.add_argument("artifact", metavar="DIR|URL", help="folder written by `deltart export`, or an OpenAI endpoint")
     group = parser.add_argument_group("what runs")
     group.add_argument("--target", choices=["auto", "tensorrt", "ort", "portable"], default="auto")
     group.add_argument("--weights", choices=["folded", "mapped"], default="folded", help="see deltart generate")
@@ -50,6 +51,7 @@ def add_parser(commands: Any) -> None:
     )
     against.add_argument("--baselines", type=Path, default=BASELINES, metavar="DIR", help=f"default {BASELINES}")
     against.add_argument("--effect", type=float, metavar="SHARE", help="least change that counts (default 0.05)")
+    bench_server.add_options(parser)
     parser.add_argument("--html", type=Path, metavar="FILE", help="write a page with plots")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
     parser.set_defaults(run=run, extra="cpu")
@@ -57,6 +59,13 @@ def add_parser(commands: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Measure and print. Returns 1 when a metric is slower than the baseline."""
+    if bench_server.is_address(arguments.artifact):
+        with console(stderr=True).status("starting") as status:
+            return bench_server.run(arguments, lambda text: status.update(line(f"measuring {text}")))
+    return _bench(arguments)
+
+
+def _bench(arguments: argparse.Namespace) -> int:
     from deltart.artifact import load_manifest
     from deltart.latency import setting as settings
     from deltart.latency.cases import all_cases, regression_cases
