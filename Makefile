@@ -81,7 +81,7 @@ bench: $(READY)
 	test -f "$$GIVEN_ARTIFACT/manifest.json" || $(BIN)/deltart export "$$GIVEN_CHECKPOINT" -o "$$GIVEN_ARTIFACT"
 	$(BIN)/deltart bench "$$GIVEN_ARTIFACT" --html .bench/bench.html $(PROMPTS)
 	$(BIN)/python -m pip install -q -c constraints.txt onnxruntime-genai==0.18.0
-	$(BIN)/python bench/cpu_generation.py --json bench/results/cpu_generation.json
+	$(BIN)/python -m bench.peers --json bench/results/cpu_generation.json
 
 bench-check: $(READY)
 	@test -n "$$GIVEN_PYTHON" || test -d "$$GIVEN_AGAINST" || test -f ".bench/baselines/$$GIVEN_AGAINST.json" \
