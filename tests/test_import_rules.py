@@ -12,7 +12,10 @@ ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = ("deltart", "export", "plugins", "runtime", "calib")
 SOURCES = [path for folder in FOLDERS for path in sorted((ROOT / folder).rglob("*.py")) if "build" not in path.parts]
 # Floors from the ground up. A module imports what is below its floor, and its own room; rooms of one floor are apart.
-FLOORS = (("ground",), ("plugins", "text"), ("export", "runtime"), ("calib", "verify"), ("front",))
+FLOORS = (
+    ("ground",), ("plugins", "text"), ("export", "runtime"), ("calib", "verify", "planner"), ("latency",), ("front",),
+)  # fmt: skip
+ROOMS = {name for floor in FLOORS for name in floor} - {"ground", "text", "front"}
 TENSORRT, NATIVE = "deltart.runtime.backends.tensorrt", "deltart.runtime.backends.native"
 BUILDERS = (f"{TENSORRT}.builder", f"{NATIVE}.builder")
 # Importer, what it never imports, and what is let through on either side.
@@ -79,7 +82,7 @@ def room(name: str) -> str:
         return "front"
     if parts[1:3] == ["runtime", "text"]:
         return "text"  # needs nothing of the runtime, and checks what an export brings along
-    return parts[1] if parts[1] in ("plugins", "export", "runtime", "calib", "verify") else "ground"
+    return parts[1] if parts[1] in ROOMS else "ground"
 
 
 def floor(name: str) -> int:

@@ -14,11 +14,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-from bench.engine import measure, traffic
+from bench.engine import measure
 from bench.engine.device import Device, Gpu, HostGpu
 from bench.engine.weights import randomize
 from deltart.artifact import load_manifest
 from deltart.errors import DeltaRTError
+from deltart.planner.traffic import decode_weight_bytes
 from deltart.runtime.backends.gpu.backend import TensorRtBackend
 from deltart.runtime.backends.native.plan import read_plan
 from deltart.runtime.backends.tensorrt.load import built_flavour
@@ -148,7 +149,7 @@ def timings(device: Device, artifact: Path, options: argparse.Namespace) -> dict
         "machine": platform.machine(),
         "copy_gbs": copy_gbs,
         "weights": {"bytes": loaded, "seconds": seconds, "gbs": loaded / seconds / 1e9},
-        "weight_bytes_per_step": traffic.weight_bytes(manifest),
+        "weight_bytes_per_step": decode_weight_bytes(manifest),
     }
     room = backend.engine.max_context - ROOM - options.steps
     contexts = [context for context in options.context if context <= room]

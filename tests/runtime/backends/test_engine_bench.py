@@ -13,6 +13,7 @@ from bench.engine import __main__ as bench
 from bench.engine import measure, traffic, weights
 from bench.engine.device import HostGpu
 from deltart.dtypes import BY_STORED
+from deltart.planner.traffic import decode_weight_bytes
 from deltart.plugins.cpu_shim.host_cuda import memory
 from deltart.runtime.backends.gpu.backend import TensorRtBackend
 from support.host_gpu import write_engine
@@ -36,7 +37,7 @@ def test_a_step_is_timed_as_a_graph_and_as_a_whole(backend: TensorRtBackend, tok
         row = measure.speculate(device, backend, 20, tokens, 3, copy_gbs=1000.0)
     assert row["wall_ms"] == pytest.approx(row["device_ms"] + row["host_ms"])
     assert row["percent_of_copy"] == pytest.approx(row["gbs"] / 10)
-    assert row["bytes"] == traffic.weight_bytes(backend.manifest) + 2 * traffic.state_bytes(
+    assert row["bytes"] == decode_weight_bytes(backend.manifest) + 2 * traffic.state_bytes(
         backend.engine.plans["model.decode"], 20
     )
 
@@ -52,7 +53,7 @@ def test_bytes_of_a_step(backend: TensorRtBackend) -> None:
     sizes = {name: manifest.tensors[name].nbytes for name in manifest.graphs["model"].weights}
     assert sizes.pop("model.embed_tokens.weight") == 320 * 320 * 2
     assert sizes["model.layers.0.mlp.gate_proj.weight"] == 448 * 320  # a byte each
-    assert traffic.weight_bytes(manifest) == sum(sizes.values())
+    assert decode_weight_bytes(manifest) == sum(sizes.values())
     recurrent = 3 * (3 * 128 * 128 * 4 + 3 * 5 * 128 * 2)
     found = traffic.state_bytes(backend.engine.plans["model.decode"], 100)
     assert found == 2 * recurrent + 100 * 2 * 2 * 64 * 2
