@@ -60,16 +60,19 @@ class OrtBackend:
         target: "ort" (contrib kernels) or "portable" (the reference bodies).
         weights: "folded" or "mapped", see WeightMode.
         threads: intra-op threads; ONNX Runtime's default when 0.
+        profile: prefix of the files that sessions write their nodes' times to (`end_profiling`); none when empty.
 
     Raises:
         ArtifactError: the artifact is incomplete or its weights changed.
     """
 
-    def __init__(self, artifact: Path, target: str = "ort", weights: WeightMode = "folded", threads: int = 0) -> None:
+    def __init__(
+        self, artifact: Path, target: str = "ort", weights: WeightMode = "folded", threads: int = 0, profile: str = ""
+    ) -> None:
         self.artifact, self.target = artifact, target
         self.manifest: Manifest = load_manifest(artifact)
         self._weights = MappedWeights(artifact, self.manifest)
-        self._mode, self._threads = weights, threads
+        self._mode, self._threads, self._profile = weights, threads, profile
         self._sessions: dict[str, ort.InferenceSession] = {}
 
     def new_state(self, graph: str, slots: int, capacity: int) -> OrtState:
@@ -153,6 +156,8 @@ class OrtBackend:
         options = ort.SessionOptions()
         options.intra_op_num_threads = self._threads
         options.log_severity_level = 3
+        if self._profile:
+            options.enable_profiling, options.profile_file_prefix = True, self._profile
         values = [_ortvalue(self._weights[name]) for name in entry.weights]
         options.add_external_initializers(list(entry.weights), values)
         content = self._model(graph)
