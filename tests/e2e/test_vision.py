@@ -181,7 +181,8 @@ def test_no_schedule_changes_a_token(seed: int, seeing: Seeing, chats: Chats) ->
     arrivals, step = [], 0
     for _ in range(rng.randint(2, 6)):
         step += rng.choice([0, 0, 2, 10])
-        request = replace(rng.choice(requests), params=random_params(rng), n=rng.choice([1, 1, 2]))
+        params = replace(random_params(rng), top_k=0, top_p=1.0, min_p=0.0)  # cuts sort what rounding tells apart
+        request = replace(rng.choice(requests), params=params, n=rng.choice([1, 1, 2]))
         arrivals.append(Arrival(step, request))
     setting = random_setting(rng)
     check(bench, setting, arrivals)
