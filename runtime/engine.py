@@ -383,7 +383,7 @@ def _blind(manifest: Manifest) -> tuple[str, str]:
     """What is expected and what to do where no picture can be seen."""
     if manifest.vision is None:
         return "text: this artifact has no vision graph", "export it with its vision tower"
-    return "text: TensorRT engines have no plan of the vision graph", "use --target ort"
+    return "text: engines of GPUs have no plan of the vision graph", "use --target ort"
 
 
 def _policy(options: EngineOptions, largest: int) -> DraftPolicy:
