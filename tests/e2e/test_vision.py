@@ -253,6 +253,12 @@ def test_embeddings_are_those_of_the_tower(seeing: Seeing, model: PreTrainedMode
             assert np.abs(found - expected[begin : begin + medium.frame_tokens]).max() < 1e-4
 
 
+class GpuLike(OrtBackend):
+    """A backend of an artifact that sees, which itself does not."""
+
+    sees = False
+
+
 def test_what_is_refused(engine: Engine, chats: Chats, nano_artifact: Any) -> None:
     long = [user(*[image(64, 64, seed) for seed in range(70)])]
     with Engine.open(engine.backend.artifact, options=EngineOptions(slots=1, max_model_len=300)) as small:
@@ -261,6 +267,11 @@ def test_what_is_refused(engine: Engine, chats: Chats, nano_artifact: Any) -> No
             small.submit(prompt.request(GREEDY))
     with pytest.raises(GenerationError, match="System message cannot contain images"):
         chats.prompt([{"role": "system", "content": [image(9, 9)]}, user(text("a"))])
+    backend = GpuLike(engine.backend.artifact)
+    with Engine(backend, engine.tokenizer, engine.template, EngineOptions(slots=1)) as gpu:
+        with pytest.raises(GenerationError, match="engines of GPUs have no plan of the vision graph"):
+            gpu.submit(chats.prompt(CASES["image"]).request(GREEDY))
+        assert not gpu.plan.vision
     with Engine.open(nano_artifact, options=EngineOptions(slots=1)) as blind:
         with pytest.raises(GenerationError, match="no vision graph"):
             blind.submit(chats.prompt(CASES["image"]).request(GREEDY))
