@@ -163,6 +163,15 @@ def test_gates_on_every_target(source: Path) -> None:
     gates(toolchain.TARGETS, source)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("source", sources(), ids=lambda source: f"{source.parent.name}/{source.stem}")
+def test_other_targets_compile(source: Path) -> None:
+    """Those that the compiler names; what they take of a multiprocessor is for their own benchmark to say."""
+    others = tuple(t for t in toolchain.known_targets(toolchain.find_nvcc()) if t in toolchain.OTHERS)
+    rows = toolchain.compile_gpu(source, others).resources
+    assert {row.target for row in rows} == set(others)
+
+
 def test_warpgroups_deal_out_what_the_launch_gave() -> None:
     """setmaxnreg waits for ever for more registers than the launch took: the text's own sum against the assembler's."""
     source = toolchain.sources()[0].parents[1] / "fp8_linear" / "prefill_wgmma.cu"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -153,15 +154,24 @@ class CudaDriver:
 
 
 def captured(cuda: Cuda, work: Callable[[], None]) -> Graph:
-    """What `work` enqueues, as a graph; raises what `work` raises, with nothing left capturing."""
-    cuda.begin_capture()
+    """What `work` enqueues, as a graph; raises what `work` raises, with nothing left capturing.
+
+    The cyclic collector waits meanwhile: what it would release synchronizes the stream, which ends a capture.
+    """
+    collects = gc.isenabled()
+    gc.disable()
     try:
-        work()
-    except DeltaRTError:
-        with suppress(DeltaRTError):  # what broke the capture says more than that it is broken
-            cuda.end_capture()
-        raise
-    return cuda.end_capture()
+        cuda.begin_capture()
+        try:
+            work()
+        except BaseException:
+            with suppress(DeltaRTError):  # what broke the capture says more than that it is broken
+                cuda.end_capture()
+            raise
+        return cuda.end_capture()
+    finally:
+        if collects:
+            gc.enable()
 
 
 def device_name(ordinal: int = 0) -> str:

@@ -32,7 +32,6 @@ CAPTURED = ("decode", "speculate")  # run as CUDA graphs
 ROLES = ("input", "output", "state", "state_output", "weight")
 SPECULATE_TOKENS = 8  # at most: the drafts of one step and the tokens they follow
 MAX_SLOTS, MAX_CHUNK = 1024, 32768  # far beyond what a GPU has room for; TensorRT dies of absurd ones
-VISION_INPUTS = ("vision_embeds", "vision_index")  # of a text graph that may be shown pictures: engines take text
 PREFILL_ROWS = 16  # logit rows of one prefill call
 
 Range = tuple[int, int, int]  # smallest, most likely, largest
@@ -151,7 +150,7 @@ def bindings(entry: GraphEntry, tensors: Iterable[Binding]) -> list[Binding]:
     roles |= {s.name: "state" for s in entry.states} | {s.output: "state_output" for s in entry.states}
     roles |= dict.fromkeys(entry.weights, "weight")
     found = list(tensors)
-    odd = ({t.name for t in found} ^ set(roles)) - set(VISION_INPUTS)
+    odd = {t.name for t in found} ^ set(roles)
     if odd:
         raise ArtifactError(
             f"the lowered graph and the manifest disagree on {', '.join(sorted(odd)[:5])}",
