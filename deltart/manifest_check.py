@@ -11,12 +11,14 @@ from pathlib import Path
 from deltart.dtypes import BY_NAME, BY_STORED
 from deltart.errors import ArtifactError
 from deltart.json_files import shown
-from deltart.manifest import FileEntry, GraphEntry, Manifest, StateEntry, TensorEntry, WeightEntry
+from deltart.manifest import FileEntry, GraphEntry, Manifest, StateEntry, TensorEntry, VisionEntry, WeightEntry
 
 MAX_SIZE = 2**31 - 1  # of a size that native code counts with
 MAX_BYTES = 2**63 - 1
 SHA256 = re.compile(r"[0-9a-f]{64}")
 FATES = ("bound", "deferred")
+WRAPPERS = ("kept", "replaced")
+VISION_TOKENS = ("vision_start", "vision_end", "image_pad", "video_pad")
 STATE_AXES = ("B", "capacity")
 AXIS = re.compile(r"[A-Za-z]\w*")
 
@@ -45,6 +47,8 @@ def _check(manifest: Manifest) -> None:
         _check_file(file)
     for name, tensor in manifest.tensors.items():
         _check_tensor(f"tensors {shown(name)}", tensor, sizes.get(tensor.file, -1))
+    if manifest.vision is not None:
+        _check_vision(manifest.vision, manifest)
     for name, graph in manifest.graphs.items():
         _check_graph(f"graphs {shown(name)}", graph, manifest)
 
@@ -83,6 +87,26 @@ def _check_graph(where: str, graph: GraphEntry, manifest: Manifest) -> None:
     for output in graph.outputs:
         if output.name == "logits":
             _demand(f"{where}: logits", output.axes, bool(output.axes) and output.axes[-1] == manifest.vocab_size)
+
+
+def _check_vision(vision: VisionEntry, manifest: Manifest) -> None:
+    _demand("vision: graph", vision.graph, vision.graph in manifest.graphs)
+    for name in ("patch", "temporal_patch", "merge", "max_frames", "max_patches", "hidden", "out", "grid_side"):
+        _demand(f"vision: {name}", getattr(vision, name), 1 <= getattr(vision, name) <= MAX_SIZE)
+    _demand("vision: min_frames", vision.min_frames, 1 <= vision.min_frames <= vision.max_frames)
+    _demand("vision: head_dim", vision.head_dim, vision.head_dim > 0 and vision.head_dim % 4 == 0)
+    for name in ("image_pixels", "video_pixels"):
+        low, high = getattr(vision, name)
+        _demand(f"vision: {name}", [low, high], 1 <= low <= high <= MAX_SIZE)
+    _demand("vision: fps", vision.fps, math.isfinite(vision.fps) and vision.fps > 0)
+    _demand("vision: rope_theta", vision.rope_theta, math.isfinite(vision.rope_theta) and vision.rope_theta > 1)
+    numbers = [*vision.mean, *vision.std]
+    _demand("vision: mean and std", numbers, all(map(math.isfinite, numbers)) and all(vision.std))
+    _demand("vision: resample", vision.resample, vision.resample == "bicubic")
+    _demand("vision: wrapper", vision.wrapper, vision.wrapper in WRAPPERS)
+    _demand("vision: tokens", sorted(vision.tokens), sorted(vision.tokens) == sorted(VISION_TOKENS))
+    for name, token in vision.tokens.items():
+        _demand(f"vision: token {name}", token, 0 <= token < MAX_SIZE)
 
 
 def _check_value(where: str, value: TensorEntry | StateEntry, is_named: Callable[[str], bool]) -> None:

@@ -84,6 +84,8 @@ def read_file(path: Path) -> tuple[WeightFile, list[TensorInfo]]:
     header = parse_json(raw[8:], f"{path}: the safetensors header", CheckpointError, DAMAGED)
     if not isinstance(header, dict):
         raise CheckpointError(f"{path}: the safetensors header is {kind_of(header)}", "an object", DAMAGED)
+    if header.get(METADATA) is not None:
+        typed(header[METADATA], dict[str, str], f"{path}: {METADATA}", CheckpointError, DAMAGED)
     tensors = [_tensor_info(path, n, entry, len(raw), size) for n, entry in header.items() if n != METADATA]
     return WeightFile(path.name, size, hashlib.sha256(raw).hexdigest()), tensors
 

@@ -32,15 +32,14 @@ class Tracer:
         self.checkpoint, self.dtype = model.checkpoint, model.dtype
         self._kind_of: dict[tuple[str, str], Hashable] = {}
         kinds: dict[Hashable, BlockKind] = {}
-        values: dict[str, Value] = {}
         for bound in model.graphs:
-            values |= bound.graph.values
             for block, module in ((b.block, b.module) for b in bound.blocks):
                 key = (type(module).__name__, *_signature(module))
                 self._kind_of[bound.graph.name, block.name] = key
                 if key not in kinds:
-                    kinds[key] = BlockKind(_function_name(type(module).__name__, kinds), block, module)
-        traced = trace_blocks(list(kinds.values()), values, model.dtype)
+                    name = _function_name(type(module).__name__, kinds)
+                    kinds[key] = BlockKind(name, block, module, bound.graph.values)
+        traced = trace_blocks(list(kinds.values()), model.dtype)
         self._traced = dict(zip(kinds, traced, strict=True))
 
     def traced(self, graph: ModelGraph, block: Block) -> TracedBlock:

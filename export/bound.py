@@ -38,25 +38,34 @@ class BoundGraph:
 
 @dataclass(frozen=True)
 class BoundModel:
-    """Every graph of a checkpoint, with activations of `dtype`; `mtp` is whether the MTP head's was asked for."""
+    """Graphs of a checkpoint, with activations of `dtype`; `mtp` and `vision` say what was asked for."""
 
     spec: ModelSpec
     checkpoint: Checkpoint
     dtype: torch.dtype
     mtp: bool
+    vision: bool
     graphs: tuple[BoundGraph, ...]
 
 
-def bind(spec: ModelSpec, checkpoint: Checkpoint, dtype: torch.dtype = torch.float32, mtp: bool = True) -> BoundModel:
-    """The graphs of `spec`, settled by the tensors of `checkpoint`, over them; the MTP head's where there is one and
-    `mtp` asks for it.
+def bind(
+    spec: ModelSpec,
+    checkpoint: Checkpoint,
+    dtype: torch.dtype = torch.float32,
+    mtp: bool = True,
+    vision: bool = False,
+) -> BoundModel:
+    """The graphs of `spec`, settled by the tensors of `checkpoint`, over them; the MTP head's and the vision tower's
+    where there is one and it is asked for.
 
     Raises:
         CheckpointError: a block's tensors do not fit its module; see also `settle`.
     """
     spec = settle(spec, checkpoint).spec
-    graphs = graphs_of(spec, dtype, mtp)
-    return BoundModel(spec, checkpoint, dtype, mtp, tuple(bind_graph(graph, spec, checkpoint) for graph in graphs))
+    graphs = graphs_of(spec, dtype, mtp, vision)
+    return BoundModel(
+        spec, checkpoint, dtype, mtp, vision, tuple(bind_graph(graph, spec, checkpoint) for graph in graphs)
+    )
 
 
 def bind_graph(graph: ModelGraph, spec: ModelSpec, checkpoint: Checkpoint) -> BoundGraph:

@@ -20,7 +20,12 @@ from deltart.version import __version__
 
 
 def describe(
-    ledger: Ledger, model: BoundModel, graphs: Sequence[Written], max_context: int, text_files: list[str]
+    ledger: Ledger,
+    model: BoundModel,
+    graphs: Sequence[Written],
+    max_context: int,
+    text_files: list[str],
+    vision: manifest.VisionEntry | None,
 ) -> manifest.Manifest:
     """What was written, from what, and how to bind it."""
     folder = model.checkpoint.folder
@@ -34,6 +39,7 @@ def describe(
         graphs={written.bound.graph.name: _graph_entry(written, model) for written in graphs},
         tensors=_weight_entries(ledger, graphs),
         text_files=text_files,
+        vision=vision,
         versions={"deltart": __version__} | {p: version(p) for p in ("torch", "onnx", "onnxscript")},
     )
 

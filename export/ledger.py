@@ -51,7 +51,7 @@ def ledger_of(model: BoundModel) -> Ledger:
         CheckpointError: a tensor has none, or the tensors of a file overlap.
     """
     ledger = Ledger(model.checkpoint)
-    for prefix, reason in deferred_of(model.spec, model.mtp):
+    for prefix, reason in deferred_of(model.spec, model.mtp, model.vision):
         ledger.defer(prefix, reason)
     for bound in model.graphs:
         for block in bound.blocks:

@@ -19,6 +19,7 @@ from deltart.export.spec import ModelSpec, read_spec
 from deltart.export.structure import settle
 from deltart.export.targets import EXPORTED, PORTABLE, write_graphs
 from deltart.export.text import bring_text, check_text
+from deltart.export.vision_settings import read_settings
 from deltart.export.weights import WEIGHTS_FOLDER
 from deltart.folders import staged
 from deltart.plurals import counted
@@ -33,6 +34,7 @@ def export_checkpoint(
     max_context: int | None = None,
     yarn: float | None = None,
     mtp: bool = True,
+    vision: bool = True,
     overwrite: bool = False,
     log: Log = lambda step: None,
 ) -> manifest.Manifest:
@@ -42,6 +44,7 @@ def export_checkpoint(
         max_context: longest sequence the runtime may serve, in tokens; the model's own limit when None.
         yarn: static YaRN factor, or None for the checkpoint's own RoPE.
         mtp: whether to export the MTP head where the checkpoint has one.
+        vision: whether to export the vision tower where the checkpoint has one.
         overwrite: replace an artifact that is already there, with nothing in it that deltart did not write.
         log: called with a line for every step.
 
@@ -61,21 +64,23 @@ def export_checkpoint(
     log(f"{spec.architecture}: {counted(len(spec.layer_types), 'layer')}, {size}")
     for sentence in (*settled, *lacks):
         log(sentence)
-    model = bind(settled.spec, tensors, mtp=mtp)
+    model = bind(settled.spec, tensors, mtp=mtp, vision=vision)
     ledger = ledger_of(model)
+    tower = model.spec.vision if vision else None
+    settings = read_settings(checkpoint, tower) if tower else None
     with staged(output, manifest.ARTIFACT, overwrite=overwrite, sources=[checkpoint]) as staging:
         graphs = write_graphs(model, EXPORTED, staging, log)
         _link_weights(tensors, staging, log)
         log("checking the ONNX graphs")
         check_graphs(staging / graph.files[PORTABLE] for graph in graphs)
         text_files = bring_text(checkpoint, staging)
-        describe(ledger, model, graphs, context, text_files).save(staging)
+        describe(ledger, model, graphs, context, text_files, settings).save(staging)
     return load_manifest(output)
 
 
-def account(spec: ModelSpec, tensors: Checkpoint, mtp: bool = True) -> Ledger:
+def account(spec: ModelSpec, tensors: Checkpoint, mtp: bool = True, vision: bool = True) -> Ledger:
     """The fate of every tensor; raises what stops an export before it traces or writes anything."""
-    return ledger_of(bind(spec, tensors, mtp=mtp))
+    return ledger_of(bind(spec, tensors, mtp=mtp, vision=vision))
 
 
 def _context(spec: ModelSpec, requested: int | None) -> int:

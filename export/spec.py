@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
@@ -64,6 +65,11 @@ class VisionSpec:
     num_position_embeddings: int
     out_hidden_size: int
 
+    @property
+    def grid_side(self) -> int:
+        """Rows and columns of the table of positions."""
+        return math.isqrt(self.num_position_embeddings)
+
 
 @dataclass(frozen=True)
 class Fp8Spec:
@@ -101,9 +107,10 @@ class ModelSpec:
     moe: MoeSpec | None
     vision: VisionSpec | None
     fp8: Fp8Spec | None
-    text_prefix: str = "model."  # of the text model's tensors; these three are settled by the checkpoint's names
+    text_prefix: str = "model."  # of the text model's tensors; these four are settled by the checkpoint's names
     head_prefix: str = "lm_head."
     mtp_prefix: str = "mtp."
+    vision_prefix: str = "model.visual."
     defaults: tuple[str, ...] = field(default=(), compare=False)  # what config.json leaves out, as "name = value"
 
     @property
@@ -198,7 +205,7 @@ def _spec(architecture: str, top: Fields, text: Fields) -> ModelSpec:
         mtp_num_hidden_layers=_mtp_layers(text),
         rope=read_rope(text),
         moe=_moe(text) if is_moe else None,
-        vision=_vision(top.section("vision_config")) if nested and "vision_config" in top else None,
+        vision=_vision(top, text) if nested and "vision_config" in top else None,
         fp8=_fp8(quantized.section("quantization_config", FP8_DEFAULTS)) if quantized else None,
         text_prefix="model.language_model." if nested else "model.",
     )
@@ -300,10 +307,18 @@ def _moe(text: Fields) -> MoeSpec:
     )
 
 
-def _vision(vision: Fields) -> VisionSpec:
+def _vision(top: Fields, text: Fields) -> VisionSpec:
+    vision, text_hidden = top.section("vision_config"), text.positive("hidden_size")
     vision.only_if_present("hidden_act", ["gelu_pytorch_tanh"])
     vision.only_if_present("deepstack_visual_indexes", [[]])
-    return VisionSpec(**{field.name: vision.positive(field.name) for field in fields(VisionSpec)})
+    tower = VisionSpec(**{field.name: vision.positive(field.name) for field in fields(VisionSpec)})
+    if tower.grid_side**2 != tower.num_position_embeddings:
+        raise vision.error("num_position_embeddings", tower.num_position_embeddings, "a square: a table of positions")
+    if tower.out_hidden_size != text_hidden:
+        raise vision.error("out_hidden_size", tower.out_hidden_size, f"{text_hidden}, the text model's hidden_size")
+    if tower.hidden_size % (4 * tower.num_heads):
+        raise vision.error("num_heads", tower.num_heads, f"heads of a multiple of 4 of hidden_size {tower.hidden_size}")
+    return tower
 
 
 def _fp8(quantization: Fields) -> Fp8Spec:

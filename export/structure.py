@@ -19,6 +19,7 @@ EMBEDDING, HEAD = "embed_tokens.weight", "lm_head.weight"
 PREFIXES = ("model.language_model.", "model.", "language_model.model.", "language_model.", "")
 MTP_PREFIXES = ("mtp.", "model.mtp.", "model.language_model.mtp.", "language_model.mtp.")
 HEAD_PREFIXES = ("lm_head.", "language_model.lm_head.", "model.lm_head.", "model.language_model.lm_head.")
+VISION_PREFIXES = ("model.visual.", "visual.")
 CHUNK = 1 << 24  # bytes compared at once
 
 # Prefixes of training frameworks, whose checkpoints hold what a framework needs rather than the model alone.
@@ -66,6 +67,11 @@ def settle(spec: ModelSpec, tensors: Checkpoint) -> Settled:
         settled = replace(settled, mtp_prefix=mtp or "mtp.", mtp_num_hidden_layers=1 if mtp else 0)
         if mtp is None:
             notes.append("config.json names an MTP head, but no tensor of one is there: exported without it")
+    if settled.vision:
+        tower = next((prefix for prefix in VISION_PREFIXES if any(name.startswith(prefix) for name in tensors)), None)
+        settled = replace(settled, vision_prefix=tower or VISION_PREFIXES[0], vision=settled.vision if tower else None)
+        if tower is None:
+            notes.append("config.json names a vision tower, but no tensor of one is there: exported for text alone")
     if settled.tie_word_embeddings and _has_own_head(settled, tensors):
         settled = replace(settled, tie_word_embeddings=False)
         contradictions.append(

@@ -14,9 +14,10 @@ from deltart.errors import ArtifactError
 from deltart.export.assemble import Tracer, assemble, lower
 from deltart.export.bound import BoundGraph, BoundModel, bind
 from deltart.export.checkpoint import Checkpoint
-from deltart.export.lower import functions, tensorrt
+from deltart.export.lower import functions, ort, tensorrt
 from deltart.export.spec import exported_spec
 from deltart.export.states import writers
+from deltart.export.vision_settings import GRAPH as VISION
 from deltart.export.weights import WEIGHTS_FOLDER
 from deltart.files import write_atomically
 from deltart.manifest import Manifest
@@ -48,7 +49,12 @@ TARGETS: Mapping[str, Target] = {
     target.name: target
     for target in (
         Target(PORTABLE, torch.float32, lambda model: lower(model, functions.PORTABLE)),
-        Target("ort", torch.float32, lambda model: lower(model, functions.ORT), functions.ORT_IN_PLACE),
+        Target(
+            "ort",
+            torch.float32,
+            lambda model: ort.use_multi_head_attention(lower(model, functions.ORT)),
+            functions.ORT_IN_PLACE,
+        ),
         Target(tensorrt.TARGET, torch.bfloat16, tensorrt.lower, frozenset(spec.name for spec in MODEL_OPS)),
     )
 }
@@ -71,7 +77,7 @@ def write_graphs(
     """Write every graph into `folder` for `targets`, whose type is the model's. Traces once."""
     log(f"tracing each kind of block in {str(model.dtype).removeprefix('torch.')}")
     tracer = Tracer(model)
-    log("assembling " + " and ".join(bound.graph.name for bound in model.graphs))
+    log("assembling " + ", ".join(bound.graph.name for bound in model.graphs))
     written = []
     for bound in model.graphs:
         graph = bound.graph
@@ -100,13 +106,14 @@ def lower_artifact(artifact: Path, name: str, log: Callable[[str], None] = lambd
         ArtifactError: the checkpoint is no longer the one that was exported.
     """
     manifest, target = load_manifest(artifact), TARGETS[name]
-    if all((artifact / g.files.get(name, "missing")).exists() for g in manifest.graphs.values()):
+    lowered = {n: g for n, g in manifest.graphs.items() if n != VISION}  # the tower runs on ONNX Runtime
+    if all((artifact / g.files.get(name, "missing")).exists() for g in lowered.values()):
         return
     tensors = _exported_tensors(artifact, manifest)
     model = bind(exported_spec(manifest.spec), tensors, target.dtype, "mtp" in manifest.graphs)
     files = {w.bound.graph.name: w.files for w in write_graphs(model, [target], artifact, log)}
-    graphs = {n: replace(g, files={**g.files, **files[n]}) for n, g in manifest.graphs.items()}
-    replace(manifest, graphs=graphs).save(artifact)
+    graphs = {n: replace(g, files={**g.files, **files[n]}) for n, g in lowered.items()}
+    replace(manifest, graphs={**manifest.graphs, **graphs}).save(artifact)
 
 
 def _exported_tensors(artifact: Path, manifest: Manifest) -> Checkpoint:

@@ -23,16 +23,18 @@ from deltart.export.weights import torch_dtype
 OPSET = 24
 FUNCTION_DOMAIN = "deltart.layers"
 # Sizes that stand for the dynamic axes while tracing: distinct and above 1, so that none is specialised.
-EXAMPLE_SIZES = {"B": 2, "T": 5, "L": 3, "capacity": 7}
+EXAMPLE_SIZES = {"B": 2, "T": 5, "L": 3, "capacity": 7, "M": 11, "F": 6, "S": 16}
 
 
 @dataclass(frozen=True)
 class BlockKind:
-    """A block to trace, its module (parameters on the meta device) and the name of the function it becomes."""
+    """A block to trace, its module (parameters on the meta device), the values that it reads and writes, and the name
+    of the function it becomes."""
 
     name: str
     block: Block
     module: nn.Module
+    values: Mapping[str, Value]
 
 
 @dataclass(frozen=True)
@@ -43,12 +45,12 @@ class TracedBlock:
     parameters: tuple[str, ...]
 
 
-def trace_blocks(kinds: Sequence[BlockKind], values: Mapping[str, Value], dtype: torch.dtype) -> list[TracedBlock]:
-    """Trace every kind with dynamic B, T, L and capacity; `dtype` is the activation dtype.
+def trace_blocks(kinds: Sequence[BlockKind], dtype: torch.dtype) -> list[TracedBlock]:
+    """Trace every kind with its named axes dynamic; `dtype` is the activation dtype.
 
     All kinds go through the exporter side by side, since most of a trace is the exporter's own start-up.
     """
-    borders = [_border(kind.block, values) for kind in kinds]
+    borders = [_border(kind.block, kind.values) for kind in kinds]
     arguments = [a for taken, _ in borders for a in taken]
     with warnings.catch_warnings(), _QuietExporter(), no_garbage_collection():
         warnings.simplefilter("ignore")

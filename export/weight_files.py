@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
 
 from deltart.errors import CheckpointError
-from deltart.json_files import read_json
+from deltart.json_files import read_json, shown
 from deltart.safetensors import INDEX, SINGLE
 
 _SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.safetensors")
@@ -45,11 +46,10 @@ def _weight_map(index: Path) -> dict[str, str]:
         raise CheckpointError(f"{index} names no tensors", "a map of tensor name to shard file")
     for shard in sorted(set(weight_map.values())):
         if Path(shard).name != shard or "\0" in shard:
-            raise CheckpointError(f"{index} names shard '{shard}'", "a file name beside the index")
-        if not (index.parent / shard).is_file():
-            raise CheckpointError(
-                f"{index} names shard '{shard}', which does not exist", "every shard beside it", "finish the download"
-            )
+            raise CheckpointError(f"{index} names shard {shown(shard)}", "a file name beside the index")
+        if not os.path.isfile(index.parent / shard):  # False also for a name that no file can have
+            found = f"{index} names shard {shown(shard)}, which does not exist"
+            raise CheckpointError(found, "every shard beside it", "finish the download")
     return weight_map
 
 

@@ -14,6 +14,11 @@ from deltart.runtime.sequence import Request
 from deltart.runtime.text.chat import Message, Tool
 from deltart.runtime.text.history import TokenHistory
 from deltart.runtime.text.reply import Reply, opens_thinking, parse_reply
+from deltart.runtime.vision.images import MediaLimits
+from deltart.runtime.vision.load import Processing
+from deltart.runtime.vision.medium import Span
+from deltart.runtime.vision.parts import load_media, media_parts, without_sources
+from deltart.runtime.vision.prompt import Escape, encode_prompt
 
 
 @dataclass(frozen=True)
@@ -21,9 +26,11 @@ class Prompt:
     """A rendered conversation.
 
     Attributes:
-        messages, tools, options: what it was rendered from; `options` are the template's.
+        messages, tools, options: what it was rendered from, of pictures only that they are there; `options` are the
+            template's.
         ids: its tokens, earlier replies as they were generated.
         thinking: it ends inside <think>.
+        media: where its pictures and videos lie.
     """
 
     messages: tuple[Message, ...]
@@ -31,6 +38,11 @@ class Prompt:
     options: Mapping[str, Any]
     ids: tuple[int, ...]
     thinking: bool
+    media: tuple[Span, ...] = ()
+
+    def request(self, params: SamplingParams) -> Request:
+        """A request for one reply to it."""
+        return Request(self.ids, params, thinking=self.thinking, media=self.media)
 
 
 @dataclass(frozen=True)
@@ -71,25 +83,49 @@ class Chats:
         self._template = engine.template
         self._history = TokenHistory(engine.tokenizer)
 
-    def prompt(self, messages: Sequence[Message], tools: Sequence[Tool] | None = None, **options: Any) -> Prompt:
+    def prompt(
+        self, messages: Sequence[Message], tools: Sequence[Tool] | None = None, processing: Processing | None = None,
+        media_limits: MediaLimits | None = None, **options: Any,
+    ) -> Prompt:  # fmt: skip
         """The prompt for the assistant's next message; `options` as `ChatTemplate.render` takes them.
 
+        Args:
+            messages: content may be a list of parts, of which {"type": "image", "image": ...} holds a path, the bytes
+                of a file, a data URL, a PIL image or an array, and {"type": "video", "video": ...} a path, bytes, or
+                frames, with their "fps".
+            processing: what is different about the reading of pictures and videos.
+            media_limits: bounds on each of them.
+
         Raises:
-            GenerationError: messages that the template refuses.
+            GenerationError: messages that the template refuses, or a picture that can't be read.
+            MissingDependencyError: a video's file, without PyAV.
         """
-        text = self._template.render(messages, tools=tools or None, **options)
-        ids = tuple(self._history.encode(text))
-        return Prompt(tuple(messages), tuple(tools or ()), options, ids, opens_thinking(text))
+        vision = self.engine.manifest.vision
+        if vision is None:
+            text = self._template.render(messages, tools=tools or None, **options)
+            return Prompt(
+                tuple(messages), tuple(tools or ()), options, tuple(self._history.encode(text)), opens_thinking(text)
+            )
+        shown = without_sources(messages)
+        escape = Escape(shown, tools, options)
+        text = self._template.render(escape.hide(shown), tools=escape.hide(tools) or None, **escape.hide(options))
+        media = load_media(tuple(media_parts(messages)), vision, processing, media_limits)
+        pieces = (
+            part
+            for piece in self._history.pieces(text)
+            for part in (escape.split(piece) if isinstance(piece, str) else [piece])
+        )
+        ids, spans = encode_prompt(pieces, media, self.engine.tokenizer, vision.wrapper, vision.tokens)
+        return Prompt(tuple(shown), tuple(tools or ()), options, ids, opens_thinking(text), spans)
 
     def reply(
         self, messages: Sequence[Message], tools: Sequence[Tool] | None = None, params: SamplingParams | None = None,
         **options: Any,
     ) -> ChatReply:  # fmt: skip
-        """The assistant's next message, whole; raises as `Engine.submit` and `prompt` do."""
+        """The assistant's next message, whole; `options` and errors as those of `prompt` and `Engine.submit`."""
         prompt = self.prompt(messages, tools, **options)
         chosen = self.engine.defaults if params is None else params
-        request = Request(prompt.ids, chosen, thinking=prompt.thinking)
-        return self.read(prompt, self.engine.submit(request).result()[0])
+        return self.read(prompt, self.engine.submit(prompt.request(chosen)).result()[0])
 
     def read(self, prompt: Prompt, completion: Completion) -> ChatReply:
         """The parts of a reply to `prompt`, which is remembered for the turns after it."""

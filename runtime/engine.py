@@ -36,6 +36,8 @@ from deltart.runtime.structure.structure import Structure
 from deltart.runtime.text.chat import ChatTemplate
 from deltart.runtime.text.stops import StopMatcher
 from deltart.runtime.text.tokenizer import Tokenizer
+from deltart.runtime.vision.encoder import VisionEncoder
+from deltart.runtime.vision.prompt import described
 
 END_OF_THINKING, MESSAGE_START, USER = "</think>", "<|im_start|>", "user"
 
@@ -86,19 +88,22 @@ class Engine:
         self, backend: ServingBackend, tokenizer: Tokenizer, template: ChatTemplate | None, options: EngineOptions
     ) -> None:
         self.backend, self.tokenizer, self.template, self.options = backend, tokenizer, template, options
-        self.manifest = backend.manifest
+        self.manifest, vision = backend.manifest, backend.manifest.vision
         self.max_context = _context(options, self.manifest.max_context)
         self.defaults = SamplingParams.from_generation_config(tokenizer.generation_config)
         self.vocab_limit = min(tokenizer.vocab_limit, self.manifest.vocab_size)
         self._slots = backend.open_slots(options.slots, self.max_context, self.vocab_limit)
         self.max_context = min(self.max_context, self._slots.limits.capacity)  # a GPU engine is built for so many
         limits = replace(self._slots.limits, capacity=self.max_context)
-        self.plan: MemoryPlan = plan_memory(limits, backend.weight_bytes, options.memory_bytes, options.cache_bytes)
+        self.plan: MemoryPlan = plan_memory(
+            limits, backend.weight_bytes, options.memory_bytes, options.cache_bytes, self.manifest.vision
+        )
+        self._encoder = VisionEncoder(backend.see, vision, self.plan.vision // 2) if vision else None
         self._structures = StructureCompiler(tokenizer, self.vocab_limit)
         self._cache = PrefixCache(self.plan.cache) if self.plan.cache else None
         self._drafts = _policy(options, limits.draft_tokens)
         self._scheduler = Scheduler(
-            self._slots, self._cache, self._drafts, self.plan.tokens, self._deliver, _marks(tokenizer)
+            self._slots, self._cache, self._drafts, self.plan.tokens, self._deliver, _marks(tokenizer), self._encoder
         )
         self.metrics = Metrics(self._scheduler, self._cache, self._drafts, self.plan)
         self._handles: dict[int, Handle] = {}
@@ -194,6 +199,9 @@ class Engine:
     def save_prefix(self, ids: Sequence[int], path: Path) -> int:
         """Write the state of the longest kept prefix of `ids` to `path`, for `load_prefix`.
 
+        Args:
+            ids: of a prompt with pictures its `Request.keys`.
+
         Returns:
             tokens of that prefix; 0 where none is kept, and nothing is written.
 
@@ -253,6 +261,10 @@ class Engine:
         ids, limit = request.ids, self.max_context
         if not ids:
             raise GenerationError("the prompt is empty", "at least one token", "pass a prompt")
+        if request.media and self._encoder is None:
+            raise GenerationError(
+                "a prompt with pictures", "text: this artifact has no vision graph", "export it with its vision tower"
+            )
         if not 1 <= request.n <= 128:
             raise GenerationError(f"n = {request.n}", "1 to 128 replies")
         if not 0 <= min(ids) <= max(ids) < self.vocab_limit:
@@ -262,8 +274,9 @@ class Engine:
                 "use the checkpoint's own tokenizer",
             )
         if len(ids) >= limit:
+            taken = f" ({described(request.media)})" if request.media else ""
             raise GenerationError(
-                f"the prompt has {len(ids)} tokens",
+                f"the prompt has {len(ids)} tokens{taken}",
                 f"fewer than {limit}, this engine's context",
                 "shorten it, or open the engine (or export) with a larger context",
             )

@@ -7,9 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deltart.errors import GenerationError
+from deltart.manifest import VisionEntry
 from deltart.runtime.backends.slots import Limits
+from deltart.runtime.vision.encoder import CALL_PATCHES
 
 MAX_CACHE_SHARE = 0.25  # of the memory left after the weights, for kept prefixes
+MAX_VISION_SHARE = 0.25  # of the same, for pictures
+TOWER_BYTES = 160  # that ONNX Runtime works in, a patch and unit of width: 0.73 GB at 4096 patches of 1152
 _CGROUP = Path("/sys/fs/cgroup")
 
 
@@ -24,6 +28,7 @@ class MemoryPlan:
         tokens: K/V tokens of all slots together; sequences beyond it are preempted.
         token_bytes: K/V of one token.
         cache: for kept prefixes.
+        vision: for pictures: what the tower works in, and embeddings that are kept.
         slots: sequences at once.
         capacity: tokens of one sequence.
     """
@@ -36,6 +41,7 @@ class MemoryPlan:
     cache: int
     slots: int
     capacity: int
+    vision: int = 0
 
     def __str__(self) -> str:
         kv = self.tokens * self.token_bytes
@@ -43,11 +49,14 @@ class MemoryPlan:
             f"memory {gigabytes(self.available)}: weights {gigabytes(self.weights)}, "
             f"{self.slots} slots {gigabytes(self.states)}, {self.tokens} tokens of K/V {gigabytes(kv)} "
             f"(up to {self.capacity} a sequence), kept prefixes {gigabytes(self.cache)}"
+            + (f", pictures {gigabytes(self.vision)}" if self.vision else "")
         )
 
 
-def plan_memory(limits: Limits, weights: int, memory: int | None, cache: int | None) -> MemoryPlan:
-    """Divide `memory` bytes (what the machine has to spare, when None) among weights, slots and kept prefixes.
+def plan_memory(
+    limits: Limits, weights: int, memory: int | None, cache: int | None, vision: VisionEntry | None = None
+) -> MemoryPlan:
+    """Divide `memory` bytes (what the machine has to spare, when None) among its uses.
 
     Raises:
         GenerationError: what must be there does not fit.
@@ -55,6 +64,8 @@ def plan_memory(limits: Limits, weights: int, memory: int | None, cache: int | N
     available = spare_memory() if memory is None else memory
     states = limits.slots * limits.slot_bytes
     left = available - weights - states
+    pictures = min(_vision_bytes(vision), max(int(left * MAX_VISION_SHARE), 0)) if vision else 0
+    left -= pictures
     kept = max(int(left * MAX_CACHE_SHARE), 0) if cache is None else cache
     tokens = min((left - kept) // max(limits.token_bytes, 1), limits.slots * limits.capacity)
     if tokens < 1:
@@ -64,7 +75,14 @@ def plan_memory(limits: Limits, weights: int, memory: int | None, cache: int | N
             "memory for at least one token besides",
             "use fewer slots or a smaller prefix cache, or weights 'mapped'",
         )
-    return MemoryPlan(available, weights, states, tokens, limits.token_bytes, kept, limits.slots, limits.capacity)
+    return MemoryPlan(
+        available, weights, states, tokens, limits.token_bytes, kept, limits.slots, limits.capacity, pictures
+    )
+
+
+def _vision_bytes(vision: VisionEntry) -> int:
+    """One call of the tower, and as much again for embeddings."""
+    return 2 * CALL_PATCHES * vision.hidden * TOWER_BYTES
 
 
 def spare_memory() -> int:

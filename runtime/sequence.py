@@ -6,7 +6,10 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import Enum, auto
+from functools import cached_property
 from typing import Literal
+
+import numpy as np
 
 from deltart.errors import DeltaRTError
 from deltart.runtime.backends.slots import Drawn, Row, Snapshot, TokenLogprobs
@@ -15,6 +18,9 @@ from deltart.runtime.sampling.params import SamplingParams
 from deltart.runtime.sampling.sampler import Sampler
 from deltart.runtime.text.stops import StopMatcher
 from deltart.runtime.text.tokenizer import Detokenizer
+from deltart.runtime.vision.keys import prompt_keys
+from deltart.runtime.vision.medium import Span
+from deltart.runtime.vision.positions import positions, shift
 
 FinishReason = Literal["stop", "length", "cancelled", "timeout", "error"]
 
@@ -33,6 +39,7 @@ class Request:
         deadline: `time.monotonic()` after which replies end as they are; None for never.
         cache_salt: prefixes are shared among requests of one salt only.
         thinking: the prompt ends inside <think>: a structure begins after </think>.
+        media: where pictures and videos lie among `ids`, in order.
     """
 
     ids: tuple[int, ...]
@@ -44,6 +51,22 @@ class Request:
     deadline: float | None = None
     cache_salt: str = ""
     thinking: bool = False
+    media: tuple[Span, ...] = ()
+
+    @cached_property
+    def keys(self) -> tuple[int, ...]:
+        """What stands for `ids` where prefixes are compared: pictures by their content."""
+        return prompt_keys(self.ids, self.media)
+
+    @cached_property
+    def positions(self) -> np.ndarray:
+        """int64 [3, number of ids]: time, row and column of each."""
+        return positions(len(self.ids), self.media)
+
+    @property
+    def rope_shift(self) -> int:
+        """What positions after the prompt are ahead of the number of tokens: 0 or less."""
+        return shift(len(self.ids), self.media)
 
 
 @dataclass(frozen=True)
@@ -153,7 +176,11 @@ class Sequence:
 
     def ids(self) -> list[int]:
         """Prompt and reply, the token that ended it included."""
-        return [*self.prompt, *self.tokens, *([] if self.ended_by is None else [self.ended_by])]
+        return [*self.prompt, *self._drawn()]
+
+    def keys(self) -> list[int]:
+        """The same as prefixes are compared: pictures by their content."""
+        return [*self.request.keys, *self._drawn()]
 
     def push(self, drawn: Drawn) -> Delta:
         """Take the tokens that a step drew, up to where the reply ends, and say what is new."""
@@ -177,6 +204,9 @@ class Sequence:
     def end(self, reason: FinishReason) -> Delta:
         """End it from outside."""
         return self._ended(reason, (), self._flush(), Drawn(()), None)
+
+    def _drawn(self) -> list[int]:
+        return [*self.tokens, *([] if self.ended_by is None else [self.ended_by])]
 
     def _count(self, token: int) -> None:
         self.tokens.append(token)

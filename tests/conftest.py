@@ -7,12 +7,14 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from deltart.artifact import load_manifest
 from deltart.errors import MissingDependencyError
 from deltart.export.pipeline import export_checkpoint
 from deltart.export.synthetic.presets import causal_lm, text_config
 from deltart.export.synthetic.write import write_checkpoint
 from deltart.plugins.native.library import find_headers
 from support.cases import CASES, SPARSE_CASES, VOCAB, Export, Exported
+from support.seeing import Seeing, write_seeing_checkpoint
 
 # Machines differ in speed, and a failure must come back on the next run.
 settings.register_profile("deltart", deadline=None, derandomize=True)
@@ -53,6 +55,17 @@ def nano_artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("nano") / "artifact"
     export_checkpoint(NANO, folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def seeing(tmp_path_factory: pytest.TempPathFactory) -> Seeing:
+    """A small random checkpoint with a vision tower, exported."""
+    folder = tmp_path_factory.mktemp("seeing")
+    write_seeing_checkpoint(folder / "checkpoint")
+    export_checkpoint(folder / "checkpoint", folder / "artifact")
+    if load_manifest(folder / "artifact").vision is None:
+        pytest.skip("the exporter makes no vision graphs")
+    return Seeing(folder / "checkpoint", folder / "artifact")
 
 
 @pytest.fixture(scope="session")

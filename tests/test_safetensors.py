@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pytest
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
+from deltart.errors import CheckpointError
 from deltart.safetensors import header_sha256, index_of, plan_file, read_file, shard_name, unplaced
 
 
@@ -44,6 +48,22 @@ def test_a_file_of_the_library_is_read(tmp_path: Path) -> None:
     for info in tensors:
         stored = np.frombuffer(raw[info.offset : info.offset + info.nbytes], np.float32).reshape(info.shape)
         assert np.array_equal(stored, values[info.name].numpy())
+
+
+@pytest.mark.parametrize("metadata", [{}, {"a": "b"}, None, 1, [], "x", {"a": 1}, {"a": None}], ids=str)
+def test_metadata_is_what_the_library_takes(metadata: Any, tmp_path: Path) -> None:
+    path = tmp_path / "z.safetensors"
+    entry = {"dtype": "U8", "shape": [1], "data_offsets": [0, 1]}
+    raw = json.dumps({"__metadata__": metadata, "x": entry}).encode()
+    path.write_bytes(len(raw).to_bytes(8, "little") + raw + b"\0")
+    try:
+        with safe_open(path, "np"):
+            pass
+    except SafetensorError:
+        with pytest.raises(CheckpointError, match="__metadata__"):
+            read_file(path)
+    else:
+        assert [info.name for info in read_file(path)[1]] == ["x"]
 
 
 def test_names_and_index_of_shards() -> None:

@@ -9,16 +9,26 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deltart.cli import cache_option
-from deltart.cli.run_options import add_engine, add_sampling, open_engine, params, thinking_options
+from deltart.cli.run_options import (
+    add_engine,
+    add_media,
+    add_sampling,
+    open_engine,
+    params,
+    processing,
+    thinking_options,
+)
 from deltart.cli.streams import shown_to_people
 from deltart.errors import DeltaRTError, GenerationError
 
 if TYPE_CHECKING:
     from deltart.runtime.chat_session import ChatSession
     from deltart.runtime.sampling.params import SamplingParams
+    from deltart.runtime.vision.load import Processing
 
 HELP = """\
 /reset        begin a new conversation
+/image FILE   show a picture with the next message (of models that see), /video FILE a video
 /save FILE    keep it, with the model's state, so that it goes on where it was
 /load FILE    go on with a saved one
 /quit         leave (so does the end of input); Ctrl-C ends a reply"""
@@ -38,6 +48,7 @@ def add_parser(commands: Any) -> None:
         help="switch the template's thinking on or off (default: the template's choice)",
     )
     parser.add_argument("--preserve-thinking", action="store_true", help="keep earlier thinking in the conversation")
+    add_media(parser)
     add_sampling(parser)
     add_engine(parser, slots=1)
     cache_option.add(parser)
@@ -52,17 +63,20 @@ def run(arguments: argparse.Namespace) -> None:
     with open_engine(arguments) as engine:
         options = thinking_options(arguments) | ({"preserve_thinking": True} if arguments.preserve_thinking else {})
         session = ChatSession(Chats(engine), arguments.system, **options)
-        Terminal(session, params(arguments, engine.defaults)).talk()
+        Terminal(session, params(arguments, engine.defaults), processing(arguments)).talk()
 
 
 class Terminal:
     """The conversation's screen: prompts and figures go to a terminal only, so that a pipe gets the replies alone."""
 
-    def __init__(self, session: ChatSession, chosen: SamplingParams) -> None:
-        self._session, self._params = session, chosen
+    def __init__(self, session: ChatSession, chosen: SamplingParams, processing: Processing) -> None:
+        self._session, self._params, self._processing = session, chosen, processing
+        self._media: list[dict[str, Any]] = []  # to go with the next message
         self._shown = sys.stdin.isatty() and sys.stdout.isatty()
         self._commands: dict[str, Callable[[str], None]] = {
             "/reset": lambda _: session.reset(),
+            "/image": lambda name: self._attach("image", name),
+            "/video": lambda name: self._attach("video", name),
             "/save": lambda name: session.save(_path(name)),
             "/load": lambda name: session.load(_path(name)),
             "/help": lambda _: print(HELP),
@@ -96,16 +110,29 @@ class Terminal:
         if name in self._commands:
             self._commands[name](rest.strip())
         elif name.startswith("/") and name[1:].isalpha():
-            raise GenerationError(f"no command {name}", "/reset, /save, /load, /help or /quit")
+            raise GenerationError(f"no command {name}", "/reset, /image, /video, /save, /load, /help or /quit")
         elif line.strip():
             self._answer(line)
+
+    def _attach(self, kind: str, name: str) -> None:
+        """Show a picture or video with the next message."""
+        from deltart.runtime.vision.images import open_media
+
+        if not self._session.sees:
+            raise GenerationError(
+                f"/{kind}, and the artifact has no vision graph", hint="export it with its vision tower"
+            )
+        path = _path(name)
+        open_media(path).close()
+        self._media.append({"type": kind, kind: path})
 
     def _answer(self, text: str) -> None:
         from deltart.runtime.text.reply import ContentDelta, ReasoningDelta
 
-        thinking = False
+        thinking, media = False, self._media
+        self._media = []
         try:
-            for event in self._session.say(text, self._params):
+            for event in self._session.say(text, self._params, media, self._processing):
                 if isinstance(event, ReasoningDelta) and self._shown:
                     text = shown_to_people(event.text)
                     print(text if thinking else f"\x1b[2m{text}", end="", flush=True)

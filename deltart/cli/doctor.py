@@ -35,6 +35,7 @@ class Finding:
 # distribution, what it is for, extra that brings it
 PACKAGES = (
     ("onnxruntime", "run artifacts on the CPU", "cpu"),
+    ("av", "read video files", "video"),
     ("torch", "export and calibrate", "export"),
     ("onnxscript", "export", "export"),
     ("transformers", "verify's reference", "verify"),

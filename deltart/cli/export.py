@@ -29,6 +29,7 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument("--yarn", type=real(1, 1024), metavar="FACTOR", help="stretch the context by static YaRN")
     parser.add_argument("--no-mtp", action="store_true", help="leave the MTP head out")
+    parser.add_argument("--text-only", action="store_true", help="leave the vision tower out")
     parser.add_argument(
         "--overwrite", action="store_true", help="replace an artifact that is already there; never anything else"
     )
@@ -53,6 +54,7 @@ def run(arguments: argparse.Namespace) -> None:
             max_context=arguments.max_context,
             yarn=arguments.yarn,
             mtp=not arguments.no_mtp,
+            vision=not arguments.text_only,
             overwrite=arguments.overwrite,
             log=log,
         )

@@ -10,15 +10,24 @@ from typing import TYPE_CHECKING, Any
 
 from deltart.cli import cache_option
 from deltart.cli.reply_screen import ReplyScreen
-from deltart.cli.run_options import add_engine, add_sampling, open_engine, params, thinking_options
+from deltart.cli.run_options import (
+    add_engine,
+    add_media,
+    add_sampling,
+    open_engine,
+    params,
+    processing,
+    thinking_options,
+)
 from deltart.cli.streams import print_json, read_stdin, shown_to_people
 from deltart.errors import GenerationError
 from deltart.json_files import parse_json, shown
-from deltart.runtime.text.reply import opens_thinking, parse_reply
+from deltart.runtime.text.reply import parse_reply
 from deltart.runtime.text.tool_arguments import tool_schema
 from deltart.text_files import read_bytes
 
 if TYPE_CHECKING:
+    from deltart.runtime.conversation import Prompt
     from deltart.runtime.handle import Completion, Handle
 
 
@@ -38,6 +47,16 @@ def add_parser(commands: Any) -> None:
         help="switch the template's thinking on or off (default: the template's choice)",
     )
     chat.add_argument("--tools", type=Path, metavar="FILE", help="JSON list of tool schemas")
+    chat.add_argument(
+        "--image",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="a picture before the message; may be repeated; implies --chat",
+    )
+    chat.add_argument("--video", type=Path, action="append", default=[], metavar="FILE", help="a video, likewise")
+    add_media(parser)
     add_sampling(parser)
     run_group = add_engine(parser, slots=1)
     run_group.add_argument("--json", action="store_true", help="print one JSON object at the end instead of streaming")
@@ -47,18 +66,25 @@ def add_parser(commands: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Generate and print."""
-    from deltart.runtime.sequence import Request
+    from deltart.runtime.conversation import Chats
 
     tools = _read_tools(arguments.tools)
-    prompt = _prompt(arguments, tools)
+    chat = bool(arguments.chat or arguments.image or arguments.video)
+    if not chat and (arguments.system or arguments.tools or arguments.thinking is not None):
+        raise GenerationError("--system, --tools, --thinking or --no-thinking without --chat", hint="add --chat")
+    text = read_stdin() if arguments.prompt == "-" else str(arguments.prompt)
+    messages = _messages(arguments, text) if chat else []
     with open_engine(arguments, cache_bytes=0) as engine:
-        ids = tuple(engine.tokenizer.encode(prompt))
-        request = Request(ids, params(arguments, engine.defaults), thinking=opens_thinking(prompt))
+        chosen, prompt = params(arguments, engine.defaults), None
+        if chat:
+            options = thinking_options(arguments)
+            prompt = Chats(engine).prompt(messages, tools, processing(arguments), **options)
+        request = prompt.request(chosen) if prompt else engine.request(text, chosen)
         handle = engine.submit(request)
         if arguments.json:
-            print_json(_as_json(handle.result()[0], prompt, tools, chat=arguments.chat))
+            print_json(_as_json(handle.result()[0], prompt, tools))
             return
-        _show(handle, ReplyScreen(tools, opens_thinking(prompt)) if arguments.chat else None)
+        _show(handle, ReplyScreen(tools, prompt.thinking) if prompt else None)
 
 
 def _show(handle: Handle, screen: ReplyScreen | None) -> None:
@@ -82,18 +108,15 @@ def _show(handle: Handle, screen: ReplyScreen | None) -> None:
     )
 
 
-def _prompt(arguments: argparse.Namespace, tools: list[dict[str, Any]]) -> str:
-    text = read_stdin() if arguments.prompt == "-" else str(arguments.prompt)
-    if not arguments.chat:
-        if arguments.system or arguments.tools or arguments.thinking is not None:
-            raise GenerationError("--system, --tools, --thinking or --no-thinking without --chat", hint="add --chat")
-        return text
-    from deltart.runtime.text.chat import ChatTemplate
+def _messages(arguments: argparse.Namespace, text: str) -> list[dict[str, Any]]:
+    """The conversation so far: the system message, and the user's with its pictures."""
+    from deltart.runtime.vision.images import open_media
 
+    parts = [{"type": kind, kind: path} for kind in ("image", "video") for path in getattr(arguments, kind)]
+    for part in parts:  # before a model is loaded
+        open_media(part[part["type"]]).close()
     messages = [{"role": "system", "content": arguments.system}] if arguments.system else []
-    messages.append({"role": "user", "content": text})
-    template = ChatTemplate.from_folder(arguments.artifact)
-    return template.render(messages, tools=tools or None, **thinking_options(arguments))
+    return [*messages, {"role": "user", "content": [*parts, {"type": "text", "text": text}] if parts else text}]
 
 
 def _read_tools(path: Path | None) -> list[dict[str, Any]]:
@@ -107,7 +130,7 @@ def _read_tools(path: Path | None) -> list[dict[str, Any]]:
     return tools
 
 
-def _as_json(completion: Completion, prompt: str, tools: list[dict[str, Any]], chat: bool) -> dict[str, Any]:
+def _as_json(completion: Completion, prompt: Prompt | None, tools: list[dict[str, Any]]) -> dict[str, Any]:
     usage = completion.usage
     result: dict[str, Any] = {
         "text": completion.text,
@@ -115,6 +138,6 @@ def _as_json(completion: Completion, prompt: str, tools: list[dict[str, Any]], c
         "finish_reason": completion.finish_reason,
         "usage": asdict(usage) | {"prefill_rate": usage.prefill_rate, "decode_rate": usage.decode_rate},
     }
-    if chat:
-        result["reply"] = asdict(parse_reply(completion.text, tools, thinking=opens_thinking(prompt)))
+    if prompt is not None:
+        result["reply"] = asdict(parse_reply(completion.text, tools, thinking=prompt.thinking))
     return result

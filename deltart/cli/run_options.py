@@ -7,11 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deltart.cli.bounds import positive, whole
+from deltart.cli.bounds import positive, real, whole
 
 if TYPE_CHECKING:
     from deltart.runtime.engine import Engine
     from deltart.runtime.sampling.params import SamplingParams
+    from deltart.runtime.vision.load import Processing
 
 # flag, type, help: the flags that override a field of SamplingParams.
 SAMPLING = (
@@ -35,6 +36,27 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
         group.add_argument(f"--{name.replace('_', '-')}", type=kind, metavar=kind.__name__.upper(), help=text)
     group.add_argument("--stop", action="append", metavar="TEXT", help="stop before this string; may be repeated")
     group.add_argument("--ignore-eos", action="store_true", help="go on after an end-of-sequence token")
+
+
+def add_media(parser: argparse.ArgumentParser) -> None:
+    """Flags of pictures and videos."""
+    group = parser.add_argument_group("pictures (of an artifact with a vision graph)")
+    group.add_argument(
+        "--max-pixels", type=positive, metavar="N", help="most pixels of a picture or video (default: the checkpoint's)"
+    )
+    group.add_argument(
+        "--fps",
+        type=real(0.001, 1000),
+        metavar="N",
+        help="frames of a video looked at a second (default: the checkpoint's)",
+    )
+
+
+def processing(arguments: argparse.Namespace) -> Processing:
+    """How pictures and videos are to be read."""
+    from deltart.runtime.vision.load import Processing
+
+    return Processing(max_pixels=arguments.max_pixels, fps=arguments.fps)
 
 
 def add_engine(parser: argparse.ArgumentParser, slots: int) -> argparse._ArgumentGroup:

@@ -118,7 +118,9 @@ def _serve(arguments: argparse.Namespace, settings: Settings) -> None:
         from deltart.runtime.server.lifecycle import bind, serve
         from deltart.runtime.server.service import Service
     except ModuleNotFoundError as error:
-        raise MissingDependencyError(f"{error.name} is not installed", "it", "pip install 'deltart[serve]'") from error
+        raise MissingDependencyError(
+            f"{error.name} is not installed", "what deltart serve needs", "pip install 'deltart[serve]'"
+        ) from error
 
     listener = bind(arguments.host, arguments.port)
     engine = _open(arguments)

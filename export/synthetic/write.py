@@ -20,7 +20,7 @@ from deltart.export.formats import Linears
 from deltart.export.formats.experts import ExpertRun
 from deltart.export.formats.fp8_block import is_quantized, quantization_config
 from deltart.export.models.registry import graphs_of
-from deltart.export.spec import ModelSpec, VisionSpec, read_spec
+from deltart.export.spec import ModelSpec, read_spec
 from deltart.export.synthetic.presets import FILE_PER_LAYER, PRESETS, Config
 from deltart.folders import Marker, staged
 from deltart.plugins.fp8_linear.reference import BLOCK
@@ -84,7 +84,7 @@ def write_checkpoint(
 def tensor_plans(spec: ModelSpec, dtype: str = "BF16", scale_dtype: str = "BF16") -> Iterator[TensorInfo]:
     """Every tensor of a checkpoint of `spec`, vision tower included."""
     seen = set()
-    for graph in graphs_of(spec, torch.float32, mtp=True):
+    for graph in graphs_of(spec, torch.float32, mtp=True, vision=True):
         for block in graph.blocks:
             with torch.device("meta"):
                 module = block.make(Linears(spec.fp8, block.prefixes.get("", "")))
@@ -95,8 +95,6 @@ def tensor_plans(spec: ModelSpec, dtype: str = "BF16", scale_dtype: str = "BF16"
                     if name not in seen:
                         yield unplaced(name, scale_dtype if name.endswith(SCALE) else stored, shape)
                     seen.add(name)
-    if spec.vision is not None:
-        yield from _vision_plans(spec.vision, dtype)
 
 
 def _members(module: nn.Module, parameter: str, shape: tuple[int, ...]) -> Iterator[tuple[str, tuple[int, ...]]]:
@@ -108,26 +106,6 @@ def _members(module: nn.Module, parameter: str, shape: tuple[int, ...]) -> Itera
         yield from ((f"{experts}.{name}", member) for name, member in run.members(kind))
     else:
         yield parameter, shape
-
-
-def _vision_plans(vision: VisionSpec, dtype: str) -> Iterator[TensorInfo]:
-    width, ffn, merged = vision.hidden_size, vision.intermediate_size, vision.hidden_size * vision.spatial_merge_size**2
-    patch = (vision.in_channels, vision.temporal_patch_size, vision.patch_size, vision.patch_size)
-    linears = {"attn.qkv": (3 * width, width), "attn.proj": (width, width)}
-    linears |= {"mlp.linear_fc1": (ffn, width), "mlp.linear_fc2": (width, ffn)}
-    shapes: dict[str, tuple[int, ...]] = {
-        "patch_embed.proj": (width, *patch),
-        "merger.linear_fc1": (merged, merged),
-        "merger.linear_fc2": (vision.out_hidden_size, merged),
-        "merger.norm": (width,),
-    }
-    for block in range(vision.depth):
-        shapes |= {f"blocks.{block}.{name}": shape for name, shape in linears.items()}
-        shapes |= {f"blocks.{block}.norm{n}": (width,) for n in (1, 2)}
-    for name, shape in shapes.items():
-        yield unplaced(f"model.visual.{name}.weight", dtype, shape)
-        yield unplaced(f"model.visual.{name}.bias", dtype, shape[:1])
-    yield unplaced("model.visual.pos_embed.weight", dtype, (vision.num_position_embeddings, width))
 
 
 def _quantization_config(config: Config, output: Path) -> dict[str, Any]:

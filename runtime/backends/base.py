@@ -39,6 +39,16 @@ class ServingBackend(Backend, Protocol):
     def weight_bytes(self) -> int:
         """Bytes of host memory that the weights take once they are used."""
 
+    def see(self, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
+        """One call of the vision graph: patches f32 [F, S, ...] of frames of one grid, and that grid's inputs.
+
+        Returns:
+            f32 [F, S / merge^2, out].
+
+        Raises:
+            ArtifactError: the artifact or its engine has no vision graph.
+        """
+
     def open_slots(self, slots: int, max_context: int, vocab_limit: int) -> Slots:
         """Slots for that many sequences of up to `max_context` tokens; ids from `vocab_limit` on are never drawn.
 

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from deltart.runtime.backends.buffers import Range, SlotBuffers
-from deltart.runtime.backends.inputs import text_inputs
+from deltart.runtime.backends.inputs import media_inputs, text_inputs
 from deltart.runtime.backends.match import draw
 from deltart.runtime.backends.mtp_drafts import MtpDrafts
-from deltart.runtime.backends.slots import Drawn, Limits, Row, Snapshot
+from deltart.runtime.backends.slots import Drawn, Limits, PromptMedia, Row, Snapshot
 from deltart.runtime.backends.snapshots import SlotCopies
 
 
@@ -57,7 +57,9 @@ class HostSlots:
         self._hidden: list[np.ndarray | None] = [None] * limits.slots  # of the last token in the state
         self._copies = SlotCopies(text, mtp.buffers if mtp else None)
 
-    def prefill(self, slot: int, ids: Sequence[int], past: int, logit_index: np.ndarray) -> np.ndarray:
+    def prefill(
+        self, slot: int, ids: Sequence[int], past: int, logit_index: np.ndarray, media: PromptMedia | None = None
+    ) -> np.ndarray:
         """See Slots."""
         if past == 0:
             self._copies.forget(slot)
@@ -65,11 +67,14 @@ class HostSlots:
             self._hidden[slot] = None
         before = self._hidden[slot]
         inputs = text_inputs(
-            np.array([ids], np.int64), np.array([past], np.int32), logit_index=logit_index[None].astype(np.int64)
-        )
+            np.array([ids], np.int64), np.array([past], np.int32), logit_index=logit_index[None].astype(np.int64),
+            positions=media.positions[:, None, past : past + len(ids)] if media else None,
+        )  # fmt: skip
+        if media:
+            inputs |= media_inputs(media.embeds, media.index)
         logits, hidden = self._text.run((slot, slot + 1), inputs, ["logits", "hidden"])
         if self._mtp:
-            self._mtp.read_prompt(slot, ids, past, before, hidden[0])
+            self._mtp.read_prompt(slot, ids, past, before, hidden[0], media)
         self._past[slot], self._hidden[slot] = past + len(ids), hidden[0, -1].copy()
         rows: np.ndarray = logits[0]
         return rows

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
+
+from deltart.manifest import GraphEntry
 
 
 def text_inputs(
@@ -12,8 +16,9 @@ def text_inputs(
     logit_index: np.ndarray | None = None,
     n_commit: np.ndarray | None = None,
     rope_shift: np.ndarray | None = None,
+    positions: np.ndarray | None = None,
 ) -> dict[str, np.ndarray]:
-    """Inputs of graph "model" for text tokens: ids int64 [B, T] after past_len int32 [B] tokens.
+    """Inputs of graph "model": ids int64 [B, T] after past_len int32 [B] tokens.
 
     Args:
         n_tokens: real tokens of each row, int32 [B]; all T when None.
@@ -21,15 +26,16 @@ def text_inputs(
         n_commit: tokens of each row that the state advances by, int32 [B]; those between it and n_tokens are drafts,
             whose outputs are computed and which leave no trace. n_tokens when None.
         rope_shift: what each row's positions are ahead of the number of tokens, int64 [B]; 0 when None.
+        positions: time, row and column of the tokens, int64 [3, B, T]; those of text when None.
     """
     rows, length = ids.shape
     counts = np.full(rows, length, np.int32) if n_tokens is None else n_tokens
-    positions = past_len[:, None] + np.arange(length)
-    if rope_shift is not None:
-        positions = positions + rope_shift[:, None]
+    if positions is None:
+        counted = past_len[:, None] + np.arange(length) + (0 if rope_shift is None else rope_shift[:, None])
+        positions = np.broadcast_to(counted, (3, rows, length))
     return {
         "input_ids": ids,
-        "position_ids": np.ascontiguousarray(np.broadcast_to(positions, (3, rows, length)), np.int64),
+        "position_ids": np.ascontiguousarray(positions, np.int64),
         "past_len": past_len,
         "n_tokens": counts,
         "n_commit": counts if n_commit is None else n_commit,
@@ -44,11 +50,26 @@ def mtp_inputs(
     n_tokens: np.ndarray | None = None,
     logit_index: np.ndarray | None = None,
     rope_shift: np.ndarray | None = None,
+    positions: np.ndarray | None = None,
 ) -> dict[str, np.ndarray]:
     """Inputs of graph "mtp": as text_inputs, and previous_hidden [B, T, H], the hidden state before each of `ids`.
 
     Its only state is K and V, whose rows a later call overwrites: it has no n_commit.
     """
-    inputs = text_inputs(ids, past_len, n_tokens, logit_index, rope_shift=rope_shift)
+    inputs = text_inputs(ids, past_len, n_tokens, logit_index, rope_shift=rope_shift, positions=positions)
     del inputs["n_commit"]
     return inputs | {"previous_hidden": previous_hidden}
+
+
+def media_inputs(embeds: np.ndarray, index: np.ndarray) -> dict[str, np.ndarray]:
+    """Inputs of graphs that see, for one row: embeds f32 [M, H] and which of them each token is, int32 [T], or -1."""
+    return {"vision_embeds": embeds, "vision_index": index[None]}
+
+
+def completed(entry: GraphEntry, inputs: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+    """`inputs` of a call of graph `entry`, with no pictures where it takes some and none are given."""
+    places = {tensor.name: tensor for tensor in entry.inputs}
+    if "vision_index" not in places or "vision_index" in inputs:
+        return inputs
+    embeds = np.zeros(places["vision_embeds"].shape({"M": 1}), np.float32)
+    return {**inputs, "vision_embeds": embeds, "vision_index": np.full(inputs["input_ids"].shape, -1, np.int32)}

@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from deltart.runtime.backends.buffers import SlotBuffers
-from deltart.runtime.backends.inputs import mtp_inputs
-from deltart.runtime.backends.slots import Row
+from deltart.runtime.backends.inputs import media_inputs, mtp_inputs
+from deltart.runtime.backends.slots import PromptMedia, Row
 
 MAX_UNREAD = 64  # pairs that a row without drafts leaves unread before they are fed all the same
 
@@ -34,18 +34,26 @@ class MtpDrafts:
         self._vocab_limit = vocab_limit
 
     def read_prompt(
-        self, slot: int, ids: Sequence[int], past: int, before: np.ndarray | None, hidden: np.ndarray
-    ) -> None:
+        self, slot: int, ids: Sequence[int], past: int, before: np.ndarray | None, hidden: np.ndarray,
+        media: PromptMedia | None = None,
+    ) -> None:  # fmt: skip
         """Make the entries of prompt tokens `ids` at positions past, ...; `hidden` [T, H] are their hidden states.
 
-        `before` is the hidden state of the token before them, None at the start of a sequence.
+        `before` is the hidden state of the token before them, None at the start of a sequence. An entry has the
+        embedding of its token, be it a picture's, and the position of the token before.
         """
         if past == 0:
             self.entries[slot] = 0
-        tokens = list(ids) if before is not None else list(ids[1:])
+        skipped = 1 if before is None else 0
+        tokens = list(ids[skipped:])
         if tokens:
             previous = hidden[:-1] if before is None else np.concatenate([before[None], hidden[:-1]])
-            self._feed(slot, tokens, previous)
+            inputs = self._inputs(slot, tokens, previous)
+            if media:
+                first = self.entries[slot]
+                inputs["position_ids"] = np.ascontiguousarray(media.positions[:, None, first : first + len(tokens)])
+                inputs |= media_inputs(media.embeds, media.index[skipped:])
+            self._run(slot, inputs)
             self.entries[slot] += len(tokens)
 
     def draft(self, rows: Mapping[int, Row], wanted: Mapping[int, int]) -> dict[int, list[int]]:
@@ -59,7 +67,9 @@ class MtpDrafts:
                 drafts[slot].append(int(logits[: self._vocab_limit].argmax()))
             more = [slot for slot in going if wanted[slot] > depth + 1]
             for slot in more:
-                heads[slot] = self._feed(slot, drafts[slot][-1:], heads[slot][1][None], depth)
+                hidden = heads[slot][1][None]
+                inputs = self._inputs(slot, drafts[slot][-1:], hidden, depth, rows[slot].rope_shift)
+                heads[slot] = self._run(slot, inputs)
         return drafts
 
     def catch_up(self, rows: Mapping[int, Row]) -> None:
@@ -71,16 +81,19 @@ class MtpDrafts:
     def _read(self, slot: int, row: Row) -> tuple[np.ndarray, np.ndarray]:
         """Make the entries of what is unread; the logits and hidden state after the last."""
         tokens, hidden = [token for token, _ in row.unread], np.stack([h for _, h in row.unread])
-        result = self._feed(slot, tokens, hidden, rope_shift=row.rope_shift)
+        result = self._run(slot, self._inputs(slot, tokens, hidden, rope_shift=row.rope_shift))
         self.entries[slot] += len(tokens)
         row.unread = []
         return result
 
-    def _feed(
+    def _inputs(
         self, slot: int, tokens: Sequence[int], hidden: np.ndarray, ahead: int = 0, rope_shift: int = 0
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """One call after the exact entries and `ahead` more: logits [V] and hidden state [H] after the last token."""
+    ) -> dict[str, np.ndarray]:
+        """Of a call after the exact entries and `ahead` more."""
         past = np.array([self.entries[slot] + ahead], np.int32)
-        inputs = mtp_inputs(np.array([tokens], np.int64), hidden[None], past, rope_shift=np.array([rope_shift]))
+        return mtp_inputs(np.array([tokens], np.int64), hidden[None], past, rope_shift=np.array([rope_shift]))
+
+    def _run(self, slot: int, inputs: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        """One call: logits [V] and hidden state [H] after the last token."""
         logits, after = self.buffers.run((slot, slot + 1), inputs, ["logits", "hidden"])
         return logits[0, -1], after[0, -1]

@@ -12,10 +12,11 @@ import numpy as np
 import onnxruntime as ort
 
 from deltart.artifact import load_manifest, read_graph
-from deltart.errors import ArtifactError
+from deltart.errors import ArtifactError, GenerationError
 from deltart.manifest import GraphEntry, Manifest, StateEntry
 from deltart.runtime.backends.base import SlotState
 from deltart.runtime.backends.host_slots import HostSlots
+from deltart.runtime.backends.inputs import completed
 from deltart.runtime.backends.mtp_drafts import MtpDrafts
 from deltart.runtime.backends.onnx_border import check_border
 from deltart.runtime.backends.ort_buffers import OrtBuffers
@@ -84,7 +85,7 @@ class OrtBackend:
         """One call; see Backend. Tokens must fit: past_len + T <= state.capacity."""
         assert isinstance(state, OrtState)
         binding = self.session(graph).io_binding()
-        for name, array in inputs.items():
+        for name, array in completed(self._entry(graph), inputs).items():
             binding.bind_cpu_input(name, array)
         for name in outputs:
             binding.bind_output(name)
@@ -95,6 +96,21 @@ class OrtBackend:
         self.session(graph).run_with_iobinding(binding)
         state.turn += 1
         return [value.numpy() for value in binding.get_outputs()[: len(outputs)]]
+
+    def see(self, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
+        """See ServingBackend; the graph's weights are read when it is first asked for."""
+        graph = self.manifest.vision.graph if self.manifest.vision else "vision"
+        session = self.session(graph)
+        try:
+            (embeds,) = session.run(["embeds"], dict(inputs))
+        except Exception as error:  # the library's own classes; most likely it ran out of memory
+            raise GenerationError(
+                f"the vision graph failed on {list(inputs['patches'].shape)} patches: {error}",
+                "memory for it",
+                "send a smaller picture",
+            ) from error
+        rows: np.ndarray = embeds
+        return rows
 
     @property
     def weight_bytes(self) -> int:

@@ -15,6 +15,7 @@ import onnxruntime as ort
 
 from deltart.manifest import GraphEntry, StateEntry
 from deltart.runtime.backends.buffers import Range
+from deltart.runtime.backends.inputs import completed
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class OrtBuffers:
     ) -> list[np.ndarray]:
         """See SlotBuffers."""
         call = self._call(rows, hold, tuple(outputs))
-        for name, array in inputs.items():
+        for name, array in completed(self._entry, inputs).items():
             call.binding.bind_cpu_input(name, array)
         for name in outputs:
             call.binding.bind_output(name)

@@ -67,6 +67,21 @@ class Row:
 
 
 @dataclass(frozen=True)
+class PromptMedia:
+    """What a piece of a prompt with pictures takes besides its ids.
+
+    Attributes:
+        positions: int64 [3, prompt], time, row and column of all tokens of the prompt.
+        embeds: f32 [M, H], rows that stand in the place of placeholders; at least one.
+        index: int32 [T], which of them each token of the piece is; -1 for text.
+    """
+
+    positions: np.ndarray
+    embeds: np.ndarray
+    index: np.ndarray
+
+
+@dataclass(frozen=True)
 class TokenLogprobs:
     """A token's log-probability under the model itself, and those of the likeliest tokens, most likely first."""
 
@@ -132,11 +147,14 @@ class Slots(Protocol):
 
     limits: Limits
 
-    def prefill(self, slot: int, ids: Sequence[int], past: int, logit_index: np.ndarray) -> np.ndarray:
+    def prefill(
+        self, slot: int, ids: Sequence[int], past: int, logit_index: np.ndarray, media: PromptMedia | None = None
+    ) -> np.ndarray:
         """Feed the next `ids` of a prompt to a slot that holds `past` tokens (0 starts anew).
 
         Args:
             logit_index: int64 [L], which of `ids` logits are wanted of.
+            media: of a prompt with pictures.
 
         Returns:
             f32 [L, V].

@@ -25,12 +25,16 @@ class Marks:
     user: int | None
 
 
-def snapshot_points(ids: Sequence[int], marks: Marks | None, junction: int = 0) -> Mapping[int, str]:
+def snapshot_points(
+    ids: Sequence[int], marks: Marks | None, junction: int = 0, whole: Sequence[tuple[int, int]] = ()
+) -> Mapping[int, str]:
     """Lengths of prefixes of `ids` to keep, shorter than `ids`, in ascending order, each with its kind.
 
     Args:
         marks: the tokenizer's message tokens; None where it has none.
         junction: where `ids` part from what was seen before, if that is worth keeping; else 0.
+        whole: [begin, end) of pictures; a place within one moves to its beginning, so that a kept prefix holds whole
+            pictures.
     """
     found: dict[int, str] = dict.fromkeys(range(INTERVAL, len(ids), INTERVAL), "interval")
     if junction:
@@ -42,7 +46,12 @@ def snapshot_points(ids: Sequence[int], marks: Marks | None, junction: int = 0) 
         found |= {_after_header(ids, starts[-1]): "header"}
     if not any(point > len(ids) - TAIL_TOKENS for point in found):
         found[len(ids) - 1] = "end"
+    found = {_outside(point, whole): kind for point, kind in found.items()}
     return {point: found[point] for point in sorted(found) if 0 < point < len(ids)}
+
+
+def _outside(point: int, whole: Sequence[tuple[int, int]]) -> int:
+    return next((begin for begin, end in whole if begin < point < end), point)
 
 
 def _starts(ids: Sequence[int], marks: Marks) -> list[int]:

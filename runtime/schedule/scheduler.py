@@ -15,12 +15,13 @@ import numpy as np
 
 from deltart.errors import DeltaRTError
 from deltart.runtime.backends.match import draw, token_logprobs
-from deltart.runtime.backends.slots import Drawn, Row, Slots, TokenLogprobs
+from deltart.runtime.backends.slots import Drawn, PromptMedia, Row, Slots, TokenLogprobs
 from deltart.runtime.schedule.chunks import ChunkSize
 from deltart.runtime.schedule.draft_policy import DraftPolicy
 from deltart.runtime.schedule.positions import Marks, snapshot_points
 from deltart.runtime.schedule.prefix_cache import PrefixCache
-from deltart.runtime.sequence import Delta, Sequence, Status
+from deltart.runtime.sequence import Delta, Request, Sequence, Status
+from deltart.runtime.vision.encoder import VisionEncoder
 
 
 @dataclass
@@ -55,14 +56,15 @@ class Scheduler:
         token_budget: tokens of K/V that all slots may hold together; sequences are preempted above it.
         deliver: called with what each step adds to a sequence.
         marks: tokens that structure a conversation, for the cache.
+        encoder: makes embeddings of pictures; None where the model sees none.
     """
 
     def __init__(
         self, slots: Slots, cache: PrefixCache | None, drafts: DraftPolicy, token_budget: int, deliver: Deliver,
-        marks: Marks | None = None,
+        marks: Marks | None = None, encoder: VisionEncoder | None = None,
     ) -> None:  # fmt: skip
         self._slots, self._cache, self._drafts, self._marks = slots, cache, drafts, marks
-        self._budget, self._deliver = token_budget, deliver
+        self._budget, self._deliver, self._encoder = token_budget, deliver, encoder
         self._free = set(range(slots.limits.slots))
         self._prompts: dict[int, _Prompt] = {}  # by id of the sequence that reads it
         self._chunk = ChunkSize(slots.limits.prefill_tokens)
@@ -153,8 +155,9 @@ class Scheduler:
         row.pending = ids[row.past :]
         row.unread = row.unread[: len(row.unread) - surplus]
         self._slots.settle(sequence.slot)
-        self._cache.insert(ids, self._slots.save(sequence.slot), sequence.request.cache_salt, "turn")
-        self._cache.remember(ids, sequence.request.cache_salt)
+        keys = sequence.keys()
+        self._cache.insert(keys, self._slots.save(sequence.slot), sequence.request.cache_salt, "turn")
+        self._cache.remember(keys, sequence.request.cache_salt)
 
     def _leave(self, sequence: Sequence) -> None:
         """Off its slot, or out of the queue."""
@@ -203,15 +206,16 @@ class Scheduler:
         if self._cache is None:
             return
         if request.prompt_logprobs is None:
-            snapshot, _ = self._cache.find(sequence.prompt, request.cache_salt)
+            snapshot, _ = self._cache.find(request.keys, request.cache_salt)
             if snapshot is not None:
                 self._slots.load(sequence.slot, snapshot)
                 sequence.past = snapshot.past
                 sequence.usage.cached_tokens = snapshot.past
-        junction = self._cache.junction(sequence.prompt, request.cache_salt, sequence.past)
-        points = snapshot_points(sequence.prompt, self._marks, junction)
+        junction = self._cache.junction(request.keys, request.cache_salt, sequence.past)
+        whole = [(span.start, span.end) for span in request.media]
+        points = snapshot_points(sequence.prompt, self._marks, junction, whole)
         prompt.points = {at: kind for at, kind in points.items() if at > sequence.past}
-        self._cache.remember(sequence.prompt, request.cache_salt)
+        self._cache.remember(request.keys, request.cache_salt)
 
     def _resume(self, sequence: Sequence) -> None:
         """Go on with a sequence that was preempted."""
@@ -256,8 +260,9 @@ class Scheduler:
         end = min([past + self._chunk.tokens(alone), len(ids), *(at for at in prompt.points if at > past)])
         every = sequence.request.prompt_logprobs is not None
         wanted = np.arange(end - past) if every else np.array([end - past - 1])
+        media = self._media(sequence.request, past, end)
         began = time.perf_counter()
-        logits = self._slots.prefill(sequence.slot, ids[past:end], past, wanted)
+        logits = self._slots.prefill(sequence.slot, ids[past:end], past, wanted, media)
         self._chunk.read(end - past, time.perf_counter() - began)
         sequence.past = end
         self.counters.prompt_tokens += end - past
@@ -265,9 +270,16 @@ class Scheduler:
             prompt.logprobs += self._prompt_logprobs(sequence, logits, past)
         if end in prompt.points and self._cache is not None:
             kind = prompt.points.pop(end)
-            self._cache.insert(ids[:end], self._slots.save(sequence.slot), sequence.request.cache_salt, kind)
+            keys, salt = sequence.request.keys[:end], sequence.request.cache_salt
+            self._cache.insert(keys, self._slots.save(sequence.slot), salt, kind)
         if end == len(ids):
             self._start_replies(sequence, logits[-1])
+
+    def _media(self, request: Request, begin: int, end: int) -> PromptMedia | None:
+        """What tokens [begin, end) of a prompt with pictures take besides their ids."""
+        if self._encoder is None or not request.media:
+            return None
+        return PromptMedia(request.positions, *self._encoder.chunk(request.media, begin, end))
 
     def _prompt_logprobs(self, sequence: Sequence, logits: np.ndarray, past: int) -> Iterable[TokenLogprobs]:
         top, limit = sequence.request.prompt_logprobs or 0, sequence.sampler.vocab_limit
@@ -295,7 +307,7 @@ class Scheduler:
         request = sequence.request
         row = Row(
             past=sequence.past, pending=[], sampler=sequence.sampler, ends=sequence.ends,
-            constraint=sequence.constraint, logprobs=request.logprobs,
+            constraint=sequence.constraint, logprobs=request.logprobs, rope_shift=request.rope_shift,
         )  # fmt: skip
         drawn = draw(row, logits[None], ())
         row.pending = list(drawn.tokens)

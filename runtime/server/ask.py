@@ -52,6 +52,7 @@ class Ask:
         parallel_tool_calls: a reply may hold several calls.
         output: the form of the answer's text, if one was asked.
         template: options of the chat template.
+        media: options for the reading of pictures and videos, vLLM's mm_processor_kwargs.
         sampling: fields of SamplingParams that the request sets.
         max_tokens: of a reply; clamped to what fits. None: all that fits.
         n: replies.
@@ -68,6 +69,7 @@ class Ask:
     parallel_tool_calls: bool = True
     output: OutputFormat | None = None
     template: Mapping[str, Any] = field(default_factory=dict)
+    media: Mapping[str, Any] = field(default_factory=dict)
     sampling: Mapping[str, Any] = field(default_factory=dict)
     max_tokens: int | None = None
     n: int = 1

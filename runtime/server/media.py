@@ -16,6 +16,7 @@ from urllib.parse import SplitResult, unquote_to_bytes, urlsplit
 
 from deltart.runtime.server.errors import RequestError
 from deltart.runtime.server.settings import Settings
+from deltart.runtime.vision.parts import media_parts as vision_parts
 
 _MEDIA = ("image", "image_url", "input_image", "video", "video_url", "input_video", "input_audio", "file", "input_file")
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")  # IPv4 addresses behind a translator
@@ -40,14 +41,35 @@ def refuse_media(messages: Sequence[Mapping[str, Any]]) -> None:
         RequestError: there is one.
     """
     for param, part in media_parts(messages):
-        kind = str(part.get("type") or "media")
-        raise RequestError(
-            f"a content part of type {kind!r}"[:200],
-            "text",
-            "this artifact has no vision encoder: leave images and videos out, or serve one that has",
-            param=param,
-            code="unsupported_content",
-        )
+        hint = "this artifact has no vision encoder: leave images and videos out, or serve one that has"
+        raise _unsupported(part, param, "text", hint)
+
+
+def fetched(messages: Sequence[Mapping[str, Any]], settings: Settings) -> list[dict[str, Any]]:
+    """The messages with the bytes of their pictures and videos in the place of URLs.
+
+    Raises:
+        RequestError: too many of them, one that can't be read as `read_media` says, or media of another kind.
+    """
+    found, count = [dict(message) for message in messages], 0
+    known = {(part.message, part.part): part for part in vision_parts(messages)}
+    for i, message in enumerate(found):
+        content = message.get("content")
+        for j, given in enumerate(content if isinstance(content, list) else ()):
+            param, part = f"messages[{i}].content[{j}]", known.get((i, j))
+            if part is not None:
+                count += 1
+                if count > settings.limits.media:
+                    expected = f"at most {settings.limits.media} pictures and videos"
+                    raise RequestError("too many pictures and videos", expected, "send fewer", param=param)
+                if not isinstance(part.source, str):
+                    raise _refused(f"a {part.kind} without a URL", param)
+                data = read_media(part.source, settings, param)
+                message["content"] = [*message["content"]]
+                message["content"][j] = {"type": part.kind, part.kind: data}
+            elif isinstance(given, Mapping) and given.get("type") in _MEDIA:
+                raise _unsupported(given, param, "text, images and videos", "leave it out")
+    return found
 
 
 def read_media(url: str, settings: Settings, param: str) -> bytes:
@@ -164,6 +186,13 @@ def _split(url: str, param: str) -> SplitResult:
         return parts
     except ValueError as error:
         raise _refused(f"a URL that can't be read: {error}", param) from error
+
+
+def _unsupported(part: Mapping[str, Any], param: str, expected: str, hint: str) -> RequestError:
+    kind = str(part.get("type") or "media")
+    return RequestError(
+        f"a content part of type {kind!r}"[:200], expected, hint, param=param, code="unsupported_content"
+    )
 
 
 def _refused(found: str, param: str, status: int = 400) -> RequestError:

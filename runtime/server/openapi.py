@@ -38,6 +38,12 @@ _GETS = {
     "/model_info": "The model",
 }
 _STREAMS = ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages")
+# One server-sent event: OpenAPI before 3.2 has no itemSchema, and its readers take `schema` for that of each event.
+_EVENT = {
+    "type": "object",
+    "properties": {"event": {"type": "string"}, "data": {"type": "string"}},
+    "required": ["data"],
+}
 _REFUSALS = {
     "400": "The request is malformed, or can't be served",
     "401": "No API key, or a wrong one",
@@ -79,7 +85,7 @@ def _post(path: str) -> dict[str, Any]:
     fields, answer, text = _POSTS[path]
     content = _json({"type": "object"} if answer is None else _reference(answer))
     if path in _STREAMS:
-        content["text/event-stream"] = {"schema": {"type": "string"}}
+        content["text/event-stream"] = {"schema": _EVENT}
     body = {"required": True, "content": _json(_reference(fields))}
     return _operation(text, content) | {"requestBody": body}
 

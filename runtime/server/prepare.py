@@ -7,17 +7,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from deltart.errors import GenerationError
+from deltart.errors import GenerationError, MissingDependencyError
 from deltart.runtime.conversation import Chats, Prompt
 from deltart.runtime.engine import Engine
 from deltart.runtime.sequence import Request
 from deltart.runtime.server.ask import Ask, Tool
 from deltart.runtime.server.errors import RequestError
-from deltart.runtime.server.media import refuse_media
+from deltart.runtime.server.media import fetched, refuse_media
 from deltart.runtime.server.sampling import params_from
 from deltart.runtime.server.settings import Settings
 from deltart.runtime.server.structures import structure_of
 from deltart.runtime.text.messages import normalized
+from deltart.runtime.vision.images import MediaLimits
+from deltart.runtime.vision.load import Processing
+from deltart.runtime.vision.medium import Span
+from deltart.runtime.vision.prompt import described
 
 _TEMPLATE_OPTIONS = ("enable_thinking", "preserve_thinking")
 _TOOL_CALL = "<tool_call>"
@@ -49,7 +53,7 @@ def prepare(ask: Ask, engine: Engine, chats: Chats | None, settings: Settings) -
     """
     prompt = conversation(ask, chats, settings) if ask.prompt is None else None
     ids = plain_ids(ask.prompt or "", engine) if prompt is None else prompt.ids
-    limit = _limit(ask, ids, engine, settings)
+    limit = _limit(ask, ids, prompt.media if prompt else (), engine, settings)
     given = {**ask.sampling, "max_new_tokens": limit}
     if ask.max_tokens is None or ask.max_tokens > limit:  # a clamp is not the client's contradiction
         given["min_tokens"] = min(ask.sampling.get("min_tokens", 0), limit)
@@ -67,6 +71,7 @@ def prepare(ask: Ask, engine: Engine, chats: Chats | None, settings: Settings) -
         deadline=None if settings.request_seconds is None else time.monotonic() + settings.request_seconds,
         cache_salt=ask.cache_salt,
         thinking=prompt is not None and prompt.thinking,
+        media=prompt.media if prompt is not None else (),
     )
     tools = tuple(ask.tools) if reads_calls else ()
     return Prepared(request, prompt, tools, one_call=bool(tools) and not ask.parallel_tool_calls)
@@ -80,12 +85,28 @@ def conversation(ask: Ask, chats: Chats | None, settings: Settings) -> Prompt:
     """
     if chats is None:
         raise RequestError("a chat", "/v1/completions", "this artifact has no chat template", param="messages")
-    refuse_media(ask.messages)
+    messages: Sequence[Mapping[str, Any]] = ask.messages
+    if chats.engine.manifest.vision is None:
+        refuse_media(messages)
+    else:
+        messages = fetched(messages, settings)
     options, variables = _template_options({**settings.template_defaults, **ask.template})
+    bounds = settings.limits
+    limits = MediaLimits(bounds.media_bytes, video_bytes=bounds.media_bytes, video_seconds=bounds.video_seconds)
     try:
-        return chats.prompt(normalized(ask.messages), ask.tools or None, variables=variables, **options)
-    except GenerationError as error:
+        return chats.prompt(
+            normalized(messages), ask.tools or None, _processing(ask), limits,
+            variables=variables, **options,
+        )  # fmt: skip
+    except (GenerationError, MissingDependencyError) as error:
         raise RequestError(error.found, error.expected, "change the messages", param="messages") from error
+
+
+def _processing(ask: Ask) -> Processing:
+    try:
+        return Processing.of(ask.media)
+    except GenerationError as error:
+        raise RequestError(error.found, error.expected, "", param="mm_processor_kwargs") from error
 
 
 def plain_ids(prompt: str | Sequence[int], engine: Engine) -> tuple[int, ...]:
@@ -116,14 +137,14 @@ def _template_options(asked: Mapping[str, Any]) -> tuple[dict[str, bool], dict[s
     return options, {name: value for name, value in asked.items() if name not in _TEMPLATE_OPTIONS}
 
 
-def _limit(ask: Ask, ids: Sequence[int], engine: Engine, settings: Settings) -> int:
+def _limit(ask: Ask, ids: Sequence[int], media: Sequence[Span], engine: Engine, settings: Settings) -> int:
     """Most tokens of a reply: what was asked, cut to what fits and what the operator allows."""
     if ask.max_tokens is not None and ask.max_tokens < 1:
         raise RequestError(f"{ask.max_tokens_param} = {ask.max_tokens}", "at least 1", "", param=ask.max_tokens_param)
     room = engine.max_context - len(ids)
     if room < 1:
         raise RequestError(
-            f"a prompt of {len(ids)} tokens",
+            f"a prompt of {len(ids)} tokens" + (f" ({described(media)})" if media else ""),
             f"fewer than {engine.max_context}, the context of this server",
             "shorten the conversation, or serve with a larger --max-model-len",
             param="messages" if ask.prompt is None else "prompt",

@@ -165,7 +165,9 @@ def serve_replicas(
         from ray import serve
         from ray.serve.config import RequestRouterConfig
     except ModuleNotFoundError as error:
-        raise MissingDependencyError(f"{error.name} is not installed", "it", "pip install 'deltart[ray]'") from error
+        raise MissingDependencyError(
+            f"{error.name} is not installed", "what deltart serve --replicas needs", "pip install 'deltart[ray]'"
+        ) from error
     serve.start(http_options={"host": host, "port": port})
     balance = {"imbalanced_threshold": engine_arguments["options"].slots}  # requests ahead before affinity gives way
     name = f"{_ROUTER}:PrefixCacheAffinityRouter"

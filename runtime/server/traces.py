@@ -32,7 +32,7 @@ class Traces:
             from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
         except ModuleNotFoundError as error:
             raise MissingDependencyError(
-                f"{error.name} is not installed", "it", "pip install 'deltart[trace]'"
+                f"{error.name} is not installed", "what traces need", "pip install 'deltart[trace]'"
             ) from error
         self._provider = TracerProvider(resource=Resource.create({"service.name": "deltart"}))
         self._provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(endpoint)))

@@ -186,7 +186,8 @@ def _inline(template: Any) -> dict[str, str]:
 def _takes_media(folder: Path) -> bool:
     """Whether an artifact has a vision graph, or a checkpoint a vision tower; unknown counts as yes."""
     if (folder / "manifest.json").is_file():
-        return "vision" in (read_json(folder / "manifest.json").get("graphs") or {})
+        graphs = read_json(folder / "manifest.json").get("graphs")
+        return isinstance(graphs, dict) and "vision" in graphs
     return not (folder / "config.json").is_file() or "vision_config" in read_json(folder / "config.json")
 
 

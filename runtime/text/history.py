@@ -35,14 +35,19 @@ class TokenHistory:
 
     def encode(self, text: str) -> list[int]:
         """Ids of a rendered conversation, known replies as they were generated."""
-        ids: list[int] = []
+        pieces = self.pieces(text)
+        return [i for piece in pieces for i in (self._tokenizer.encode(piece) if isinstance(piece, str) else piece)]
+
+    def pieces(self, text: str) -> list[str | tuple[int, ...]]:
+        """A rendered conversation cut at known replies, which are ids as they were generated."""
+        pieces: list[str | tuple[int, ...]] = []
         begin = 0
         for start, end in self._messages(text):
             known = self._known(text[start:end])
             if known is not None:
-                ids += [*self._tokenizer.encode(text[begin:start]), *known]
+                pieces += [text[begin:start], known]
                 begin = end
-        return ids + self._tokenizer.encode(text[begin:])
+        return [*pieces, text[begin:]]
 
     def remember(
         self, rendered: str, prompt: Sequence[int], reply: Sequence[int], tools: Sequence[Mapping[str, Any]] = ()

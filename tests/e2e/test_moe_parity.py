@@ -9,7 +9,7 @@ from e2e.test_parity import TOLERANCE, call, random_ids
 
 from deltart.runtime.backends.ort import OrtBackend
 from support.cases import SPARSE_CASES, Export
-from support.reference import MtpReference, transformers_model
+from support.reference import transformers_model
 
 FAST = ("moe-bf16", "moe-fp8", "moe-fp8-partial")
 
@@ -70,22 +70,3 @@ def test_ragged_batch_equals_rows_alone(case: str, exported: Export) -> None:
             state = backend.new_state("model", 1, 16)
             alone, _ = call(backend, state, ids[row : row + 1, :count], np.zeros(1, np.int64))
             assert np.abs(alone[0] - batched[row, :count]).max() <= TOLERANCE
-
-
-@pytest.mark.parametrize("case", ["moe-bf16", "moe-fp8", "moe-fp8-partial"])
-def test_mtp_equals_formula(case: str, exported: Export) -> None:
-    """The MTP layer has a router and experts of its own."""
-    made = exported(case)
-    backend, reference = OrtBackend(made.artifact), MtpReference(made)
-    ids = random_ids(2, 17)
-    _, hidden = call(backend, backend.new_state("model", 2, 32), ids, np.zeros(2, np.int64))
-    state = backend.new_state("mtp", 2, 32)
-    drafts = []
-    for begin, end in ((0, 10), (10, 16)):
-        part = np.ascontiguousarray(hidden[:, begin:end])
-        logits, _ = call(
-            backend, state, ids[:, begin + 1 : end + 1], np.full(2, begin), graph="mtp", previous_hidden=part
-        )
-        drafts.append(logits)
-    expected = reference(torch.from_numpy(ids[:, 1:]), torch.from_numpy(hidden[:, :16])).numpy()
-    assert np.abs(np.concatenate(drafts, axis=1) - expected).max() <= TOLERANCE

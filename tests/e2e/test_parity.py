@@ -99,8 +99,9 @@ def test_ragged_batch_equals_rows_alone(target: str, exported: Export) -> None:
                 done += count
 
 
-@pytest.mark.parametrize("case", ["heads-1-3", "tied", "fp8-f32-scales"])
+@pytest.mark.parametrize("case", ["heads-1-3", "tied", "fp8-f32-scales", "moe-bf16", "moe-fp8", "moe-fp8-partial"])
 def test_mtp_equals_formula(case: str, exported: Export) -> None:
+    """With sparse experts the MTP layer has a router and experts of its own."""
     made = exported(case)
     backend, reference = OrtBackend(made.artifact), MtpReference(made)
     ids = random_ids(2, 17)

@@ -297,6 +297,10 @@ FILES: dict[str, tuple[Callable[[Path], object], list[str]]] = {
     "another name": (lambda f: _write(f, "consolidated.safetensors"), ["consolidated.safetensors", "rename"]),
     "several other names": (lambda f: _write(f, "a.safetensors", "b.safetensors"), ["a.safetensors, b.safetensors"]),
     "pickles": (lambda f: _write(f, "pytorch_model.bin", "optimizer.pt"), ["pytorch_model.bin", "save_pretrained"]),
+    "a shard whose name no file can have": (
+        lambda f: _index(f, "x" * 300),
+        ["names shard 'xxx", "does not exist", "finish the download"],
+    ),
     "GGUF": (lambda f: _write(f, "model-q4.gguf"), ["model-q4.gguf", "original"]),
     "a training run's folder": (
         lambda f: ((f / "checkpoint-500").mkdir(), _write(f / "checkpoint-500", "config.json")),

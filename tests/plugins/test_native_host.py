@@ -23,7 +23,7 @@ from deltart.plugins.native import library
 from deltart.plugins.native.contract import contract_digest, contract_source
 from deltart.plugins.registry import OPS
 from deltart.plugins.spec import ACT, F32, I32, OpSpec, TensorSpec
-from support.native import TYPES, Given, Host, given_of, host, launch_lines, recording_driver
+from support.native import TYPES, Given, Host, calls_on_h100, given_of, host, recording_driver
 
 BY_NAME = {spec.name: spec for spec in OPS}
 STREAM = 0x55
@@ -152,17 +152,10 @@ def run(native: Host, driver: ctypes.CDLL, cases: list[OpCall], limit: int, fail
 def test_the_driver_gets_pythons_launches(native: Host, driver: ctypes.CDLL, name: str) -> None:
     """Through cuLaunchKernel, arguments read back with the widths that the CUDA source declares."""
     limit = 227 << 10
-    cases, expected = [], []
-    for one in list(calls_of(BY_NAME[name]))[::37]:
-        one = replace(one, shared_limit=limit, capability=90, multiprocessors=132)
-        try:
-            _, launches = kernel_of(one.spec).launches(one.call())
-        except BuildError:
-            continue
-        cases.append(one)
-        expected += [f"{STREAM:#x} {line}" for line in launch_lines(launches)]
+    cases, expected = calls_on_h100(BY_NAME[name], 37, limit)
     lines = run(native, driver, cases, limit)
-    assert [line for line in lines if line.startswith("0x")] == expected and len(expected) > 15
+    assert [line for line in lines if line.startswith("0x")] == [f"{STREAM:#x} {line}" for line in expected]
+    assert len(expected) > 15
 
 
 def test_modules_functions_and_shared_memory_are_set_up_once(native: Host, driver: ctypes.CDLL) -> None:

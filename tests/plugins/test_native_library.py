@@ -6,12 +6,11 @@ from __future__ import annotations
 
 import re
 import subprocess
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from deltart.errors import BuildError
 from deltart.plugins.cases import OpCall, calls_of, op_call
 from deltart.plugins.causal_conv1d.op import CAUSAL_CONV1D
 from deltart.plugins.gated_delta_rule.op import GATED_DELTA_RULE
@@ -21,7 +20,7 @@ from deltart.plugins.native.library import FOLDER, find_compiler
 from deltart.plugins.registry import OPS
 from deltart.plugins.spec import VERSION
 from deltart.plugins.trt_plugin import CONTRACT_FIELD, type_source
-from support.native import launch_lines, plugin_library, probe, recording_driver
+from support.native import calls_on_h100, plugin_library, probe, recording_driver
 
 BY_NAME = {spec.name: spec for spec in OPS}
 NUMBERS = {"f32": 0, "i8": 2, "i32": 3, "bf16": 7}  # nvinfer1::DataType
@@ -95,19 +94,11 @@ def test_creators(made: Probe) -> None:
 
 @pytest.mark.parametrize("name", BY_NAME)
 def test_a_plugin_is_pythons_from_creation_to_launch(made: Probe, name: str) -> None:
-    cases, launched = [], []
-    for one in list(calls_of(BY_NAME[name]))[::61]:
-        one = replace(one, shared_limit=LIMIT, capability=90, multiprocessors=132)
-        try:
-            _, launches = kernel_of(one.spec).launches(one.call())
-        except BuildError:
-            continue
-        cases.append(one)
-        launched += [f"0x55 {text}" for text in launch_lines(launches)]
+    cases, launched = calls_on_h100(BY_NAME[name], 61, LIMIT)
     output = made.run([line(one) for one in cases])[len(OPS) :]
     end = output.index("recorded")
     assert output[:end] == [text for one in cases for text in answers(one)] and len(cases) >= 10
-    assert [text for text in output[end:] if text.startswith("0x")] == launched
+    assert [text for text in output[end:] if text.startswith("0x")] == [f"0x55 {text}" for text in launched]
 
 
 def test_kernels_are_loaded_before_the_first_call(made: Probe) -> None:

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ import numpy as np
 
 from deltart.errors import BuildError
 from deltart.plugins import cache
-from deltart.plugins.cases import OpCall
+from deltart.plugins.cases import OpCall, calls_of
+from deltart.plugins.kernel_call import kernel_of
 from deltart.plugins.launch import Launch
 from deltart.plugins.native.contract import contract_source
 from deltart.plugins.native.library import FOLDER, compile_library, find_compiler, kernel_sources
@@ -156,6 +158,21 @@ def planted(folder: Path, changes: Iterable[tuple[str, tuple[str, str]]]) -> Hos
 def text_of(source: str, launches: Sequence[Launch]) -> str:
     """Python's launches as native_host.cpp writes them."""
     return "\n".join([source, *launch_lines(launches)])
+
+
+def calls_on_h100(spec: OpSpec, every: int, shared_limit: int) -> tuple[list[OpCall], list[str]]:
+    """One in `every` call of the op that has kernels on an H100, and Python's launches of them all as lines."""
+    cases: list[OpCall] = []
+    lines: list[str] = []
+    for one in list(calls_of(spec))[::every]:
+        one = replace(one, shared_limit=shared_limit, capability=90, multiprocessors=132)
+        try:
+            _, launches = kernel_of(spec).launches(one.call())
+        except BuildError:
+            continue
+        cases.append(one)
+        lines += launch_lines(launches)
+    return cases, lines
 
 
 def launch_lines(launches: Sequence[Launch]) -> list[str]:

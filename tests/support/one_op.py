@@ -9,7 +9,9 @@ import ml_dtypes
 import numpy as np
 import onnx
 
+from deltart.plugins.gated_delta_rule.op import GATED_DELTA_RULE
 from deltart.plugins.spec import DOMAIN, OpSpec
+from deltart.plugins.tolerance import TOLERANCE, relative_rms
 from deltart.runtime.backends.gpu.cuda import CudaDriver
 from deltart.runtime.backends.gpu.engine_manifest import Binding, PlanEntry, Profile
 from deltart.runtime.backends.tensorrt.builder.build import PRESENT_GPU
@@ -18,6 +20,7 @@ from deltart.runtime.backends.tensorrt.executor import TensorRtExecutor
 from deltart.runtime.backends.tensorrt.library import load_tensorrt
 
 BF16 = np.dtype(ml_dtypes.bfloat16)
+HEADS = {"num_k_heads": 1, "num_v_heads": 3, "head_k_dim": 128, "head_v_dim": 128}
 
 
 def one_op(spec: OpSpec, arrays: list[np.ndarray], attributes: dict) -> tuple[bytes, list[Binding]]:
@@ -80,3 +83,27 @@ def run_op(
     cuda.synchronize()
     dtypes = {"bfloat16": BF16, "float32": np.dtype(np.float32)}
     return [hosts[b.name].view(dtypes[b.dtype]).reshape(b.shape({})) for b in results]
+
+
+def check_gated_delta_rule(
+    cuda: CudaDriver, tokens: int, folder: Path, plugins: Path | None = None
+) -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
+    """Two rows of random numbers through a plan, checked against float64: the inputs, outputs of real tokens, state."""
+    rng = np.random.default_rng(tokens)
+    n_tokens = np.array([tokens, tokens // 2], np.int32)
+    n_commit = n_tokens // 2 if tokens <= 8 else n_tokens
+    arrays = [
+        rng.standard_normal((2, tokens, 5 * 128)).astype(BF16),
+        *(rng.standard_normal((2, tokens, 3)).astype(BF16) for _ in range(2)),
+        *(rng.uniform(-1, 1, 3).astype(BF16) for _ in range(2)),
+        rng.standard_normal((2, 3, 128, 128)).astype(np.float32),
+        n_tokens,
+        n_commit,
+    ]
+    wide = [a.astype(np.float64) if a.dtype != np.int32 else a for a in arrays]
+    expected, S = GATED_DELTA_RULE.reference(*wide, **HEADS)
+    o, state = run_op(cuda, GATED_DELTA_RULE, arrays, HEADS, folder, plugins)
+    live = np.arange(tokens) < n_tokens[:, None]
+    assert relative_rms(o[live], expected[live]) <= TOLERANCE["bf16"]
+    assert relative_rms(state, S) <= TOLERANCE["state"]
+    return arrays, o[live], state

@@ -20,6 +20,7 @@ from deltart.runtime.structure.compiler import Compiled, StructureCompiler
 from deltart.runtime.structure.structure import Structure
 from deltart.runtime.text.stops import StopMatcher
 from deltart.runtime.text.tokenizer import Tokenizer
+from deltart.runtime.vision.encoder import VisionEncoder
 
 CONTEXT = 256
 
@@ -57,6 +58,7 @@ class Bench:
     def __init__(self, backend: ServingBackend, tokenizer: Tokenizer, marks: Marks | None) -> None:
         self.backend, self.tokenizer, self.marks = backend, tokenizer, marks
         self.limit = min(tokenizer.vocab_limit, backend.manifest.vocab_size)
+        self._entry = backend.manifest.vision
         self._structures = StructureCompiler(tokenizer, self.limit)
         self._known: dict[tuple[Request, int], list[int]] = {}
 
@@ -100,6 +102,7 @@ class Bench:
             setting.token_budget,
             deliver,
             self.marks,
+            VisionEncoder(self.backend.see, self._entry, 1_000_000) if self._entry else None,
         )
         groups: list[list[Reply]] = []
         step = 0

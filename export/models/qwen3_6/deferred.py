@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from deltart.export.spec import FULL, ModelSpec
+from deltart.export.structure import VISION_PREFIXES
 
 
-def deferred(spec: ModelSpec, mtp: bool) -> Iterator[tuple[str, str]]:
-    """(start of the tensors' names, reason) of what is left out, the MTP head too unless `mtp`."""
-    for prefix in ("model.visual.", "visual."):
-        yield prefix, "vision: no graph yet" if spec.vision else "vision: config.json has no vision tower"
+def deferred(spec: ModelSpec, mtp: bool, vision: bool) -> Iterator[tuple[str, str]]:
+    """(start of the tensors' names, reason) of what is left out, the MTP head and the tower too unless asked for."""
+    if not (spec.vision and vision):
+        reason = "vision: left out, text only" if spec.vision else "vision: config.json has no vision tower"
+        for prefix in VISION_PREFIXES:
+            yield prefix, reason
     if not mtp:
         yield spec.mtp_prefix, "MTP head left out on request"
     if spec.tie_word_embeddings:

@@ -6,29 +6,43 @@ import torch
 
 from deltart.export.graph import I64, Block, ModelGraph, State, Value, activation, values
 from deltart.export.layers import RotaryTable
-from deltart.export.models.qwen3_6.text import Embedding, GatedAttentionLayer, GatedDeltaNetLayer, Head, MtpFusion
-from deltart.export.spec import FULL, LINEAR, ModelSpec
+from deltart.export.models.qwen3_6.text import (
+    Embedding,
+    GatedAttentionLayer,
+    GatedDeltaNetLayer,
+    Head,
+    MtpFusion,
+    SeeingEmbedding,
+)
+from deltart.export.models.qwen3_6.vision import PatchMerger, VisionBlock, VisionEmbedding
+from deltart.export.spec import FULL, LINEAR, ModelSpec, VisionSpec
 from deltart.plugins.spec import ACT, F32, I32
 
+PLACED = ("patches", "pos_index", "pos_weight", "cos", "sin")
+SEEN = ("vision_embeds", "vision_index")  # what a graph takes whose prompts may show pictures
 
-def text_graph(spec: ModelSpec, dtype: torch.dtype) -> ModelGraph:
-    """The decoder: input_ids [B, T] in, logits at `logit_index` and the normed hidden states out."""
+
+def text_graph(spec: ModelSpec, dtype: torch.dtype, vision: bool = False) -> ModelGraph:
+    """The decoder: input_ids [B, T] in, logits at `logit_index` and the normed hidden states out.
+
+    With `vision`, rows of the tower may stand in the place of tokens.
+    """
     prefix = spec.text_prefix
     layers = [_layer(spec, f"layers.{n}", prefix, kind) for n, kind in enumerate(spec.layer_types)]
     blocks = (
-        Block("embed", lambda _: Embedding(spec, dtype), {"": prefix}, ("input_ids",), ("h",)),
+        _embed(spec, dtype, vision, "h"),
         _rotary(spec, dtype),
         *layers,
         _head(spec, prefix),
     )
     inputs = ("input_ids", "position_ids", "past_len", "n_tokens", "n_commit", "logit_index")
-    return ModelGraph("model", _values(spec), inputs, ("logits", "hidden"), blocks)
+    return ModelGraph("model", _values(spec), _with_seen(inputs, vision), ("logits", "hidden"), blocks)
 
 
-def mtp_graph(spec: ModelSpec, dtype: torch.dtype) -> ModelGraph:
+def mtp_graph(spec: ModelSpec, dtype: torch.dtype, vision: bool = False) -> ModelGraph:
     """The MTP head: drafts token i+2 from token i+1 (`input_ids`) and the hidden state at i (`previous_hidden`)."""
     blocks = (
-        Block("embed", lambda _: Embedding(spec, dtype), {"": spec.text_prefix}, ("input_ids",), ("embedding",)),
+        _embed(spec, dtype, vision, "embedding"),
         Block(
             "fusion",
             lambda linear: MtpFusion(spec, linear),
@@ -41,7 +55,51 @@ def mtp_graph(spec: ModelSpec, dtype: torch.dtype) -> ModelGraph:
         _head(spec, spec.mtp_prefix),
     )
     inputs = ("input_ids", "previous_hidden", "position_ids", "past_len", "n_tokens", "logit_index")
-    return ModelGraph("mtp", _values(spec), inputs, ("logits", "hidden"), blocks)
+    return ModelGraph("mtp", _values(spec), _with_seen(inputs, vision), ("logits", "hidden"), blocks)
+
+
+def vision_graph(spec: ModelSpec, vision: VisionSpec, dtype: torch.dtype) -> ModelGraph:
+    """The tower: patches of F frames of one grid and where they lie in, rows for the text model out."""
+    prefix = spec.vision_prefix
+    embed = Block(
+        "embed", lambda _: VisionEmbedding(vision, dtype), {"": prefix}, PLACED, ("h", "frame_cos", "frame_sin")
+    )
+    layers = [
+        Block(
+            f"blocks.{n}", lambda _: VisionBlock(vision), {"": f"{prefix}blocks.{n}."},
+            ("h", "frame_cos", "frame_sin"), ("h",),
+        )
+        for n in range(vision.depth)
+    ]  # fmt: skip
+    merger = Block("merger", lambda _: PatchMerger(vision), {"": f"{prefix}merger."}, ("h",), ("embeds",))
+    return ModelGraph("vision", _vision_values(vision), PLACED, ("embeds",), (embed, *layers, merger))
+
+
+def _vision_values(vision: VisionSpec) -> dict[str, Value]:
+    pairs = vision.hidden_size // vision.num_heads // 2
+    patch = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
+    return values(
+        Value("patches", F32, ("F", "S", patch)),
+        Value("pos_index", I64, ("S", 4)),
+        Value("pos_weight", F32, ("S", 4)),
+        Value("cos", F32, ("S", pairs)),
+        Value("sin", F32, ("S", pairs)),
+        activation("h", "F", "S", vision.hidden_size),
+        Value("frame_cos", F32, ("F", "S", pairs)),
+        Value("frame_sin", F32, ("F", "S", pairs)),
+        Value("embeds", F32, ("F", "R", vision.out_hidden_size)),
+    )
+
+
+def _with_seen(inputs: tuple[str, ...], vision: bool) -> tuple[str, ...]:
+    return (*inputs, *SEEN) if vision else inputs
+
+
+def _embed(spec: ModelSpec, dtype: torch.dtype, vision: bool, result: str) -> Block:
+    prefixes = {"": spec.text_prefix}
+    if vision:
+        return Block("embed", lambda _: SeeingEmbedding(spec, dtype), prefixes, ("input_ids", *SEEN), (result,))
+    return Block("embed", lambda _: Embedding(spec, dtype), prefixes, ("input_ids",), (result,))
 
 
 def _layer(spec: ModelSpec, name: str, prefix: str, kind: str) -> Block:
@@ -83,5 +141,7 @@ def _values(spec: ModelSpec) -> dict[str, Value]:
         activation("hidden", "B", "T", hidden),
         activation("cos", "B", "T", pairs),
         activation("sin", "B", "T", pairs),
+        Value("vision_embeds", F32, ("M", hidden)),
+        Value("vision_index", I32, ("B", "T")),
         Value("logits", F32, ("B", "L", spec.vocab_size)),
     )

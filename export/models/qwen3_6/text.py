@@ -140,6 +140,14 @@ class Embedding(nn.Module):
         return F.embedding(input_ids, self.embed_tokens.weight).to(self.dtype)
 
 
+class SeeingEmbedding(Embedding):
+    """The same, with rows of `embeds` f32 [M, H] in the place of the tokens whose `index` i32 [B, T] is not -1."""
+
+    def forward(self, input_ids: Tensor, embeds: Tensor, index: Tensor) -> Tensor:  # type: ignore[override]
+        seen = F.embedding(index.clamp(min=0).to(torch.int64), embeds).to(self.dtype)
+        return torch.where(index[..., None] >= 0, seen, super().forward(input_ids))
+
+
 class Head(nn.Module):
     """The final norm, and logits f32 [B, L, V] at the token positions `logit_index` [B, L] of this call."""
 

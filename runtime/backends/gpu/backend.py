@@ -158,6 +158,12 @@ class TensorRtBackend:
         results = self._call(f"{graph}.{phase}", state, 0, padded, outputs)
         return [array[: state.slots].astype(np.float32) for array in results]
 
+    def see(self, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
+        """See ServingBackend: no engine has a plan of the tower yet."""
+        raise ArtifactError(
+            "a picture for a TensorRT engine", "text: engines have no plan of the vision graph", "use --target ort"
+        )
+
     @property
     def weight_bytes(self) -> int:
         """See Backend: nothing of the host's memory."""

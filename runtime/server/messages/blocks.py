@@ -80,8 +80,18 @@ def _part(block: Mapping[str, Any], param: str) -> dict[str, Any]:
     if kind == "text" and isinstance(block.get("text"), str):
         return {"type": "text", "text": block["text"]}
     if kind in _MEDIA:
-        return {"type": _MEDIA[str(kind)], "source": block.get("source")}
+        return {"type": _MEDIA[str(kind)], _MEDIA[str(kind)]: _url(block.get("source"))}
     raise RequestError(f"a content block of type {kind!r}"[:200], "text, image or tool_result", "", param=param)
+
+
+def _url(source: Any) -> str | None:
+    """Where a block's source is to be had, its own bytes as a data URL."""
+    if not isinstance(source, Mapping):
+        return None
+    if source.get("type") == "base64":
+        return f"data:{source.get('media_type', '')};base64,{source.get('data', '')}"
+    url = source.get("url")
+    return url if isinstance(url, str) else None
 
 
 def _joined(parts: list[dict[str, Any]]) -> str | list[dict[str, Any]]:

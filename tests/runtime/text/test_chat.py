@@ -279,10 +279,18 @@ def test_a_text_model_refuses_media_by_name(qwen_folder: Path, tmp_path: Path, p
 
 def test_an_artifact_without_a_vision_graph_is_a_text_model(qwen_folder: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(qwen_folder, tmp_path / "copy"))
-    (folder / "manifest.json").write_text('{"graphs": {"model": {}}}')
     image = _user([{"type": "image", "image": "a.png"}])
-    with pytest.raises(GenerationError, match="a part of type 'image'"):
-        ChatTemplate.from_folder(folder).render([image])
+    for graphs in (
+        '{"model": {}}',
+        "null",
+        "true",
+        "7",
+        '"vision"',
+        '["vision"]',
+    ):  # malformed ones are load_manifest's
+        (folder / "manifest.json").write_text(f'{{"graphs": {graphs}}}')
+        with pytest.raises(GenerationError, match="a part of type 'image'"):
+            ChatTemplate.from_folder(folder).render([image])
     (folder / "manifest.json").write_text('{"graphs": {"model": {}, "vision": {}}}')
     assert "<|image_pad|>" in ChatTemplate.from_folder(folder).render([image])
 

@@ -7,6 +7,7 @@ import random
 import shutil
 import time
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import pytest
@@ -116,10 +117,12 @@ def test_a_push_takes_the_same_time_late_in_a_long_stream(qwen: Tokenizer) -> No
     draw = random.Random(0)
     ids = [draw.randrange(qwen.vocab_limit) for _ in range(40_000)]
     stream = qwen.stream()
-    start = time.perf_counter()
+    seconds = list[float]()
     for token in ids:
+        start = time.perf_counter()
         stream.push(token)
-    assert (time.perf_counter() - start) / len(ids) < 50e-6
+        seconds.append(time.perf_counter() - start)
+    assert median(seconds[-10_000:]) < 3 * median(seconds[:10_000])
 
 
 def test_ids_outside_the_vocabulary_are_refused(small: Tokenizer) -> None:

@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import ml_dtypes
 import numpy as np
 import pytest
 
@@ -16,7 +15,6 @@ from deltart.export.pipeline import export_checkpoint
 from deltart.export.targets import lower_artifact
 from deltart.manifest import WeightEntry
 from deltart.plugins.causal_conv1d.op import CAUSAL_CONV1D
-from deltart.plugins.gated_delta_rule.op import GATED_DELTA_RULE
 from deltart.plugins.tolerance import TOLERANCE, relative_rms
 from deltart.runtime.backends.gpu.backend import TensorRtBackend
 from deltart.runtime.backends.gpu.cuda import CudaDriver
@@ -32,7 +30,7 @@ from deltart.verify.compare import Runner, collect, judge
 from deltart.verify.exposed import ExposedBackend
 from deltart.verify.runners import backend_points, backend_reply, read_prompts
 from deltart.verify.tensorrt_exposed import build_exposed
-from support.one_op import run_op
+from support.one_op import BF16, check_gated_delta_rule, run_op
 
 pytestmark = pytest.mark.gpu
 Record = Callable[[str, object], None]  # figures: pytest -m gpu --junit-xml FILE keeps them
@@ -40,8 +38,6 @@ PRESENT = (PRESENT_GPU,)
 BAR = 2e-2  # relative RMS of bfloat16 activations against float32
 NANO = Path(__file__).resolve().parents[4] / "tools" / "nano" / "checkpoint"
 HELDOUT = NANO.parent / "heldout.jsonl"
-HEADS = {"num_k_heads": 1, "num_v_heads": 3, "head_k_dim": 128, "head_v_dim": 128}
-BF16 = np.dtype(ml_dtypes.bfloat16)
 
 
 @pytest.fixture(scope="module")
@@ -92,23 +88,7 @@ def test_copies_and_graphs(cuda: CudaDriver) -> None:
 
 @pytest.mark.parametrize("tokens", [1, 8, 9, 100, 1000])
 def test_gated_delta_rule_plan(cuda: CudaDriver, tokens: int, tmp_path: Path) -> None:
-    rng = np.random.default_rng(tokens)
-    n_tokens = np.array([tokens, tokens // 2], np.int32)
-    n_commit = n_tokens // 2 if tokens <= 8 else n_tokens
-    arrays = [
-        rng.standard_normal((2, tokens, 5 * 128)).astype(BF16),
-        *(rng.standard_normal((2, tokens, 3)).astype(BF16) for _ in range(2)),
-        *(rng.uniform(-1, 1, 3).astype(BF16) for _ in range(2)),
-        rng.standard_normal((2, 3, 128, 128)).astype(np.float32),
-        n_tokens,
-        n_commit,
-    ]
-    wide = [a.astype(np.float64) if a.dtype != np.int32 else a for a in arrays]
-    expected, S = GATED_DELTA_RULE.reference(*wide, **HEADS)
-    o, state = run_op(cuda, GATED_DELTA_RULE, arrays, HEADS, tmp_path)
-    live = np.arange(tokens) < n_tokens[:, None]
-    assert relative_rms(o[live], expected[live]) <= TOLERANCE["bf16"]
-    assert relative_rms(state, S) <= TOLERANCE["state"]
+    check_gated_delta_rule(cuda, tokens, tmp_path)
 
 
 @pytest.mark.parametrize("tokens", [1, 5, 100])
