@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deltart.cli import bench_server
-from deltart.cli.bounds import positive, whole
+from deltart.cli.bounds import positive, real, whole
 from deltart.cli.screen import console, line, table
 from deltart.cli.streams import print_json
 from deltart.errors import BenchError
@@ -50,7 +50,10 @@ def add_parser(commands: Any) -> None:
         "--against-python", metavar="PYTHON", help="compare in turns with the deltart that this Python has"
     )
     against.add_argument("--baselines", type=Path, default=BASELINES, metavar="DIR", help=f"default {BASELINES}")
-    against.add_argument("--effect", type=float, metavar="SHARE", help="least change that counts (default 0.05)")
+    against.add_argument(
+        "--effect", type=real(0.001, 10), default=0.05, metavar="SHARE",
+        help="least change that counts in turns, twice that against stored numbers (default 0.05)",
+    )  # fmt: skip
     bench_server.add_options(parser)
     parser.add_argument("--html", type=Path, metavar="FILE", help="write a page with plots")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
@@ -119,16 +122,16 @@ def _compare(arguments: argparse.Namespace, subject: Subject, setting: Setting, 
     other = Path(arguments.against) if arguments.against else Path(subject.artifact)
     if arguments.against_python or (other / "manifest.json").is_file():
         base = settings.identify(other, arguments.against_python)
-        verdicts, _ = compare.in_turns(base, subject, setting, cases, say)
+        verdicts, _ = compare.in_turns(base, subject, setting, cases, say, arguments.effect)
         how = f"in turns with {other.name} of deltart {base.versions['deltart']}"
     else:
         stored = baselines.load(arguments.baselines, arguments.against)
         baselines.check_comparable(stored, setting)
         if compare.still_here(stored):
-            verdicts, _ = compare.in_turns(stored.subject, subject, setting, cases, say)
+            verdicts, _ = compare.in_turns(stored.subject, subject, setting, cases, say, arguments.effect)
             how = f"in turns with what '{stored.name}' was taken of"
         else:
-            verdicts, _ = compare.against_stored(stored, subject, setting, cases, say)
+            verdicts, _ = compare.against_stored(stored, subject, setting, cases, say, 2 * arguments.effect)
             how = f"against the numbers of '{stored.name}' ({stored.taken}), which nothing was in turns with"
     baselines.remember(arguments.baselines, arguments.against or "", setting, subject, verdicts)
     _show_verdicts(arguments, verdicts, how)

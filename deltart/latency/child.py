@@ -39,8 +39,9 @@ class Child:
         self._doing = "start"
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115  # read when the process has died
         variables = os.environ | dict(environment or {}) | {"PYTHONUNBUFFERED": "1"}
-        if python is None:  # whatever this process imports as deltart, from wherever it was started
-            variables["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), variables.get("PYTHONPATH")]))
+        inherited = variables.pop("PYTHONPATH", "")  # another Python has a deltart of its own
+        if python is None:
+            variables["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), inherited]))
         try:
             self._process = subprocess.Popen(
                 [self.python, str(worker)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors,

@@ -12,23 +12,40 @@ from deltart.latency.cases import Case
 from deltart.latency.child import Child
 from deltart.latency.setting import Setting, Subject, opener
 from deltart.latency.turns import Samples, launch
-from deltart.latency.verdict import AGAIN, BASE, LAUNCHES, NEW, Verdict, judge, judge_stored, settled
+from deltart.latency.verdict import (
+    AGAIN,
+    BASE,
+    EFFECT,
+    LAUNCHES,
+    NEW,
+    STORED_EFFECT,
+    Verdict,
+    judge,
+    judge_stored,
+    settled,
+)
 
 ROUNDS = 4
 Say = Callable[[str], None]
 
 
 def in_turns(
-    base: Subject, new: Subject, setting: Setting, cases: Sequence[Case], say: Say, seed: int = 0
+    base: Subject,
+    new: Subject,
+    setting: Setting,
+    cases: Sequence[Case],
+    say: Say,
+    effect: float = EFFECT,
+    seed: int = 0,
 ) -> tuple[list[Verdict], Samples]:
     """Both sides, and the baseline a second time, until the noise is known; the verdicts and the samples."""
     arms = {BASE: opener(base, setting), AGAIN: opener(base, setting), NEW: opener(new, setting)}
     samples, rng = Samples(), random.Random(seed)
     for number in range(1, LAUNCHES[1] + 1):
         launch(arms, cases, ROUNDS, rng, samples, lambda name, n=number: say(f"launch {n}: {name}"))  # type: ignore[misc]
-        if number >= LAUNCHES[0] and settled(samples):
+        if number >= LAUNCHES[0] and settled(samples, effect):
             break
-    return [judge(metric, found) for metric, found in samples.items()], samples
+    return [judge(metric, found, effect) for metric, found in samples.items()], samples
 
 
 def alone(subject: Subject, setting: Setting, cases: Sequence[Case], say: Say, seed: int = 0) -> Samples:
@@ -41,7 +58,12 @@ def alone(subject: Subject, setting: Setting, cases: Sequence[Case], say: Say, s
 
 
 def against_stored(
-    baseline: Baseline, subject: Subject, setting: Setting, cases: Sequence[Case], say: Say
+    baseline: Baseline,
+    subject: Subject,
+    setting: Setting,
+    cases: Sequence[Case],
+    say: Say,
+    effect: float = STORED_EFFECT,
 ) -> tuple[list[Verdict], Samples]:
     """The subject's own samples against those of the baseline.
 
@@ -51,10 +73,11 @@ def against_stored(
     check_comparable(baseline, setting)
     samples = alone(subject, setting, cases, say)
     verdicts = [
-        judge_stored(name, [*baseline.samples[name][BASE], *baseline.samples[name][AGAIN]],
-                     [*arms[BASE], *arms[AGAIN]])
+        judge_stored(
+            name, [*baseline.samples[name][BASE], *baseline.samples[name][AGAIN]], [*arms[BASE], *arms[AGAIN]], effect
+        )
         for name, arms in samples.items()
-    ]  # fmt: skip
+    ]
     return verdicts, samples
 
 

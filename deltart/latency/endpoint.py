@@ -23,13 +23,19 @@ class Answer:
 
     Attributes:
         first: seconds to the first token.
+        last: seconds to the last token.
         total: seconds to the end.
-        gaps: seconds between tokens, one for each; only where the server counts them as they come.
+        early: tokens that came with the first one.
+        counted: the server says with each piece how many tokens there are.
+        gaps: seconds between tokens, one for each after those; only where they are `counted`.
         error: why there is no answer; empty where there is one.
     """
 
     first: float = 0.0
+    last: float = 0.0
     total: float = 0.0
+    early: int = 1
+    counted: bool = False
     prompt_tokens: int = 0
     cached_tokens: int = 0
     tokens: int = 0
@@ -39,7 +45,7 @@ class Answer:
     @property
     def gap(self) -> float:
         """Mean seconds a token after the first: what is left of a reply, over the tokens that the server counted."""
-        return (self.total - self.first) / (self.tokens - 1) if self.tokens > 1 else 0.0
+        return (self.last - self.first) / (self.tokens - self.early) if self.tokens > self.early else 0.0
 
 
 class Endpoint:
@@ -110,7 +116,7 @@ class Endpoint:
 
 def _read(response: http.client.HTTPResponse, began: float, answer: Answer) -> None:
     """Take the events of a stream: a token is there when the server says that it counts it, or else with its piece."""
-    last, counted = began, 0
+    last, count = began, 0
     for line in response:
         if not line.startswith(b"data:") or line[5:].strip() == b"[DONE]":
             continue
@@ -118,22 +124,19 @@ def _read(response: http.client.HTTPResponse, began: float, answer: Answer) -> N
         if "error" in event:
             answer.error = str(event["error"])[:200]
             return
-        usage: dict[str, Any] = event.get("usage") or {}
+        choices, usage = event.get("choices") or [], event.get("usage") or {}
         tokens = int(usage.get("completion_tokens") or 0)
-        if not answer.first and (tokens or _has_text(event.get("choices") or [])):
-            answer.first, last = now - began, now
-        elif tokens > counted and event.get("choices"):
-            answer.gaps += [(now - last) / (tokens - counted)] * (tokens - counted)
-            last = now
-        if event.get("choices"):
-            answer.total = now - began
-        counted = max(counted, tokens)
+        answer.counted |= bool(choices and tokens)
+        if not answer.first and choices and (tokens or _has_text(choices)):
+            answer.first, answer.last, answer.early, last = now - began, now - began, max(tokens, 1), now
+        elif choices and (tokens > count or (not answer.counted and _has_text(choices))):
+            answer.gaps += [(now - last) / (tokens - count)] * (tokens - count) if tokens > count else []
+            answer.last, last = now - began, now
+        answer.total, count = now - began, max(count, tokens)
         answer.prompt_tokens = int(usage.get("prompt_tokens") or answer.prompt_tokens)
         details = usage.get("prompt_tokens_details") or {}
         answer.cached_tokens = int(details.get("cached_tokens") or answer.cached_tokens)
-    answer.tokens = counted
-    if answer.tokens and len(answer.gaps) < answer.tokens // 2:  # counted at the end only
-        answer.gaps.clear()
+    answer.tokens = count
 
 
 def _has_text(choices: Sequence[dict[str, Any]]) -> bool:

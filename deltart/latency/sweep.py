@@ -83,11 +83,11 @@ def summed(concurrency: int, answers: Sequence[Answer], seconds: float, limits: 
         if answer.error:
             errors[answer.error] = errors.get(answer.error, 0) + 1
     prompt = sum(a.prompt_tokens for a in fine)
-    singles = [gap for a in fine for gap in a.gaps] if fine and all(a.gaps for a in fine if a.tokens > 2) else []
+    singles = [gap for a in fine for gap in a.gaps] if all(a.counted for a in fine) else []
     return Level(
         concurrency=concurrency,
         first=_quantiles([a.first for a in fine]),
-        gap=_quantiles([a.gap for a in fine if a.tokens > 1]),
+        gap=_quantiles([a.gap for a in fine if a.tokens > a.early]),
         total=_quantiles([a.total for a in fine]),
         single_gaps=_quantiles(singles) if singles else None,
         rate=sum(a.tokens for a in fine) / seconds,

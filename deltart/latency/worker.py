@@ -152,6 +152,7 @@ def _source(package: Path) -> str:
 
 def main() -> None:
     """Answer one line after the other until there are no more."""
+    sys.path[:] = [place for place in sys.path if Path(place or ".").absolute() != Path(__file__).absolute().parent]
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # what libraries print is no answer
     worker = Worker()

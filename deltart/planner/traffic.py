@@ -53,6 +53,7 @@ class Model:
         weights: (bytes, elements) by kind, of the text graph; the head's are the embedding's where they are tied.
         draft_weights: the same of the MTP head without the model's head.
         embedding: bytes of the embedding, of which a token reads a row.
+        beside: bytes of weights that no token of text reads: the vision tower's.
         slot_bytes: recurrent state of a sequence.
         token_bytes: K/V of a token: the text model's, and the MTP head's.
         narrow: whether most weights are FP8.
@@ -61,6 +62,7 @@ class Model:
     weights: Mapping[str, tuple[float, float]]
     draft_weights: Mapping[str, tuple[float, float]]
     embedding: float
+    beside: float
     slot_bytes: float
     token_bytes: float
     draft_token_bytes: float
@@ -81,7 +83,7 @@ class Model:
     def stored_bytes(self) -> float:
         """All weights, resident."""
         used = [*self.weights.values(), *self.draft_weights.values()]
-        return sum(nbytes for nbytes, _ in used) + self.embedding
+        return sum(nbytes for nbytes, _ in used) + self.embedding + self.beside
 
     @lru_cache(maxsize=1024)  # noqa: B019  # models are few, and live as long as the process
     def work(self, call: Call) -> Mapping[str, Work]:
@@ -130,6 +132,7 @@ def read_model(manifest: Manifest, *, float_weights: bool = False, cache_bytes: 
             text[HEAD] = (text[HEAD][0] - nbytes, text[HEAD][1] - elements)
     mtp = _by_kind(manifest, "mtp", float_weights) if "mtp" in graphs else {}
     mtp.pop(HEAD, None)  # the text model's
+    others = {name for graph, entry in graphs.items() if graph not in ("model", "mtp") for name in entry.weights}
     kinds = list(spec["layer_types"])
     element = 4 if float_weights else cache_bytes
     linears = [manifest.tensors[n] for n in graphs["model"].weights if n.endswith("proj.weight") or ".experts." in n]
@@ -138,6 +141,7 @@ def read_model(manifest: Manifest, *, float_weights: bool = False, cache_bytes: 
         weights=text,
         draft_weights=mtp,
         embedding=embedding,
+        beside=sum(_size(manifest, name, float_weights)[0] for name in others),
         slot_bytes=sum(_bytes(s) for s in graphs["model"].states if "capacity" not in s.axes),
         token_bytes=_cache(graphs["model"].states, element),
         draft_token_bytes=_cache(graphs["mtp"].states, element) if mtp else 0.0,

