@@ -1,5 +1,5 @@
 # make help        what there is
-# make engine      checkpoint -> artifact, kernels, plans, verification, an answer (CHECKPOINT=... NAME=... PROMPT=...)
+# make engine      checkpoint -> artifact, kernels, plans (TensorRT's and native), verification, an answer (CHECKPOINT=... NAME=... PROMPT=...)
 # make plugins     compile the CUDA kernels for every target (minutes the first time; cached), and the C++ plugin
 #                  library where TensorRT's headers are (INCLUDE=DIR)
 # make gpu         all that needs a GPU: its tests, the kernels and an engine, checked and timed (CHECKPOINT=...)
@@ -50,6 +50,7 @@ engine: $(READY)
 	$(BIN)/deltart export "$$GIVEN_CHECKPOINT" -o "$$GIVEN_ARTIFACT" --overwrite
 	$(BIN)/python -m deltart.plugins build --gpu sm_80 sm_89 sm_120a
 	$(BIN)/deltart build "$$GIVEN_ARTIFACT"
+	$(BIN)/deltart build "$$GIVEN_ARTIFACT" --flavour native
 	$(BIN)/deltart verify "$$GIVEN_ARTIFACT" $(PROMPTS)
 	$(BIN)/deltart generate "$$GIVEN_ARTIFACT" --chat --temperature 0 -- "$$GIVEN_PROMPT"
 

@@ -103,17 +103,7 @@ def compile_gpu(
 
     Raises BuildError with the compiler's message when it does not compile.
     """
-    compiler = find_nvcc(nvcc)
-    codes = [f"-gencode=arch=compute_{t},code=sm_{t}" for t in targets]
-    flags = (
-        "-std=c++17",
-        "-O3",
-        "-fatbin",
-        "-Xptxas=-v",
-        *codes,
-        f"-gencode=arch=compute_{PTX},code=compute_{PTX}",
-        *(f"-D{define}" for define in defines),
-    )
+    compiler, flags = find_nvcc(nvcc), _flags(targets, defines)
 
     def make(folder: Path) -> None:
         command = [str(compiler), *flags, str(source), "-o", str(folder / "kernel.fatbin")]
@@ -122,6 +112,26 @@ def compile_gpu(
 
     folder = cache.build(source, (version(compiler), *flags), make)
     return Built(source, folder / "kernel.fatbin", _resources(folder / "resources.json"))
+
+
+def compile_for(source: Path, capability: int) -> Built:
+    """As `compile_gpu`, for the GPU of that compute capability (times ten) alone, which takes a sixth of the time; for
+    all targets where that is in the cache, or where none of them is this GPU."""
+    own = tuple(target for target in TARGETS if target.rstrip("a") == str(capability))
+    everything = (version(find_nvcc()), *_flags(TARGETS, ()))
+    return compile_gpu(source) if not own or cache.has(source, everything) else compile_gpu(source, own)
+
+
+def _flags(targets: tuple[str, ...], defines: tuple[str, ...]) -> tuple[str, ...]:
+    return (
+        "-std=c++17",
+        "-O3",
+        "-fatbin",
+        "-Xptxas=-v",
+        *(f"-gencode=arch=compute_{t},code=sm_{t}" for t in targets),
+        f"-gencode=arch=compute_{PTX},code=compute_{PTX}",
+        *(f"-D{define}" for define in defines),
+    )
 
 
 def _resources(path: Path) -> list[Resources]:

@@ -16,7 +16,8 @@ FLOORS = (
     ("ground",), ("plugins", "text"), ("export", "runtime"), ("calib", "verify", "planner"), ("latency",), ("front",),
 )  # fmt: skip
 ROOMS = {name for floor in FLOORS for name in floor} - {"ground", "text", "front"}
-BUILDER, TENSORRT = "deltart.runtime.backends.tensorrt.builder", "deltart.runtime.backends.tensorrt"
+TENSORRT, NATIVE = "deltart.runtime.backends.tensorrt", "deltart.runtime.backends.native"
+BUILDERS = (f"{TENSORRT}.builder", f"{NATIVE}.builder")
 # Importer, what it never imports, and what is let through on either side.
 RULES = (
     ("deltart.runtime.schedule", TENSORRT, ()),
@@ -25,7 +26,7 @@ RULES = (
     ("deltart.runtime.sampling", "deltart.runtime", ("deltart.runtime.sampling",)),
     ("deltart.runtime.vision", "deltart.runtime", ("deltart.runtime.vision",)),
     ("deltart.runtime.backends", "deltart.runtime", ("deltart.runtime.backends", "deltart.runtime.sampling")),
-    ("deltart.runtime", BUILDER, ()),
+    *(("deltart.runtime", builder, ()) for builder in BUILDERS),
     ("deltart.runtime", "onnx", ()),
 )
 
@@ -130,7 +131,7 @@ def test_no_modules_import_one_another() -> None:
 @pytest.mark.parametrize(("importer", "never", "but"), RULES)
 def test_rooms_that_keep_apart(importer: str, never: str, but: tuple[str, ...]) -> None:
     for name, path in MODULES.items():
-        if starts(name, importer) and not starts(name, BUILDER):  # what builds plans is no part of an engine
+        if starts(name, importer) and not starts(name, *BUILDERS):  # what builds plans is no part of an engine
             assert not [other for other in imported(path) if starts(other, never) and not starts(other, *but)], name
 
 

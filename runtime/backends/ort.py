@@ -97,10 +97,15 @@ class OrtBackend:
         state.turn += 1
         return [value.numpy() for value in binding.get_outputs()[: len(outputs)]]
 
+    @property
+    def sees(self) -> bool:
+        """See ServingBackend."""
+        return self.manifest.vision is not None
+
     def see(self, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
         """See ServingBackend; the graph's weights are read when it is first asked for."""
-        graph = self.manifest.vision.graph if self.manifest.vision else "vision"
-        session = self.session(graph)
+        assert self.manifest.vision is not None
+        session = self.session(self.manifest.vision.graph)
         try:
             (embeds,) = session.run(["embeds"], dict(inputs))
         except Exception as error:  # the library's own classes; most likely it ran out of memory
