@@ -10,6 +10,7 @@ from deltart.plugins.fp8_linear.op import (
 from deltart.plugins.gated_attention.op import GATED_ATTENTION
 from deltart.plugins.gated_delta_rule.op import GATED_DELTA_RULE
 from deltart.plugins.gated_rms_norm.op import GATED_RMS_NORM
+from deltart.plugins.int4_linear.op import INT4_GROUP_LINEAR
 from deltart.plugins.lm_head.op import LM_HEAD
 from deltart.plugins.moe_experts.op import FP8_MOE_EXPERTS, FP8_SPARSE_MOE, MOE_EXPERTS, SPARSE_MOE
 from deltart.plugins.qk_norm_rope.op import QK_NORM_ROPE
@@ -22,6 +23,7 @@ MODEL_OPS: tuple[OpSpec, ...] = (
     GATED_RMS_NORM,
     GATED_ATTENTION,
     FP8_BLOCK_LINEAR,
+    INT4_GROUP_LINEAR,
     MOE_EXPERTS,
     FP8_MOE_EXPERTS,
 )
@@ -35,4 +37,7 @@ FUSED_OPS: tuple[OpSpec, ...] = (
     SPARSE_MOE,
     FP8_SPARSE_MOE,
 )
-OPS: tuple[OpSpec, ...] = (*MODEL_OPS, *FUSED_OPS)
+# What has bodies for ONNX Runtime, and no kernel for GPUs.
+HOST_OPS: tuple[OpSpec, ...] = (INT4_GROUP_LINEAR,)
+# What has kernels.
+OPS: tuple[OpSpec, ...] = tuple(spec for spec in (*MODEL_OPS, *FUSED_OPS) if spec not in HOST_OPS)

@@ -22,7 +22,7 @@ def add_parser(commands: Any) -> None:
     parser: argparse.ArgumentParser = commands.add_parser(
         "export", help="write ONNX graphs that refer to a checkpoint's own weights", description=__doc__
     )
-    parser.add_argument("checkpoint", type=Path, help="Hugging Face checkpoint folder: BF16, F16, F32 or FP8")
+    parser.add_argument("checkpoint", type=Path, help="Hugging Face checkpoint folder: BF16, F16, F32, FP8 or packed int4")
     parser.add_argument("-o", "--output", type=Path, required=True, help="artifact folder to create")
     parser.add_argument(
         "--max-context", type=positive, metavar="N", help="longest sequence to serve, in tokens (default: the model's)"

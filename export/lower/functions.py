@@ -24,20 +24,23 @@ def composite_functions(nodes: Iterable[onnx.NodeProto], bodies: Lowering) -> li
     """One function per composite op among `nodes`, specialised to its attributes.
 
     Raises:
-        ExportError: two nodes of one op carry different attributes (a model has one shape per op), or `bodies`
+        ExportError: two nodes of one op need different bodies (a model has one shape per such op), or `bodies`
             lacks the op.
     """
-    attributes: dict[str, dict[str, Any]] = {}
+    used: dict[str, tuple[dict[str, Any], str]] = {}  # attributes and text, by op
     for node in nodes:
         if node.domain != DOMAIN:
             continue
-        mine = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
-        known = attributes.setdefault(node.op_type, mine)
-        if known != mine:
-            raise ExportError(f"{node.op_type} is used with {known} and with {mine}", "one set of sizes per model")
         if node.op_type not in bodies:
             raise ExportError(f"this target has no body for {node.op_type}", f"one of {', '.join(bodies)}")
-    return [parse_function(bodies[op](found)) for op, found in attributes.items()]
+        mine = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+        if node.op_type in used and used[node.op_type][0] == mine:
+            continue
+        text = bodies[node.op_type](mine)
+        known, first = used.setdefault(node.op_type, (mine, text))
+        if first != text:
+            raise ExportError(f"{node.op_type} is used with {known} and with {mine}", "one set of sizes per model")
+    return [parse_function(text) for _, text in used.values()]
 
 
 def parse_function(text: str) -> onnx.FunctionProto:

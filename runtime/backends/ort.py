@@ -12,6 +12,7 @@ import numpy as np
 import onnxruntime as ort
 
 from deltart.artifact import load_manifest, read_graph
+from deltart.dtypes import F32, U8
 from deltart.errors import ArtifactError, GenerationError
 from deltart.manifest import GraphEntry, Manifest, StateEntry
 from deltart.runtime.backends.base import SlotState
@@ -111,11 +112,12 @@ class OrtBackend:
 
     @property
     def weight_bytes(self) -> int:
-        """See Backend: float32 when folded, nothing but mapped pages else."""
+        """See Backend: float32 when folded, nothing but mapped pages else; packed weights are kept as they are."""
         names = {name for graph in self.manifest.graphs.values() for name in graph.weights}
         if self._mode == "mapped":
             return 0
-        return sum(4 * math.prod(self.manifest.tensors[name].shape) for name in names)
+        entries = [self.manifest.tensors[name] for name in names]
+        return sum(math.prod(e.shape) * (1 if e.dtype == U8.stored else F32.itemsize) for e in entries)
 
     def open_slots(self, slots: int, max_context: int, vocab_limit: int) -> HostSlots:
         """See Backend."""

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from deltart.dtypes import BY_STORED
+from deltart.dtypes import BY_STORED, U8
 from deltart.errors import ArtifactError, WeightsRewrittenWarning
 from deltart.manifest import AGAIN, FileEntry, Manifest, WeightEntry
 from deltart.safetensors import header_sha256, read_file
@@ -95,5 +95,6 @@ def _check_places(path: Path, tensors: Mapping[str, WeightEntry]) -> None:
     starts = [begin for begin, _, _ in regions]
     for info in header.values():
         begin, end, dtype = regions[bisect_right(starts, info.offset) - 1]
-        if not (begin <= info.offset and info.offset + info.nbytes <= end and info.dtype == dtype):
+        same = dtype in (info.dtype, U8.stored)  # a packed weight is bound as bytes
+        if not (begin <= info.offset and info.offset + info.nbytes <= end and same):
             raise ArtifactError(f"the manifest lacks '{info.name}' of {path}", "one place of each tensor", AGAIN)
