@@ -59,6 +59,10 @@ TARGETS: Mapping[str, Target] = {
     )
 }
 EXPORTED = (TARGETS["portable"], TARGETS["ort"])  # written by every export, of one trace
+EXPORTED_INT8 = (
+    TARGETS["portable"],
+    replace(TARGETS["ort"], lower=lambda model: ort.use_multi_head_attention(lower(model, functions.ORT_INT8))),
+)  # the same, where the activations of int4 linears are rounded to int8 on `ort`
 
 
 @dataclass(frozen=True)

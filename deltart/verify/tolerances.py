@@ -8,7 +8,10 @@ TOLERANCES = {"transformers": 1e-3, "portable": 1e-3, "ort": 1e-3, "engine": 2e-
 # its logits by 0.013 on its own texts.
 FP8_PREFILL = dict.fromkeys(("fp8 prefill", "engine", "engine by block"), 0.3)
 
+INT8 = {"ort": 0.3}  # the same, where the activations of int4 linears are rounded to int8
 
-def tolerances(prefill_activations: str) -> dict[str, float]:
-    """Relative RMS allowed to each runner, with "bf16" or "fp8" activations in prefill."""
-    return TOLERANCES | (FP8_PREFILL if prefill_activations == "fp8" else {})
+
+def tolerances(prefill_activations: str, int4_activations: str = "exact") -> dict[str, float]:
+    """Relative RMS allowed to each runner, with "bf16" or "fp8" activations in prefill, "exact" or "int8" on `ort`."""
+    fp8, int8 = prefill_activations == "fp8", int4_activations == "int8"
+    return TOLERANCES | (FP8_PREFILL if fp8 else {}) | (INT8 if int8 else {})

@@ -9,6 +9,8 @@ import onnx
 
 from deltart.errors import ExportError
 from deltart.plugins.bodies import Body, bodies_of
+from deltart.plugins.int4_linear.bodies import matmul_n_bits
+from deltart.plugins.int4_linear.op import INT4_GROUP_LINEAR
 from deltart.plugins.registry import FUSED_OPS, MODEL_OPS
 from deltart.plugins.spec import DOMAIN
 
@@ -16,6 +18,8 @@ Lowering = Mapping[str, Body]  # by op
 
 PORTABLE: Lowering = {spec.name: bodies_of(spec).portable for spec in (*MODEL_OPS, *FUSED_OPS)}
 ORT: Lowering = {spec.name: bodies_of(spec).ort or bodies_of(spec).portable for spec in MODEL_OPS}
+# The same with the activations of int4 linears rounded to int8.
+ORT_INT8: Lowering = {**ORT, INT4_GROUP_LINEAR.name: lambda attributes: matmul_n_bits(4)}
 # The ops that write their states over the old ones on ONNX Runtime.
 ORT_IN_PLACE = frozenset(spec.name for spec in MODEL_OPS if bodies_of(spec).ort_in_place)
 

@@ -143,6 +143,7 @@ class OrtBackend:
         """The graph's session, created on first use."""
         if graph not in self._sessions:
             self._sessions[graph] = self._load(graph)
+            self._weights.release()  # the session has converted or packed most of them into memory of its own
         return self._sessions[graph]
 
     def _load(self, graph: str) -> ort.InferenceSession:

@@ -14,8 +14,10 @@ from deltart.artifact import load_manifest
 from deltart.errors import BuildError
 from deltart.export.pipeline import export_checkpoint
 from deltart.export.targets import lower_artifact
+from deltart.plugins.tolerance import relative_rms
 from deltart.runtime.backends.inputs import text_inputs
 from deltart.runtime.backends.ort import OrtBackend, OrtState
+from deltart.verify.tolerances import tolerances
 from support.packed import Packer, in_int4, scheme, words_of
 from support.saved import LINEARS, flat, model_of, save, state_of, text
 
@@ -101,6 +103,23 @@ def test_every_tensor_has_a_fate_and_no_byte_is_copied(made: Packed) -> None:
     assert not any(name.endswith(".weight_packed") for name in entries)
     weight = made.checkpoint / "model.safetensors"
     assert (made.artifact / "weights" / "model.safetensors").stat().st_ino == weight.stat().st_ino
+
+
+def test_int8_activations_are_near_labelled_and_no_default(made: Packed, tmp_path: Path) -> None:
+    manifest = export_checkpoint(made.checkpoint, tmp_path / "artifact", int4_activations="int8")
+    assert (manifest.int4_activations, load_manifest(made.artifact).int4_activations) == ("int8", "exact")
+    ids = np.random.default_rng(1).integers(0, 300, (1, 40))
+    exact, rounded, portable = (
+        logits(backend, backend.new_state("model", 1, 40), ids)
+        for backend in (
+            OrtBackend(made.artifact),
+            OrtBackend(tmp_path / "artifact"),
+            OrtBackend(tmp_path / "artifact", "portable"),
+        )
+    )
+    assert np.abs(portable - exact).max() <= TOLERANCE
+    assert 1e-3 < relative_rms(rounded, exact) < 0.1
+    assert tolerances("bf16", manifest.int4_activations)["ort"] > tolerances("bf16")["ort"]
 
 
 @pytest.mark.slow

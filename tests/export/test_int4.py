@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 import torch
 
-from deltart.errors import CheckpointError, ConfigError
+from deltart.errors import CheckpointError, ConfigError, ExportError
 from deltart.export.bound import bind
 from deltart.export.checkpoint import Checkpoint
 from deltart.export.compressed_tensors import names
 from deltart.export.ledger import ledger_of
+from deltart.export.pipeline import export_checkpoint
 from deltart.export.spec import read_spec
 from deltart.export.synthetic.write import synthesize
 from support.packed import in_int4, scheme
@@ -137,6 +138,12 @@ def test_config_and_tensors_agree(quantization: dict[str, Any] | None, expected:
     with pytest.raises(CheckpointError) as refused:
         account(folder)
     assert expected in str(refused.value)
+
+
+def test_int8_activations_need_int4_weights(tmp_path: Path) -> None:
+    checkpoint = save(tmp_path / "plain", flat(text()), state_of(model_of(text())))
+    with pytest.raises(ExportError, match="without int4 linears"):
+        export_checkpoint(checkpoint, tmp_path / "artifact", int4_activations="int8")
 
 
 def test_27b_in_int4_is_accounted_for(tmp_path: Path) -> None:
