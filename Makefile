@@ -1,12 +1,14 @@
 # make help        what there is
-# make engine      checkpoint -> artifact, kernels, plans, verification, an answer (CHECKPOINT=... NAME=... PROMPT=...)
+# make engine      checkpoint -> artifact, kernels, plans (TensorRT's and native), verification, an answer (CHECKPOINT=... NAME=... PROMPT=...)
 # make plugins     compile the CUDA kernels for every target (minutes the first time; cached), and the C++ plugin
 #                  library where TensorRT's headers are (INCLUDE=DIR)
 # make gpu         all that needs a GPU: its tests, the kernels and an engine, checked and timed (CHECKPOINT=...)
 # make test        the fast tests; make test ARGS="-m slow" the others
 # make check       lint, format, types, import rules
 # make clients     the server's tests with other people's clients and suites (installs them)
-# make bench       side by side with peers (installs them)
+# make bench       times the artifact NAME, then the engine side by side with peers (installs them)
+# make bench-check is the artifact NAME slower than AGAINST (a baseline's name or an artifact), or than AGAINST_PYTHON's
+#                  deltart? Without a baseline of that name it is taken
 # make clean       what make and deltart made: caches, environment, artifacts; names what it does not know and leaves
 
 PYTHON ?= python3
@@ -18,16 +20,20 @@ CHECKPOINT ?= tools/nano/checkpoint
 NAME ?= nano
 PROMPT ?= Type "planet" backwards
 INCLUDE ?=
+AGAINST ?= last
+AGAINST_PYTHON ?=
 
 # What people give reaches the commands as it is: make expands none of it, and the shell sees variables, not text.
 export GIVEN_CHECKPOINT := $(value CHECKPOINT)
 export GIVEN_ARTIFACT := artifacts/$(value NAME)
 export GIVEN_PROMPT := $(value PROMPT)
 export GIVEN_INCLUDE := $(value INCLUDE)
-unexport CHECKPOINT NAME PROMPT INCLUDE
+export GIVEN_AGAINST := $(value AGAINST)
+export GIVEN_PYTHON := $(value AGAINST_PYTHON)
+unexport CHECKPOINT NAME PROMPT INCLUDE AGAINST AGAINST_PYTHON
 PROMPTS := $(if $(filter-out tools/nano/checkpoint,$(value CHECKPOINT)),,--prompts tools/nano/heldout.jsonl)
 
-.PHONY: help engine plugins gpu test check clients bench clean
+.PHONY: help engine plugins gpu test check clients bench bench-check clean
 .DEFAULT_GOAL := help
 
 help:
@@ -44,6 +50,7 @@ engine: $(READY)
 	$(BIN)/deltart export "$$GIVEN_CHECKPOINT" -o "$$GIVEN_ARTIFACT" --overwrite
 	$(BIN)/python -m deltart.plugins build --gpu sm_80 sm_89 sm_120a
 	$(BIN)/deltart build "$$GIVEN_ARTIFACT"
+	$(BIN)/deltart build "$$GIVEN_ARTIFACT" --flavour native
 	$(BIN)/deltart verify "$$GIVEN_ARTIFACT" $(PROMPTS)
 	$(BIN)/deltart generate "$$GIVEN_ARTIFACT" --chat --temperature 0 -- "$$GIVEN_PROMPT"
 
@@ -71,8 +78,17 @@ clients: $(READY)
 	$(BIN)/python -m pytest -m clients tests/clients
 
 bench: $(READY)
+	mkdir -p .bench
+	test -f "$$GIVEN_ARTIFACT/manifest.json" || $(BIN)/deltart export "$$GIVEN_CHECKPOINT" -o "$$GIVEN_ARTIFACT"
+	$(BIN)/deltart bench "$$GIVEN_ARTIFACT" --html .bench/bench.html $(PROMPTS)
 	$(BIN)/python -m pip install -q -c constraints.txt onnxruntime-genai==0.18.0
-	$(BIN)/python bench/cpu_generation.py --json bench/results/cpu_generation.json
+	$(BIN)/python -m bench.peers --json bench/results/cpu_generation.json
+
+bench-check: $(READY)
+	@test -n "$$GIVEN_PYTHON" || test -d "$$GIVEN_AGAINST" || test -f ".bench/baselines/$$GIVEN_AGAINST.json" \
+	  || $(BIN)/deltart bench "$$GIVEN_ARTIFACT" --save "$$GIVEN_AGAINST"
+	@set -- --against "$$GIVEN_AGAINST"; test -z "$$GIVEN_PYTHON" || set -- --against-python "$$GIVEN_PYTHON"; \
+	  $(BIN)/deltart bench "$$GIVEN_ARTIFACT" --html .bench/history.html "$$@"
 
 clean:
 	@$(PYTHON) -B -m tools.clean

@@ -70,5 +70,13 @@ class ClosedError(GenerationError):
     """The engine takes no more requests."""
 
 
+class BenchError(DeltaRTError):
+    """A measurement that can't be taken, or a baseline that doesn't exist or is of another machine or setting."""
+
+
+class PlanError(DeltaRTError):
+    """A device that isn't known, or a plan that can't be made for it."""
+
+
 class MissingDependencyError(DeltaRTError):
     """An optional package or tool that the requested action needs is not installed."""

@@ -19,6 +19,8 @@ from deltart.json_files import read_json
 FORMAT = 3
 FILE_NAME, DIGEST = "manifest.json", "sha256"
 WRITTEN_BY, AGAIN = "a folder written by `deltart export`", "export again"
+# Inputs of a text graph for rows of the vision tower; engines are built without them.
+MEDIA_INPUTS = ("vision_embeds", "vision_index")
 # What later commands add: build, verify, and the runtime's caches of compiled kernels.
 ADDED = ("report.html", "report.json", *(f"engine/*/*.{suffix}" for suffix in ("plan", "json", "cache", "kernels")))
 
@@ -157,6 +159,11 @@ class Manifest:
     int4_activations: Int4Activations = "exact"  # how target `ort` multiplies packed weights
     versions: Mapping[str, str] = field(default_factory=dict)
     format: int = FORMAT
+
+    @property
+    def text_graphs(self) -> Mapping[str, GraphEntry]:
+        """The graphs that engines are built of; the vision tower's runs on ONNX Runtime."""
+        return {name: graph for name, graph in self.graphs.items() if not self.vision or name != self.vision.graph}
 
     def save(self, folder: Path) -> None:
         """Write `folder`/manifest.json atomically, with the hashes of the graphs that `folder` holds, and its own."""

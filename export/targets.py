@@ -9,15 +9,14 @@ from pathlib import Path
 import onnx
 import torch
 
-from deltart.artifact import load_manifest
+from deltart.artifact import load_manifest, read_graph
 from deltart.errors import ArtifactError
 from deltart.export.assemble import Tracer, assemble, lower
 from deltart.export.bound import BoundGraph, BoundModel, bind
 from deltart.export.checkpoint import Checkpoint
-from deltart.export.lower import functions, ort, tensorrt
+from deltart.export.lower import functions, native, ort, tensorrt
 from deltart.export.spec import exported_spec
 from deltart.export.states import writers
-from deltart.export.vision_settings import GRAPH as VISION
 from deltart.export.weights import WEIGHTS_FOLDER
 from deltart.files import write_atomically
 from deltart.manifest import Manifest
@@ -58,6 +57,8 @@ TARGETS: Mapping[str, Target] = {
         Target(tensorrt.TARGET, torch.bfloat16, tensorrt.lower, frozenset(spec.name for spec in MODEL_OPS)),
     )
 }
+# Targets that are made of another's graphs, without a trace: how, and of which.
+DERIVED = {native.TARGET: (native.lower, TARGETS[tensorrt.TARGET])}
 EXPORTED = (TARGETS["portable"], TARGETS["ort"])  # written by every export, of one trace
 EXPORTED_INT8 = (
     TARGETS["portable"],
@@ -108,15 +109,33 @@ def lower_artifact(artifact: Path, name: str, log: Callable[[str], None] = lambd
 
     Raises:
         ArtifactError: the checkpoint is no longer the one that was exported.
+        ExportError: the graphs hold what `name` can't serve.
     """
-    manifest, target = load_manifest(artifact), TARGETS[name]
-    lowered = {n: g for n, g in manifest.graphs.items() if n != VISION}  # the tower runs on ONNX Runtime
-    if all((artifact / g.files.get(name, "missing")).exists() for g in lowered.values()):
+    manifest = load_manifest(artifact)
+    if all((artifact / g.files.get(name, "missing")).exists() for g in manifest.text_graphs.values()):
         return
+    if name in DERIVED:
+        _derive(artifact, name, log)
+        return
+    target = TARGETS[name]
     tensors = _exported_tensors(artifact, manifest)
     model = bind(exported_spec(manifest.spec), tensors, target.dtype, "mtp" in manifest.graphs)
-    files = {w.bound.graph.name: w.files for w in write_graphs(model, [target], artifact, log)}
-    graphs = {n: replace(g, files={**g.files, **files[n]}) for n, g in lowered.items()}
+    _add_files(artifact, manifest, {w.bound.graph.name: w.files for w in write_graphs(model, [target], artifact, log)})
+
+
+def _derive(artifact: Path, name: str, log: Callable[[str], None]) -> None:
+    make, base = DERIVED[name]
+    lower_artifact(artifact, base.name, log)
+    manifest, files = load_manifest(artifact), {}
+    for graph in manifest.text_graphs:
+        made = make(onnx.load_model_from_string(read_graph(artifact, manifest, graph, base.name)))
+        files[graph] = {name: f"{graph}.{name}.onnx"}
+        write_atomically(artifact / files[graph][name], made.SerializeToString(deterministic=True))
+    _add_files(artifact, manifest, files)
+
+
+def _add_files(artifact: Path, manifest: Manifest, files: Mapping[str, Mapping[str, str]]) -> None:
+    graphs = {n: replace(manifest.graphs[n], files={**manifest.graphs[n].files, **added}) for n, added in files.items()}
     replace(manifest, graphs={**manifest.graphs, **graphs}).save(artifact)
 
 

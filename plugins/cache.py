@@ -48,9 +48,8 @@ def build(source: Path, flags: tuple[str, ...], make: Callable[[Path], None]) ->
     Raises:
         CacheError: the cache can't be written, or is not this user's.
     """
-    op = source.resolve().parent.name
     home = caches.folder(caches.KERNELS)
-    final = home / f"{op}.{source.stem}.{key(source, flags)}"
+    final = _entry(source, flags)
     if _is_intact(final):
         return final
     with caches.writing(home):
@@ -65,6 +64,15 @@ def build(source: Path, flags: tuple[str, ...], make: Callable[[Path], None]) ->
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return final
+
+
+def has(source: Path, flags: tuple[str, ...]) -> bool:
+    """Whether `build` would find what it makes. Raises CacheError where the entry is another user's."""
+    return _is_intact(_entry(source, flags))
+
+
+def _entry(source: Path, flags: tuple[str, ...]) -> Path:
+    return caches.folder(caches.KERNELS) / f"{source.resolve().parent.name}.{source.stem}.{key(source, flags)}"
 
 
 def _is_intact(entry: Path) -> bool:

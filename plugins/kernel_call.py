@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
+from deltart.errors import BuildError
 from deltart.plugins.launch import Launch
 from deltart.plugins.loader import GpuDevice, GpuModule
 from deltart.plugins.spec import OpSpec
-from deltart.plugins.toolchain import compile_gpu
+from deltart.plugins.toolchain import compile_for
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,7 @@ class Call:
 
     Args:
         sizes: axis sizes and attributes by the names of the op's contract.
-        dtypes: "f32", "bf16", "i8" or "i32" by input tensor.
+        dtypes: "f32", "bf16", "i8", "i32" or "i64" by input tensor.
         at: device addresses by tensor, outputs and "workspace" included; empty while a plan is built.
         shared_limit: bytes of shared memory that the device gives a block.
         capability: the device's compute capability times ten (90 for 9.0).
@@ -70,7 +71,15 @@ def enqueue(spec: OpSpec, call: Call, stream: int) -> None:
     _module(kernel.folder / source).run(launches, stream)
 
 
-def on_device(call: Call, device: GpuDevice) -> Call:
+class DeviceLimits(Protocol):
+    """What launches may depend on besides sizes and types; as in Call."""
+
+    shared_limit: int
+    capability: int
+    multiprocessors: int
+
+
+def on_device(call: Call, device: DeviceLimits) -> Call:
     """`call` with what its launches may depend on besides sizes and types."""
     return replace(
         call,
@@ -80,6 +89,24 @@ def on_device(call: Call, device: GpuDevice) -> Call:
     )
 
 
+def addresses(spec: OpSpec, inputs: Sequence[int], outputs: Sequence[int]) -> dict[str, int]:
+    """Addresses by tensor name, given in the contract's order.
+
+    Raises:
+        BuildError: an output that is updated in place is elsewhere than its input.
+    """
+    at = {t.name: int(p) for t, p in zip(spec.inputs, inputs, strict=True)}
+    for tensor, pointer in zip(spec.outputs, outputs, strict=True):
+        if tensor.alias is not None and at[tensor.alias] != int(pointer):
+            raise BuildError(
+                f"{spec.name}.{tensor.name} has different buffers as input and output",
+                "one buffer, updated in place",
+                "build with PreviewFeature.ALIASED_PLUGIN_IO_10_03 and bind both to one address",
+            )
+        at[tensor.name] = int(pointer)
+    return at
+
+
 @cache
 def _device() -> GpuDevice:
     return GpuDevice()
@@ -87,4 +114,4 @@ def _device() -> GpuDevice:
 
 @cache
 def _module(source: Path) -> GpuModule:
-    return GpuModule(compile_gpu(source).fatbin, _device())
+    return GpuModule(compile_for(source, _device().capability).fatbin, _device())

@@ -6,14 +6,19 @@ from deltart.plugins.fp8_linear.op import (
     DELTA_NET_PROJECTIONS,
     FP8_BLOCK_GATE_UP,
     FP8_BLOCK_LINEAR,
+    FP8_LINEAR_NORM,
 )
 from deltart.plugins.gated_attention.op import GATED_ATTENTION
 from deltart.plugins.gated_delta_rule.op import GATED_DELTA_RULE
 from deltart.plugins.gated_rms_norm.op import GATED_RMS_NORM
 from deltart.plugins.int4_linear.op import INT4_GROUP_LINEAR
+from deltart.plugins.linear.op import LINEAR, LINEAR_GATE_UP, SILU_MUL
 from deltart.plugins.lm_head.op import LM_HEAD
 from deltart.plugins.moe_experts.op import FP8_MOE_EXPERTS, FP8_SPARSE_MOE, MOE_EXPERTS, SPARSE_MOE
 from deltart.plugins.qk_norm_rope.op import QK_NORM_ROPE
+from deltart.plugins.residual_rms_norm.op import RESIDUAL_RMS_NORM, RMS_NORM
+from deltart.plugins.rotary_table.op import ROTARY_TABLE
+from deltart.plugins.rows.op import CONCAT_ROWS, EMBEDDING, TAKE_ROWS
 from deltart.plugins.spec import OpSpec
 
 # What the models are written in.
@@ -39,5 +44,18 @@ FUSED_OPS: tuple[OpSpec, ...] = (
 )
 # What has bodies for ONNX Runtime, and no kernel for GPUs.
 HOST_OPS: tuple[OpSpec, ...] = (INT4_GROUP_LINEAR,)
-# What has kernels.
+# What TensorRT has plugins of.
 OPS: tuple[OpSpec, ...] = tuple(spec for spec in (*MODEL_OPS, *FUSED_OPS) if spec not in HOST_OPS)
+# What the native lowering puts in place of the standard nodes that are left, which TensorRT compiles itself.
+NATIVE_OPS: tuple[OpSpec, ...] = (
+    CONCAT_ROWS,
+    FP8_LINEAR_NORM,
+    EMBEDDING,
+    LINEAR,
+    LINEAR_GATE_UP,
+    RESIDUAL_RMS_NORM,
+    RMS_NORM,
+    ROTARY_TABLE,
+    SILU_MUL,
+    TAKE_ROWS,
+)

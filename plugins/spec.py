@@ -23,6 +23,7 @@ FP8 = "F8"  # E4M3
 F32 = "F32"
 I32 = "I32"
 U8 = "U8"  # packed values
+I64 = "I64"
 
 
 @dataclass(frozen=True)

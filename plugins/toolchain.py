@@ -19,6 +19,7 @@ from deltart.text_files import read_bytes
 from deltart.typed import typed
 
 TARGETS = ("80", "86", "89", "90a", "100a", "120a")
+OTHERS = ("87", "110", "121")  # compiled for where they are what is there: Orin, Thor, Spark
 PTX = "80"  # compiled at load time by the driver of a GPU that none of TARGETS fits
 ENTRY = re.compile(r"Compiling entry function '(\w+)' for 'sm_(\w+)'")
 SPILLS = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
@@ -74,6 +75,13 @@ def find_nvcc(explicit: Path | None = None) -> Path:
     )
 
 
+def known_targets(nvcc: Path) -> tuple[str, ...]:
+    """Those of TARGETS and OTHERS that the compiler has a name for."""
+    done = subprocess.run([str(nvcc), "--list-gpu-code"], check=False, capture_output=True, text=True)
+    names = {name.removeprefix("sm_") for name in done.stdout.split()}
+    return tuple(target for target in (*TARGETS, *OTHERS) if target.rstrip("a") in names)
+
+
 def version(nvcc: Path) -> str:
     """The compiler's own words; they are part of the cache key."""
     done = subprocess.run([str(nvcc), "--version"], check=False, capture_output=True, text=True)
@@ -93,7 +101,7 @@ def parse(log: str) -> list[Resources]:
             raise BuildError(f"no resource usage of {entry[1]} in the assembler's report:\n{part}")
         stack, stores, loads = (int(n) for n in spills.groups())
         rows.append(Resources(entry[1], entry[2], int(registers[1]), stack, stores, loads))
-    return sorted(rows, key=lambda row: (row.kernel, TARGETS.index(row.target)))
+    return sorted(rows, key=lambda row: (row.kernel, (*TARGETS, *OTHERS).index(row.target)))
 
 
 def compile_gpu(
@@ -103,17 +111,7 @@ def compile_gpu(
 
     Raises BuildError with the compiler's message when it does not compile.
     """
-    compiler = find_nvcc(nvcc)
-    codes = [f"-gencode=arch=compute_{t},code=sm_{t}" for t in targets]
-    flags = (
-        "-std=c++17",
-        "-O3",
-        "-fatbin",
-        "-Xptxas=-v",
-        *codes,
-        f"-gencode=arch=compute_{PTX},code=compute_{PTX}",
-        *(f"-D{define}" for define in defines),
-    )
+    compiler, flags = find_nvcc(nvcc), _flags(targets, defines)
 
     def make(folder: Path) -> None:
         command = [str(compiler), *flags, str(source), "-o", str(folder / "kernel.fatbin")]
@@ -122,6 +120,26 @@ def compile_gpu(
 
     folder = cache.build(source, (version(compiler), *flags), make)
     return Built(source, folder / "kernel.fatbin", _resources(folder / "resources.json"))
+
+
+def compile_for(source: Path, capability: int) -> Built:
+    """As `compile_gpu`, for the GPU of that compute capability (times ten) alone, which takes a sixth of the time; for
+    all targets where that is in the cache, or where none of them is this GPU."""
+    own = tuple(target for target in (*TARGETS, *OTHERS) if target.rstrip("a") == str(capability))
+    everything = (version(find_nvcc()), *_flags(TARGETS, ()))
+    return compile_gpu(source) if not own or cache.has(source, everything) else compile_gpu(source, own)
+
+
+def _flags(targets: tuple[str, ...], defines: tuple[str, ...]) -> tuple[str, ...]:
+    return (
+        "-std=c++17",
+        "-O3",
+        "-fatbin",
+        "-Xptxas=-v",
+        *(f"-gencode=arch=compute_{t},code=sm_{t}" for t in targets),
+        f"-gencode=arch=compute_{PTX},code=compute_{PTX}",
+        *(f"-D{define}" for define in defines),
+    )
 
 
 def _resources(path: Path) -> list[Resources]:

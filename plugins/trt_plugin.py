@@ -15,7 +15,7 @@ import numpy as np
 from deltart.dtypes import BY_SHORT
 from deltart.errors import BuildError
 from deltart.plugins.dims import Dim, expression
-from deltart.plugins.kernel_call import Call, enqueue, kernel_of
+from deltart.plugins.kernel_call import Call, addresses, enqueue, kernel_of
 from deltart.plugins.spec import ACT, F32, FP8, I32, STORED, VERSION, OpSpec, TensorSpec
 
 PLUGIN_VERSION = "1"  # the one that TensorRT's ONNX importer looks for
@@ -168,7 +168,7 @@ def _plugin_class(trt: Any, spec: OpSpec) -> type:
             workspace: int, stream: int,
         ) -> None:  # fmt: skip
             sizes = spec.bind_axes([list(t.dims) for t in input_desc], self.attributes)
-            at = _addresses(spec, inputs, outputs) | {"workspace": int(workspace)}
+            at = addresses(spec, inputs, outputs) | {"workspace": int(workspace)}
             enqueue(spec, Call(sizes, self._dtypes(input_desc), at), stream)
 
         def _dtypes(self, descriptions: Sequence[Any]) -> dict[str, str]:
@@ -195,16 +195,3 @@ def _recording(cls: type, *methods: str) -> type:
     for name in methods:
         setattr(cls, name, recording(getattr(cls, name)))
     return cls
-
-
-def _addresses(spec: OpSpec, inputs: Sequence[int], outputs: Sequence[int]) -> dict[str, int]:
-    at = {t.name: int(p) for t, p in zip(spec.inputs, inputs, strict=True)}
-    for tensor, pointer in zip(spec.outputs, outputs, strict=True):
-        if tensor.alias is not None and at[tensor.alias] != int(pointer):
-            raise BuildError(
-                f"{spec.name}.{tensor.name} has different buffers as input and output",
-                "one buffer, updated in place",
-                "build with PreviewFeature.ALIASED_PLUGIN_IO_10_03 and bind both to one address",
-            )
-        at[tensor.name] = int(pointer)
-    return at

@@ -118,7 +118,7 @@ class ChatSession:
     @property
     def sees(self) -> bool:
         """Whether the model takes pictures and videos."""
-        return self._chats.engine.manifest.vision is not None
+        return self._chats.engine.sees
 
 
 def _stored(value: Any) -> str:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import threading
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
@@ -16,6 +14,7 @@ from types import TracebackType
 import numpy as np
 
 from deltart.errors import ClosedError, DeltaRTError, GenerationError, QueueFullError
+from deltart.manifest import Manifest
 from deltart.runtime.backends.base import ServingBackend
 from deltart.runtime.backends.choose import Target, open_backend
 from deltart.runtime.backends.ort import WeightMode
@@ -28,7 +27,7 @@ from deltart.runtime.schedule.draft_policy import DraftPolicy
 from deltart.runtime.schedule.positions import Marks
 from deltart.runtime.schedule.prefix_cache import PrefixCache
 from deltart.runtime.schedule.scheduler import Scheduler
-from deltart.runtime.schedule.snapshot_files import read_prefix, write_prefix
+from deltart.runtime.schedule.snapshot_files import model_name, read_prefix, write_prefix
 from deltart.runtime.sequence import Delta, Request, Usage
 from deltart.runtime.sequence import Sequence as Reply
 from deltart.runtime.structure.compiler import Compiled, StructureCompiler
@@ -88,7 +87,8 @@ class Engine:
         self, backend: ServingBackend, tokenizer: Tokenizer, template: ChatTemplate | None, options: EngineOptions
     ) -> None:
         self.backend, self.tokenizer, self.template, self.options = backend, tokenizer, template, options
-        self.manifest, vision = backend.manifest, backend.manifest.vision
+        self.manifest = backend.manifest
+        vision = self.manifest.vision if backend.sees else None
         self.max_context = _context(options, self.manifest.max_context)
         self.defaults = SamplingParams.from_generation_config(tokenizer.generation_config)
         self.vocab_limit = min(tokenizer.vocab_limit, self.manifest.vocab_size)
@@ -96,7 +96,7 @@ class Engine:
         self.max_context = min(self.max_context, self._slots.limits.capacity)  # a GPU engine is built for so many
         limits = replace(self._slots.limits, capacity=self.max_context)
         self.plan: MemoryPlan = plan_memory(
-            limits, backend.weight_bytes, options.memory_bytes, options.cache_bytes, self.manifest.vision
+            limits, backend.weight_bytes, options.memory_bytes, options.cache_bytes, vision
         )
         self._encoder = VisionEncoder(backend.see, vision, self.plan.vision // 2) if vision else None
         self._structures = StructureCompiler(tokenizer, self.vocab_limit)
@@ -227,13 +227,12 @@ class Engine:
 
     @cached_property
     def _model(self) -> str:
-        """Names weights, states and sizes: what a state depends on."""
-        parts = [
-            [[file.name, file.size, file.header_sha256] for file in self.manifest.files],
-            {name: [asdict(state) for state in graph.states] for name, graph in self.manifest.graphs.items()},
-            self.manifest.spec,
-        ]
-        return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
+        return model_name(self.manifest)
+
+    @property
+    def sees(self) -> bool:
+        """Whether prompts may hold pictures."""
+        return self._encoder is not None
 
     def close(self, drain_seconds: float = 0.0) -> None:
         """Take no more requests, let those that run go on for `drain_seconds`, cancel the rest, and free everything."""
@@ -261,10 +260,8 @@ class Engine:
         ids, limit = request.ids, self.max_context
         if not ids:
             raise GenerationError("the prompt is empty", "at least one token", "pass a prompt")
-        if request.media and self._encoder is None:
-            raise GenerationError(
-                "a prompt with pictures", "text: this artifact has no vision graph", "export it with its vision tower"
-            )
+        if request.media and not self.sees:
+            raise GenerationError("a prompt with pictures", *_blind(self.manifest))
         if not 1 <= request.n <= 128:
             raise GenerationError(f"n = {request.n}", "1 to 128 replies")
         if not 0 <= min(ids) <= max(ids) < self.vocab_limit:
@@ -380,6 +377,13 @@ def _context(options: EngineOptions, limit: int) -> int:
             f"a context of {wanted} tokens", f"1 to {limit}, the artifact's", "export with a larger context"
         )
     return wanted
+
+
+def _blind(manifest: Manifest) -> tuple[str, str]:
+    """What is expected and what to do where no picture can be seen."""
+    if manifest.vision is None:
+        return "text: this artifact has no vision graph", "export it with its vision tower"
+    return "text: engines of GPUs have no plan of the vision graph", "use --target ort"
 
 
 def _policy(options: EngineOptions, largest: int) -> DraftPolicy:

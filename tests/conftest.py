@@ -1,27 +1,50 @@
-"""Shared fixtures: synthetic checkpoints, exported once per session."""
+"""Shared fixtures: synthetic checkpoints, exported once per session.
+
+What they need is imported where it is used: with `-m gpu` the tests also run on machines that lack some of it.
+"""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
-from hypothesis import settings
 
-from deltart.artifact import load_manifest
-from deltart.errors import MissingDependencyError
-from deltart.export.pipeline import export_checkpoint
-from deltart.export.synthetic.presets import causal_lm, text_config
-from deltart.export.synthetic.write import write_checkpoint
-from deltart.plugins.native.library import find_headers
-from support.cases import CASES, SPARSE_CASES, VOCAB, Export, Exported
-from support.seeing import Seeing, write_seeing_checkpoint
+if TYPE_CHECKING:
+    from support.cases import Export, Exported
+    from support.seeing import Seeing
 
-# Machines differ in speed, and a failure must come back on the next run.
-settings.register_profile("deltart", deadline=None, derandomize=True)
-settings.load_profile("deltart")
+with suppress(ModuleNotFoundError):
+    from hypothesis import settings
+
+    # Machines differ in speed, and a failure must come back on the next run.
+    settings.register_profile("deltart", deadline=None, derandomize=True)
+    settings.load_profile("deltart")
 
 NANO = Path(__file__).resolve().parents[1] / "tools" / "nano" / "checkpoint"
 REAL_FILES = Path(__file__).resolve().parents[2] / "shared" / "qwen3_6"
+OURS = ("deltart", "support", "bench", "tools")
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """With `-m gpu`, folders without such a test are left alone: what their conftest needs may not be there."""
+    if config.getoption("markexpr") != "gpu" or not collection_path.is_dir():
+        return None
+    texts = (path.read_text(encoding="utf-8") for path in collection_path.rglob("test_*.py"))
+    return None if any("mark.gpu" in text for text in texts) else True
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(collector: pytest.Collector) -> Iterator[None]:
+    """With `-m gpu`, a module that can't be imported for want of somebody's package is skipped, and named."""
+    report = yield
+    missing = re.search(r"No module named '([\w.]+)'", str(report.longrepr)) if report.failed else None
+    if missing and collector.config.getoption("markexpr") == "gpu" and missing[1].split(".")[0] not in OURS:
+        report.outcome, report.longrepr = "skipped", (str(collector.path), 0, f"Skipped: {missing[1]} is not installed")
+    return report
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -32,6 +55,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 @pytest.fixture(scope="session")
 def tensorrt_include(pytestconfig: pytest.Config) -> Path:
     """The folder of TensorRT's headers, where this machine has them."""
+    from deltart.errors import MissingDependencyError
+    from deltart.plugins.native.library import find_headers
+
     given = pytestconfig.getoption("--tensorrt-include")
     try:
         return find_headers([given] if given else [])
@@ -52,6 +78,8 @@ def real_files() -> Path:
 @pytest.fixture(scope="session")
 def nano_artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The built-in checkpoint, exported."""
+    from deltart.export.pipeline import export_checkpoint
+
     folder = tmp_path_factory.mktemp("nano") / "artifact"
     export_checkpoint(NANO, folder)
     return folder
@@ -60,17 +88,23 @@ def nano_artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def seeing(tmp_path_factory: pytest.TempPathFactory) -> Seeing:
     """A small random checkpoint with a vision tower, exported."""
+    from deltart.export.pipeline import export_checkpoint
+    from support.seeing import Seeing, write_seeing_checkpoint
+
     folder = tmp_path_factory.mktemp("seeing")
     write_seeing_checkpoint(folder / "checkpoint")
     export_checkpoint(folder / "checkpoint", folder / "artifact")
-    if load_manifest(folder / "artifact").vision is None:
-        pytest.skip("the exporter makes no vision graphs")
     return Seeing(folder / "checkpoint", folder / "artifact")
 
 
 @pytest.fixture(scope="session")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Export:
     """Writes and exports a case by name, once per session."""
+    from deltart.export.pipeline import export_checkpoint
+    from deltart.export.synthetic.presets import causal_lm, text_config
+    from deltart.export.synthetic.write import write_checkpoint
+    from support.cases import CASES, SPARSE_CASES, VOCAB, Exported
+
     made: dict[str, Exported] = {}
 
     def make(case: str) -> Exported:

@@ -14,6 +14,7 @@ from deltart import manifest as manifests
 from deltart.artifact import load_manifest, read_graph
 from deltart.errors import ArtifactError
 from support.cases import Export
+from support.seeing import Seeing
 
 Change = Callable[[dict[str, Any]], Any]
 
@@ -82,6 +83,21 @@ WRONG: dict[str, tuple[Change, str]] = {
 def test_what_no_export_writes_is_refused(change: Change, words: str, signed: bool, artifact: Path) -> None:
     rewrite(artifact, change, signed)
     with pytest.raises(ArtifactError, match=words):
+        load_manifest(artifact)
+
+
+WRONG_VISION: dict[str, Any] = {
+    "graph": "towers", "patch": 0, "merge": -1, "max_patches": 2**31, "min_frames": 769, "head_dim": 70, "fps": 0.0,
+    "image_pixels": [9, 8], "video_pixels": [0, 8], "mean": [0.5, 0.5], "std": [0.5, 0.0, 0.5], "resample": "nearest",
+    "wrapper": "none", "tokens": {"image_pad": 1}, "rope_theta": 1.0, "frame_cap": 1,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("field", WRONG_VISION)
+def test_what_no_export_says_of_pictures_is_refused(field: str, seeing: Seeing, tmp_path: Path) -> None:
+    artifact = Path(shutil.copytree(seeing.artifact, tmp_path / "artifact"))
+    rewrite(artifact, lambda raw: raw["vision"].update({field: WRONG_VISION[field]}), signed=True)
+    with pytest.raises(ArtifactError, match=field):
         load_manifest(artifact)
 
 

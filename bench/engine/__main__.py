@@ -14,11 +14,14 @@ import time
 from pathlib import Path
 from typing import Any
 
-from bench.engine import measure, traffic
+from bench.engine import measure
 from bench.engine.device import Device, Gpu, HostGpu
+from bench.engine.weights import randomize
 from deltart.artifact import load_manifest
 from deltart.errors import DeltaRTError
+from deltart.planner.traffic import decode_weight_bytes
 from deltart.runtime.backends.gpu.backend import TensorRtBackend
+from deltart.runtime.backends.native.plan import read_plan
 from deltart.runtime.backends.tensorrt.load import built_flavour
 from deltart.runtime.text.tokenizer import Tokenizer
 
@@ -31,9 +34,14 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench.engine", description=__doc__)
     parser.add_argument("model", type=Path, nargs="?", default=NANO, help="checkpoint or artifact (default: nano)")
     parser.add_argument(
-        "--gpu", nargs="+", metavar="SM", default=["current"], help="as deltart build (default current)"
+        "--gpu", nargs="+", metavar="SM", help="as deltart build (default: current, and none for native plans)"
     )
-    parser.add_argument("--flavour", choices=["rtx", "tensorrt"], help="as deltart build")
+    parser.add_argument("--flavour", choices=["rtx", "tensorrt", "native"], help="as deltart build")
+    parser.add_argument(
+        "--random-weights", action="store_true",
+        help="overwrite the weights on the device: zeros, which a sparse checkpoint has, take less power",
+    )  # fmt: skip
+    parser.add_argument("--as-built", action="store_true", help="time the plans that the artifact has")
     parser.add_argument("--slots", type=int, default=1, metavar="N", help="sequences decoded together (default 1)")
     parser.add_argument(
         "--context",
@@ -54,8 +62,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder of the results (default bench/results)")
     parser.add_argument("--dry-run", action="store_true", help="the same steps over host memory; no GPU needed")
     options = parser.parse_args(arguments)
-    if options.dry_run:
-        options.gpu = ["sm_80"]
+    if options.gpu is None and options.flavour != "native":
+        options.gpu = ["sm_80"] if options.dry_run else ["current"]
     if options.out is None:
         options.out = Path(".bench/engine" if options.dry_run else "bench/results")
     if options.model == NANO and options.prompts is None:
@@ -90,8 +98,12 @@ def run(device: Device, options: argparse.Namespace, scratch: Path) -> dict[str,
     if not (artifact / "manifest.json").exists():
         artifact = scratch / "artifact"
         result["export"] = command(["export", str(options.model), "-o", str(artifact), "--json"])
+    if options.as_built:
+        result["verify"] = {"not_run": "the engine was taken as it was built"}
+        return result | timings(device, artifact, options)
     longest = max([*(c + ROOM + options.steps for c in options.context), *options.prompt])
-    build = ["build", str(artifact), "--gpu", *options.gpu, "--slots", str(options.slots), "--json"]
+    build = ["build", str(artifact), "--slots", str(options.slots), "--json"]
+    build += ["--gpu", *options.gpu] if options.gpu else []
     build += ["--max-context", str(min(max(longest, 256), load_manifest(artifact).max_context))]
     build += ["--flavour", options.flavour] if options.flavour else []
     result["build"] = command([*build, "--cache", str(scratch / "plans")])
@@ -122,32 +134,54 @@ def verify(artifact: Path, options: argparse.Namespace, scratch: Path) -> dict[s
 
 def timings(device: Device, artifact: Path, options: argparse.Namespace) -> dict[str, Any]:
     """Loading, decode and speculative steps, prefill, and generation where the artifact has a tokenizer."""
-    copy_gbs, flavour = device.copy_gbs(), built_flavour(artifact)
+    copy_gbs, flavour = device.copy_gbs(), options.flavour or built_flavour(artifact)
     began = time.perf_counter()
-    backend = TensorRtBackend(artifact, flavour, cuda=device.cuda, load=device.load(artifact))
+    backend = TensorRtBackend(artifact, flavour, cuda=device.cuda, load=device.load(artifact, flavour))
     seconds, manifest = time.perf_counter() - began, backend.manifest
     names = {b.name for plan in backend.engine.plans.values() for b in plan.by_role["weight"]}
     loaded = sum(manifest.tensors[name].nbytes for name in names)
+    if options.random_weights:
+        randomize(device.cuda, backend)
     found: dict[str, Any] = {
+        "flavour": flavour,
+        "launches": launches(artifact, backend),
         "versions": {plan.flavour: plan.library for plan in backend.engine.plans.values()},
         "machine": platform.machine(),
         "copy_gbs": copy_gbs,
         "weights": {"bytes": loaded, "seconds": seconds, "gbs": loaded / seconds / 1e9},
-        "weight_bytes_per_step": traffic.weight_bytes(manifest),
+        "weight_bytes_per_step": decode_weight_bytes(manifest),
     }
     room = backend.engine.max_context - ROOM - options.steps
     contexts = [context for context in options.context if context <= room]
-    found["decode_steps"] = [measure.decode(device, backend, c, options.steps, copy_gbs) for c in contexts]
-    found["speculative_steps"] = [measure.speculate(device, backend, c, 4, options.steps, copy_gbs) for c in contexts]
-    found["prefills"] = [measure.prefill(backend, n) for n in options.prompt if n <= backend.engine.max_context]
+    prompts = [n for n in options.prompt if n <= backend.engine.max_context]
+    steps = options.steps
+    found["decode_steps"] = [said(measure.decode(device, backend, c, steps, copy_gbs)) for c in contexts]
+    found["speculative_steps"] = [said(measure.speculate(device, backend, c, 4, steps, copy_gbs)) for c in contexts]
+    found["prefills"] = [said(measure.prefill(backend, n)) for n in prompts]
     if "tokenizer.json" in manifest.text_files:
         found["generate"] = measure.generation(backend, Tokenizer.from_folder(artifact), options.steps)
     return found
 
 
+def launches(artifact: Path, backend: TensorRtBackend) -> int | None:
+    """Kernel launches of a decode step without the sampler's; None where TensorRT decides them."""
+    if backend.engine.flavour != "native":
+        return None
+    path = artifact / "engine" / "native" / backend.engine.plans["model.decode"].file
+    return read_plan(path.read_bytes(), path).launches
+
+
+def said(row: measure.Timing) -> measure.Timing:
+    """`row`, printed as it comes: what follows may not end."""
+    print(json.dumps(row), flush=True)
+    return row
+
+
 def show(result: dict[str, Any]) -> str:
     """The timings as lines."""
     lines = [f"{result['device']}: {result['model']}, copy {result['copy_gbs']:.0f} GB/s"]
+    if result["launches"]:
+        lines.append(f"{result['flavour']}: {result['launches']} launches a decoded token")
     lines.append("weights: {bytes:,} bytes in {seconds:.2f} s, {gbs:.2f} GB/s".format(**result["weights"]))
     for kind in ("decode_steps", "speculative_steps", "prefills"):
         for row in result[kind]:

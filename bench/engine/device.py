@@ -23,8 +23,8 @@ class Device(Protocol):
     name: str
     cuda: Any
 
-    def load(self, artifact: Path) -> Load | None:
-        """How a TensorRtBackend loads plans; None for TensorRT's own way."""
+    def load(self, artifact: Path, flavour: str) -> Load | None:
+        """How a TensorRtBackend loads plans; None for the flavour's own way."""
 
     def milliseconds(self, work: Callable[[], None]) -> float:
         """Time that the device takes for what `work` enqueues."""
@@ -40,7 +40,7 @@ class Gpu:
         self.cuda, self.name = CudaDriver(), device_name()
         self._driver = self.cuda._cu
 
-    def load(self, artifact: Path) -> Load | None:
+    def load(self, artifact: Path, flavour: str) -> Load | None:
         return None
 
     def milliseconds(self, work: Callable[[], None]) -> float:
@@ -70,14 +70,16 @@ class Gpu:
 
 
 class HostGpu:
-    """Host memory, plans computed by ONNX Runtime. Its times say nothing about a GPU."""
+    """Host memory, TensorRT's plans computed by ONNX Runtime, native ones on the CPU shim. Its times say nothing."""
 
     name = "dry run on host memory"
 
     def __init__(self) -> None:
         self.cuda = HostCuda()
 
-    def load(self, artifact: Path) -> Load | None:
+    def load(self, artifact: Path, flavour: str) -> Load | None:
+        if flavour == "native":
+            return None
         from deltart.verify.ort_executor import OrtExecutor
 
         graphs = load_manifest(artifact).graphs

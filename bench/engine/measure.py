@@ -11,6 +11,7 @@ import numpy as np
 
 from bench.engine import traffic
 from bench.engine.device import Device
+from deltart.planner.traffic import decode_weight_bytes
 from deltart.runtime.backends.gpu.backend import TensorRtBackend
 from deltart.runtime.backends.inputs import text_inputs
 from deltart.runtime.backends.slots import Row
@@ -81,7 +82,7 @@ def _replayed(device: Device, backend: TensorRtBackend, row: Timing, graphs: Seq
 
 
 def _against_bandwidth(device: Device, backend: TensorRtBackend, row: Timing, copy_gbs: float) -> Timing:
-    weights, plan = traffic.weight_bytes(backend.manifest), backend.engine.plans["model.decode"]
+    weights, plan = decode_weight_bytes(backend.manifest), backend.engine.plans["model.decode"]
     moved = weights + row["slots"] * traffic.state_bytes(plan, row["context"])
     found: Timing = {"bytes": moved, "gbs": moved / row.get("device_ms", row["wall_ms"]) / 1e6}
     if copy_gbs:

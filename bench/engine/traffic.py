@@ -4,26 +4,14 @@ from __future__ import annotations
 
 import math
 
-from deltart.manifest import Manifest
 from deltart.runtime.backends.gpu.engine_manifest import PlanEntry
 
-EMBEDDING = "embed_tokens.weight"
 # Qwen3.6-27B-FP8, batch 1, no speculation: tokens/s that peak bandwidth allows, by device and tokens of context.
 BOUNDS = {
     "H100": {0: 123.0, 32768: 114.0, 131072: 94.0, 262144: 75.0},
     "H200": {0: 176.0, 32768: 163.0, 131072: 134.0, 262144: 108.0},
 }
 ANCHOR_WEIGHT_BYTES = 26.9e9
-
-
-def weight_bytes(manifest: Manifest) -> int:
-    """Bytes of weights that a decode step reads: all of the text graph but the embedding, of which it reads a row.
-
-    A tied embedding is the head as well, and counts.
-    """
-    names = manifest.graphs["model"].weights
-    tied = bool(manifest.spec["tie_word_embeddings"])
-    return sum(manifest.tensors[n].nbytes for n in names if tied or not n.endswith(EMBEDDING))
 
 
 def state_bytes(plan: PlanEntry, context: int) -> int:

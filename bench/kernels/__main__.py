@@ -7,15 +7,21 @@ import os
 import subprocess
 import sys
 import time
+import traceback
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from bench.kernels import table
 from bench.kernels.device import Cuda, Device, Host
 from bench.kernels.run import Run
-from bench.kernels.sections import SECTIONS
+from bench.kernels.sections import RIVALRIES, SECTIONS
 from bench.kernels.sections.ceilings import BF16_CEILING, FP8_CEILING
 from deltart.errors import DeltaRTError
 from deltart.plugins import cache, toolchain
+
+STOPPED = "(stopped)"  # the case of a row that says what ended a section
+CHILD_SECONDS = 60  # for a child's start and its last section
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
@@ -31,6 +37,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         choices=("memcheck", "racecheck", "initcheck", "synccheck"),
         help="run the checks under compute-sanitizer with this tool, and nothing else",
     )
+    parser.add_argument("--no-rivals", action="store_true", help="leave others' kernels out")
+    parser.add_argument("--rivals", action="store_true", help="time others' kernels in this process")
     return parser.parse_args(arguments)
 
 
@@ -70,33 +78,82 @@ def hand_on(run: Run, rows: list[table.Row]) -> None:
             run.fp8_tflops = row.tflops or 0.0 if row.case == FP8_CEILING else run.fp8_tflops
 
 
+def measured(run: Run, section: str) -> list[table.Row]:
+    """A section's rows; whatever stops it is a failed row at their end."""
+    rows: list[table.Row] = []
+    try:
+        rows.extend(SECTIONS[section](run))
+    except Exception as error:
+        traceback.print_exc(limit=-3)
+        rows.append(table.Row(section, STOPPED, passed=False, notes=[f"{type(error).__name__}: {error}"]))
+    return rows
+
+
+def child(options: argparse.Namespace, sections: Sequence[str], out: Path, *more: str) -> None:
+    """The benchmark in a process of its own, whose end, however it comes, ends nothing here."""
+    command = [sys.executable, "-m", "bench.kernels", "--out", str(out), "--minutes", str(options.minutes), *more]
+    command += ["--seed", str(options.seed), *(["--check-only"] if options.check_only else [])]
+    with suppress(subprocess.TimeoutExpired):
+        subprocess.run([*command, "--section", *sections], check=False, timeout=60 * options.minutes + CHILD_SECONDS)
+
+
+def against_rivals(run: Run, options: argparse.Namespace, found: dict[str, str]) -> None:
+    """Times the rivals behind all of ours, a process a section, and adds what they took to our rows."""
+    for section in (name for name in RIVALRIES if name in options.section):
+        child(options, [section], options.out / "rivals", "--rivals")
+        theirs = {row.case: row for row in table.load(options.out / "rivals" / f"{section}.json", found) or []}
+        for row in (row for row in run.rows if row.section == section and row.case in theirs):
+            row.peers |= theirs[row.case].peers
+            row.notes += [note for note in theirs[row.case].notes if note not in row.notes]
+
+
+def sections(run: Run, options: argparse.Namespace, found: dict[str, str]) -> list[str]:
+    """Runs the sections, each kept in a file as soon as it is done; those that there was no time for."""
+    started, left = time.monotonic(), []
+    for place, section in enumerate(options.section):
+        path = options.out / f"{section}.json"
+        summed = section == "token"  # from what this call has, never from an earlier one
+        rows = None if options.check_only or summed else table.load(path, found)
+        if rows is None and time.monotonic() - started > 60 * options.minutes:
+            left.append(section)
+            continue
+        if rows is None:
+            print(f"{section} ...", flush=True)
+            rows = measured(run, section)
+            stopped = rows and rows[-1].case == STOPPED
+            table.save(path.with_suffix(".stopped.json") if stopped else path, found, rows)
+        hand_on(run, rows)
+        rest = options.section[place + 1 :]
+        if rest and rows and rows[-1].case == STOPPED and not run.device.usable():
+            print("the device answers no more: the other sections run in a new process", flush=True)
+            child(options, rest, options.out, "--no-rivals")
+            for later in rest:
+                hand_on(run, table.load(options.out / f"{later}.json", found) or [])
+            break
+    return left
+
+
 def main(arguments: list[str]) -> int:
-    """0; 1 if a check failed or a section had to be left for the next run; 2 if something is missing."""
+    """0; 1 if a check failed or a section stopped or had to be left for the next run; 2 if something is missing."""
     options = parse(arguments)
     if options.sanitize:
         return sanitize(options.sanitize)
-    started, left = time.monotonic(), []
     try:
         device = Host() if options.dry_run else Cuda()
-        run = Run(device, options.seed, small=options.dry_run or options.check_only, timed=not options.check_only)
-        print(f"{device.name}, seed {options.seed}")
-        options.out.mkdir(parents=True, exist_ok=True)
-        for section in options.section:
-            path = options.out / f"{section}.json"
-            summed = section == "token"  # from what this call has, never from an earlier one
-            found = None if options.check_only or summed else table.load(path, key(device, options))
-            if found is None and time.monotonic() - started > 60 * options.minutes:
-                left.append(section)
-                continue
-            if found is None:
-                print(f"{section} ...", flush=True)
-                found = list(SECTIONS[section](run))
-                table.save(path, key(device, options), found)
-            hand_on(run, found)
-    except DeltaRTError as error:
+    except (DeltaRTError, ImportError, RuntimeError, AssertionError) as error:  # torch's own words for "no GPU"
         print(error, file=sys.stderr)
         return 2
-    print(table.show(run.rows))
+    run = Run(device, options.seed, small=options.dry_run or options.check_only, timed=not options.check_only)
+    run.rivals = options.rivals
+    print(f"{device.name}, seed {options.seed}")
+    options.out.mkdir(parents=True, exist_ok=True)
+    found, left = key(device, options), []
+    try:
+        left = sections(run, options, found)
+        if run.timed and not (options.dry_run or options.rivals or options.no_rivals):
+            against_rivals(run, options, found)
+    finally:
+        print(table.show(run.rows))
     if left:
         print(f"left for the next run: {' '.join(left)}")
     return int(bool(left) or not all(row.passed for row in run.rows))

@@ -14,7 +14,7 @@ import numpy as np
 from deltart.plugins import loader
 from deltart.plugins.cpu_shim.runner import compile_cpu
 from deltart.plugins.launch import Launch
-from deltart.plugins.toolchain import compile_gpu
+from deltart.plugins.toolchain import compile_for
 
 Call = Callable[[int], None]  # enqueues one call of what is timed on the given stream
 
@@ -56,6 +56,9 @@ class Device(Protocol):
     def synchronize(self) -> None:
         """Waits for the work that was enqueued, and raises for an error in it."""
 
+    def usable(self) -> bool:
+        """Whether work still runs; an error on a GPU can spoil everything that follows in the process."""
+
     def time(self, calls: list[Call]) -> Timing:
         """Times one pass over `calls`, per call."""
 
@@ -90,6 +93,9 @@ class Host:
     def synchronize(self) -> None:
         pass
 
+    def usable(self) -> bool:
+        return True
+
     def time(self, calls: list[Call]) -> Timing:
         start = time.perf_counter()
         for call in calls:
@@ -97,21 +103,26 @@ class Host:
         return Timing((time.perf_counter() - start) * 1e6 / len(calls), 0.0)
 
 
+TORCH_TYPES = {name: name for name in ("float32", "bfloat16", "int32", "int64", "uint8", "int8")}
+TORCH_TYPES["float8_e4m3fn"] = "uint8"  # a byte an element, which the rivals view as they need it
+
+
 class CudaBuffers:
     def __init__(self, torch: Any, arrays: dict[str, np.ndarray]) -> None:
-        self.types = {name: array.dtype for name, array in arrays.items()}
+        self.arrays = {name: (array.dtype, array.shape) for name, array in arrays.items()}
         self.tensors = {}
         for name, array in arrays.items():
-            as_bytes = torch.from_numpy(array.reshape(-1).view(np.uint8)).cuda()
-            types = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int32": torch.int32}
-            self.tensors[name] = as_bytes.view(types.get(array.dtype.name, torch.uint8)).view(array.shape)
+            self.tensors[name] = torch.from_numpy(np.ascontiguousarray(array).reshape(-1).view(np.uint8)).cuda()
+            if array.dtype.name in TORCH_TYPES:  # the others are bytes to torch
+                own = getattr(torch, TORCH_TYPES[array.dtype.name])
+                self.tensors[name] = self.tensors[name].view(own).view(array.shape)
         self.at = {name: tensor.data_ptr() for name, tensor in self.tensors.items()}
         self.torch = torch
 
     def read(self, name: str) -> np.ndarray:
-        tensor = self.tensors[name].contiguous()
-        flat = tensor.view(-1).view(self.torch.uint8).cpu().numpy()
-        return flat.view(self.types[name]).reshape(tensor.shape)
+        dtype, shape = self.arrays[name]
+        flat = self.tensors[name].contiguous().view(-1).view(self.torch.uint8).cpu().numpy()
+        return flat.view(dtype).reshape(shape)
 
 
 class Cuda:
@@ -128,8 +139,7 @@ class Cuda:
         self.l2_bytes = properties.L2_cache_size
 
     def module(self, source: Path) -> Callable[[list[Launch], int], None]:
-        target = {90: "90a", 100: "100a", 120: "120a"}.get(self.capability, str(self.capability))
-        return loader.GpuModule(compile_gpu(source, (target,)).fatbin, self.driver).run
+        return loader.GpuModule(compile_for(source, self.capability).fatbin, self.driver).run
 
     def place(self, arrays: dict[str, np.ndarray]) -> CudaBuffers:
         return CudaBuffers(self.torch, arrays)
@@ -139,6 +149,14 @@ class Cuda:
 
     def synchronize(self) -> None:
         self.driver.synchronize()
+
+    def usable(self) -> bool:
+        try:
+            self.torch.zeros(1, device="cuda").cpu()
+            self.synchronize()
+        except Exception:  # whatever a spoilt context answers
+            return False
+        return True
 
     def time(self, calls: list[Call], replays: int = 20) -> Timing:
         """Captures the calls in a CUDA graph and times its replays with events."""

@@ -18,13 +18,15 @@ Plan = Callable[[Buffers], list[Launch]]
 
 @dataclass
 class Run:
-    """What every section gets: the device, the seed of this run's inputs, small sizes, no timing, and the ceilings
-    (GB/s of a copy, TFLOP/s of a matrix product in bf16 and in FP8) and the rows so far once they are measured."""
+    """What every section gets: the device, the seed of this run's inputs, small sizes, no timing, whether the rivals
+    are run, and the ceilings (GB/s of a copy, TFLOP/s of a matrix product in bf16 and in FP8) and the rows so far once
+    they are measured."""
 
     device: Device
     seed: int
     small: bool = False
     timed: bool = True
+    rivals: bool = False
     copy_gbs: float = 0.0
     matmul_tflops: float = 0.0
     fp8_tflops: float = 0.0

@@ -1,4 +1,5 @@
-"""deltart build: TensorRT plans for an artifact, without its weights and (flavour rtx) without a GPU."""
+"""deltart build: plans for an artifact, TensorRT's or of our kernels alone, without its weights and, but for flavour
+tensorrt, without a GPU."""
 
 from __future__ import annotations
 
@@ -26,14 +27,14 @@ if TYPE_CHECKING:
 def add_parser(commands: Any) -> None:
     """Add the subcommand."""
     parser: argparse.ArgumentParser = commands.add_parser(
-        "build", help="build TensorRT plans for an artifact", description=__doc__
+        "build", help="build plans for an artifact", description=__doc__
     )
     parser.add_argument("artifact", type=Path, help="folder written by `deltart export`")
     parser.add_argument(
         "--flavour",
-        choices=["rtx", "tensorrt"],
-        help="which TensorRT builds: rtx (TensorRT-RTX) needs no GPU; tensorrt builds for this machine's (default: the "
-        "installed one, rtx first)",
+        choices=["rtx", "tensorrt", "native"],
+        help="what builds: rtx (TensorRT-RTX) needs no GPU; tensorrt builds for this machine's; native is a list of "
+        "launches of our kernels, without TensorRT (default: the installed TensorRT, rtx first)",
     )
     parser.add_argument(
         "--gpu",
@@ -75,19 +76,21 @@ def add_parser(commands: Any) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Lower where the artifact has no TensorRT graphs yet, then build, showing each step with its time."""
+    """Lower where the artifact has no such graphs yet, then build, showing each step with its time."""
     from deltart.artifact import load_manifest
-    from deltart.runtime.backends.tensorrt.builder.build import DEFAULT_GPUS, TARGET, BuildOptions, build_engine
+    from deltart.runtime.backends.tensorrt.builder.build import BuildOptions, build_engine
+    from deltart.runtime.backends.tensorrt.builder.makers import target_of
 
     began = time.perf_counter()
     with Steps(console(stderr=True)) as steps:
-        if any(TARGET not in graph.files for graph in load_manifest(arguments.artifact).graphs.values()):
+        target = target_of(arguments.flavour)
+        if any(target not in graph.files for graph in load_manifest(arguments.artifact).text_graphs.values()):
             from deltart.export.targets import lower_artifact
 
-            lower_artifact(arguments.artifact, TARGET, steps.line)
+            lower_artifact(arguments.artifact, target, steps.line)
         options = BuildOptions(
             flavour=arguments.flavour,
-            gpus=tuple(arguments.gpu or DEFAULT_GPUS),
+            gpus=tuple(arguments.gpu) if arguments.gpu else None,
             slots=arguments.slots,
             max_context=arguments.max_context,
             chunk=arguments.chunk,
@@ -141,6 +144,6 @@ def _summarize(engine: EngineManifest, seconds: float, as_json: bool) -> None:
         sizes = (f"{plan.nbytes / 1e6:.1f}", f"{plan.scratch_bytes / 1e6:.1f}")
         rows.append((name, plan.key, *sizes, str(sum(plan.plugins.values())), str(weights)))
     out = console()
-    out.print(table(("plan", "key", "MB", "scratch MB", "plugins", "weights bound"), rows))
-    gpus = sorted({gpu for plan in engine.plans.values() for gpu in plan.gpus})
+    out.print(table(("plan", "key", "MB", "scratch MB", "ops", "weights bound"), rows))
+    gpus = sorted({gpu for plan in engine.plans.values() for gpu in plan.gpus}) or ["any GPU"]
     out.print(f"{engine.flavour} for {', '.join(gpus)}: {seconds:.1f} s")

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import deltart
 from deltart.cli import (
+    bench,
     build,
     cache_option,
     calibrate,
@@ -16,6 +17,7 @@ from deltart.cli import (
     extras,
     generate,
     inspect,
+    plan,
     serve,
     synthesize,
     verify,
@@ -24,7 +26,7 @@ from deltart.cli.guard import say
 from deltart.cli.signals import ending
 from deltart.version import __version__
 
-COMMANDS = (inspect, calibrate, export, build, verify, generate, chat, serve, synthesize, doctor)
+COMMANDS = (inspect, calibrate, export, plan, build, verify, bench, generate, chat, serve, synthesize, doctor)
 
 
 def parser() -> argparse.ArgumentParser:

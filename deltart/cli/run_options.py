@@ -64,9 +64,10 @@ def add_engine(parser: argparse.ArgumentParser, slots: int) -> argparse._Argumen
     group = parser.add_argument_group("run")
     group.add_argument(
         "--target",
-        choices=["auto", "tensorrt", "ort", "portable"],
+        choices=["auto", "tensorrt", "native", "ort", "portable"],
         default="auto",
-        help="what runs the graph; auto is TensorRT where there are plans and a GPU, else ONNX Runtime",
+        help="what runs the graph; auto is an engine where there are plans and a GPU, TensorRT's before native ones, "
+        "else ONNX Runtime",
     )
     group.add_argument(
         "--weights",

@@ -68,7 +68,10 @@ def _model(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--cache-mb", type=whole(0, 2**31 - 1), metavar="N", help="prefix cache; 0 for none")
     group.add_argument("--memory-mb", type=positive, metavar="N", help="memory that the engine may use")
     group.add_argument(
-        "--target", default="auto", choices=["auto", "ort", "portable", "tensorrt"], help="what runs the graph"
+        "--target",
+        default="auto",
+        choices=["auto", "native", "ort", "portable", "tensorrt"],
+        help="what runs the graph",
     )
     group.add_argument("--weights", choices=["folded", "mapped"], default="folded", help="see deltart generate")
     group.add_argument(

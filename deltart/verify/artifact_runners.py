@@ -1,4 +1,4 @@
-"""Every runner that an artifact can be compared with: transformers, both ONNX Runtime targets, its engine."""
+"""Every runner that an artifact can be compared with: transformers, both ONNX Runtime targets, its engines."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from deltart.errors import ArtifactError
 from deltart.manifest import Manifest
 from deltart.runtime.backends.base import ServingBackend
 from deltart.runtime.backends.gpu.backend import TensorRtBackend
@@ -16,6 +17,9 @@ from deltart.runtime.backends.ort import WeightMode
 from deltart.runtime.text.tokenizer import Tokenizer
 from deltart.verify.compare import Runner
 from deltart.verify.runners import backend_points, backend_reply, logit_positions
+from deltart.verify.tolerances import NATIVE_ON_SHIM
+
+SHIM_BYTES = 256 << 20  # of weights: beyond, the CPU shim takes minutes a token
 
 
 class ArtifactRunners:
@@ -45,6 +49,7 @@ class ArtifactRunners:
             "portable": lambda: self._cpu("portable"),
             "ort": lambda: self._cpu("ort"),
             **({"fp8 prefill": self._fp8_prefill} if self._activations == "fp8" else {}),
+            NATIVE_ON_SHIM: self._native_on_shim,
             "engine": self._engine,
             "engine by block": self._engine_by_block,
         }
@@ -78,6 +83,19 @@ class ArtifactRunners:
         linear = parse_function(PORTABLE["Fp8BlockLinear"]({"quantize_activations": 1}))
         backend = Fp8PrefillBackend(self._artifact, linear, weights=self._weights)
         return Runner(backend_points(backend, backend.points, self._prefill))
+
+    def _native_on_shim(self) -> Runner:
+        from deltart.plugins.cpu_shim.host_cuda import HostCuda
+        from deltart.verify.tensorrt_exposed import GRAPH, build_exposed, points
+
+        load_engine(self._artifact, "native")
+        nbytes = sum(tensor.nbytes for tensor in self._manifest.tensors.values())
+        if nbytes > SHIM_BYTES:
+            found = f"{nbytes >> 20} MB of weights on the CPU shim, which runs every thread of a kernel in turn"
+            raise ArtifactError(found, f"at most {SHIM_BYTES >> 20} MB", "verify the native engine on a GPU")
+        build_exposed(self._artifact, "native", self._cache)
+        backend = TensorRtBackend(self._artifact, "native", cuda=HostCuda())
+        return Runner(backend_points(backend, points(backend.engine), self._prefill, GRAPH, mtp=True))
 
     def _engine(self) -> Runner:
         return Runner(backend_points(self._gpu, [], self._prefill), self._reply(self._gpu))

@@ -19,6 +19,7 @@ from polygraphy.logger import G_LOGGER
 from deltart.errors import DeltaRTError
 from deltart.files import replacing, write_atomically
 from deltart.plugins.tolerance import relative_rms
+from deltart.verify.tolerances import allowed
 
 
 @dataclass(frozen=True)
@@ -236,5 +237,5 @@ def _differences(
         if found.shape == right.shape and math.isfinite(finite := relative_rms(found, right)):
             error, largest = finite, float(np.abs(found.astype(np.float32) - right).max(initial=0.0))
         names = (point, other.runner_name, expected.runner_name)
-        differences.append(Difference(*names, error, largest, error <= tolerance))
+        differences.append(Difference(*names, error, largest, error <= allowed(tolerance, point)))
     return differences

@@ -6,17 +6,11 @@ import html
 import math
 from collections.abc import Callable, Mapping, Sequence
 
+from deltart.html_style import COLORS, STYLE
 from deltart.verify.compare import Difference, VerifyReport
 
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 960, 340, 56, 16, 40, 30  # pixels: size and margins
 LABELS = 20  # at most, along the layers
-COLORS = ("#1f77b4", "#d95f02", "#1b7f3b", "#9467bd", "#8c564b")
-STYLE = (
-    "body{font:15px system-ui,sans-serif;margin:2em auto;max-width:1000px;color:#222}"
-    "table{border-collapse:collapse;font-variant-numeric:tabular-nums}"
-    "td,th{padding:.15em .6em;white-space:nowrap;border-bottom:1px solid #ddd;text-align:right}"
-    "th{white-space:normal}td:first-child,th:first-child{text-align:left}.bad{color:#b00;font-weight:bold}"
-)
 
 
 def page(report: VerifyReport) -> str:

@@ -32,20 +32,22 @@ def logit_positions(tokens: int, prefill: int) -> np.ndarray:
 
 
 def backend_points(
-    backend: Backend, points: Sequence[str], prefill: int, graph: str = "model"
+    backend: Backend, points: Sequence[str], prefill: int, graph: str = "model", mtp: bool | None = None
 ) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
     """`Runner.points` that feeds `prefill` tokens in one call and the others one by one, as generation does.
 
-    Where graph "model" has an MTP head, the tokens go through it too, each with the hidden state before it:
+    Where the artifact has an MTP head, the tokens go through it too, each with the hidden state before it:
     "mtp.hidden" and "mtp.logits".
 
     Args:
         points: outputs of `graph` to collect, "hidden" and "logits" besides.
+        mtp: whether to run the MTP head; None where `graph` is "model".
     """
+    through_mtp = graph == "model" if mtp is None else mtp
 
     def run(ids: np.ndarray) -> dict[str, np.ndarray]:
         found = _fed(backend, graph, ids, [*points, "hidden", "logits"], prefill)
-        if graph != "model" or "mtp" not in backend.manifest.graphs or len(ids) < 2:
+        if not through_mtp or "mtp" not in backend.manifest.graphs or len(ids) < 2:
             return found
         drafted = _fed(backend, "mtp", ids[1:], ["hidden", "logits"], prefill, found["hidden"][:-1])
         return found | {f"mtp.{name}": array for name, array in drafted.items()}

@@ -13,12 +13,10 @@ from deltart.errors import ArtifactError
 from deltart.manifest import GraphEntry, TensorEntry
 from deltart.runtime.backends.gpu import engine_manifest as plans
 from deltart.runtime.backends.gpu.engine_manifest import EngineManifest, Flavour
-from deltart.runtime.backends.tensorrt.builder.build import TARGET
 from deltart.runtime.backends.tensorrt.builder.compile import Log
-from deltart.runtime.backends.tensorrt.builder.job import Job
+from deltart.runtime.backends.tensorrt.builder.makers import TARGET, plan_maker
 from deltart.runtime.backends.tensorrt.builder.precision import with_activations
 from deltart.runtime.backends.tensorrt.builder.store import engine_store
-from deltart.runtime.backends.tensorrt.library import load_tensorrt
 from deltart.verify.exposed import expose
 
 GRAPH = "exposed"  # beside "model" and "mtp" in engine.json
@@ -34,8 +32,8 @@ def build_exposed(artifact: Path, flavour: Flavour, cache: Path | None, log: Log
         ArtifactError: the artifact has no plans, or its graphs are not those that the plans were built from.
         BuildError, MissingDependencyError: as build_engine.
     """
-    engine, library = plans.load_engine(artifact, flavour), load_tensorrt(flavour)
-    content, entry = exposed_graph(artifact, engine)
+    engine, maker = plans.load_engine(artifact, flavour), plan_maker(flavour)
+    content, entry = exposed_graph(artifact, engine, maker.target)
     gpus = tuple(engine.plans["model.decode"].gpus)
     built = dict(engine.plans)
     with engine_store(artifact, flavour, cache, log) as store:
@@ -43,21 +41,21 @@ def build_exposed(artifact: Path, flavour: Flavour, cache: Path | None, log: Log
             if phase == "prefill":
                 content = with_activations(content, engine.prefill_activations)
             profile = plans.profile(phase, engine.slots, engine.max_context, engine.chunk)
-            job = Job(library, GRAPH, entry, phase, gpus, profile, content)
+            job = maker.job(GRAPH, entry, phase, gpus, profile, content)
             built[job.name] = store.obtain(job, log, lambda share: None)
         result = replace(engine, plans=built)
         store.commit(result)
     return result
 
 
-def exposed_graph(artifact: Path, engine: EngineManifest) -> tuple[bytes, GraphEntry]:
+def exposed_graph(artifact: Path, engine: EngineManifest, target: str = TARGET) -> tuple[bytes, GraphEntry]:
     """(the lowered text graph with its blocks' states as outputs, what a manifest would say of it); see points."""
     manifest = load_manifest(artifact)
     entry = manifest.graphs["model"]
-    lowered = read_graph(artifact, manifest, "model", TARGET)
+    lowered = read_graph(artifact, manifest, "model", target)
     if hashlib.sha256(lowered).hexdigest() != engine.plans["model.decode"].onnx_sha256:
         raise ArtifactError(
-            f"{artifact / entry.files[TARGET]} is not the graph that the plans were built from",
+            f"{artifact / entry.files[target]} is not the graph that the plans were built from",
             "the same graph",
             f"run `deltart build {artifact}` again",
         )
@@ -65,7 +63,7 @@ def exposed_graph(artifact: Path, engine: EngineManifest) -> tuple[bytes, GraphE
     names = expose(model)
     expected = expose(onnx.load_model_from_string(read_graph(artifact, manifest, "model", "portable")))
     if names != expected:
-        raise ArtifactError(f"the TensorRT graph has the blocks {names}", f"{expected}, as the portable graph")
+        raise ArtifactError(f"the lowered graph has the blocks {names}", f"{expected}, as the portable graph")
     axes = next(o for o in entry.outputs if o.name == "hidden").axes
     outputs = [*entry.outputs, *(TensorEntry(name, "float32", axes) for name in names)]
     return model.SerializeToString(deterministic=True), replace(entry, outputs=outputs)

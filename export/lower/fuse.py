@@ -36,6 +36,7 @@ class Fusion:
         when: what else must hold of what was captured.
         replaces: the inputs of the pattern's root that the op makes, by position; empty where it makes the root's own
             outputs.
+        also: captured nodes whose outputs the op makes besides, behind those.
         only_results: whether the root's output must leave the graph.
         through_casts: whether casts on the way are passed over: the op computes in float32 what they round.
     """
@@ -45,6 +46,7 @@ class Fusion:
     inputs: tuple[str, ...]
     when: Callable[[Match], bool] = lambda found: True
     replaces: tuple[int, ...] = ()
+    also: tuple[str, ...] = ()
     only_results: bool = False
     through_casts: bool = False
 
@@ -56,6 +58,7 @@ class Fusion:
         if found is None or not self.when(found):
             return []
         outputs = [node.input[i] for i in self.replaces] or list(node.output)
+        outputs += [found.nodes[name].output[0] for name in self.also]
         name = f"{node.name}/{self.op.reference.__name__}" if self.replaces else node.name
         made = onnx.helper.make_node(self.op.name, [found.values[i] for i in self.inputs], outputs, name, domain=DOMAIN)
         made.attribute.extend(_attribute(attribute, found.nodes) for attribute in self.op.attributes)
@@ -85,11 +88,13 @@ def _normed(x: Op, weight: str, name: str = "") -> Op:
     return Op("RotaryEmbedding", (Op("Reshape", (norm,)), Value("cos"), Value("sin")))
 
 
-def _silu(x: Op) -> Op:
+def silu(x: Value | Op) -> Op:
+    """x * sigmoid(x)."""
     return Op("Mul", (x, Op("Sigmoid", (x,))), any_order=True)
 
 
-def _linear(weight: str, name: str = "") -> Op:
+def linear(weight: str, name: str = "") -> Op:
+    """x W^T with a stored weight."""
     return Op("Einsum", (Value("x"), Value(weight, stored=True)), name, when=_is_linear)
 
 
@@ -99,19 +104,19 @@ def _experts(op: OpSpec) -> Op:
 
 def _beside(experts: Op, shared: Op) -> Op:
     """Routed experts and, behind its own gate, the shared one."""
-    gate = Op("Sigmoid", (_linear("shared_expert_gate"),))
+    gate = Op("Sigmoid", (linear("shared_expert_gate"),))
     return Op("Add", (experts, Op("Mul", (gate, shared), any_order=True)), any_order=True)
 
 
 GATE = _fp8_linear("gate", name="gate")
-SHARED_GATE, SHARED_FP8_GATE = _linear("shared_gate", name="gate"), _fp8_linear("shared_gate", name="gate")
+SHARED_GATE, SHARED_FP8_GATE = linear("shared_gate", name="gate"), _fp8_linear("shared_gate", name="gate")
 HEADS = Op("Reshape", (Value("q_gate"),), name="heads")  # per head: q, then the gate of its output
 
 FUSIONS = (
     # silu(x W^T) * (x U^T)
     Fusion(
         FP8_BLOCK_GATE_UP,
-        Op("Mul", (_silu(GATE), _fp8_linear("up")), any_order=True),
+        Op("Mul", (silu(GATE), _fp8_linear("up")), any_order=True),
         ("x", "gate", "gate_scale", "up", "up_scale"),
     ),
     # Logits: a linear with a stored weight whose result leaves the graph, in f32.
@@ -143,7 +148,7 @@ FUSIONS = (
             Op(
                 "Einsum",
                 (
-                    Op("Mul", (_silu(SHARED_GATE), _linear("shared_up")), any_order=True),
+                    Op("Mul", (silu(SHARED_GATE), linear("shared_up")), any_order=True),
                     Value("shared_down", stored=True),
                 ),
                 when=_is_linear,
@@ -158,7 +163,7 @@ FUSIONS = (
             Op(
                 FP8_BLOCK_LINEAR.name,
                 (
-                    Op("Mul", (_silu(SHARED_FP8_GATE), _fp8_linear("shared_up")), any_order=True),
+                    Op("Mul", (silu(SHARED_FP8_GATE), _fp8_linear("shared_up")), any_order=True),
                     Value("shared_down"),
                     Value("shared_down_scale"),
                 ),
@@ -197,11 +202,16 @@ PROJECTIONS = {(3, 0): ATTENTION_PROJECTIONS.name, (2, 2): DELTA_NET_PROJECTIONS
 
 def fuse(nodes: Nodes, results: Sequence[str]) -> Nodes:
     """`nodes`, sorted so that they can run, with every known chain replaced; `results` are the graph's outputs."""
+    return projections(replaced(nodes, results, FUSIONS))
+
+
+def replaced(nodes: Nodes, results: Sequence[str], fusions: Sequence[Fusion]) -> Nodes:
+    """`nodes` with every chain that one of `fusions` knows replaced, by the first that does."""
     producers = {output: node for node in nodes for output in node.output}
     fused: Nodes = []
     for node in nodes:
-        fused += next((made for fusion in FUSIONS if (made := fusion.apply(node, producers, results))), [node])
-    return projections(_needed(fused, results))
+        fused += next((made for fusion in fusions if (made := fusion.apply(node, producers, results))), [node])
+    return needed(fused, results)
 
 
 def projections(nodes: Nodes) -> Nodes:
@@ -226,7 +236,7 @@ def projections(nodes: Nodes) -> Nodes:
     return [joined.get(n.name, n) for n in nodes if n.name in joined or n.name not in replaced]
 
 
-def _needed(nodes: Nodes, results: Sequence[str]) -> Nodes:
+def needed(nodes: Nodes, results: Sequence[str]) -> Nodes:
     """The nodes that `results` depend on, in their order; of two that make one value the later, its replacement."""
     wanted, made, kept = set(results), set[str](), []
     for node in reversed(nodes):

@@ -23,6 +23,8 @@ struct BlockFp8 {
   __device__ __forceinline__ static void unpack(const uint32_t (&words)[4], int j, BfPair& first, BfPair& second) {
     e4m3_to_bf16(words[j], first, second);
   }
+  // Another weight of the same sizes.
+  __device__ __forceinline__ void become(const BlockFp8& other) { weight = other.weight, scale = other.scale; }
 };
 
 // bf16 [N, K].
@@ -36,6 +38,7 @@ struct Bf16 {
   __device__ __forceinline__ static void unpack(const uint32_t (&words)[4], int j, BfPair& first, BfPair& second) {
     first = words[2 * j], second = words[2 * j + 1];
   }
+  __device__ __forceinline__ void become(const Bf16& other) { weight = other.weight; }
 };
 
 // Consecutive activations of one token as right operands of `Steps` products, in `Terms` bf16 terms.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +13,20 @@ from deltart.plugins.cpu_shim.runner import compile_cpu
 from deltart.plugins.launch import Launch
 
 
+@dataclass
+class HostLimits:
+    """What the host's kernels are launched as if for: the least shared memory of a GPU with FP8 arithmetic."""
+
+    shared_limit: int = 99 << 10
+    capability: int = 89
+    multiprocessors: int = 128
+
+
 class HostCuda:
     """`Cuda` over host memory. Freed memory is filled with ones (NaN), so that a use of it is seen."""
 
-    def __init__(self) -> None:
+    def __init__(self, limits: HostLimits | None = None) -> None:
+        self.limits = limits or HostLimits()
         self.blocks: dict[int, np.ndarray] = {}
         self.pins: list[np.ndarray] = []
         self.copied = 0

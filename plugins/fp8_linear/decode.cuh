@@ -30,7 +30,7 @@ __device__ void run(const Linear<Act, Weight>& in, const Weight& up, int index, 
   const int N = in.weight.N;
   Weight weight = in.weight;
   if constexpr (Gated)
-    if (warp % tiles >= in.row_groups) weight.weight = up.weight, weight.scale = up.scale;
+    if (warp % tiles >= in.row_groups) weight.become(up);
   Tile tile(weight, in.x, in.M, first_row + warp % in.row_groups * kRows, first_token, N);
   tile.run(warp / tiles, splits);
   tile.save(memory + warp * Tile::kFloats);

@@ -9,8 +9,9 @@ from deltart.plugins.fp8_linear.reference import (
     delta_net_projections,
     fp8_block_gate_up,
     fp8_block_linear,
+    fp8_linear_norm,
 )
-from deltart.plugins.spec import ACT, FP8, STORED, OpSpec, TensorSpec
+from deltart.plugins.spec import ACT, FP8, I32, STORED, OpSpec, TensorSpec
 
 FP8_BLOCK_LINEAR = OpSpec(
     name="Fp8BlockLinear",
@@ -38,6 +39,22 @@ FP8_BLOCK_GATE_UP = OpSpec(
     outputs=(TensorSpec("y", ACT, ("B", "T", "N")),),
     attributes={"quantize_activations": int},
     reference=fp8_block_gate_up,
+)
+
+FP8_LINEAR_NORM = OpSpec(
+    name="Fp8LinearNorm",
+    doc="sum = h + x W^T, W as in Fp8BlockLinear; normed = (1 + norm_weight) * sum / rms(sum). For few tokens.",
+    inputs=(
+        TensorSpec("x", ACT, ("B", "T", "K")),
+        TensorSpec("weight", FP8, ("N", "K")),
+        TensorSpec("weight_scale_inv", STORED, ("N_blocks", "K_blocks")),
+        TensorSpec("h", ACT, ("B", "T", "N")),
+        TensorSpec("norm_weight", STORED, ("N",)),
+        TensorSpec("arrived", I32, ("1",)),  # 0 before and after
+    ),
+    outputs=(TensorSpec("normed", ACT, ("B", "T", "N")), TensorSpec("sum", ACT, ("B", "T", "N"))),
+    attributes={"epsilon": float},
+    reference=fp8_linear_norm,
 )
 
 ATTENTION_PROJECTIONS = OpSpec(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from deltart.plugins.fp8_linear import gate_up
+from deltart.plugins.fp8_linear import norm as joined
 from deltart.plugins.fp8_linear import prefill as tiles
 from deltart.plugins.fp8_linear import projections as several
 from deltart.plugins.fp8_linear.call import is_decode, is_quantized, scratch, scratch_bytes, shape_of, tile_kernel
@@ -109,5 +110,6 @@ KERNELS = {
     "Fp8BlockLinear": Kernel(FOLDER, SOURCES, linear_workspace, linear),
     "Fp8BlockGateUp": Kernel(FOLDER, SOURCES, pair_workspace, pair),
     "AttentionProjections": Kernel(FOLDER, PROJECTION_SOURCES, ATTENTION.workspace_bytes, ATTENTION.launches),
+    "Fp8LinearNorm": Kernel(FOLDER, ("norm.cu",), joined.product_bytes, joined.launches),
     "DeltaNetProjections": Kernel(FOLDER, PROJECTION_SOURCES, DELTA_NET.workspace_bytes, DELTA_NET.launches),
 }

@@ -5,6 +5,8 @@ from __future__ import annotations
 import ml_dtypes
 import numpy as np
 
+from deltart.plugins.residual_rms_norm.reference import residual_rms_norm
+
 BLOCK = 128
 
 
@@ -53,6 +55,19 @@ def fp8_block_gate_up(
     (gate,) = fp8_block_linear(x, weight, weight_scale_inv, quantize_activations)
     (up,) = fp8_block_linear(x, up_weight, up_weight_scale_inv, quantize_activations)
     return (gate / (1.0 + np.exp(-gate)) * up,)
+
+
+def fp8_linear_norm(
+    x: np.ndarray,
+    weight: np.ndarray,
+    weight_scale_inv: np.ndarray,
+    h: np.ndarray,
+    norm_weight: np.ndarray,
+    arrived: np.ndarray,
+    epsilon: float,
+) -> tuple[np.ndarray, np.ndarray]:
+    """As fp8_block_linear with exact x, then residual_rms_norm of its result over h [B, T, N]; `arrived` is 0."""
+    return residual_rms_norm(*fp8_block_linear(x, weight, weight_scale_inv), h, norm_weight, epsilon)
 
 
 def attention_projections(

@@ -2,7 +2,7 @@
 #pragma once
 #include <limits.h>
 
-#include "../common/vector.cuh"
+#include "../common/fresh.cuh"
 #include "../common/warp.cuh"
 #include "random.cuh"
 
@@ -23,17 +23,8 @@ inline uint32_t bits_of(float x) {
   memcpy(&bits, &x, 4);
   return bits;
 }
-template <class T>
-inline T fresh(const T* from) {
-  return *from;
-}
 #else
 __device__ __forceinline__ uint32_t bits_of(float x) { return __float_as_uint(x); }
-// What another block of this launch may have written.
-template <class T>
-__device__ __forceinline__ T fresh(const T* from) {
-  return __ldcg(from);
-}
 #endif
 
 // How a row is sampled, as runtime/sample.py has it.

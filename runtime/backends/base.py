@@ -39,6 +39,10 @@ class ServingBackend(Backend, Protocol):
     def weight_bytes(self) -> int:
         """Bytes of host memory that the weights take once they are used."""
 
+    @property
+    def sees(self) -> bool:
+        """Whether `see` may be called, and prompts may hold pictures."""
+
     def see(self, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
         """One call of the vision graph: patches f32 [F, S, ...] of frames of one grid, and that grid's inputs.
 
@@ -46,7 +50,7 @@ class ServingBackend(Backend, Protocol):
             f32 [F, S / merge^2, out].
 
         Raises:
-            ArtifactError: the artifact or its engine has no vision graph.
+            GenerationError: it failed, most likely for want of memory.
         """
 
     def open_slots(self, slots: int, max_context: int, vocab_limit: int) -> Slots:

@@ -9,7 +9,7 @@ from deltart.errors import DeltaRTError
 from deltart.runtime.backends.base import ServingBackend
 from deltart.runtime.backends.ort import OrtBackend, WeightMode
 
-Target = Literal["auto", "tensorrt", "ort", "portable"]
+Target = Literal["auto", "tensorrt", "native", "ort", "portable"]
 
 
 def open_backend(
@@ -19,7 +19,9 @@ def open_backend(
     threads: int = 0,
     plugins: Path | None = None,
 ) -> ServingBackend:
-    """The backend that `target` names; "auto" is TensorRT where there are plans and a GPU, else ONNX Runtime.
+    """The backend that `target` names; "auto" is an engine where there are plans and a GPU, else ONNX Runtime.
+
+    "native" takes native plans where there are TensorRT's too.
 
     `plugins` is TensorRT's C++ plugin library, None for the Python classes; ONNX Runtime has no use for it.
 
@@ -27,10 +29,10 @@ def open_backend(
         ArtifactError, MissingDependencyError: what the backend needs is not there. A GPU and plans that can't be
             used are an error too, not a reason to run on the CPU.
     """
-    if target == "tensorrt" or (target == "auto" and _has_plans(artifact) and _has_gpu()):
+    if target in ("tensorrt", "native") or (target == "auto" and _has_plans(artifact) and _has_gpu()):
         from deltart.runtime.backends.gpu.backend import TensorRtBackend
 
-        return TensorRtBackend(artifact, plugins=plugins)
+        return TensorRtBackend(artifact, "native" if target == "native" else None, plugins=plugins)
     return OrtBackend(artifact, "portable" if target == "portable" else "ort", weights, threads)
 
 

@@ -61,16 +61,19 @@ class OrtBackend:
         target: "ort" (contrib kernels) or "portable" (the reference bodies).
         weights: "folded" or "mapped", see WeightMode.
         threads: intra-op threads; ONNX Runtime's default when 0.
+        profile: prefix of the files that sessions write their nodes' times to (`end_profiling`); none when empty.
 
     Raises:
         ArtifactError: the artifact is incomplete or its weights changed.
     """
 
-    def __init__(self, artifact: Path, target: str = "ort", weights: WeightMode = "folded", threads: int = 0) -> None:
+    def __init__(
+        self, artifact: Path, target: str = "ort", weights: WeightMode = "folded", threads: int = 0, profile: str = ""
+    ) -> None:
         self.artifact, self.target = artifact, target
         self.manifest: Manifest = load_manifest(artifact)
         self._weights = MappedWeights(artifact, self.manifest)
-        self._mode, self._threads = weights, threads
+        self._mode, self._threads, self._profile = weights, threads, profile
         self._sessions: dict[str, ort.InferenceSession] = {}
 
     def new_state(self, graph: str, slots: int, capacity: int) -> OrtState:
@@ -95,10 +98,15 @@ class OrtBackend:
         state.turn += 1
         return [value.numpy() for value in binding.get_outputs()[: len(outputs)]]
 
+    @property
+    def sees(self) -> bool:
+        """See ServingBackend."""
+        return self.manifest.vision is not None
+
     def see(self, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
         """See ServingBackend; the graph's weights are read when it is first asked for."""
-        graph = self.manifest.vision.graph if self.manifest.vision else "vision"
-        session = self.session(graph)
+        assert self.manifest.vision is not None
+        session = self.session(self.manifest.vision.graph)
         try:
             (embeds,) = session.run(["embeds"], dict(inputs))
         except Exception as error:  # the library's own classes; most likely it ran out of memory
@@ -151,6 +159,8 @@ class OrtBackend:
         options = ort.SessionOptions()
         options.intra_op_num_threads = self._threads
         options.log_severity_level = 3
+        if self._profile:
+            options.enable_profiling, options.profile_file_prefix = True, self._profile
         values = [_ortvalue(self._weights[name]) for name in entry.weights]
         options.add_external_initializers(list(entry.weights), values)
         content = self._model(graph)

@@ -279,7 +279,7 @@ class Scheduler:
         """What tokens [begin, end) of a prompt with pictures take besides their ids."""
         if self._encoder is None or not request.media:
             return None
-        return PromptMedia(request.positions, *self._encoder.chunk(request.media, begin, end))
+        return PromptMedia(request.positions, *self._encoder.chunk(request.media, begin, end, request.cache_salt))
 
     def _prompt_logprobs(self, sequence: Sequence, logits: np.ndarray, past: int) -> Iterable[TokenLogprobs]:
         top, limit = sequence.request.prompt_logprobs or 0, sequence.sampler.vocab_limit

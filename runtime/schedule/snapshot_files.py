@@ -5,8 +5,10 @@ A file is a safetensors file: the ids, the recurrent states, and the caches of a
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +17,21 @@ from safetensors.numpy import save
 
 from deltart.errors import ArtifactError
 from deltart.files import write_atomically
+from deltart.manifest import Manifest
 from deltart.runtime.backends.slots import Block, Snapshot
 
 FORMAT = "deltart.prefix.1"
 SUFFIX = ".prefix.safetensors"
+
+
+def model_name(manifest: Manifest) -> str:
+    """Names weights, states and sizes: what a state depends on."""
+    parts = [
+        [[file.name, file.size, file.header_sha256] for file in manifest.files],
+        {name: [asdict(state) for state in graph.states] for name, graph in manifest.graphs.items()},
+        manifest.spec,
+    ]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def write_prefix(path: Path, ids: np.ndarray, snapshot: Snapshot, model: str) -> None:

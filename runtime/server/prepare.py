@@ -86,7 +86,7 @@ def conversation(ask: Ask, chats: Chats | None, settings: Settings) -> Prompt:
     if chats is None:
         raise RequestError("a chat", "/v1/completions", "this artifact has no chat template", param="messages")
     messages: Sequence[Mapping[str, Any]] = ask.messages
-    if chats.engine.manifest.vision is None:
+    if not chats.engine.sees:
         refuse_media(messages)
     else:
         messages = fetched(messages, settings)

@@ -15,11 +15,14 @@ from deltart.runtime.vision.tower import grid_inputs
 
 CALL_PATCHES = 4096  # of several frames in one call: a call holds up the sequences that are being written
 
+_Key = tuple[str, bytes, int]  # salt, digest, group of frames
 RunTower = Callable[[Mapping[str, np.ndarray]], np.ndarray]  # inputs of the graph -> embeds [F, S / merge^2, out]
 
 
 class VisionEncoder:
     """Embeddings by the content of what they are of, up to `budget` bytes of them. One thread uses it at a time.
+
+    They are found under the salt they were made for and no other, as kept prefixes are.
 
     Args:
         run: one call of the tower's graph.
@@ -32,11 +35,11 @@ class VisionEncoder:
 
     def __init__(self, run: RunTower, entry: VisionEntry, budget: int) -> None:
         self._run, self._entry, self._budget = run, entry, budget
-        self._kept: OrderedDict[tuple[bytes, int], np.ndarray] = OrderedDict()  # by digest and group of frames
+        self._kept: OrderedDict[_Key, np.ndarray] = OrderedDict()
         self._bytes = 0
         self.calls = 0
 
-    def chunk(self, spans: Sequence[Span], begin: int, end: int) -> tuple[np.ndarray, np.ndarray]:
+    def chunk(self, spans: Sequence[Span], begin: int, end: int, salt: str = "") -> tuple[np.ndarray, np.ndarray]:
         """What tokens [begin, end) of a prompt take: rows f32 [M, out], and which each token is, int32 [end - begin].
 
         Text is -1; M is at least 1.
@@ -47,17 +50,17 @@ class VisionEncoder:
         for span in spans:
             first, last = max(span.start, begin), min(span.end, end)
             if first < last:
-                rows.append(self.rows(span.medium, span.frame)[first - span.start : last - span.start])
+                rows.append(self.rows(span.medium, span.frame, salt)[first - span.start : last - span.start])
                 index[first - begin : last - begin] = count + np.arange(last - first)
                 count += last - first
         return np.concatenate(rows) if rows else np.zeros((1, self._entry.out), np.float32), index
 
-    def rows(self, medium: Medium, frame: int) -> np.ndarray:
+    def rows(self, medium: Medium, frame: int, salt: str = "") -> np.ndarray:
         """f32 [tokens of a frame, out]: the embeddings of temporal patch `frame`."""
         together = self._frames_a_call(medium)
-        key = (medium.digest, frame // together)
+        key = (salt, medium.digest, frame // together)
         if key not in self._kept:
-            self._keep(key, self._encode(medium, key[1] * together, together))
+            self._keep(key, self._encode(medium, key[2] * together, together))
         self._kept.move_to_end(key)
         found: np.ndarray = self._kept[key][frame % together]
         return found
@@ -73,7 +76,7 @@ class VisionEncoder:
         self.calls += 1
         return self._run({"patches": patches(frames, self._entry), **grid})
 
-    def _keep(self, key: tuple[bytes, int], rows: np.ndarray) -> None:
+    def _keep(self, key: _Key, rows: np.ndarray) -> None:
         """The newest stays whatever its size."""
         self._kept[key] = rows
         self._bytes += rows.nbytes

@@ -5,14 +5,18 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 
 from bench.kernels import __main__ as bench
-from bench.kernels import peers
+from bench.kernels import device, peers, table
+from bench.kernels.run import Run
+from bench.kernels.sections import SECTIONS
 from bench.kernels.sections.gated_delta_rule import one_group
 from deltart.plugins.causal_conv1d import inputs as conv_inputs
+from deltart.plugins.cpu_shim.runner import compile_cpu
 from deltart.plugins.gated_delta_rule import inputs
 from deltart.plugins.tolerance import relative_rms
 
@@ -55,3 +59,115 @@ def test_torch_peers_compute_the_same_thing() -> None:
     assert relative_rms(found.reshape(2, 1, -1), inputs.expected(shape, given)[0]) < 1e-5
     conv = conv_inputs.make(conv_inputs.Shape(2, 5, 64, "f32", "f32"), 0)
     assert relative_rms(peers.torch_conv(tensors(conv)).numpy(), conv_inputs.expected(conv)[0]) < 1e-6
+
+
+class ShimCuda(device.Cuda):
+    """The class that drives a GPU, its memory torch's on the CPU and its kernels on the shim."""
+
+    def __init__(self) -> None:
+        self.torch, self.name, self.spoilt = torch, "shim", False
+        self.shared_limit, self.capability, self.multiprocessors, self.l2_bytes = 227 << 10, 90, 3, 1 << 10
+
+    def module(self, source: Path) -> Any:
+        kernels = compile_cpu(source)
+        return lambda launches, stream: kernels.run(launches)
+
+    def copies(self, call_bytes: int, limit: int = 32) -> int:
+        return 2
+
+    def synchronize(self) -> None:
+        if self.spoilt:
+            raise RuntimeError("an illegal memory access was encountered")
+
+    def usable(self) -> bool:
+        return not self.spoilt
+
+    def time(self, calls: list[device.Call], replays: int = 20) -> device.Timing:
+        for call in calls:
+            call(0)
+        return device.Timing(1.0, 0.0)
+
+
+@pytest.fixture
+def shim_cuda(monkeypatch: pytest.MonkeyPatch) -> ShimCuda:
+    monkeypatch.setattr(torch.Tensor, "cuda", lambda self: self.clone(), raising=False)
+    made = ShimCuda()
+    monkeypatch.setattr(bench, "Cuda", lambda: made)
+    return made
+
+
+@pytest.mark.parametrize(
+    "section",
+    [
+        pytest.param(name, marks=() if name in ("sampler", "rope") else pytest.mark.slow)
+        for name in SECTIONS
+        if name not in ("ceilings", "token")
+    ],
+)
+def test_a_section_as_it_runs_on_a_gpu(shim_cuda: ShimCuda, section: str) -> None:
+    """Types, shapes and addresses of every buffer pass through the class for GPUs."""
+    rows = list(SECTIONS[section](Run(shim_cuda, 1, small=True)))
+    assert rows and all(row.passed and row.us for row in rows), [row for row in rows if not row.passed]
+
+
+def test_a_section_that_stops_ends_no_other(
+    shim_cuda: ShimCuda, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    def broken(run: Run) -> Any:
+        yield table.Row("conv", "first", us=2.0)
+        raise TypeError("as no check foresees")
+
+    monkeypatch.setitem(bench.SECTIONS, "conv", broken)
+    command = ["--check-only", "--seed", "1", "--out", str(tmp_path), "--section", "conv", "rope"]
+    assert bench.main(command) == 1
+    shown = capsys.readouterr().out
+    assert "TypeError: as no check foresees" in shown and "first" in shown and "rope" in shown
+    kept = json.loads((tmp_path / "conv.stopped.json").read_text())["rows"]
+    assert [row["case"] for row in kept] == ["first", bench.STOPPED] and not (tmp_path / "conv.json").exists()
+
+
+def test_a_spoilt_device_is_left_to_a_new_process(
+    shim_cuda: ShimCuda, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    def spoil(run: Run) -> Any:
+        yield from ()
+        shim_cuda.spoilt = True
+        shim_cuda.synchronize()
+
+    def start(command: list[str], **how: Any) -> None:
+        started.append(command)
+        options = bench.parse(command[3:])
+        rows = [table.Row("rope", "from the child", us=1.0)]
+        table.save(options.out / "rope.json", bench.key(shim_cuda, options), rows)
+
+    started: list[list[str]] = []
+    monkeypatch.setitem(bench.SECTIONS, "conv", spoil)
+    monkeypatch.setattr(bench.subprocess, "run", start)
+    command = ["--check-only", "--seed", "1", "--out", str(tmp_path), "--section", "conv", "rope"]
+    assert bench.main(command) == 1
+    assert len(started) == 1 and started[0][-2:] == ["--section", "rope"] and "--no-rivals" in started[0]
+    assert "from the child" in capsys.readouterr().out
+
+
+def test_rivals_run_behind_all_of_ours(
+    shim_cuda: ShimCuda, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    def start(command: list[str], **how: Any) -> None:
+        options = bench.parse(command[3:])
+        assert options.rivals and options.section == ["conv"]
+        (tmp_path / "rivals").mkdir()
+        rows = [table.Row("conv", "one", us=9.0, peers={"torch": 4.0}, notes=["torch error 1e-3"])]
+        table.save(tmp_path / "rivals" / "conv.json", bench.key(shim_cuda, options), rows)
+
+    monkeypatch.setattr(bench.subprocess, "run", start)
+    monkeypatch.setitem(bench.SECTIONS, "conv", lambda run: iter([table.Row("conv", "one", us=2.0)]))
+    assert bench.main(["--seed", "1", "--out", str(tmp_path), "--section", "conv"]) == 0
+    shown = capsys.readouterr().out
+    assert "torch 4.00 (2.00x)" in shown and "torch error 1e-3" in shown
+
+
+def test_without_a_gpu_it_says_so(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    assert bench.main(["--section", "rope"]) == 2
+    assert capsys.readouterr().err

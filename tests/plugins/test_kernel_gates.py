@@ -14,12 +14,14 @@ from deltart.plugins.fp8_linear import gate_up
 from deltart.plugins.fp8_linear import inputs as linear_inputs
 from deltart.plugins.fp8_linear import launch as linear
 from deltart.plugins.fp8_linear import prefill as tiles
+from deltart.plugins.fp8_linear.norm import linear_norm
 from deltart.plugins.fp8_linear.projections import Projection, decode
 from deltart.plugins.gated_attention import inputs as attention_inputs
 from deltart.plugins.gated_attention import launch as attention
 from deltart.plugins.gated_rms_norm import inputs as norm_inputs
 from deltart.plugins.gated_rms_norm import launch as norm
 from deltart.plugins.launch import Launch
+from deltart.plugins.linear import launch as plain
 from deltart.plugins.lm_head import inputs as head_inputs
 from deltart.plugins.lm_head import launch as head
 from deltart.plugins.moe_experts import inputs as experts_inputs
@@ -28,6 +30,8 @@ from deltart.plugins.qk_norm_rope import inputs as rope_inputs
 from deltart.plugins.qk_norm_rope import launch as rope
 from deltart.plugins.residual_rms_norm import inputs as residual_inputs
 from deltart.plugins.residual_rms_norm import launch as residual
+from deltart.plugins.rotary_table import launch as rotary
+from deltart.plugins.rows import launch as rows
 from deltart.plugins.sampler import inputs as sampler_inputs
 from deltart.plugins.sampler import launch as sampler
 
@@ -37,6 +41,7 @@ CEILINGS = {
     "fp8_block_linear_decode_bf16_m1": 128,
     "fp8_block_linear_decode_bf16_m2": 128,
     "fp8_block_linear_gate_up_bf16_m1": 128,
+    "fp8_block_linear_norm": 128,
     "fp8_block_linear_gate_up_bf16_m2": 128,
     "fp8_block_linear_projections_bf16_m1": 128,
     "fp8_block_linear_projections_bf16_m2": 128,
@@ -44,6 +49,15 @@ CEILINGS = {
     "fp8_block_linear_prefill": 255,
     "gated_attention": 255,
     "gated_rms_norm": 64,
+    "linear": 168,
+    "linear_bf16_m1": 128,
+    "linear_bf16_m2": 128,
+    "linear_gate_up_bf16_m1": 128,
+    "linear_gate_up_bf16_m2": 128,
+    "silu_mul": 64,
+    "take_rows": 32,
+    "concat_rows": 32,
+    "rotary_table": 64,
     "qk_norm_rope": 64,
     "residual_rms_norm": 128,
     "lm_head_bf16_bf16": 128,
@@ -67,10 +81,13 @@ FOLDERS = (
     "fp8_linear",
     "gated_attention",
     "gated_rms_norm",
+    "linear",
     "lm_head",
     "moe_experts",
     "qk_norm_rope",
     "residual_rms_norm",
+    "rotary_table",
+    "rows",
     "sampler",
 )
 
@@ -78,7 +95,7 @@ FOLDERS = (
 def every_launch() -> list[Launch]:
     """One launch of each kernel that the plans know."""
     at: dict[str, int] = defaultdict(int)
-    launches = sampler.sample(sampler_inputs.Shape(), at)
+    launches = [*sampler.sample(sampler_inputs.Shape(), at), rows.take(rows.Gather(1, 0, 1, 8), at)]
     prompt = linear_inputs.Shape(tokens=65)
     launches += linear.forward(prompt, at)[1]
     launches += [one for kernel in (tiles.W8A8, tiles.W8A8_WGMMA) for one in tiles.prefill_w8a8(prompt, kernel, at)]
@@ -88,6 +105,10 @@ def every_launch() -> list[Launch]:
             shape = linear_inputs.Shape(tokens=tokens, dtype=dtype)
             launches += [linear.decode(shape, at), linear.decode_gate_up(shape, at)]
             launches.append(decode(shape, [Projection(5120, "weight", "y", "scale")], at))
+            if tokens == 1:
+                launches.append(linear_norm(shape, "bf16", 1e-6, at))
+            launches += [plain.linear(shape, at), plain.gate_up(shape, at), plain.silu_mul(shape, at)]
+        launches += [rotary.table(1, 32, 1.0, at, dtype), rows.concat(1, (8, 8), dtype, at)]
         launches.append(rope.rope(rope_inputs.Shape(dtype=dtype), at))
         launches.append(norm.norm(norm_inputs.Shape(dtype=dtype), at))
         launches.append(residual.norm(residual_inputs.Shape(dtype=dtype), at))
@@ -140,6 +161,15 @@ def test_gates_on_hopper() -> None:
 @pytest.mark.parametrize("source", sources(), ids=lambda source: f"{source.parent.name}/{source.stem}")
 def test_gates_on_every_target(source: Path) -> None:
     gates(toolchain.TARGETS, source)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("source", sources(), ids=lambda source: f"{source.parent.name}/{source.stem}")
+def test_other_targets_compile(source: Path) -> None:
+    """Those that the compiler names; what they take of a multiprocessor is for their own benchmark to say."""
+    others = tuple(t for t in toolchain.known_targets(toolchain.find_nvcc()) if t in toolchain.OTHERS)
+    rows = toolchain.compile_gpu(source, others).resources
+    assert {row.target for row in rows} == set(others)
 
 
 def test_warpgroups_deal_out_what_the_launch_gave() -> None:

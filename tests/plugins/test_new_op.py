@@ -83,7 +83,7 @@ class Toy(nn.Module):
 
 block = Block("toy", lambda _: Toy(), {}, ("x",), ("y",), (State("toy.sum", ACT, ("B", 3)),))
 graph = ModelGraph("toy", values(activation("x", "B", "T", 3), activation("y", "B", "T", 3)), ("x",), ("y",), (block,))
-bound = BoundModel(None, {}, torch.float32, False, (BoundGraph(graph, (BoundBlock(block, Toy()),)),))
+bound = BoundModel(None, {}, torch.float32, False, False, (BoundGraph(graph, (BoundBlock(block, Toy()),)),))
 tracer = Tracer(bound)
 model, _ = assemble(graph, tracer)
 assert writers(block, tracer.traced(graph, block).function) == {"toy.sum": SPEC}

@@ -28,6 +28,7 @@ from deltart.plugins.gated_delta_rule import plugin as delta
 from deltart.plugins.gated_delta_rule.op import GATED_DELTA_RULE
 from deltart.plugins.gated_rms_norm.op import GATED_RMS_NORM
 from deltart.plugins.kernel_call import Call, kernel_of
+from deltart.plugins.kernel_call import addresses as named_addresses
 from deltart.plugins.lm_head.op import LM_HEAD
 from deltart.plugins.qk_norm_rope.op import QK_NORM_ROPE
 from deltart.plugins.registry import OPS
@@ -273,10 +274,10 @@ def test_gated_rms_norm_through_its_contract() -> None:
 
 def test_a_state_that_was_copied_is_refused() -> None:
     inputs = list(range(256, 256 * 9, 256))
-    at = trt_plugin._addresses(GATED_DELTA_RULE, inputs, [4096, inputs[5]])
+    at = named_addresses(GATED_DELTA_RULE, inputs, [4096, inputs[5]])
     assert (at["S"], at["o"], at["qkv"]) == (inputs[5], 4096, 256)
     with pytest.raises(BuildError, match=r"GatedDeltaRule.S has different buffers"):
-        trt_plugin._addresses(GATED_DELTA_RULE, inputs, [4096, 8192])
+        named_addresses(GATED_DELTA_RULE, inputs, [4096, 8192])
 
 
 def test_serialized_fields() -> None:

@@ -14,8 +14,8 @@ from deltart.plugins.spec import DOMAIN, OpSpec
 from deltart.plugins.tolerance import TOLERANCE, relative_rms
 from deltart.runtime.backends.gpu.cuda import CudaDriver
 from deltart.runtime.backends.gpu.engine_manifest import Binding, PlanEntry, Profile
-from deltart.runtime.backends.tensorrt.builder.build import PRESENT_GPU
 from deltart.runtime.backends.tensorrt.builder.compile import compile_plan
+from deltart.runtime.backends.tensorrt.builder.makers import PRESENT_GPU
 from deltart.runtime.backends.tensorrt.executor import TensorRtExecutor
 from deltart.runtime.backends.tensorrt.library import load_tensorrt
 

@@ -34,3 +34,4 @@ SECTIONS: dict[str, Callable[[Run], Iterator[Row]]] = {
     "rope": simple.rope,
     "token": token.token,  # sums over the rows of the others
 }
+RIVALRIES = ("decode", "prefill", "conv", "linear", "attention")  # where others' kernels are timed beside ours

@@ -10,7 +10,7 @@ import ml_dtypes
 import numpy as np
 
 from bench.kernels import peers_linear as peers
-from bench.kernels.device import Buffers, Cuda
+from bench.kernels.device import Buffers
 from bench.kernels.run import Run, measure, once
 from bench.kernels.table import Row
 from deltart.plugins import fp8_linear
@@ -106,7 +106,7 @@ def check(run: Run, row: Row, case: LinearCase, rivals: dict[str, peers.Peer]) -
 
 def rivals(run: Run, case: LinearCase) -> dict[str, peers.Peer]:
     """Who computes the same: cuBLAS on bf16 weights always, with quantized activations cuBLASLt's block scales."""
-    if not isinstance(run.device, Cuda) or case.kind == "gate_up":
+    if not run.rivals or case.kind == "gate_up":
         return {}
     found = {"torch bf16": peers.torch_linear()}
     if case.quantized:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from bench.kernels import peers_linear as peers
-from bench.kernels.device import Buffers, Cuda
+from bench.kernels.device import Buffers
 from bench.kernels.run import Run, measure, once
 from bench.kernels.table import Row
 from deltart.plugins import gated_attention
@@ -59,7 +59,7 @@ def attention(run: Run) -> Iterator[Row]:
             if cache == "bf16" and tokens < 100:
                 row.error = relative_rms(found, expected_attention(shape, given))
                 row.passed = row.error <= TOLERANCE["bf16"]
-            rivals = {"torch sdpa": peers.sdpa(shape)} if isinstance(run.device, Cuda) and cache == "bf16" else {}
+            rivals = {"torch sdpa": peers.sdpa(shape)} if run.rivals and cache == "bf16" else {}
             flops = 4 * slots * tokens * (past + (tokens + 1) // 2) * shape.heads * shape.head_dim
             moved = attention_bytes(shape, past + tokens)
             yield measure(run, row, SOURCE, arrays, plan, moved, flops, rivals)

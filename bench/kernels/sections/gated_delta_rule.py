@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from bench.kernels import peers
-from bench.kernels.device import Buffers, Cuda
+from bench.kernels.device import Buffers
 from bench.kernels.run import Plan, Run, measure
 from bench.kernels.table import Row
 from deltart.plugins import gated_delta_rule
@@ -114,8 +114,8 @@ def decode(run: Run) -> Iterator[Row]:
         shape = shape_of(run, slots=slots)
         given = inputs.make(shape, run.seed)
         arrays, expected = given | inputs.outputs(shape), expect(run, shape, given)
-        rivals = {"torch": peers.torch_recurrent(shape)} if isinstance(run.device, Cuda) else {}
-        if isinstance(run.device, Cuda) and peers.available():
+        rivals = {"torch": peers.torch_recurrent(shape)} if run.rivals else {}
+        if run.rivals and peers.available():
             rivals["fla"] = peers.fla_recurrent(shape)
         for i, tiles in enumerate(decode_tilings(run, shape)):
             row = Row("decode", f"B={slots} T=1 {tiles.columns}x{tiles.warps}" + ("" if i else " *"))
@@ -179,7 +179,7 @@ def prefill(run: Run) -> Iterator[Row]:
 
             check(run, row, shape, GDR / "prefill.cu", arrays, plan, expected)
             rivals = {}
-            if isinstance(run.device, Cuda) and peers.available() and cut == chosen:
+            if run.rivals and peers.available() and cut == chosen:
                 rivals["fla"] = peers.fla_chunk(shape)
             note_errors(run, row, arrays, rivals, expected)
             yield measure(

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from bench.kernels import peers
-from bench.kernels.device import Cuda
 from bench.kernels.run import Run, checked_and_timed
 from bench.kernels.table import Row
 from deltart.plugins.causal_conv1d import cases as convolution
@@ -16,8 +15,8 @@ from deltart.plugins.residual_rms_norm import cases as residual_norm
 
 def conv(run: Run) -> Iterator[Row]:
     """The causal convolution, decode and prefill."""
-    rivals = {"torch": peers.torch_conv} if isinstance(run.device, Cuda) else {}
-    if isinstance(run.device, Cuda) and peers.available():
+    rivals = {"torch": peers.torch_conv} if run.rivals else {}
+    if run.rivals and peers.available():
         rivals["fla"] = peers.fla_conv
     yield from checked_and_timed(run, "conv", convolution.timed(run.small), rivals)
 

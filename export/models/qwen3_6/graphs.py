@@ -16,10 +16,10 @@ from deltart.export.models.qwen3_6.text import (
 )
 from deltart.export.models.qwen3_6.vision import PatchMerger, VisionBlock, VisionEmbedding
 from deltart.export.spec import FULL, LINEAR, ModelSpec, VisionSpec
+from deltart.manifest import MEDIA_INPUTS
 from deltart.plugins.spec import ACT, F32, I32
 
 PLACED = ("patches", "pos_index", "pos_weight", "cos", "sin")
-SEEN = ("vision_embeds", "vision_index")  # what a graph takes whose prompts may show pictures
 
 
 def text_graph(spec: ModelSpec, dtype: torch.dtype, vision: bool = False) -> ModelGraph:
@@ -36,7 +36,7 @@ def text_graph(spec: ModelSpec, dtype: torch.dtype, vision: bool = False) -> Mod
         _head(spec, prefix),
     )
     inputs = ("input_ids", "position_ids", "past_len", "n_tokens", "n_commit", "logit_index")
-    return ModelGraph("model", _values(spec), _with_seen(inputs, vision), ("logits", "hidden"), blocks)
+    return ModelGraph("model", _values(spec), _with_media(inputs, vision), ("logits", "hidden"), blocks)
 
 
 def mtp_graph(spec: ModelSpec, dtype: torch.dtype, vision: bool = False) -> ModelGraph:
@@ -55,7 +55,7 @@ def mtp_graph(spec: ModelSpec, dtype: torch.dtype, vision: bool = False) -> Mode
         _head(spec, spec.mtp_prefix),
     )
     inputs = ("input_ids", "previous_hidden", "position_ids", "past_len", "n_tokens", "logit_index")
-    return ModelGraph("mtp", _values(spec), _with_seen(inputs, vision), ("logits", "hidden"), blocks)
+    return ModelGraph("mtp", _values(spec), _with_media(inputs, vision), ("logits", "hidden"), blocks)
 
 
 def vision_graph(spec: ModelSpec, vision: VisionSpec, dtype: torch.dtype) -> ModelGraph:
@@ -91,14 +91,14 @@ def _vision_values(vision: VisionSpec) -> dict[str, Value]:
     )
 
 
-def _with_seen(inputs: tuple[str, ...], vision: bool) -> tuple[str, ...]:
-    return (*inputs, *SEEN) if vision else inputs
+def _with_media(inputs: tuple[str, ...], vision: bool) -> tuple[str, ...]:
+    return (*inputs, *MEDIA_INPUTS) if vision else inputs
 
 
 def _embed(spec: ModelSpec, dtype: torch.dtype, vision: bool, result: str) -> Block:
     prefixes = {"": spec.text_prefix}
     if vision:
-        return Block("embed", lambda _: SeeingEmbedding(spec, dtype), prefixes, ("input_ids", *SEEN), (result,))
+        return Block("embed", lambda _: SeeingEmbedding(spec, dtype), prefixes, ("input_ids", *MEDIA_INPUTS), (result,))
     return Block("embed", lambda _: Embedding(spec, dtype), prefixes, ("input_ids",), (result,))
 
 

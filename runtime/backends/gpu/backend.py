@@ -1,4 +1,4 @@
-"""TensorRT on one GPU: weights streamed once, states updated in place, decode steps replayed as CUDA graphs."""
+"""Plans on one GPU, TensorRT's or native: weights streamed once, states in place, decode steps as CUDA graphs."""
 
 from __future__ import annotations
 
@@ -101,9 +101,9 @@ class TensorRtBackend:
 
     Args:
         artifact: folder with plans built by `deltart build`.
-        flavour: which plans; None for the installed TensorRT's.
+        flavour: which plans; None for the installed TensorRT's, else native ones.
         cuda: the device; the first GPU when None.
-        load: makes the executor of a plan; TensorRT's own when None.
+        load: makes the executor of a plan; the flavour's own when None.
         plugins: the C++ plugin library; None for the Python plugin classes. Plans of either run with either.
 
     Raises:
@@ -119,7 +119,7 @@ class TensorRtBackend:
         self.manifest: Manifest = load_manifest(artifact)
         self.engine = load_engine(artifact, flavour or built_flavour(artifact))
         self._folder = engine_folder(artifact, self.engine.flavour)
-        self._load = load or executors(self.engine, plugins)
+        self._load = load or executors(self.engine, plugins, lambda: self.cuda)
         self.cuda: Cuda = CudaDriver() if cuda is None else cuda
         self._plans: dict[str, _Plan] = {}
         self._weights = self._stream()
@@ -158,11 +158,19 @@ class TensorRtBackend:
         results = self._call(f"{graph}.{phase}", state, 0, padded, outputs)
         return [array[: state.slots].astype(np.float32) for array in results]
 
+    @property
+    def sees(self) -> bool:
+        """See ServingBackend: no engine has a plan of the tower."""
+        return False
+
     def see(self, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
-        """See ServingBackend: no engine has a plan of the tower yet."""
-        raise ArtifactError(
-            "a picture for a TensorRT engine", "text: engines have no plan of the vision graph", "use --target ort"
-        )
+        """See ServingBackend."""
+        raise ArtifactError("a picture for a TensorRT engine", "text", "use --target ort")
+
+    @property
+    def weights(self) -> Mapping[str, int]:
+        """Addresses of all weights on the device, by name."""
+        return self._weights
 
     @property
     def weight_bytes(self) -> int:

@@ -1,8 +1,9 @@
-"""The few CUDA driver calls that the TensorRT backend makes. No torch, no CUDA runtime."""
+"""The few CUDA driver calls that the GPU backend makes. No torch, no CUDA runtime."""
 
 from __future__ import annotations
 
 import ctypes
+import gc
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -11,9 +12,10 @@ from typing import Any, Protocol
 import numpy as np
 
 from deltart.errors import DeltaRTError
+from deltart.plugins.kernel_call import DeviceLimits
 from deltart.plugins.launch import Launch
 from deltart.plugins.loader import GpuDevice, GpuModule, check
-from deltart.plugins.toolchain import compile_gpu
+from deltart.plugins.toolchain import compile_for
 
 Run = Callable[[list[Launch]], None]  # enqueues launches on the stream
 Stream = Any
@@ -25,6 +27,10 @@ class Cuda(Protocol):
     """Memory, copies, streams and graphs of one device. Addresses are integers, sizes bytes."""
 
     stream: Stream
+
+    @property
+    def limits(self) -> DeviceLimits:
+        """What kernels' launches depend on."""
 
     def allocate(self, nbytes: int) -> int:
         """Device memory, aligned to 256 bytes at least."""
@@ -86,6 +92,10 @@ class CudaDriver:
         self._modules: dict[Path, GpuModule] = {}
         self.stream: Stream = check(self._cu.cuStreamCreate(1))  # 1: does not wait for the default stream
 
+    @property
+    def limits(self) -> DeviceLimits:
+        return self._device
+
     def allocate(self, nbytes: int) -> int:
         return int(check(self._cu.cuMemAlloc(max(nbytes, 1))))
 
@@ -138,21 +148,30 @@ class CudaDriver:
 
     def kernels(self, source: Path) -> Run:
         if source not in self._modules:
-            self._modules[source] = GpuModule(compile_gpu(source).fatbin, self._device)
+            self._modules[source] = GpuModule(compile_for(source, self._device.capability).fatbin, self._device)
         module = self._modules[source]
         return lambda launches: module.run(launches, int(self.stream))
 
 
 def captured(cuda: Cuda, work: Callable[[], None]) -> Graph:
-    """What `work` enqueues, as a graph; raises what `work` raises, with nothing left capturing."""
-    cuda.begin_capture()
+    """What `work` enqueues, as a graph; raises what `work` raises, with nothing left capturing.
+
+    The cyclic collector waits meanwhile: what it would release synchronizes the stream, which ends a capture.
+    """
+    collects = gc.isenabled()
+    gc.disable()
     try:
-        work()
-    except DeltaRTError:
-        with suppress(DeltaRTError):  # what broke the capture says more than that it is broken
-            cuda.end_capture()
-        raise
-    return cuda.end_capture()
+        cuda.begin_capture()
+        try:
+            work()
+        except BaseException:
+            with suppress(DeltaRTError):  # what broke the capture says more than that it is broken
+                cuda.end_capture()
+            raise
+        return cuda.end_capture()
+    finally:
+        if collects:
+            gc.enable()
 
 
 def device_name(ordinal: int = 0) -> str:

@@ -18,11 +18,11 @@ from deltart.dtypes import BY_NAME, BY_ONNX
 from deltart.errors import ArtifactError
 from deltart.files import write_atomically
 from deltart.json_files import read_json, shown
-from deltart.manifest import GraphEntry, shape_of
+from deltart.manifest import MEDIA_INPUTS, GraphEntry, shape_of
 from deltart.typed import typed
 from deltart.version import __version__
 
-Flavour = Literal["rtx", "tensorrt"]
+Flavour = Literal["rtx", "tensorrt", "native"]
 Activations = Literal["bf16", "fp8"]  # of the block-FP8 linears in prefill
 FORMAT = 3
 FILE_NAME = "engine.json"
@@ -142,16 +142,18 @@ def bindings(entry: GraphEntry, tensors: Iterable[Binding]) -> list[Binding]:
     """`tensors` of a lowered graph with the roles that the manifest gives them.
 
     Raises:
-        ArtifactError: they are not exactly the manifest's inputs, outputs, states and weights.
+        ArtifactError: they are not exactly the manifest's inputs, outputs, states and weights, but for what only
+            pictures need.
     """
-    roles = {t.name: "input" for t in entry.inputs} | {t.name: "output" for t in entry.outputs}
+    roles = {t.name: "input" for t in entry.inputs if t.name not in MEDIA_INPUTS}
+    roles |= {t.name: "output" for t in entry.outputs}
     roles |= {s.name: "state" for s in entry.states} | {s.output: "state_output" for s in entry.states}
     roles |= dict.fromkeys(entry.weights, "weight")
     found = list(tensors)
     odd = {t.name for t in found} ^ set(roles)
     if odd:
         raise ArtifactError(
-            f"the TensorRT graph and the manifest disagree on {', '.join(sorted(odd)[:5])}",
+            f"the lowered graph and the manifest disagree on {', '.join(sorted(odd)[:5])}",
             "the same inputs, outputs, states and weights",
             "export again with this version",
         )
@@ -179,9 +181,9 @@ def load_engine(artifact: Path, flavour: str) -> EngineManifest:
     path = engine_folder(artifact, flavour) / FILE_NAME
     if not os.path.lexists(path):
         raise ArtifactError(
-            f"{artifact} has no TensorRT plans of flavour '{flavour}'",
+            f"{artifact} has no plans of flavour '{flavour}'",
             f"an engine.json at {path}",
-            f"run `deltart build {artifact}`",
+            f"run `deltart build {artifact} --flavour {flavour}`",
         )
     raw = read_json(path, ArtifactError, AGAIN)
     if raw.get("format") != FORMAT:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
-from deltart.export.targets import lower_artifact
-from support.cases import Export
+if TYPE_CHECKING:
+    from support.cases import Export
 
 
 @pytest.fixture(scope="session")
 def lowered(exported: Export, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The "fp8" case, lowered; copy it before writing to it."""
+    from deltart.export.targets import lower_artifact
+
     folder = Path(shutil.copytree(exported("fp8").artifact, tmp_path_factory.mktemp("lowered") / "artifact"))
     lower_artifact(folder, "tensorrt")
     return folder

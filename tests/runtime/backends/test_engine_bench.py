@@ -6,11 +6,15 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from bench.engine import __main__ as bench
-from bench.engine import measure, traffic
+from bench.engine import measure, traffic, weights
 from bench.engine.device import HostGpu
+from deltart.dtypes import BY_STORED
+from deltart.planner.traffic import decode_weight_bytes
+from deltart.plugins.cpu_shim.host_cuda import memory
 from deltart.runtime.backends.gpu.backend import TensorRtBackend
 from support.host_gpu import write_engine
 
@@ -20,7 +24,7 @@ def backend(lowered: Path, tmp_path_factory: pytest.TempPathFactory) -> TensorRt
     folder = Path(shutil.copytree(lowered, tmp_path_factory.mktemp("bench") / "artifact"))
     write_engine(folder, 2, max_context=64, chunk=32, exact=False)
     device = HostGpu()
-    return TensorRtBackend(folder, "rtx", cuda=device.cuda, load=device.load(folder))
+    return TensorRtBackend(folder, "rtx", cuda=device.cuda, load=device.load(folder, "rtx"))
 
 
 @pytest.mark.parametrize("tokens", [1, 4])
@@ -33,7 +37,7 @@ def test_a_step_is_timed_as_a_graph_and_as_a_whole(backend: TensorRtBackend, tok
         row = measure.speculate(device, backend, 20, tokens, 3, copy_gbs=1000.0)
     assert row["wall_ms"] == pytest.approx(row["device_ms"] + row["host_ms"])
     assert row["percent_of_copy"] == pytest.approx(row["gbs"] / 10)
-    assert row["bytes"] == traffic.weight_bytes(backend.manifest) + 2 * traffic.state_bytes(
+    assert row["bytes"] == decode_weight_bytes(backend.manifest) + 2 * traffic.state_bytes(
         backend.engine.plans["model.decode"], 20
     )
 
@@ -49,7 +53,7 @@ def test_bytes_of_a_step(backend: TensorRtBackend) -> None:
     sizes = {name: manifest.tensors[name].nbytes for name in manifest.graphs["model"].weights}
     assert sizes.pop("model.embed_tokens.weight") == 320 * 320 * 2
     assert sizes["model.layers.0.mlp.gate_proj.weight"] == 448 * 320  # a byte each
-    assert traffic.weight_bytes(manifest) == sum(sizes.values())
+    assert decode_weight_bytes(manifest) == sum(sizes.values())
     recurrent = 3 * (3 * 128 * 128 * 4 + 3 * 5 * 128 * 2)
     found = traffic.state_bytes(backend.engine.plans["model.decode"], 100)
     assert found == 2 * recurrent + 100 * 2 * 2 * 64 * 2
@@ -73,3 +77,27 @@ def test_dry_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     result = json.loads((tmp_path / "engine-dry-run-on-host-memory-nano.json").read_text())
     assert result["verify"]["passed"] and len(result["build"]["plans"]) == 6
     assert result["decode_steps"][0]["device_ms"] > 0 and result["generate"]["new_tokens"] == 2
+
+
+@pytest.mark.slow
+def test_native_plans_are_timed_on_random_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = Path(__file__).resolve().parents[3]
+    monkeypatch.setenv("PYTHONPATH", str(root))
+    monkeypatch.chdir(root)
+    monkeypatch.setattr(bench, "verify", lambda *arguments: {"not_run": "no need"})
+    monkeypatch.setattr(weights, "TILE_BYTES", 1 << 20)
+    few = ["--steps", "1", "--context", "3", "--prompt", "5", "--out", str(tmp_path), "--flavour", "native"]
+    assert bench.main(["--dry-run", "--random-weights", *few]) == 0
+    result = json.loads((tmp_path / "engine-dry-run-on-host-memory-nano.json").read_text())
+    assert result["flavour"] == "native" and 50 < result["launches"] < 60
+    assert result["decode_steps"][0]["device_ms"] > 0 and result["prefills"][0]["tokens"] == 5
+
+
+def test_random_weights_are_finite_and_whole(backend: TensorRtBackend, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(weights, "TILE_BYTES", 1 << 20)
+    weights.randomize(backend.cuda, backend)
+    for name in ("model.layers.0.mlp.gate_proj.weight", "model.embed_tokens.weight", "model.norm.weight"):
+        entry = backend.manifest.tensors[name]
+        dtype = BY_STORED[entry.dtype].numpy
+        found = memory(backend.weights[name], entry.nbytes).view(dtype).astype(np.float32)
+        assert np.isfinite(found).all() and (found != 0).mean() > 0.9

@@ -161,10 +161,10 @@ def test_pixels_are_bounded_before_they_are_decoded() -> None:
     content = huge_png(14000)
     assert len(content) < 30_000
     read_image(file_of(Image.new("1", (1, 1))))  # what the first picture of a process costs is not at issue
-    began = time.perf_counter()
+    began = time.process_time()
     with pytest.raises(GenerationError, match="pixels"):
         read_image(content)
-    assert time.perf_counter() - began < 0.05
+    assert time.process_time() - began < 0.05
     with pytest.raises(GenerationError, match="a picture of 9000 x 9000 pixels"):
         read_image(huge_png(9000), MediaLimits(pixels=80_000_000))
     with pytest.raises(GenerationError, match="a picture of 30 x 20 pixels"):

@@ -91,10 +91,13 @@ def reference_ids(text: str, media: list[Medium], tokenizer: Any, replace_outer:
     return tokenizer(text.replace("\0", "|"), add_special_tokens=False)["input_ids"]
 
 
+@pytest.mark.parametrize("count", [40, pytest.param(2000, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("wrapper", [KEPT, REPLACED])
-def test_ids_equal_transformers(wrapper: str, qwen_folder: Path, tokenizer: Tokenizer, template: ChatTemplate) -> None:
+def test_ids_equal_transformers(
+    count: int, wrapper: str, qwen_folder: Path, tokenizer: Tokenizer, template: ChatTemplate
+) -> None:
     theirs = AutoTokenizer.from_pretrained(qwen_folder)
-    for messages, media in random_conversations(random.Random(6), 150):
+    for messages, media in random_conversations(random.Random(count), count):
         text = template.render(messages)
         ids, spans = encoded(text, media, tokenizer, wrapper)
         assert list(ids) == reference_ids(text, media, theirs, wrapper == REPLACED)

@@ -136,3 +136,20 @@ def test_options_of_a_request() -> None:
     for wrong in ({"size": 3}, {"fps": "2"}, {"fps": float("nan")}, {"min_pixels": True}, {"do_sample_frames": 1}):
         with pytest.raises(GenerationError, match=next(iter(wrong))):
             Processing.of(wrong)
+
+
+@pytest.mark.parametrize(("turn", "corner"), [(0, (0, 0)), (90, (0, -1)), (180, (-1, -1)), (270, (-1, 0))])
+def test_videos_are_seen_as_they_are_to_be_shown(turn: int, corner: tuple[int, int]) -> None:
+    """A phone's video lies on its side and says so in its track's matrix, which is clockwise."""
+    frames = np.zeros((8, 64, 96, 3), np.uint8)
+    frames[:, :32, :32] = 255
+    content = bytearray(video_file(frames, Fraction(4), "mp4"))
+    cosine, sine = {0: (1, 0), 90: (0, 1), 180: (-1, 0), 270: (0, -1)}[turn]
+    matrix = np.array([cosine, sine, 0, -sine, cosine, 0, 0, 0, 1 << 14], np.int32) << 16
+    at = content.index(b"tkhd") + 44
+    content[at : at + 36] = matrix.astype(">i4").tobytes()
+    medium = load_video(bytes(content), ENTRY)
+    assert (medium.grid[1] > medium.grid[2]) == (turn in (90, 270))
+    bright = medium.frames[0, :, :, 0].astype(int)
+    assert bright[corner[0] * 9, corner[1] * 9] > 200
+    assert (bright > 128).mean() < 0.25

@@ -1,4 +1,4 @@
-"""An artifact's TensorRT plans: which to build, which are there already, and the engine.json that describes them."""
+"""An artifact's plans: which to build, which are there already, and the engine.json that describes them."""
 
 from __future__ import annotations
 
@@ -9,17 +9,11 @@ from deltart.artifact import load_manifest, read_graph
 from deltart.errors import ArtifactError, BuildError
 from deltart.manifest import Manifest
 from deltart.runtime.backends.gpu import engine_manifest as plans
-from deltart.runtime.backends.gpu.cuda import device_name
 from deltart.runtime.backends.gpu.engine_manifest import Activations, EngineManifest, Flavour
 from deltart.runtime.backends.tensorrt.builder.compile import Log, Progress
-from deltart.runtime.backends.tensorrt.builder.job import Job
+from deltart.runtime.backends.tensorrt.builder.makers import plan_maker
 from deltart.runtime.backends.tensorrt.builder.precision import can_quantize, with_activations
 from deltart.runtime.backends.tensorrt.builder.store import engine_store
-from deltart.runtime.backends.tensorrt.library import TensorRt, load_tensorrt
-
-TARGET = "tensorrt"
-DEFAULT_GPUS = ("sm_80", "sm_89", "sm_120")
-PRESENT_GPU = "current"
 
 
 @dataclass(frozen=True)
@@ -27,9 +21,9 @@ class BuildOptions:
     """What to build.
 
     Args:
-        flavour: None for the installed one.
-        gpus: compute capabilities ("sm_89") of one plan, for "rtx", or PRESENT_GPU alone; "tensorrt" builds for the
-            present GPU.
+        flavour: None for the installed TensorRT's.
+        gpus: compute capabilities ("sm_89") of one plan, for "rtx", or makers.PRESENT_GPU alone; None for the usual.
+            "tensorrt" builds for the present GPU, "native" for any.
         slots: sequences decoded together.
         max_context: longest sequence, in tokens; the artifact's when None.
         chunk: tokens of a prefill call.
@@ -40,7 +34,7 @@ class BuildOptions:
     """
 
     flavour: Flavour | None = None
-    gpus: tuple[str, ...] = DEFAULT_GPUS
+    gpus: tuple[str, ...] | None = None
     slots: int = 1
     max_context: int | None = None
     chunk: int = 1024
@@ -64,25 +58,25 @@ def build_engine(
         progress: takes the share that is done of the plan being built.
 
     Raises:
-        ArtifactError: the artifact is incomplete or was not lowered for TensorRT.
-        BuildError: the options fit no plan, or TensorRT refuses the graph; nothing is left under a final name.
+        ArtifactError: the artifact is incomplete or was not lowered for this flavour.
+        BuildError: the options fit no plan, or the graph is refused; nothing is left under a final name.
         MissingDependencyError: TensorRT or the plugin library is not there.
     """
     manifest = load_manifest(artifact)
     context = _context(options, manifest)
-    library = load_tensorrt(options.flavour, options.plugins)
-    gpus = _gpus(library, options.gpus)
+    maker = plan_maker(options.flavour, options.plugins)
+    gpus = maker.served(options.gpus)
     jobs = []
-    for graph, content in _lowered(artifact, manifest, options).items():
+    for graph, content in _lowered(artifact, manifest, maker.target, options).items():
         for phase in plans.PHASES:
             if phase == "prefill":
                 content = with_activations(content, options.prefill_activations)
             profile = plans.profile(phase, options.slots, context, options.chunk)
-            jobs.append(Job(library, graph, manifest.graphs[graph], phase, gpus, profile, content))
-    versions = {"deltart": manifest.versions.get("deltart", ""), library.trt.__name__: library.version}
-    with engine_store(artifact, library.flavour, options.cache, log) as store:
+            jobs.append(maker.job(graph, manifest.graphs[graph], phase, gpus, profile, content))
+    versions = {"deltart": manifest.versions.get("deltart", ""), **maker.versions}
+    with engine_store(artifact, maker.flavour, options.cache, log) as store:
         result = EngineManifest(
-            flavour=library.flavour,
+            flavour=maker.flavour,
             slots=options.slots,
             max_context=context,
             chunk=options.chunk,
@@ -95,14 +89,14 @@ def build_engine(
     return result
 
 
-def _lowered(artifact: Path, manifest: Manifest, options: BuildOptions) -> dict[str, bytes]:
-    """The lowered graphs by name."""
-    for graph, entry in manifest.graphs.items():
-        if TARGET not in entry.files:
+def _lowered(artifact: Path, manifest: Manifest, target: str, options: BuildOptions) -> dict[str, bytes]:
+    """The lowered graphs by name; the tower of vision, which runs on ONNX Runtime, is none."""
+    for graph, entry in manifest.text_graphs.items():
+        if target not in entry.files:
             raise ArtifactError(
-                f"{artifact} has no '{TARGET}' graph of '{graph}'", hint="run `deltart build`, which adds it"
+                f"{artifact} has no '{target}' graph of '{graph}'", hint="run `deltart build`, which adds it"
             )
-    contents = {graph: read_graph(artifact, manifest, graph, TARGET) for graph in manifest.graphs}
+    contents = {graph: read_graph(artifact, manifest, graph, target) for graph in manifest.text_graphs}
     if options.prefill_activations != "bf16" and not any(map(can_quantize, contents.values())):
         raise BuildError(
             "--prefill-activations fp8 without a block-FP8 weight", "bf16", "calibrate the checkpoint first"
@@ -118,17 +112,3 @@ def _context(options: BuildOptions, manifest: Manifest) -> int:
         if not 1 <= value <= limit:
             raise BuildError(f"--{name} {value}", f"1 to {limit}")
     return context
-
-
-def _gpus(library: TensorRt, asked: tuple[str, ...]) -> tuple[str, ...]:
-    if library.flavour != "rtx" or asked == (PRESENT_GPU,):
-        return (device_name(),)
-    known = [f"sm_{n[2:]}" for n in library.trt.ComputeCapability.__members__ if n.startswith("SM")]
-    unknown = [gpu for gpu in asked if gpu not in known]
-    if unknown or not asked:
-        raise BuildError(
-            f"--gpu {' '.join(unknown)}",
-            f"some of {', '.join(known)}, or {PRESENT_GPU} alone for the GPU of this machine",
-            "for another GPU, run `deltart build --flavour tensorrt` on a machine that has it",
-        )
-    return asked

@@ -1,4 +1,4 @@
-"""One plan to have: what it is made of, its name in caches, and its making."""
+"""One TensorRT plan to have: what it is made of, its name in caches, and its making."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from deltart.runtime.backends.tensorrt.library import TensorRt
 
 
 @dataclass(frozen=True)
-class Job:
-    """One plan to have: `content` is the lowered graph, `entry` what the manifest says of it."""
+class TensorRtJob:
+    """See store.Job. `content` is the lowered graph, `entry` what the manifest says of it."""
 
     library: TensorRt
     graph: str
@@ -29,13 +29,17 @@ class Job:
 
     @property
     def name(self) -> str:
-        """Graph and phase, as in "model.decode" of engine.json."""
+        """See Job."""
         return f"{self.graph}.{self.phase}"
 
     @property
     def file(self) -> str:
-        """Name of the plan's file in an artifact: another key is another file."""
+        """See Job."""
         return f"{self.name}.{self.key}.plan"
+
+    def warnings(self) -> list[str]:
+        """See Job: TensorRT's."""
+        return [f"TensorRT warns: {warning}" for warning in self.library.messages.warned()]
 
     @property
     def onnx_sha256(self) -> str:
@@ -44,7 +48,7 @@ class Job:
 
     @property
     def key(self) -> str:
-        """Name of the plan in caches."""
+        """See Job."""
         library = self.library
         return plans.plan_key(
             self.onnx_sha256, library.flavour, library.version, self.gpus, self.profile, library.plugin_code

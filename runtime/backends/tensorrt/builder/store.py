@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
+from typing import Protocol
 
 from deltart.errors import ArtifactError, BuildError
 from deltart.files import clear, link_or_copy, write_atomically
@@ -20,7 +21,32 @@ from deltart.locks import locked
 from deltart.runtime.backends.gpu import engine_manifest as plans
 from deltart.runtime.backends.gpu.engine_manifest import EngineManifest, PlanEntry
 from deltart.runtime.backends.tensorrt.builder.compile import Log, Progress
-from deltart.runtime.backends.tensorrt.builder.job import Job
+
+
+class Job(Protocol):
+    """One plan to have."""
+
+    @property
+    def gpus(self) -> tuple[str, ...]:
+        """What it is built for; none where it serves any."""
+
+    @property
+    def name(self) -> str:
+        """Graph and phase, as in "model.decode" of engine.json."""
+
+    @property
+    def file(self) -> str:
+        """Name of the plan's file in an artifact: another key is another file."""
+
+    @property
+    def key(self) -> str:
+        """Name of the plan in caches."""
+
+    def build(self, timings_folder: Path, progress: Progress) -> tuple[memoryview, PlanEntry]:
+        """The plan and what is known of it; `timings_folder` is where measurements of a build may be kept."""
+
+    def warnings(self) -> list[str]:
+        """What is to be said of the plan that was built last."""
 
 
 class EngineStore:
@@ -40,10 +66,10 @@ class EngineStore:
         if entry is not None:
             log(f"{job.name}: taken from the cache ({entry.nbytes / 1e6:.1f} MB)")
             return entry
-        log(f"{job.name}: building for {' '.join(job.gpus)}")
+        log(f"{job.name}: building for {' '.join(job.gpus) or 'any GPU'}")
         plan, entry = job.build(self.cache or self.folder, progress)
-        for warning in job.library.messages.warned():
-            log(f"{job.name}: TensorRT warns: {warning}")
+        for warning in job.warnings():
+            log(f"{job.name}: {warning}")
         entry = self._keep(job, plan, entry)
         sizes = f"{entry.nbytes / 1e6:.1f} MB, scratch {entry.scratch_bytes / 1e6:.1f} MB"
         log(f"{job.name}: {sizes}, in {entry.seconds:.0f} s")

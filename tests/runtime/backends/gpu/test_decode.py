@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import shutil
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from deltart.errors import ArtifactError
 from deltart.plugins.cpu_shim.host_cuda import HostCuda
 from deltart.runtime.backends.base import ServingBackend
 from deltart.runtime.backends.gpu.backend import TensorRtBackend
+from deltart.runtime.backends.gpu.cuda import captured
 from deltart.runtime.backends.inputs import text_inputs
 from deltart.runtime.backends.ort import OrtBackend
 from deltart.runtime.backends.slots import Row, Slots
@@ -170,3 +172,40 @@ def test_dropped_slots_give_their_memory_back(gpu: TensorRtBackend) -> None:
     del slots
     gc.collect()
     assert (len(gpu.cuda.blocks), len(gpu.cuda.pins)) == (blocks, pins)
+
+
+class Cycle:
+    """Something on the device in a cycle of references: only the cyclic collector releases it."""
+
+    def __init__(self, cuda: HostCuda, released: list[bool]) -> None:
+        self.self = self
+        weakref.finalize(self, lambda: released.append(cuda.recording is not None))
+
+
+def test_nothing_is_released_while_a_step_is_captured() -> None:
+    """What a finalizer synchronizes would end the capture: it runs behind it."""
+    cuda, threshold, released = HostCuda(), gc.get_threshold(), list[bool]()
+
+    def work() -> None:
+        gc.set_threshold(1)
+        Cycle(cuda, released)
+        _ = [[] for _ in range(100)]
+
+    try:
+        assert captured(cuda, work) == [] and gc.isenabled()
+    finally:
+        gc.set_threshold(*threshold)
+    gc.collect()
+    assert released == [False]
+
+
+@pytest.mark.parametrize("error", [TypeError, KeyboardInterrupt, ArtifactError])
+def test_whatever_breaks_a_capture_ends_it(error: type[BaseException]) -> None:
+    def work() -> None:
+        raise error("as it happens")
+
+    cuda = HostCuda()
+    with pytest.raises(error):
+        captured(cuda, work)
+    assert cuda.recording is None and gc.isenabled()
+    assert captured(cuda, lambda: None) == []

@@ -21,7 +21,8 @@ from deltart.runtime.backends.gpu.cuda import CudaDriver
 from deltart.runtime.backends.gpu.weight_stream import layout, reads, stream_weights
 from deltart.runtime.backends.inputs import text_inputs
 from deltart.runtime.backends.ort import OrtBackend
-from deltart.runtime.backends.tensorrt.builder.build import PRESENT_GPU, BuildOptions, build_engine
+from deltart.runtime.backends.tensorrt.builder.build import BuildOptions, build_engine
+from deltart.runtime.backends.tensorrt.builder.makers import PRESENT_GPU
 from deltart.runtime.backends.tensorrt.executor import TensorRtExecutor
 from deltart.runtime.backends.tensorrt.library import installed
 from deltart.runtime.text.tokenizer import Tokenizer
@@ -51,6 +52,8 @@ def cuda() -> CudaDriver:
 @pytest.fixture(scope="module")
 def nano(cuda: CudaDriver, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The trained nano with plans for this GPU, those that return every block among them."""
+    if not installed():
+        pytest.skip("TensorRT is not installed")
     artifact, flavour = tmp_path_factory.mktemp("nano") / "artifact", installed()[0]
     export_checkpoint(NANO, artifact)
     lower_artifact(artifact, "tensorrt")

@@ -16,7 +16,8 @@ from deltart.plugins.toolchain import PTX, TARGETS
 from deltart.runtime.backends.gpu.backend import TensorRtBackend
 from deltart.runtime.backends.gpu.cuda import CudaDriver, device_name
 from deltart.runtime.backends.inputs import text_inputs
-from deltart.runtime.backends.tensorrt.builder.build import PRESENT_GPU, BuildOptions, build_engine
+from deltart.runtime.backends.tensorrt.builder.build import BuildOptions, build_engine
+from deltart.runtime.backends.tensorrt.builder.makers import PRESENT_GPU
 from deltart.runtime.backends.tensorrt.library import installed, load_tensorrt
 from support.one_op import HEADS, check_gated_delta_rule, run_op
 

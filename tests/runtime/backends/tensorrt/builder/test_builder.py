@@ -21,13 +21,13 @@ from deltart.plugins.gated_delta_rule import plugin as gated_delta_rule
 from deltart.plugins.registry import FUSED_OPS, OPS
 from deltart.runtime.backends.gpu import engine_manifest as tensorrt_plans
 from deltart.runtime.backends.tensorrt import library as tensorrt_library
-from deltart.runtime.backends.tensorrt.builder import build as tensorrt_builder
 from deltart.runtime.backends.tensorrt.builder import compile as tensorrt_compile
 from deltart.runtime.backends.tensorrt.builder import job as builder_job
+from deltart.runtime.backends.tensorrt.builder import makers as tensorrt_makers
 from deltart.runtime.backends.tensorrt.builder import precision as tensorrt_precision
 from deltart.runtime.backends.tensorrt.builder.build import BuildOptions, build_engine
 from deltart.runtime.backends.tensorrt.builder.compile import compile_plan
-from deltart.runtime.backends.tensorrt.builder.job import Job
+from deltart.runtime.backends.tensorrt.builder.job import TensorRtJob
 from deltart.runtime.backends.tensorrt.builder.store import EngineStore, engine_store
 from deltart.runtime.backends.tensorrt.caches import TimingCache
 from deltart.verify.tensorrt_exposed import build_exposed, points
@@ -120,9 +120,9 @@ def test_whoever_is_second_takes_the_firsts_plan(
     """Another process stores a plan of the same key, and other bytes, while this one builds its own."""
     cache, other = tmp_path / "cache", tmp_path / "other"
     shutil.copytree(artifact, other)
-    made = Job.build
+    made = TensorRtJob.build
 
-    def build(self: Job, *arguments: Any) -> Any:
+    def build(self: TensorRtJob, *arguments: Any) -> Any:
         plan, entry = made(self, *arguments)
         if self.name == "mtp.decode" and not (cache / f"{self.key}.plan").exists():
             with engine_store(other, "rtx", cache, lambda line: None) as store:
@@ -130,7 +130,7 @@ def test_whoever_is_second_takes_the_firsts_plan(
                 store._keep(self, memoryview(theirs), replace(entry, sha256=hashlib.sha256(theirs).hexdigest()))
         return plan, entry
 
-    monkeypatch.setattr(Job, "build", build)
+    monkeypatch.setattr(TensorRtJob, "build", build)
     engine = build_engine(artifact, replace(OPTIONS, cache=cache))
     content = (artifact / "engine" / "rtx" / engine.plans["mtp.decode"].file).read_bytes()
     assert content.endswith(b"theirs") and hashlib.sha256(content).hexdigest() == engine.plans["mtp.decode"].sha256
@@ -161,7 +161,9 @@ def test_options_change_the_key(built: Path, change: dict) -> None:
         tensorrt_plans.profile(p, options.slots, options.max_context or 0, options.chunk) for p in ("decode", "prefill")
     ]
     keys = {
-        tensorrt_plans.plan_key(plan.onnx_sha256, "rtx", plan.library, options.gpus, profile, plugin_code())
+        tensorrt_plans.plan_key(
+            plan.onnx_sha256, "rtx", plan.library, options.gpus or tensorrt_makers.DEFAULT_GPUS, profile, plugin_code()
+        )
         for profile in profiles
     }
     assert not keys >= {engine.plans["model.decode"].key, plan.key}
@@ -265,7 +267,7 @@ def test_exposed_prefill_rounds_its_activations_as_the_engine_does(
     replace(engine, prefill_activations="fp8").save(artifact / "engine" / "rtx")
     rounds: dict[str, set[int]] = {}
 
-    def note(self: EngineStore, job: Job, *more: object) -> tensorrt_plans.PlanEntry:
+    def note(self: EngineStore, job: TensorRtJob, *more: object) -> tensorrt_plans.PlanEntry:
         nodes = onnx.load_model_from_string(job.content).graph.node
         rounds[job.phase] = {a.i for node in nodes for a in node.attribute if a.name == tensorrt_precision.ATTRIBUTE}
         return engine.plans["model.decode"]
@@ -309,7 +311,7 @@ def test_the_present_gpu_is_a_target(artifact: Path, monkeypatch: pytest.MonkeyP
         told.append(gpus)
         raise BuildError("that was all")
 
-    monkeypatch.setattr(tensorrt_builder, "device_name", lambda: "NVIDIA H100 sm_90")
+    monkeypatch.setattr(tensorrt_makers, "device_name", lambda: "NVIDIA H100 sm_90")
     monkeypatch.setattr(builder_job, "compile_plan", compile_nothing)
     with pytest.raises(BuildError, match="that was all"):
         build_engine(artifact, replace(OPTIONS, gpus=("current",)))

@@ -1,0 +1,223 @@
+"""Native plans: where tensors lie, what is refused while they are built, and what when they are loaded."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from onnx import TensorProto
+from onnx.helper import make_graph, make_model, make_node, make_tensor_value_info
+
+from deltart.artifact import load_manifest
+from deltart.cli import main
+from deltart.errors import ArtifactError, BuildError
+from deltart.manifest import TensorEntry
+from deltart.plugins.cpu_shim.host_cuda import HostCuda
+from deltart.runtime.backends.gpu.backend import TensorRtBackend
+from deltart.runtime.backends.gpu.engine_manifest import bindings, load_engine, profile
+from deltart.runtime.backends.native.builder.arena import Life, place
+from deltart.runtime.backends.native.builder.compile import compile_plan
+from deltart.runtime.backends.native.executor import NativeExecutor
+from deltart.runtime.backends.native.plan import ALIGNMENT, Constant
+from deltart.runtime.backends.tensorrt.builder.build import BuildOptions, build_engine
+from deltart.runtime.backends.tensorrt.load import built_flavour
+
+BF16, FLOAT, INT64 = TensorProto.BFLOAT16, TensorProto.FLOAT, TensorProto.INT64
+Nano = Callable[[str], Path]
+
+
+@st.composite
+def lives(draw: st.DrawFn) -> list[Life]:
+    made = []
+    for number in range(draw(st.integers(0, 24))):
+        first = draw(st.integers(0, 12))
+        nbytes = draw(st.integers(0, 5000))
+        made.append(Life(str(number), nbytes, first, first + draw(st.integers(0, 5))))
+    return made
+
+
+@given(lives())
+def test_what_lives_together_lies_apart(wanted: list[Life]) -> None:
+    offsets, nbytes = place(wanted)
+    for number, one in enumerate(wanted):
+        assert offsets[one.name] % ALIGNMENT == 0 and offsets[one.name] + one.nbytes <= nbytes
+        for other in wanted[:number]:
+            if one.meets(other) and one.nbytes and other.nbytes:
+                begins, ends = zip(*((offsets[x.name], offsets[x.name] + x.nbytes) for x in (one, other)), strict=True)
+                assert max(begins) >= min(ends)
+    least = max((sum(x.nbytes for x in wanted if x.first <= at <= x.last) for at in range(18)), default=0)
+    assert nbytes >= least
+
+
+def test_room_is_used_again() -> None:
+    chain = [Life(str(step), 1024, step, step + 1) for step in range(50)]
+    assert place(chain)[1] == 2 * 1024
+
+
+def graph(nodes: list[onnx.NodeProto], **inputs: Any) -> bytes:
+    """A model of `nodes`: x bf16 [B, T, 16] and w bf16 [8, 16] in, y bf16 [B, T, 8] out."""
+    given = {"x": (BF16, ["B", "T", 16]), "w": (BF16, [8, 16])} | inputs
+    values = [make_tensor_value_info(name, *kind) for name, kind in given.items()]
+    out = make_tensor_value_info("y", BF16, ["B", "T", 8])
+    opsets = [onnx.helper.make_opsetid("", 24), onnx.helper.make_opsetid("deltart", 1)]
+    return make_model(make_graph(nodes, "g", values, [out]), opset_imports=opsets).SerializeToString()
+
+
+def op(kind: str, inputs: list[str], outputs: list[str], **attributes: Any) -> onnx.NodeProto:
+    return make_node(kind, inputs, outputs, f"the/{kind}", domain="deltart", **attributes)
+
+
+DECODE = profile("decode", 2, 64, 32)
+
+
+def test_a_plan_of_two_steps() -> None:
+    made = compile_plan(graph([op("RmsNorm", ["x", "v"], ["n"], epsilon=1e-6), op("Linear", ["n", "w"], ["y"])],
+                              v=(FLOAT, [16])), DECODE)  # fmt: skip
+    assert [step.op for step in made.plan.steps] == ["RmsNorm", "Linear"] and made.ops == {"RmsNorm": 1, "Linear": 1}
+    assert {name: (t.dtype, t.axes) for name, t in made.plan.tensors.items()} == {"n": ("bf16", ["B", "T", 16])}
+    assert made.plan.arena_bytes == ALIGNMENT and made.plan.launches == 2
+
+
+@pytest.mark.parametrize(
+    ("nodes", "inputs", "message"),
+    [
+        ([make_node("Relu", ["x"], ["y"], "the/Relu")], {}, "node 'the/Relu' is Relu"),
+        ([op("Unheard", ["x"], ["y"])], {}, "node 'the/Unheard' is deltart::Unheard"),
+        ([op("Linear", ["z", "w"], ["y"])], {}, "reads 'z', which nothing before it makes"),
+        ([op("Linear", ["x", "w"], ["y"])], {"w": (INT64, [8, 16])}, "reads 'w' as weight, of i64"),
+        ([op("Linear", ["x", "w"], ["y"])], {"w": (FLOAT, [8, 16])}, "'the/Linear' .*stored as f32"),
+        ([op("Linear", ["x", "w"], ["y"])], {"w": (BF16, [8, 24])}, "axis K is 24, expected 16"),
+        (
+            [op("Linear", ["x", "w"], ["y"])],
+            {"x": (BF16, ["B", "T", 12]), "w": (BF16, [8, 12])},
+            "'the/Linear'.*K = 12",
+        ),
+    ],
+)
+def test_a_node_that_cannot_run_is_named(nodes: list[onnx.NodeProto], inputs: dict[str, Any], message: str) -> None:
+    with pytest.raises(BuildError, match=message):
+        compile_plan(graph(nodes, **inputs), DECODE)
+
+
+def linear_and_norm(quantized: int) -> list[onnx.NodeProto]:
+    return [
+        op("Fp8BlockLinear", ["a", "p", "s"], ["b"], quantize_activations=quantized),
+        op("ResidualRmsNorm", ["b", "h", "v"], ["normed", "sum"], epsilon=1e-6),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("phase", "slots", "quantized", "expected"),
+    [
+        ("decode", 8, 0, ["Fp8LinearNorm"]),
+        ("speculate", 1, 0, ["Fp8LinearNorm"]),
+        ("decode", 9, 0, ["Fp8BlockLinear", "ResidualRmsNorm"]),
+        ("prefill", 1, 0, ["Fp8BlockLinear", "ResidualRmsNorm"]),
+        ("decode", 1, 1, ["Fp8BlockLinear", "ResidualRmsNorm"]),
+    ],
+)
+def test_a_norm_joins_the_linear_before_it_in_small_calls(
+    phase: str, slots: int, quantized: int, expected: list[str]
+) -> None:
+    n, k = 512, 1024
+    inputs = [("a", BF16, ["B", "T", k]), ("p", TensorProto.INT8, [n, k]), ("s", FLOAT, [n // 128, k // 128]),
+              ("h", BF16, ["B", "T", n]), ("v", BF16, [n])]  # fmt: skip
+    values = [make_tensor_value_info(*given) for given in inputs]
+    outs = [make_tensor_value_info(name, BF16, ["B", "T", n]) for name in ("normed", "sum")]
+    model = make_model(make_graph(linear_and_norm(quantized), "g", values, outs))
+    made = compile_plan(model.SerializeToString(), profile(phase, slots, 256, 128)).plan
+    assert [step.op for step in made.steps] == expected
+    assert all(not constant.array().any() for constant in made.constants.values())
+
+
+@pytest.mark.parametrize("array", [np.arange(6, dtype=np.int32).reshape(2, 3), np.float32(0.25), np.zeros((0, 4))])
+def test_constants_keep_their_values(array: np.ndarray) -> None:
+    dtype = "i32" if array.dtype == np.int32 else "f32"
+    found = Constant.of(np.asarray(array), dtype).array()
+    np.testing.assert_array_equal(found, array)
+    assert found.shape == np.shape(array)
+
+
+@pytest.fixture
+def artifact(native_nano: Nano, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(native_nano("bf16"), tmp_path / "artifact", symlinks=True))
+
+
+def loaded(artifact: Path, path: Path | None = None, **changes: Any) -> NativeExecutor:
+    entry = replace(load_engine(artifact, "native").plans["model.decode"], **changes)
+    return NativeExecutor(path or artifact / "engine" / "native" / entry.file, entry, HostCuda())
+
+
+def test_another_file_is_refused(artifact: Path, tmp_path: Path) -> None:
+    for path in (tmp_path / "absent", artifact / "manifest.json"):
+        with pytest.raises(ArtifactError, match="is not the plan that was built"):
+            loaded(artifact, path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda raw: raw.update(format=99), "has format 99"),
+        (lambda raw: raw["steps"][0].update(op="Unheard"), "calls Unheard"),
+        (lambda raw: raw["steps"][0].update(workspace=-1), "malformed"),
+        (lambda raw: raw.update(more=1), "unknown field"),
+    ],
+)
+def test_a_plan_of_another_version_is_refused(artifact: Path, change: Callable[[Any], None], message: str) -> None:
+    entry = load_engine(artifact, "native").plans["model.decode"]
+    path = artifact / "engine" / "native" / entry.file
+    raw = json.loads(path.read_text())
+    change(raw)
+    path.unlink()
+    path.write_text(json.dumps(raw))
+    with pytest.raises(ArtifactError, match=message):
+        loaded(artifact, sha256=hashlib.sha256(path.read_bytes()).hexdigest())
+
+
+def test_nothing_runs_before_it_is_bound(artifact: Path) -> None:
+    executor = loaded(artifact)
+    with pytest.raises(BuildError, match="bytes of scratch"):
+        executor.use_scratch(4096, executor.scratch_bytes - 1)
+    with pytest.raises(BuildError, match="is not bound"):
+        executor.enqueue(executor._cuda.stream)
+
+
+def test_built_again_is_taken_from_the_cache(artifact: Path, tmp_path: Path) -> None:
+    said: list[str] = []
+    for folder in (artifact, Path(shutil.copytree(artifact, tmp_path / "other", symlinks=True))):
+        shutil.rmtree(folder / "engine")
+        build_engine(folder, BuildOptions("native", None, 1, 128, 16, cache=tmp_path / "cache"), log=said.append)
+    assert sum("building for any GPU" in line for line in said) == 6
+    assert sum("taken from the cache" in line for line in said) == 6
+
+
+def test_the_command(artifact: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    build = ["build", str(artifact), "--flavour", "native", "--json", "--max-context", "64"]
+    assert main([*build, "--gpu", "sm_90"]) == 2
+    assert "a native plan serves every GPU" in capsys.readouterr().err
+    assert main(build) == 0
+    plans = json.loads(capsys.readouterr().out)["plans"]
+    assert sorted(plans) == sorted(f"{g}.{p}" for g in ("model", "mtp") for p in ("decode", "speculate", "prefill"))
+    assert built_flavour(artifact) == "native"
+    with pytest.raises(ArtifactError, match="at most 1 slots and 64 tokens"):
+        TensorRtBackend(artifact, cuda=HostCuda()).new_state("model", 2, 65)
+
+
+def test_what_only_pictures_need_may_be_absent(artifact: Path) -> None:
+    entry = load_manifest(artifact).graphs["model"]
+    found = load_engine(artifact, "native").plans["model.decode"].bindings
+    seeing = replace(entry, inputs=[*entry.inputs, TensorEntry("vision_index", "int32", ["B", "T"])])
+    assert bindings(seeing, found) == bindings(entry, found) == found
+    other = replace(entry, inputs=[*entry.inputs, TensorEntry("more", "int32", ["B", "T"])])
+    with pytest.raises(ArtifactError, match="disagree on more"):
+        bindings(other, found)
