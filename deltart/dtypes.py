@@ -39,10 +39,11 @@ F16 = DType("float16", "f16", "F16", 10, np.dtype(np.float16))
 BF16 = DType("bfloat16", "bf16", "BF16", 16, np.dtype(ml_dtypes.bfloat16))
 E4M3 = DType("float8_e4m3fn", "e4m3", "F8_E4M3", 17, np.dtype(ml_dtypes.float8_e4m3fn))
 I8 = DType("int8", "i8", "I8", 3, np.dtype(np.int8))
+U8 = DType("uint8", "u8", "U8", 2, np.dtype(np.uint8))
 I32 = DType("int32", "i32", "I32", 6, np.dtype(np.int32))
 I64 = DType("int64", "i64", "I64", 7, np.dtype(np.int64))
 
-DTYPES = (F32, F16, BF16, E4M3, I8, I32, I64)
+DTYPES = (F32, F16, BF16, E4M3, I8, U8, I32, I64)
 BY_NAME: Mapping[str, DType] = {d.name: d for d in DTYPES}
 BY_SHORT: Mapping[str, DType] = {d.short: d for d in DTYPES}
 BY_STORED: Mapping[str, DType] = {d.stored: d for d in DTYPES}

@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from deltart.errors import ConfigError
 from deltart.files import write_atomically
@@ -93,6 +93,9 @@ class WeightEntry:
     tensors: int = 1
 
 
+Int4Activations = Literal["exact", "int8"]
+
+
 @dataclass(frozen=True)
 class FileEntry:
     """One safetensors file; the header hash fixes every tensor's name, dtype, shape and offset, `identity` the rest."""
@@ -153,6 +156,7 @@ class Manifest:
     tensors: Mapping[str, WeightEntry]
     text_files: list[str]
     vision: VisionEntry | None = None
+    int4_activations: Int4Activations = "exact"  # how target `ort` multiplies packed weights
     versions: Mapping[str, str] = field(default_factory=dict)
     format: int = FORMAT
 

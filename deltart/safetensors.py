@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from deltart.dtypes import BF16, BY_STORED, E4M3, F16, F32
+from deltart.dtypes import BF16, BY_STORED, E4M3, F16, F32, I32, I64
 from deltart.errors import CheckpointError
 from deltart.json_files import kind_of, parse_json, shown
 from deltart.plurals import counted
@@ -27,7 +27,7 @@ INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 METADATA = "__metadata__"  # the one key of a header that is no tensor
 DAMAGED = "download the file again"
 MAX_HEADER_BYTES = 100_000_000  # the format's own limit
-WIDEST_FIRST = [dtype.stored for dtype in (F32, BF16, F16, E4M3)]
+WIDEST_FIRST = [dtype.stored for dtype in (I64, F32, I32, BF16, F16, E4M3)]
 
 
 @dataclass(frozen=True)

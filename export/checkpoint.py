@@ -9,7 +9,7 @@ import numpy as np
 
 from deltart.dtypes import BY_STORED
 from deltart.errors import CheckpointError
-from deltart.export.regions import Region, expert_regions
+from deltart.export.regions import Region, expert_regions, packed_regions
 from deltart.export.weight_files import find_weights
 from deltart.safetensors import INDEX, TensorInfo, WeightFile, check_layout, read_file
 from deltart.text_files import check_folder
@@ -47,7 +47,8 @@ class Checkpoint(Mapping[str, TensorInfo]):
         self._tensors: dict[str, TensorInfo] = {}
         for name in names:
             self._add(folder / name)
-        self.regions: dict[str, Region] = {region.name: region for region in expert_regions(self._tensors.values())}
+        regions = [*expert_regions(self._tensors.values()), *packed_regions(self._tensors)]
+        self.regions: dict[str, Region] = {region.name: region for region in regions}
 
     def __getitem__(self, name: str) -> TensorInfo:
         return self._tensors[name]

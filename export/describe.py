@@ -26,6 +26,7 @@ def describe(
     max_context: int,
     text_files: list[str],
     vision: manifest.VisionEntry | None,
+    int4_activations: manifest.Int4Activations = "exact",
 ) -> manifest.Manifest:
     """What was written, from what, and how to bind it."""
     folder = model.checkpoint.folder
@@ -40,6 +41,7 @@ def describe(
         tensors=_weight_entries(ledger, graphs),
         text_files=text_files,
         vision=vision,
+        int4_activations=int4_activations,
         versions={"deltart": __version__} | {p: version(p) for p in ("torch", "onnx", "onnxscript")},
     )
 
@@ -81,4 +83,5 @@ def _weight_entries(ledger: Ledger, graphs: Sequence[Written]) -> dict[str, mani
 def _spec_fields(spec: ModelSpec) -> dict[str, Any]:
     fields = asdict(spec)
     fields["fp8"] = spec.fp8 is not None  # which tensors are quantized they say themselves
+    fields["int4"] = spec.int4 is not None
     return fields

@@ -9,6 +9,7 @@ from deltart.errors import CheckpointError
 from deltart.export.bound import BoundModel
 from deltart.export.checkpoint import Checkpoint
 from deltart.export.models.registry import deferred_of
+from deltart.export.regions import GROUPS, PACKED_SHAPE
 from deltart.plurals import counted
 
 
@@ -53,6 +54,10 @@ def ledger_of(model: BoundModel) -> Ledger:
     ledger = Ledger(model.checkpoint)
     for prefix, reason in deferred_of(model.spec, model.mtp, model.vision):
         ledger.defer(prefix, reason)
+    for name in model.checkpoint:
+        module, _, leaf = name.rpartition(".")
+        if leaf == PACKED_SHAPE and f"{module}.{GROUPS}" in model.checkpoint.regions:
+            ledger.deferred[name] = "the shape of a packed weight, compared when it was exported"
     for bound in model.graphs:
         for block in bound.blocks:
             ledger.bind(block.tensors, bound.graph.name)

@@ -17,7 +17,7 @@ from deltart.export.describe import describe
 from deltart.export.ledger import Ledger, ledger_of
 from deltart.export.spec import ModelSpec, read_spec
 from deltart.export.structure import settle
-from deltart.export.targets import EXPORTED, PORTABLE, write_graphs
+from deltart.export.targets import EXPORTED, EXPORTED_INT8, PORTABLE, write_graphs
 from deltart.export.text import bring_text, check_text
 from deltart.export.vision_settings import read_settings
 from deltart.export.weights import WEIGHTS_FOLDER
@@ -35,6 +35,7 @@ def export_checkpoint(
     yarn: float | None = None,
     mtp: bool = True,
     vision: bool = True,
+    int4_activations: manifest.Int4Activations = "exact",
     overwrite: bool = False,
     log: Log = lambda step: None,
 ) -> manifest.Manifest:
@@ -45,6 +46,7 @@ def export_checkpoint(
         yarn: static YaRN factor, or None for the checkpoint's own RoPE.
         mtp: whether to export the MTP head where the checkpoint has one.
         vision: whether to export the vision tower where the checkpoint has one.
+        int4_activations: "int8" rounds what goes into packed int4 linears, on target `ort`: faster, not exact.
         overwrite: replace an artifact that is already there, with nothing in it that deltart did not write.
         log: called with a line for every step.
 
@@ -56,6 +58,12 @@ def export_checkpoint(
     spec = read_spec(checkpoint)
     if yarn is not None:
         spec = spec.with_yarn(yarn)
+    if int4_activations == "int8" and spec.int4 is None:
+        raise ExportError(
+            "int8 activations asked for, of a checkpoint without int4 linears",
+            "one that compressed-tensors packed",
+            "leave int4_activations (--int4-activations) out",
+        )
     context = _context(spec, max_context)
     lacks = check_text(checkpoint)
     tensors = Checkpoint(checkpoint)
@@ -69,12 +77,12 @@ def export_checkpoint(
     tower = model.spec.vision if vision else None
     settings = read_settings(checkpoint, tower) if tower else None
     with staged(output, manifest.ARTIFACT, overwrite=overwrite, sources=[checkpoint]) as staging:
-        graphs = write_graphs(model, EXPORTED, staging, log)
+        graphs = write_graphs(model, EXPORTED_INT8 if int4_activations == "int8" else EXPORTED, staging, log)
         _link_weights(tensors, staging, log)
         log("checking the ONNX graphs")
         check_graphs(staging / graph.files[PORTABLE] for graph in graphs)
         text_files = bring_text(checkpoint, staging)
-        describe(ledger, model, graphs, context, text_files, settings).save(staging)
+        describe(ledger, model, graphs, context, text_files, settings, int4_activations).save(staging)
     return load_manifest(output)
 
 

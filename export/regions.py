@@ -1,4 +1,7 @@
-"""Experts stored one by one that lie one after the other in a file: bound as regions of it, without copying one.
+"""Places of a file that are bound as another tensor than the header names, without copying one.
+
+Experts stored one by one that lie one after the other are one region; so are the int32 words of a packed weight, as
+the bytes of its groups.
 
 A safetensors writer orders tensors by the width of their elements, then by name. So a layer's experts come in the
 order of their numbers as text (0, 1, 10, 100, ...), each as down, gate, up: all their scales, then all their weights.
@@ -13,10 +16,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 
+from deltart.dtypes import I32, U8
 from deltart.safetensors import TensorInfo
 
 PARTS = ("down_proj", "gate_proj", "up_proj")  # of an expert, as they lie
 KINDS = ("weight", "weight_scale_inv")
+PACKED, PACKED_SCALE, PACKED_SHAPE = "weight_packed", "weight_scale", "weight_shape"  # of compressed-tensors
+GROUPS = "weight_groups"  # the region of a packed weight
 NAME = re.compile(rf"(.+\.experts)\.(\d+)\.({'|'.join(PARTS)})\.({'|'.join(KINDS)})")
 
 Expert = dict[str, TensorInfo]  # by name from the expert on: "down_proj.weight"
@@ -24,13 +30,32 @@ Expert = dict[str, TensorInfo]  # by name from the expert on: "down_proj.weight"
 
 @dataclass(frozen=True)
 class Region(TensorInfo):
-    """Tensors that lie one after the other, seen as one of [slots, 3, elements of one matrix].
+    """Tensors that lie one after the other, seen as one.
 
-    `members` are their names in order, `experts` the expert in each slot.
+    `members` are their names in order; of experts the shape is [slots, 3, elements of one matrix], and `experts` the
+    expert in each slot.
     """
 
     members: tuple[str, ...]
-    experts: tuple[int, ...]
+    experts: tuple[int, ...] = ()
+
+
+def packed_regions(tensors: Mapping[str, TensorInfo]) -> Iterator[Region]:
+    """`<module>.weight_groups`, bytes [out, groups, group / 2], of every int4 weight that falls into whole groups."""
+    for name, packed in tensors.items():
+        module, _, leaf = name.rpartition(".")
+        scale = tensors.get(f"{module}.{PACKED_SCALE}")
+        if leaf != PACKED or scale is None or packed.dtype != I32.stored or len(packed.shape) != 2:
+            continue
+        width = packed.shape[1] * I32.itemsize
+        if (
+            len(scale.shape) == 2
+            and scale.shape[0] == packed.shape[0]
+            and scale.shape[1]
+            and not width % scale.shape[1]
+        ):
+            shape = (*scale.shape, width // scale.shape[1])
+            yield Region(f"{module}.{GROUPS}", packed.file, packed.offset, packed.nbytes, U8.stored, shape, (name,))
 
 
 def expert_regions(tensors: Iterable[TensorInfo]) -> Iterator[Region]:

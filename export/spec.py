@@ -12,6 +12,7 @@ from typing import Any
 
 from deltart.errors import ConfigError
 from deltart.export import defaults
+from deltart.export.compressed_tensors import METHOD, Int4Spec, read_int4, refuse_method
 from deltart.export.config_fields import LARGEST, Fields
 from deltart.export.rope import RopeSpec, YarnSpec, read_rope
 from deltart.json_files import read_json, shown
@@ -107,6 +108,7 @@ class ModelSpec:
     moe: MoeSpec | None
     vision: VisionSpec | None
     fp8: Fp8Spec | None
+    int4: Int4Spec | None = None
     text_prefix: str = "model."  # of the text model's tensors; these four are settled by the checkpoint's names
     head_prefix: str = "lm_head."
     mtp_prefix: str = "mtp."
@@ -206,7 +208,7 @@ def _spec(architecture: str, top: Fields, text: Fields) -> ModelSpec:
         rope=read_rope(text),
         moe=_moe(text) if is_moe else None,
         vision=_vision(top, text) if nested and "vision_config" in top else None,
-        fp8=_fp8(quantized.section("quantization_config", FP8_DEFAULTS)) if quantized else None,
+        **(_quantization(quantized) if quantized else {"fp8": None}),
         text_prefix="model.language_model." if nested else "model.",
     )
     return replace(spec, defaults=tuple(_assignments(text)))
@@ -226,6 +228,7 @@ def exported_spec(written: Mapping[str, Any]) -> ModelSpec:
         "moe": MoeSpec(**written["moe"]) if written["moe"] else None,
         "vision": VisionSpec(**written["vision"]) if written["vision"] else None,
         "fp8": Fp8Spec(()) if written["fp8"] else None,
+        "int4": Int4Spec() if written["int4"] else None,
         "defaults": tuple(written["defaults"]),
     }
     return ModelSpec(**{**written, **parts})
@@ -321,8 +324,17 @@ def _vision(top: Fields, text: Fields) -> VisionSpec:
     return tower
 
 
+def _quantization(config: Fields) -> dict[str, Any]:
+    method = config.section("quantization_config").required("quant_method", str)
+    if method == METHOD:
+        return {"fp8": None, "int4": read_int4(config.section("quantization_config"))}
+    return {"fp8": _fp8(config.section("quantization_config", FP8_DEFAULTS))}
+
+
 def _fp8(quantization: Fields) -> Fp8Spec:
-    quantization.one_of("quant_method", ["fp8"])
+    method = quantization.required("quant_method", str)
+    if method != "fp8":
+        raise refuse_method(quantization, method)
     quantization.only_if_present("fmt", ["e4m3"])
     quantization.one_of("activation_scheme", ["dynamic"])
     quantization.one_of("weight_block_size", [[128, 128]])

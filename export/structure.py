@@ -13,6 +13,7 @@ import numpy as np
 
 from deltart.errors import CheckpointError
 from deltart.export.checkpoint import Checkpoint
+from deltart.export.regions import PACKED
 from deltart.export.spec import ModelSpec
 
 EMBEDDING, HEAD = "embed_tokens.weight", "lm_head.weight"
@@ -100,7 +101,7 @@ def _text_prefix(spec: ModelSpec, tensors: Checkpoint) -> str:
 
 
 def _head_prefix(tensors: Checkpoint) -> str:
-    found = [prefix for prefix in HEAD_PREFIXES if f"{prefix}weight" in tensors]
+    found = [prefix for prefix in HEAD_PREFIXES if f"{prefix}weight" in tensors or f"{prefix}{PACKED}" in tensors]
     if len(found) > 1:
         names = " and ".join(f"'{prefix}weight'" for prefix in found)
         raise CheckpointError(f"the checkpoint holds {names}", "one output head", "save one of them alone")
@@ -110,6 +111,8 @@ def _head_prefix(tensors: Checkpoint) -> str:
 def _has_own_head(spec: ModelSpec, tensors: Checkpoint) -> bool:
     """Whether a head is there that is no copy of the embedding."""
     head, embedding = tensors.get(f"{spec.head_prefix}weight"), tensors.get(f"{spec.text_prefix}{EMBEDDING}")
+    if f"{spec.head_prefix}{PACKED}" in tensors:
+        return True
     if head is None or embedding is None:
         return False
     if (head.dtype, head.shape) != (embedding.dtype, embedding.shape):

@@ -60,6 +60,10 @@ TARGETS: Mapping[str, Target] = {
 # Targets that are made of another's graphs, without a trace: how, and of which.
 DERIVED = {native.TARGET: (native.lower, TARGETS[tensorrt.TARGET])}
 EXPORTED = (TARGETS["portable"], TARGETS["ort"])  # written by every export, of one trace
+EXPORTED_INT8 = (
+    TARGETS["portable"],
+    replace(TARGETS["ort"], lower=lambda model: ort.use_multi_head_attention(lower(model, functions.ORT_INT8))),
+)  # the same, where the activations of int4 linears are rounded to int8 on `ort`
 
 
 @dataclass(frozen=True)

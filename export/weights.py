@@ -7,7 +7,7 @@ import onnx
 import torch
 from torch import nn
 
-from deltart.dtypes import BF16, BY_STORED, E4M3, F16, F32, DType
+from deltart.dtypes import BF16, BY_STORED, E4M3, F16, F32, U8, DType
 from deltart.errors import CheckpointError
 from deltart.export.checkpoint import Checkpoint
 from deltart.export.formats import Linears, is_skipped
@@ -16,6 +16,7 @@ from deltart.export.spec import Fp8Spec, ModelSpec
 from deltart.safetensors import TensorInfo
 
 PLAIN = tuple(dtype.stored for dtype in (BF16, F16, F32))
+ALLOWED = {torch.float8_e4m3fn: (E4M3.stored,), torch.uint8: (U8.stored,)}  # by a parameter's own type, else PLAIN
 WEIGHTS_FOLDER = "weights"
 
 
@@ -32,7 +33,7 @@ def build_module(block: Block, spec: ModelSpec, checkpoint: Checkpoint) -> nn.Mo
         CheckpointError: a tensor is missing, misshapen, of an unexpected dtype, or contradicts the skip list.
     """
     renamed = {} if "" in block.prefixes else block.prefixes
-    linears = Linears(spec.fp8, block.prefixes.get("", ""), checkpoint, renamed)
+    linears = Linears(spec.fp8, spec.int4, block.prefixes.get("", ""), checkpoint, renamed)
     with torch.device("meta" if block.prefixes else "cpu"):
         module = block.make(linears)
     for name, parameter in list(module.named_parameters()):
@@ -76,11 +77,11 @@ def _expect(checkpoint: Checkpoint, name: str, parameter: nn.Parameter, spec: Mo
     info = checkpoint.get(name) or checkpoint.regions.get(name)
     if info is None:
         raise CheckpointError(f"tensor '{name}' is missing", f"{list(parameter.shape)}", _missing_advice(name, spec))
-    quantized = parameter.dtype == torch.float8_e4m3fn
-    if info.dtype not in ((E4M3.stored,) if quantized else PLAIN):
+    allowed = ALLOWED.get(parameter.dtype, PLAIN)
+    if info.dtype not in allowed:
         raise CheckpointError(
             f"tensor '{name}' is stored as {info.dtype}",
-            E4M3.stored if quantized else " or ".join(PLAIN),
+            " or ".join(allowed),
             _dtype_advice(name, spec.fp8),
         )
     if tuple(parameter.shape) != info.shape:

@@ -11,6 +11,7 @@ from deltart.plugins.fp8_linear.op import (
 from deltart.plugins.gated_attention.op import GATED_ATTENTION
 from deltart.plugins.gated_delta_rule.op import GATED_DELTA_RULE
 from deltart.plugins.gated_rms_norm.op import GATED_RMS_NORM
+from deltart.plugins.int4_linear.op import INT4_GROUP_LINEAR
 from deltart.plugins.linear.op import LINEAR, LINEAR_GATE_UP, SILU_MUL
 from deltart.plugins.lm_head.op import LM_HEAD
 from deltart.plugins.moe_experts.op import FP8_MOE_EXPERTS, FP8_SPARSE_MOE, MOE_EXPERTS, SPARSE_MOE
@@ -27,6 +28,7 @@ MODEL_OPS: tuple[OpSpec, ...] = (
     GATED_RMS_NORM,
     GATED_ATTENTION,
     FP8_BLOCK_LINEAR,
+    INT4_GROUP_LINEAR,
     MOE_EXPERTS,
     FP8_MOE_EXPERTS,
 )
@@ -40,8 +42,10 @@ FUSED_OPS: tuple[OpSpec, ...] = (
     SPARSE_MOE,
     FP8_SPARSE_MOE,
 )
+# What has bodies for ONNX Runtime, and no kernel for GPUs.
+HOST_OPS: tuple[OpSpec, ...] = (INT4_GROUP_LINEAR,)
 # What TensorRT has plugins of.
-OPS: tuple[OpSpec, ...] = (*MODEL_OPS, *FUSED_OPS)
+OPS: tuple[OpSpec, ...] = tuple(spec for spec in (*MODEL_OPS, *FUSED_OPS) if spec not in HOST_OPS)
 # What the native lowering puts in place of the standard nodes that are left, which TensorRT compiles itself.
 NATIVE_OPS: tuple[OpSpec, ...] = (
     CONCAT_ROWS,

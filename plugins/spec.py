@@ -22,6 +22,7 @@ STORED = "W"  # whatever dtype the checkpoint stores: f32, f16, bf16
 FP8 = "F8"  # E4M3
 F32 = "F32"
 I32 = "I32"
+U8 = "U8"  # packed values
 I64 = "I64"
 
 

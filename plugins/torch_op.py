@@ -10,7 +10,7 @@ import torch
 from onnx.defs import OpSchema
 from onnxscript import values
 
-from deltart.plugins.spec import ACT, DOMAIN, F32, FP8, I32, STORED, VERSION, OpSpec
+from deltart.plugins.spec import ACT, DOMAIN, F32, FP8, I32, STORED, U8, VERSION, OpSpec
 
 _TORCH_ATTRIBUTE = {int: "int", float: "float"}
 _ONNX_ATTRIBUTE = {int: OpSchema.AttrType.INT, float: OpSchema.AttrType.FLOAT}
@@ -20,6 +20,7 @@ _TYPES = {
     FP8: ["tensor(float8e4m3fn)", "tensor(int8)"],
     F32: ["tensor(float)"],
     I32: ["tensor(int32)"],
+    U8: ["tensor(uint8)"],
 }
 
 

@@ -92,7 +92,7 @@ def run(arguments: argparse.Namespace) -> int:
             arguments.max_new_tokens if prompts else None, caches.folder(caches.PLANS),
         )  # fmt: skip
         found = collect(runners.by_name(), ids, prompts, lambda step: status.update(line(step)))
-        report = judge(arguments.artifact, found, tolerances(arguments.prefill_activations))
+        report = judge(arguments.artifact, found, tolerances(arguments.prefill_activations, manifest.int4_activations))
     try:
         if arguments.save_outputs:
             found.save(arguments.save_outputs)

@@ -21,6 +21,7 @@ from deltart.text_files import check_folder
 
 MAX_PARAMETERS = 2_000_000_000  # in float32 that is 8 GB
 SCALE, BLOCK = "_scale_inv", 128  # the vendor's FP8: a scale for every 128 x 128 values, named after its weight
+PACKED = ".weight_packed"  # compressed-tensors' int4: eight values a word, the first lowest, 8 for nothing
 NEEDS = "pip install 'deltart[verify]'"
 
 
@@ -80,15 +81,22 @@ def _files(folder: Path) -> Iterator[Any]:
 
 def _parameters(folder: Path) -> int:
     """How many numbers the checkpoint's files hold."""
-    return sum(math.prod(f.get_slice(name).get_shape()) for f in _files(folder) for name in f.keys())  # noqa: SIM118
+    return sum(
+        math.prod(f.get_slice(name).get_shape()) * (8 if name.endswith(PACKED) else 1)
+        for f in _files(folder)
+        for name in f.keys()  # noqa: SIM118
+    )
 
 
 def _weights(folder: Path) -> dict[str, torch.Tensor]:
-    """Every tensor in float32: block-FP8 weights times their scales, each repeated over its block of 128 x 128.
+    """Every tensor in float32: block-FP8 weights times their scales, each repeated over its block of 128 x 128, and
+    packed weights unpacked, times those of their groups.
 
     transformers' own expansion of FP8 takes multiples of 128 only.
     """
     stored = {name: file.get_tensor(name) for file in _files(folder) for name in file.keys()}  # noqa: SIM118
+    packed = [name.removesuffix(PACKED) for name in stored if name.endswith(PACKED)]
+    stored |= {f"{module}.weight": _unpacked(module, stored) for module in packed}
     scales = {name: stored.pop(name).float() for name in list(stored) if name.endswith(SCALE)}
     weights = {name: value.float() for name, value in stored.items()}
     for name, scale in scales.items():
@@ -96,6 +104,14 @@ def _weights(folder: Path) -> dict[str, torch.Tensor]:
         rows, columns = weight.shape
         weight *= scale.repeat_interleave(BLOCK, 0)[:rows].repeat_interleave(BLOCK, 1)[:, :columns]
     return weights
+
+
+def _unpacked(module: str, stored: dict[str, torch.Tensor]) -> torch.Tensor:
+    """The weight [out, in] behind the three tensors of `module`, which are taken out of `stored`."""
+    words, scale = stored.pop(f"{module}{PACKED}"), stored.pop(f"{module}.weight_scale").float()
+    rows, columns = stored.pop(f"{module}.weight_shape").tolist()
+    nibbles = (words[:, :, None] >> torch.arange(0, 32, 4, dtype=torch.int32)) & 15
+    return (nibbles.reshape(rows, columns) - 8) * scale.repeat_interleave(columns // scale.shape[1], 1)
 
 
 def _load(folder: Path, manifest: Manifest) -> Any:

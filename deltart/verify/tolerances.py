@@ -19,6 +19,10 @@ def allowed(tolerance: float, point: str) -> float:
     return tolerance * MTP_SHARE if point.startswith("mtp.") else tolerance
 
 
-def tolerances(prefill_activations: str) -> dict[str, float]:
-    """Relative RMS allowed to each runner, with "bf16" or "fp8" activations in prefill."""
-    return TOLERANCES | (FP8_PREFILL if prefill_activations == "fp8" else {})
+INT8 = {"ort": 0.3}  # the same, where the activations of int4 linears are rounded to int8
+
+
+def tolerances(prefill_activations: str, int4_activations: str = "exact") -> dict[str, float]:
+    """Relative RMS allowed to each runner, with "bf16" or "fp8" activations in prefill, "exact" or "int8" on `ort`."""
+    fp8, int8 = prefill_activations == "fp8", int4_activations == "int8"
+    return TOLERANCES | (FP8_PREFILL if fp8 else {}) | (INT8 if int8 else {})

@@ -9,6 +9,8 @@ import onnx
 
 from deltart.errors import ExportError
 from deltart.plugins.bodies import Body, bodies_of
+from deltart.plugins.int4_linear.bodies import matmul_n_bits
+from deltart.plugins.int4_linear.op import INT4_GROUP_LINEAR
 from deltart.plugins.registry import FUSED_OPS, MODEL_OPS
 from deltart.plugins.spec import DOMAIN
 
@@ -16,6 +18,8 @@ Lowering = Mapping[str, Body]  # by op
 
 PORTABLE: Lowering = {spec.name: bodies_of(spec).portable for spec in (*MODEL_OPS, *FUSED_OPS)}
 ORT: Lowering = {spec.name: bodies_of(spec).ort or bodies_of(spec).portable for spec in MODEL_OPS}
+# The same with the activations of int4 linears rounded to int8.
+ORT_INT8: Lowering = {**ORT, INT4_GROUP_LINEAR.name: lambda attributes: matmul_n_bits(4)}
 # The ops that write their states over the old ones on ONNX Runtime.
 ORT_IN_PLACE = frozenset(spec.name for spec in MODEL_OPS if bodies_of(spec).ort_in_place)
 
@@ -24,20 +28,23 @@ def composite_functions(nodes: Iterable[onnx.NodeProto], bodies: Lowering) -> li
     """One function per composite op among `nodes`, specialised to its attributes.
 
     Raises:
-        ExportError: two nodes of one op carry different attributes (a model has one shape per op), or `bodies`
+        ExportError: two nodes of one op need different bodies (a model has one shape per such op), or `bodies`
             lacks the op.
     """
-    attributes: dict[str, dict[str, Any]] = {}
+    used: dict[str, tuple[dict[str, Any], str]] = {}  # attributes and text, by op
     for node in nodes:
         if node.domain != DOMAIN:
             continue
-        mine = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
-        known = attributes.setdefault(node.op_type, mine)
-        if known != mine:
-            raise ExportError(f"{node.op_type} is used with {known} and with {mine}", "one set of sizes per model")
         if node.op_type not in bodies:
             raise ExportError(f"this target has no body for {node.op_type}", f"one of {', '.join(bodies)}")
-    return [parse_function(bodies[op](found)) for op, found in attributes.items()]
+        mine = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+        if node.op_type in used and used[node.op_type][0] == mine:
+            continue
+        text = bodies[node.op_type](mine)
+        known, first = used.setdefault(node.op_type, (mine, text))
+        if first != text:
+            raise ExportError(f"{node.op_type} is used with {known} and with {mine}", "one set of sizes per model")
+    return [parse_function(text) for _, text in used.values()]
 
 
 def parse_function(text: str) -> onnx.FunctionProto:

@@ -169,10 +169,12 @@ def _mid() -> Config:
 PRESETS: dict[str, Callable[[], Config]] = {
     "qwen3.6-27b": _qwen3_6_27b,
     "qwen3.6-27b-fp8": _qwen3_6_27b,
+    "qwen3.6-27b-int4": _qwen3_6_27b,
     "qwen3.6-35b-a3b": _qwen3_6_35b_a3b,
     "qwen3.6-35b-a3b-fp8": _qwen3_6_35b_a3b,
     "tiny": _tiny,
     "tiny-fp8": _tiny,
+    "tiny-int4": _tiny,
     "tiny-moe": _tiny_moe,
     "tiny-moe-fp8": _tiny_moe,
     "mid": _mid,

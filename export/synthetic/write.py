@@ -14,13 +14,16 @@ import numpy as np
 import torch
 from torch import nn
 
-from deltart.dtypes import BF16, BY_STORED, E4M3, E4M3_MAX
+from deltart.dtypes import BF16, BY_STORED, E4M3, E4M3_MAX, I32, I64
 from deltart.errors import CheckpointError
 from deltart.export.formats import Linears
 from deltart.export.formats.experts import ExpertRun
 from deltart.export.formats.fp8_block import is_quantized, quantization_config
+from deltart.export.formats.int4_group import Int4GroupLinear, group_config
 from deltart.export.models.registry import graphs_of
+from deltart.export.regions import GROUPS, PACKED, PACKED_SCALE, PACKED_SHAPE
 from deltart.export.spec import ModelSpec, read_spec
+from deltart.export.synthetic.packed import random_packed
 from deltart.export.synthetic.presets import FILE_PER_LAYER, PRESETS, Config
 from deltart.folders import Marker, staged
 from deltart.plugins.fp8_linear.reference import BLOCK
@@ -29,6 +32,7 @@ from deltart.safetensors import INDEX, FilePlan, TensorInfo, index_of, plan_file
 SHARD_BYTES = 5_000_000_000
 CHECKPOINT = Marker("a checkpoint", "config.json", lambda folder: None)  # none is ever replaced
 SCALE = "_scale_inv"  # behind the name of the weight that it scales
+SCALES = (SCALE, PACKED_SCALE)
 LAYER = re.compile(r"model\.(?:language_model\.)?layers\.(\d+)\.")
 INITIALIZER_RANGE = 0.02  # of embedding and head, as the family is initialised; other matrices preserve variance
 
@@ -50,6 +54,7 @@ def synthesize(preset: str, output: Path, *, seed: int = 0, sparse: bool = False
         PRESETS[preset](),
         output,
         quantized=preset.endswith("-fp8"),
+        int4_group=128 if preset.endswith("-int4") else None,
         file_per_layer=preset in FILE_PER_LAYER,
         seed=seed,
         sparse=sparse,
@@ -58,18 +63,19 @@ def synthesize(preset: str, output: Path, *, seed: int = 0, sparse: bool = False
 
 def write_checkpoint(
     config: Config, output: Path, *, quantized: bool = False, dtype: str = "BF16", scale_dtype: str = "BF16",
-    file_per_layer: bool = False, seed: int = 0, sparse: bool = False,
+    int4_group: int | None = None, file_per_layer: bool = False, seed: int = 0, sparse: bool = False,
 ) -> None:  # fmt: skip
     """Write a checkpoint of `config`, each file in the order of the safetensors library.
 
     Args:
         quantized: add the vendor's FP8 block-128 format and its skip list.
+        int4_group: pack the same linears and the head as compressed-tensors does, in groups of so many values.
         file_per_layer: name the files "layers-0" and so on, "mtp" and "outside", as the vendor's FP8 models have them;
             files of SHARD_BYTES otherwise.
     """
     with staged(output, CHECKPOINT) as folder:
-        if quantized:
-            config = config | {"quantization_config": _quantization_config(config, folder)}
+        if quantized or int4_group:
+            config = config | {"quantization_config": _quantization_config(config, folder, int4_group)}
         (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n")
         plans = sorted(tensor_plans(read_spec(folder), dtype, scale_dtype), key=lambda plan: plan.name)
         shards = _by_layer(plans) if file_per_layer else _shards(plans)
@@ -87,32 +93,40 @@ def tensor_plans(spec: ModelSpec, dtype: str = "BF16", scale_dtype: str = "BF16"
     for graph in graphs_of(spec, torch.float32, mtp=True, vision=True):
         for block in graph.blocks:
             with torch.device("meta"):
-                module = block.make(Linears(spec.fp8, block.prefixes.get("", "")))
+                module = block.make(Linears(spec.fp8, spec.int4, block.prefixes.get("", "")))
             for parameter, value in module.named_parameters():
                 stored = E4M3.stored if value.dtype == torch.float8_e4m3fn else dtype
-                for name, shape in _members(module, parameter, tuple(value.shape)):
+                for name, kind, shape in _members(module, parameter, tuple(value.shape), stored):
                     name = block.tensor_name(name)
                     if name not in seen:
-                        yield unplaced(name, scale_dtype if name.endswith(SCALE) else stored, shape)
+                        yield unplaced(name, scale_dtype if name.endswith(SCALES) else kind, shape)
                     seen.add(name)
 
 
-def _members(module: nn.Module, parameter: str, shape: tuple[int, ...]) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Names and shapes of the tensors behind a parameter: itself, or those in its region."""
+def _members(
+    module: nn.Module, parameter: str, shape: tuple[int, ...], stored: str
+) -> Iterator[tuple[str, str, tuple[int, ...]]]:
+    """Names, types and shapes of the tensors behind a parameter: itself, or those in its region."""
     owner, _, kind = parameter.rpartition(".")
-    run = module.get_submodule(owner)
-    if isinstance(run, ExpertRun):
+    holder = module.get_submodule(owner)
+    if isinstance(holder, ExpertRun):
         experts = owner.partition(".runs.")[0]
-        yield from ((f"{experts}.{name}", member) for name, member in run.members(kind))
+        yield from ((f"{experts}.{name}", stored, member) for name, member in holder.members(kind))
+    elif isinstance(holder, Int4GroupLinear) and kind == GROUPS:
+        width, rows, _ = holder.sizes
+        yield f"{owner}.{PACKED}", I32.stored, (rows, width // 8)
+        yield f"{owner}.{PACKED_SHAPE}", I64.stored, (2,)
     else:
-        yield parameter, shape
+        yield parameter, stored, shape
 
 
-def _quantization_config(config: Config, output: Path) -> dict[str, Any]:
-    """The vendor's block, with every module that stays in BF16 in its skip list."""
+def _quantization_config(config: Config, output: Path, int4_group: int | None) -> dict[str, Any]:
+    """The format's block, with every module that stays in BF16 in its list of those."""
     (output / "config.json").write_text(json.dumps(config))
     names = {plan.name.removesuffix(".weight").removesuffix(".bias") for plan in tensor_plans(read_spec(output))}
-    return quantization_config(name for name in names if not is_quantized(name))
+    if int4_group is None:
+        return quantization_config(name for name in names if not is_quantized(name))
+    return group_config(int4_group, tuple(n for n in names if not (is_quantized(n) or n == "lm_head")))
 
 
 def _by_layer(plans: Iterable[TensorInfo]) -> dict[str, list[TensorInfo]]:
@@ -125,11 +139,11 @@ def _by_layer(plans: Iterable[TensorInfo]) -> dict[str, list[TensorInfo]]:
 
 
 def _shards(plans: Iterable[TensorInfo]) -> dict[str, list[TensorInfo]]:
-    """Files of at most SHARD_BYTES; a scale stays with its weight, which comes before it."""
+    """Files of at most SHARD_BYTES; scales and shapes stay with their weight, which comes before them."""
     shards: list[list[TensorInfo]] = [[]]
     size = 0
     for plan in plans:
-        if shards[-1] and size + plan.nbytes > SHARD_BYTES and not plan.name.endswith(SCALE):
+        if shards[-1] and size + plan.nbytes > SHARD_BYTES and not plan.name.endswith((*SCALES, PACKED_SHAPE)):
             shards.append([])
             size = 0
         shards[-1].append(plan)
@@ -141,18 +155,24 @@ def _write_shard(output: Path, plan: FilePlan, seed: int, sparse: bool) -> None:
     with (output / plan.name).open("wb") as file:
         file.write(plan.header)
         os.truncate(file.fileno(), plan.size)
-        weights = (info for info in plan.tensors.values() if not (sparse or info.name.endswith(SCALE)))
-        for info in weights:
-            for name, values in _random(info, seed).items():
+        for info in plan.tensors.values():
+            if info.name.endswith((*SCALES, PACKED_SHAPE)):
+                continue  # comes with its weight
+            values = {} if sparse else _random(info, plan, seed)
+            if sparse and info.name.endswith(PACKED):
+                values = {info.name.removesuffix(PACKED) + PACKED_SHAPE: np.array([info.shape[0], info.shape[1] * 8])}
+            for name, array in values.items():
                 target = plan.tensors[name]
                 file.seek(target.offset)
-                file.write(values.astype(BY_STORED[target.dtype].numpy).tobytes())
+                file.write(array.astype(BY_STORED[target.dtype].numpy, copy=False).tobytes())
 
 
-def _random(plan: TensorInfo, seed: int) -> dict[str, np.ndarray]:
-    """Values a freshly initialised model might have; those of an FP8 weight with its scale."""
+def _random(plan: TensorInfo, file: FilePlan, seed: int) -> dict[str, np.ndarray]:
+    """Values a freshly initialised model might have; those of a quantized weight with its scale."""
     rng = np.random.default_rng([seed, zlib.crc32(plan.name.encode())])
     leaf = plan.name.rpartition(".")[2]
+    if leaf == PACKED:
+        return random_packed(plan, file.tensors[plan.name.removesuffix(PACKED) + PACKED_SCALE], rng)
     if leaf == "A_log":
         values = np.log(rng.uniform(0.05, 8.0, plan.shape))
     elif leaf == "dt_bias":

@@ -12,6 +12,7 @@ import numpy as np
 import onnxruntime as ort
 
 from deltart.artifact import load_manifest, read_graph
+from deltart.dtypes import F32, U8
 from deltart.errors import ArtifactError, GenerationError
 from deltart.manifest import GraphEntry, Manifest, StateEntry
 from deltart.runtime.backends.base import SlotState
@@ -119,11 +120,12 @@ class OrtBackend:
 
     @property
     def weight_bytes(self) -> int:
-        """See Backend: float32 when folded, nothing but mapped pages else."""
+        """See Backend: float32 when folded, nothing but mapped pages else; packed weights are kept as they are."""
         names = {name for graph in self.manifest.graphs.values() for name in graph.weights}
         if self._mode == "mapped":
             return 0
-        return sum(4 * math.prod(self.manifest.tensors[name].shape) for name in names)
+        entries = [self.manifest.tensors[name] for name in names]
+        return sum(math.prod(e.shape) * (1 if e.dtype == U8.stored else F32.itemsize) for e in entries)
 
     def open_slots(self, slots: int, max_context: int, vocab_limit: int) -> HostSlots:
         """See Backend."""
@@ -149,6 +151,7 @@ class OrtBackend:
         """The graph's session, created on first use."""
         if graph not in self._sessions:
             self._sessions[graph] = self._load(graph)
+            self._weights.release()  # the session has converted or packed most of them into memory of its own
         return self._sessions[graph]
 
     def _load(self, graph: str) -> ort.InferenceSession:

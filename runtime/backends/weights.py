@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from deltart.dtypes import BY_STORED
+from deltart.dtypes import BY_STORED, U8
 from deltart.errors import ArtifactError, WeightsRewrittenWarning
 from deltart.manifest import AGAIN, FileEntry, Manifest, WeightEntry
 from deltart.safetensors import header_sha256, read_file
@@ -32,7 +32,8 @@ class MappedWeights:
         self._tensors = manifest.tensors
         places = (artifact / "weights", Path(manifest.checkpoint))
         self.paths = {entry.name: _find(entry, places) for entry in manifest.files}  # checked files, by name
-        self._maps = {entry.name: _map(entry, self.paths[entry.name]) for entry in manifest.files}
+        self._files = {entry.name: _map(entry, self.paths[entry.name]) for entry in manifest.files}
+        self._maps = {name: np.frombuffer(file, np.uint8) for name, file in self._files.items()}
         for path in self.paths.values():
             _check_places(path, manifest.tensors)
 
@@ -41,6 +42,11 @@ class MappedWeights:
         entry = self._tensors[name]
         raw = self._maps[entry.file][entry.offset : entry.offset + entry.nbytes]
         return raw.view(BY_STORED[entry.dtype].numpy).reshape(entry.shape)
+
+    def release(self) -> None:
+        """Give back the pages that were read; views stay valid, and read them again from the file."""
+        for file in self._files.values():
+            file.madvise(mmap.MADV_DONTNEED)
 
 
 def _find(entry: FileEntry, places: tuple[Path, ...]) -> Path:
@@ -54,13 +60,13 @@ def _find(entry: FileEntry, places: tuple[Path, ...]) -> Path:
     return path
 
 
-def _map(entry: FileEntry, path: Path) -> np.ndarray:
+def _map(entry: FileEntry, path: Path) -> mmap.mmap:
     other = ArtifactError(f"{path} is not the file that was exported", "the same size, header and content", AGAIN)
     with open_regular(path, ArtifactError) as file:
         if os.fstat(file.fileno()).st_size != entry.size:
             raise other
-        raw = np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
-        if header_sha256(raw) != entry.header_sha256:
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        if header_sha256(np.frombuffer(mapped, np.uint8)) != entry.header_sha256:
             raise other
         identity = entry.identity
         if identity.written_since(file):
@@ -69,7 +75,7 @@ def _map(entry: FileEntry, path: Path) -> np.ndarray:
             how = "was written" if identity.same_number(file) else "is a copy that was written"
             text = f"{path} {how} after the export; its header and samples are as they were, the rest was not compared"
             warnings.warn(text, WeightsRewrittenWarning, stacklevel=4)
-    return raw
+    return mapped
 
 
 def _check_places(path: Path, tensors: Mapping[str, WeightEntry]) -> None:
@@ -95,5 +101,6 @@ def _check_places(path: Path, tensors: Mapping[str, WeightEntry]) -> None:
     starts = [begin for begin, _, _ in regions]
     for info in header.values():
         begin, end, dtype = regions[bisect_right(starts, info.offset) - 1]
-        if not (begin <= info.offset and info.offset + info.nbytes <= end and info.dtype == dtype):
+        same = dtype in (info.dtype, U8.stored)  # a packed weight is bound as bytes
+        if not (begin <= info.offset and info.offset + info.nbytes <= end and same):
             raise ArtifactError(f"the manifest lacks '{info.name}' of {path}", "one place of each tensor", AGAIN)

@@ -1,0 +1,38 @@
+"""Float64 reference of the linear whose weight is four bits a value, symmetric, with one scale per group of a row."""
+
+from __future__ import annotations
+
+import numpy as np
+
+ZERO = 8  # what stands for 0: a nibble is the value plus this
+
+
+def values(weight_groups: np.ndarray) -> np.ndarray:
+    """Integers -8 to 7, [N, K], of bytes [N, groups, group / 2]: two values a byte, the earlier one in its low half."""
+    nibbles = np.stack([weight_groups & 15, weight_groups >> 4], axis=-1)
+    return nibbles.reshape(len(weight_groups), -1).astype(np.int8) - ZERO
+
+
+def packed(weights: np.ndarray, group_size: int) -> np.ndarray:
+    """The inverse of `values`: bytes [N, K / group_size, group_size / 2] of integers -8 to 7 [N, K]."""
+    nibbles = (weights + ZERO).astype(np.uint8).reshape(len(weights), -1, group_size // 2, 2)
+    return np.ascontiguousarray(nibbles[..., 0] | nibbles[..., 1] << 4)
+
+
+def dequantize(weight_groups: np.ndarray, weight_scale: np.ndarray) -> np.ndarray:
+    """The weight [N, K] in the type of `weight_scale` [N, groups]."""
+    integers = values(weight_groups).reshape(*weight_scale.shape, -1)
+    return (integers * weight_scale[..., None]).reshape(len(weight_scale), -1)
+
+
+def int4_group_linear(
+    x: np.ndarray, weight_groups: np.ndarray, weight_scale: np.ndarray, K: int, N: int, group_size: int
+) -> tuple[np.ndarray]:
+    """x [B, T, K], bytes [N, K / group_size, group_size / 2], weight_scale [N, K / group_size] -> y [B, T, N].
+
+    Raises:
+        ValueError: the sizes don't fit the attributes.
+    """
+    if weight_groups.shape != (N, K // group_size, group_size // 2) or K % group_size:
+        raise ValueError(f"groups {weight_groups.shape} of {group_size}, expected those of a weight [{N}, {K}]")
+    return (x @ dequantize(weight_groups, weight_scale).T,)
