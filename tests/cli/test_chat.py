@@ -12,6 +12,8 @@ import sys
 import time
 from pathlib import Path
 
+from support.signals import restore
+
 COMMAND = [sys.executable, "-m", "deltart", "chat"]
 GREEDY = ["--temperature", "0", "--threads", "1"]
 
@@ -43,7 +45,7 @@ def test_on_a_terminal(nano_artifact: Path) -> None:
     flags = ["--threads", "1", "--temperature", "0", "--ignore-eos", "--max-new-tokens", "50000"]
     process = subprocess.Popen(
         [*COMMAND, str(nano_artifact), *flags], stdin=side, stdout=side, stderr=side, close_fds=True,
-        start_new_session=True, env=os.environ | {"TERM": "dumb"},
+        start_new_session=True, preexec_fn=restore, env=os.environ | {"TERM": "dumb"},
     )  # fmt: skip
     os.close(side)
     try:

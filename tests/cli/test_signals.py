@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import signal
 import subprocess
 import sys
@@ -11,12 +10,13 @@ from pathlib import Path
 
 import pytest
 
+from support.signals import restore
+
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_command_that_is_ended_leaves_nothing(tmp_path: Path, number: signal.Signals) -> None:
     command = [sys.executable, "-m", "deltart", "synth", "mid", "-o", str(tmp_path / "out")]
-    usual = functools.partial(signal.signal, number, signal.SIG_DFL)  # these tests may run under nohup
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=usual)
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=restore)
     while not list(tmp_path.glob(".out.partial-*/out/*")):
         assert process.poll() is None
         time.sleep(0.01)

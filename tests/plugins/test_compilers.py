@@ -13,6 +13,7 @@ import pytest
 
 from deltart.errors import BuildError
 from deltart.plugins.compilers import compile_with, in_parallel
+from support.signals import restore
 
 SOURCE = Path("a.cu")
 
@@ -52,7 +53,8 @@ in_parallel(lambda n: compile_with(command, Path("a.cu")), range(9), 1)
 
 def test_an_interrupt_ends_the_compilers_and_their_children(tmp_path: Path) -> None:
     note = tmp_path / "pid"
-    with subprocess.Popen([sys.executable, "-c", RUN, str(note)], stderr=subprocess.DEVNULL) as parent:
+    command = [sys.executable, "-c", RUN, str(note)]
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL, preexec_fn=restore) as parent:
         while not (note.exists() and note.read_text().strip()):
             time.sleep(0.05)
         began = time.monotonic()
