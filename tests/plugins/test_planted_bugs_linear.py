@@ -90,7 +90,7 @@ def draws_again(op: Path) -> bool:
     return sampler.feeds(sampler.module(op))
 
 
-LINEAR, ATTENTION, HEAD, SAMPLER = "fp8_linear", "gated_attention", "lm_head", "sampler"
+LINEAR, ATTENTION, HEAD, SAMPLER, NORM = "fp8_linear", "gated_attention", "lm_head", "sampler", "residual_rms_norm"
 KERNEL, DRAW, ROW = "kernel.cu", "draw.cuh", "row.cuh"
 WGMMA, HOPPER = "prefill_wgmma.cu", "../common/hopper.cuh"
 by_w8a16, by_w8a8, by_wgmma = (functools.partial(multiplies_many, kernel=k) for k in (W8A16, W8A8, W8A8_WGMMA))
@@ -117,7 +117,7 @@ BUGS: dict[str, tuple[str, str, str, str, Callable[[Path], bool]]] = {
         "((a & 0x7800) ? (a & 0x7f007f00u) >> 4 : (a & 0x7f000000u) >> 4))",
         multiplies,
     ),
-    "up with the scales of gate": (LINEAR, "decode.cuh", ", weight.scale = up.scale", "", gates),
+    "up with the scales of gate": (LINEAR, "../common/linear_tile.cuh", ", scale = other.scale", "", gates),
     "up and gate exchanged": (
         LINEAR,
         "decode.cuh",
@@ -258,9 +258,9 @@ BUGS: dict[str, tuple[str, str, str, str, Callable[[Path], bool]]] = {
         turns,
     ),
     "the gate turned too": ("qk_norm_rope", KERNEL, "  load(from + in.D + at, x);\n", "", turns),
-    "squares added before they are there": ("residual_rms_norm", KERNEL, "  __syncthreads();\n", "", adds_and_norms),
-    "weight without its one": ("residual_rms_norm", KERNEL, "(1.0f + w[j])", "w[j]", adds_and_norms),
-    "residual not kept": ("residual_rms_norm", KERNEL, "    store(in.h + base + at, h[i]);\n", "", adds_and_norms),
+    "squares added before they are there": (NORM, "norm.cuh", "  __syncthreads();\n", "", adds_and_norms),
+    "weight without its one": (NORM, "norm.cuh", "(1.0f + w[j])", "w[j]", adds_and_norms),
+    "residual not kept": (NORM, "norm.cuh", "      store(in.sum + base + at, h[i]);\n", "", adds_and_norms),
     "padding chosen": (HEAD, KERNEL, "if (id < in.limit)", "if (id >= 0)", heads),
     "the same list's head twice": (HEAD, KERNEL, "++used[from]", "used[from] += 0", heads),
     "one scale for rows of many blocks": (HEAD, "../common/linear_tile.cuh", "half && !Gathered ?", "half ?", heads),
