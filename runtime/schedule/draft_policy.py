@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass, field
-from statistics import median
 
-WEIGHT = 0.02  # of a new outcome in the running share of right drafts, once there are many
+WEIGHT = 0.005  # of a new outcome in the running share of right drafts, once there are many
 BURST = 4  # steps in a row with one number of drafts, before it is judged; the first also pays for the change
 EXPLORE_EVERY = 250  # steps between two bursts of another number
+MARGIN = 1.05  # by which drafts must beat none: what was measured is of other tokens than those to come
 ASSUMED_ACCEPTANCE = 0.7  # of a draft that was never tried
 
 
@@ -22,8 +22,8 @@ class _Bucket:
     left: int = 0
 
     def typical(self, drafts: int) -> float:
-        """The median of the last steps: one that was held up counts for nothing."""
-        return median(self.seconds[drafts])
+        """The lower quartile of the last steps: those that were held up count for nothing."""
+        return sorted(self.seconds[drafts])[len(self.seconds[drafts]) // 4]
 
 
 @dataclass
@@ -55,20 +55,30 @@ class DraftPolicy:
             return self.largest
         bucket = self._buckets.setdefault(rows, _Bucket())
         if not bucket.left:
-            untried = next((k for k in range(self.largest + 1) if k not in bucket.seconds), None)
+            untried = next((k for k in range(self.largest, -1, -1) if k not in bucket.seconds), None)
             if untried is None and bucket.steps % EXPLORE_EVERY:
                 bucket.steps += 1
-                return max(bucket.seconds, key=lambda k: self._tokens(k) / bucket.typical(k))
-            bucket.trying = bucket.steps // EXPLORE_EVERY % (self.largest + 1) if untried is None else untried
+                return self._fastest(bucket)
+            bucket.trying = self._other(bucket) if untried is None else untried
             bucket.left = BURST
         bucket.left -= 1
         bucket.steps += not bucket.left
         return bucket.trying
 
+    def _other(self, bucket: _Bucket) -> int:
+        """What to measure again: each number in turn, and none, which all are compared with, between any two."""
+        turn = bucket.steps // EXPLORE_EVERY
+        return 0 if turn % 2 else turn // 2 % self.largest + 1
+
+    def _fastest(self, bucket: _Bucket) -> int:
+        rates = {k: self._tokens(k) / bucket.typical(k) for k in bucket.seconds}
+        best = max(rates, key=lambda k: rates[k])
+        return best if rates[best] > MARGIN * rates[0] else 0
+
     def measured(self, rows: int, drafts: int, seconds: float) -> None:
         """A step of `rows` rows of `drafts` drafts each took `seconds`."""
         bucket = self._buckets.setdefault(rows, _Bucket())
-        bucket.seconds.setdefault(drafts, deque(maxlen=2 * BURST)).append(seconds)
+        bucket.seconds.setdefault(drafts, deque(maxlen=4 * BURST)).append(seconds)
 
     def outcome(self, drafted: int, accepted: int) -> None:
         """Of `drafted` drafts of a row the first `accepted` were right; those after the first wrong one say nothing."""

@@ -325,7 +325,6 @@ class Scheduler:
             sequence.row.drafts = self._drafts_of(sequence, drafts)
         began = time.perf_counter()
         drawn = self._slots.step()
-        self._drafts.measured(len(running), drafts, time.perf_counter() - began)
         for sequence in running:
             assert sequence.row is not None and sequence.slot is not None
             sequence.past = sequence.row.past
@@ -333,6 +332,7 @@ class Scheduler:
             if found.drafted:
                 self._drafts.outcome(found.drafted, found.accepted)
             self._take(sequence, found)
+        self._drafts.measured(len(running), drafts, time.perf_counter() - began)
 
     def _drafts_of(self, sequence: Sequence, drafts: int) -> int:
         """Not beyond what the reply may have, nor beyond the slot."""

@@ -27,13 +27,26 @@ def chosen(policy: DraftPolicy, rows: int, cost: float, acceptance: float, steps
 
 @pytest.mark.parametrize(
     ("cost", "acceptance", "best"),
-    [(0.05, 0.99, 4), (0.05, 0.0, 0), (2.0, 0.9, 0), (0.3, 0.5, 1), (0.02, 0.9, 4)],
+    [(0.05, 0.99, 4), (0.05, 0.0, 0), (2.0, 0.9, 0), (0.35, 0.6, 1), (0.02, 0.9, 4)],
 )
 def test_the_best_number_is_found(cost: float, acceptance: float, best: int) -> None:
     """Tokens a second by hand: (1 + a + a^2 ...) / (1 + cost * drafts), largest at `best`."""
     rates = [sum(acceptance**i for i in range(k + 1)) / (1 + cost * k) for k in range(5)]
     assert rates.index(max(rates)) == best
     assert chosen(DraftPolicy(4), 1, cost, acceptance) == best
+
+
+def test_a_machine_that_was_held_up_is_measured_again() -> None:
+    """None took thrice its time while it was tried; drafts that don't pay are given up within two looks at it."""
+    policy, picks = DraftPolicy(4), []
+    for step in range(1200):
+        drafts = policy.choose(1)
+        if drafts:
+            policy.outcome(drafts, 0)
+        slow = 3 if not drafts and step < 100 else 1
+        policy.measured(1, drafts, (1 + 0.4 * drafts) * slow)
+        picks.append(drafts)
+    assert set(picks[100:200]) != {0} and picks[-200:].count(0) > 190
 
 
 def test_each_number_of_rows_is_its_own_case() -> None:
