@@ -75,6 +75,13 @@ def read_int4(quantization: Fields) -> Int4Spec:
     read = tuple(_group(section.section(name), quantization.optional("format", str, FORMAT)) for name in groups)
     if quantization.optional("kv_cache_scheme", dict, {}):
         raise quantization.error("kv_cache_scheme", quantization.values["kv_cache_scheme"], "none: the cache is f32")
+    if quantization.optional("transform_config", dict, {}):
+        raise ConfigError(
+            f"{quantization.place('transform_config')} is given", "weights as they are, not rotated", CONVERT
+        )
+    sparsity = quantization.optional("sparsity_config", dict, {})
+    if sparsity.get("format", "dense") != "dense":
+        raise quantization.error("sparsity_config", sparsity, "none, or format 'dense'")
     quantization.only_if_present("quantization_status", ["compressed"])
     return Int4Spec(read, _entries(quantization, "ignore"))
 

@@ -82,6 +82,19 @@ def test_other_schemes_are_refused_by_name(changes: dict[str, Any], found: str, 
 
 
 @pytest.mark.parametrize(
+    "changes",
+    [
+        {"transform_config": {"config_groups": {"u": {"type": "hadamard", "apply": []}}}},
+        {"sparsity_config": {"format": "sparse-24-bitmask"}},
+    ],
+)
+def test_what_would_change_the_weights_is_refused_by_name(changes: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=next(iter(changes))):
+        read_spec(write(tmp_path, scheme(32, IGNORED) | changes))
+    account(write(tmp_path, scheme(32, IGNORED) | {"transform_config": {}, "sparsity_config": {"format": "dense"}}))
+
+
+@pytest.mark.parametrize(
     ("quantization", "hint"),
     [
         ({"quant_method": "gptq", "bits": 4}, "GPTQModifier"),
