@@ -106,7 +106,7 @@ def _group(group: Fields, whole: str) -> Int4Group:
     _demand(weights, "type", "int")
     _demand(weights, "symmetric", True)
     _demand(weights, "strategy", "group")
-    if weights.optional("actorder", str, "") not in ("", "weight", "static"):
+    if weights.optional("actorder", object, None) not in (None, False, "", "weight", "static"):
         hint = "quantize again with actorder='static': it orders the work, not the columns"
         raise ConfigError(
             f"{weights.place('actorder')} is {shown(weights.values['actorder'])}", "'static' or none", hint

@@ -99,6 +99,8 @@ def test_every_other_command(run: Run, tmp_path: Path) -> None:
     run("-m", "deltart", "doctor")
     run("-m", "deltart", "export", nano, "-o", artifact)
     run("-m", "deltart", "verify", artifact, "--tokens", "8")
+    run("-m", "deltart", "bench", artifact, "--rounds", "2", "--max-model-len", "256")
+    run("-m", "deltart", "plan", artifact, "--device", "h100")
     run("-m", "deltart", "calibrate", nano, "-o", str(tmp_path / "fp8"), "--method", "absmax")
     if shutil.which("nvcc"):
         run("-m", "deltart", "build", artifact, "--max-context", "512")

@@ -71,6 +71,7 @@ def test_targets_are_matched_as_compressed_tensors_does() -> None:
         ({"type": "float"}, "type is 'float'"),
         ({"strategy": "channel"}, "strategy is 'channel'"),
         ({"actorder": "group"}, "actorder is 'group'"),
+        ({"actorder": True}, "actorder is True"),  # what compressed-tensors once read as 'group'
     ],
 )
 def test_other_schemes_are_refused_by_name(changes: dict[str, Any], found: str, tmp_path: Path) -> None:

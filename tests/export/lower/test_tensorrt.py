@@ -16,12 +16,13 @@ import torch
 from tokenizers import Tokenizer
 
 from deltart.artifact import load_manifest
-from deltart.errors import ArtifactError
+from deltart.errors import ArtifactError, BuildError
 from deltart.export.assemble import Tracer, assemble
 from deltart.export.bound import bind
 from deltart.export.checkpoint import Checkpoint
 from deltart.export.lower.functions import PORTABLE, composite_functions
 from deltart.export.lower.tensorrt import lower
+from deltart.export.pipeline import export_checkpoint
 from deltart.export.spec import read_spec
 from deltart.export.synthetic.presets import causal_lm, text_config
 from deltart.export.synthetic.write import write_checkpoint
@@ -130,3 +131,22 @@ def test_a_changed_checkpoint_is_refused(exported: Export, tmp_path: Path) -> No
     with pytest.raises(ArtifactError, match="no longer the checkpoint"):
         lower_artifact(artifact, "tensorrt")
     assert not list(artifact.glob("*.tensorrt.onnx"))
+
+
+def test_float16_weights_of_plugins_are_refused_by_name(tmp_path: Path) -> None:
+    write_checkpoint(causal_lm(text_config(**SMALL)), tmp_path / "checkpoint", dtype="F16")
+    export_checkpoint(tmp_path / "checkpoint", tmp_path / "artifact")
+    with pytest.raises(BuildError, match=r"more tensors stored in float16 \(F16\)"):
+        lower_artifact(tmp_path / "artifact", "tensorrt")
+    assert not list((tmp_path / "artifact").glob("*.tensorrt.onnx"))
+
+
+def test_an_artifact_lowers_after_its_checkpoint_has_moved(tmp_path: Path) -> None:
+    checkpoint = small_checkpoint(tmp_path / "checkpoint", 0)
+    for name in ("stays", "alone"):
+        export_checkpoint(checkpoint, tmp_path / name)
+    lower_artifact(tmp_path / "stays", "tensorrt")
+    checkpoint.rename(tmp_path / "elsewhere")
+    lower_artifact(tmp_path / "alone", "tensorrt")
+    stays, alone = ((tmp_path / name / "model.tensorrt.onnx").read_bytes() for name in ("stays", "alone"))
+    assert stays == alone
