@@ -3,7 +3,7 @@
 # make plugins     compile the CUDA kernels for every target (minutes the first time; cached), and the C++ plugin
 #                  library where TensorRT's headers are (INCLUDE=DIR)
 # make gpu         all that needs a GPU: its tests, the kernels and an engine, checked and timed (CHECKPOINT=...)
-# make test        the fast tests; make test ARGS="-m slow" the others
+# make test        the fast tests, in two processes; make test ARGS="-m slow" the others, one by one (WORKERS=N: in N)
 # make check       lint, format, types, import rules
 # make clients     the server's tests with other people's clients and suites (installs them)
 # make bench       times the artifact NAME, then the engine side by side with peers (installs them)
@@ -20,6 +20,7 @@ CHECKPOINT ?= tools/nano/checkpoint
 NAME ?= nano
 PROMPT ?= Type "planet" backwards
 INCLUDE ?=
+WORKERS ?= $(if $(ARGS),0,2)
 AGAINST ?= last
 AGAINST_PYTHON ?=
 
@@ -66,7 +67,7 @@ gpu: $(READY)
 	$(BIN)/python -m bench.engine "$$GIVEN_CHECKPOINT"
 
 test: $(READY)
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
 
 check: $(READY)
 	$(BIN)/ruff check .

@@ -5,6 +5,7 @@ What they need is imported where it is used: with `-m gpu` the tests also run on
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from contextlib import suppress
@@ -23,6 +24,11 @@ with suppress(ModuleNotFoundError):
     # Machines differ in speed, and a failure must come back on the next run.
     settings.register_profile("deltart", deadline=None, derandomize=True)
     settings.load_profile("deltart")
+
+# Processes side by side share the cores: torch's threads would wait for one another. Set before torch is imported.
+if "PYTEST_XDIST_WORKER_COUNT" in os.environ:
+    threads = (os.cpu_count() or 1) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, threads)))
 
 NANO = Path(__file__).resolve().parents[1] / "tools" / "nano" / "checkpoint"
 REAL_FILES = Path(__file__).resolve().parents[2] / "shared" / "qwen3_6"
