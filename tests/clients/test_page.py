@@ -1,12 +1,21 @@
-"""The chat page in a real browser: a reply with its thinking folded, its rate, the stop button, a new chat."""
+"""The chat page in a real browser: a reply with its thinking folded, its rate, the stop button, pictures."""
 
 from __future__ import annotations
 
+import base64
+import json
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
+import httpx
 import pytest
 from browser import Browser, browser
+from PIL import Image
+from serve_process import serving
+
+from support.seeing import Seeing
+from support.vision import photograph
 
 BUTTON, RATE = "document.getElementById('send').textContent", "document.querySelector('.rate').textContent"
 # Every request asks for a reply that does not end by itself.
@@ -20,6 +29,15 @@ MARKUP = """
 const content = "<img src=x onerror=document.title=1><scr" + "ipt>document.title=2</scr" + "ipt>";
 const text = "data: " + JSON.stringify({choices: [{delta: {content}}]}) + "\\n\\n";
 window.fetch = async () => new Response(text);
+"""
+# Requests are greedy, and what they hold is kept.
+GREEDY = """
+window.sent = [];
+const plain = window.fetch;
+window.fetch = (url, given) => {
+  if (given && given.body) window.sent.push(given.body = JSON.stringify({...JSON.parse(given.body), temperature: 0}));
+  return plain(url, given);
+};
 """
 pytestmark = pytest.mark.clients
 
@@ -48,6 +66,7 @@ def test_a_reply(page: Browser) -> None:
     assert page.script("return document.querySelector('details').open") is False
     assert page.script("return document.querySelector('details div').textContent")
     assert "tokens/s" in page.script(f"return {RATE}")
+    assert page.script("return document.getElementById('attach').hidden")  # the model does not see
     assert not page.console()
 
 
@@ -68,3 +87,26 @@ def test_what_a_model_writes_is_text(page: Browser, address: str) -> None:
     until(page, "(document.querySelector('.reply .text') || document.body).textContent.includes('<img')")
     assert page.script("return document.querySelectorAll('.reply img').length") == 0
     assert page.script("return document.title") == "DeltaRT"
+
+
+def test_a_picture_goes_along(page: Browser, seeing: Seeing, tmp_path: Path) -> None:
+    Image.fromarray(photograph(40, 60, 8)).save(tmp_path / "a.png")
+    with serving(seeing.artifact, "--max-tokens", "12", "--max-model-len", "1024") as address:
+        page.open(address)
+        until(page, "!document.getElementById('attach').hidden")
+        page.script(GREEDY)
+        page.type("#files", str(tmp_path / "a.png"))
+        until(page, "document.querySelector('#attached img')?.naturalWidth === 60")
+        page.type("#input", "what?\n")
+        until(page, f"{BUTTON} === 'Send' && {RATE}")
+        assert page.script("return document.querySelector('.user img').naturalHeight") == 40
+        assert page.script("return document.querySelectorAll('#attached img').length") == 0
+        body = json.loads(page.script("return window.sent[0]"))
+        picture, question = body["messages"][0]["content"]
+        sent = base64.b64decode(picture["image_url"]["url"].removeprefix("data:image/png;base64,"))
+        assert sent == (tmp_path / "a.png").read_bytes() and question == {"type": "text", "text": "what?"}
+        answer = httpx.post(f"{address}/v1/chat/completions", json=body | {"stream": False, "stream_options": None})
+        expected = answer.json()["choices"][0]["message"]
+        assert page.script("return document.querySelector('.reply .text').textContent") == (expected["content"] or "")
+        assert not page.script("return document.querySelector('.reply .error')")
+        assert not page.console()

@@ -207,6 +207,7 @@ def test_information(server: Served) -> None:
     assert get(f"/v1/models/{NAME}").json()["max_model_len"] == 8192
     for path in ("/health", "/health/live", "/health/ready", "/version", "/server_info", "/model_info"):
         assert get(path).status_code == 200, path
+    assert get("/model_info").json()["has_image_understanding"] is False
     paths = get("/openapi.json").json()["paths"]
     assert {"/v1/chat/completions", "/v1/responses", "/v1/messages", "/metrics"} <= set(paths)
 

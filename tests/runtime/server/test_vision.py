@@ -154,3 +154,7 @@ def test_videos(sighted: Served) -> None:
     params = SamplingParams(temperature=0, max_new_tokens=12)
     expected = Chats(sighted.service.engine).reply([{"role": "user", "content": content}], params=params)
     assert found.strip() == expected.completion.text.strip()
+
+
+def test_the_model_is_said_to_see(sighted: Served) -> None:
+    assert sighted.client.get("/model_info").json()["has_image_understanding"] is True
