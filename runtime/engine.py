@@ -101,7 +101,7 @@ class Engine:
         self._encoder = VisionEncoder(backend.see, vision, self.plan.vision // 2) if vision else None
         self._structures = StructureCompiler(tokenizer, self.vocab_limit)
         self._cache = PrefixCache(self.plan.cache) if self.plan.cache else None
-        self._drafts = _policy(options, limits.draft_tokens)
+        self._drafts = DraftPolicy.for_option(options.draft_tokens, limits.draft_tokens)
         self._scheduler = Scheduler(
             self._slots, self._cache, self._drafts, self.plan.tokens, self._deliver, _marks(tokenizer), self._encoder
         )
@@ -384,19 +384,6 @@ def _blind(manifest: Manifest) -> tuple[str, str]:
     if manifest.vision is None:
         return "text: this artifact has no vision graph", "export it with its vision tower"
     return "text: engines of GPUs have no plan of the vision graph", "use --target ort"
-
-
-def _policy(options: EngineOptions, largest: int) -> DraftPolicy:
-    wanted = options.draft_tokens
-    if wanted is None:
-        return DraftPolicy(largest)
-    if not 0 <= wanted <= largest:
-        raise GenerationError(
-            f"{wanted} draft tokens",
-            f"0 to {largest}" if largest else "0: the artifact has no MTP head",
-            "export a checkpoint with its MTP head" if not largest else "use fewer",
-        )
-    return DraftPolicy(wanted, fixed=True)
 
 
 def _marks(tokenizer: Tokenizer) -> Marks | None:

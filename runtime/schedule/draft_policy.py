@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass, field
 
+from deltart.errors import GenerationError
+
 WEIGHT = 0.005  # of a new outcome in the running share of right drafts, once there are many
 BURST = 4  # steps in a row with one number of drafts, before it is judged; the first also pays for the change
 EXPLORE_EVERY = 250  # steps between two bursts of another number
@@ -48,6 +50,23 @@ class DraftPolicy:
         self.drafted = [0] * self.largest
         self.accepted = [0] * self.largest
         self._rate = [ASSUMED_ACCEPTANCE] * self.largest
+
+    @classmethod
+    def for_option(cls, wanted: int | None, largest: int) -> DraftPolicy:
+        """Always `wanted` drafts of the `largest` that the artifact can make; as many as pay where it is None.
+
+        Raises:
+            GenerationError: `wanted` is none of 0 to `largest`.
+        """
+        if wanted is None:
+            return cls(largest)
+        if not 0 <= wanted <= largest:
+            raise GenerationError(
+                f"{wanted} draft tokens",
+                f"0 to {largest}" if largest else "0: the artifact has no MTP head",
+                "export a checkpoint with its MTP head" if not largest else "use fewer",
+            )
+        return cls(wanted, fixed=True)
 
     def choose(self, rows: int) -> int:
         """Drafts of each row in the next step."""

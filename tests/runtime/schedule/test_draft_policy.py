@@ -6,6 +6,7 @@ import random
 
 import pytest
 
+from deltart.errors import GenerationError
 from deltart.runtime.schedule.draft_policy import DraftPolicy
 
 
@@ -69,3 +70,17 @@ def test_acceptance_counts_what_was_decided() -> None:
     policy.outcome(3, 3)
     assert policy.drafted == [2, 2, 1] and policy.accepted == [2, 1, 1]
     assert policy.acceptance() == [1.0, 0.5, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "largest", "expected"), [(5, 4, "0 to 4"), (-1, 4, "0 to 4"), (1, 0, "no MTP head")]
+)
+def test_more_than_the_artifact_can_make_is_refused(wanted: int, largest: int, expected: str) -> None:
+    with pytest.raises(GenerationError, match=f"{wanted} draft tokens") as refused:
+        DraftPolicy.for_option(wanted, largest)
+    assert expected in str(refused.value)
+
+
+def test_what_is_asked_for_is_drafted() -> None:
+    assert [DraftPolicy.for_option(k, 4).choose(1) for k in (0, 1, 4)] == [0, 1, 4]
+    assert not DraftPolicy.for_option(None, 4).fixed
