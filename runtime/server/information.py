@@ -55,7 +55,7 @@ async def model_info(request: Request) -> Response:
     return json_answer(
         {"model_path": name, "tokenizer_path": name, "served_model_name": name, "is_generation": True}
         | {"max_context_length": service.engine.max_context, "architecture": service.engine.manifest.architecture}
-        | {"has_image_understanding": service.engine.manifest.vision is not None}
+        | {"has_image_understanding": service.engine.sees}
     )
 
 

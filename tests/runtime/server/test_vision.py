@@ -156,5 +156,7 @@ def test_videos(sighted: Served) -> None:
     assert found.strip() == expected.completion.text.strip()
 
 
-def test_the_model_is_said_to_see(sighted: Served) -> None:
+def test_a_model_is_said_to_see_where_its_backend_does(sighted: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     assert sighted.client.get("/model_info").json()["has_image_understanding"] is True
+    monkeypatch.setattr(type(sighted.service.engine), "sees", False)  # a GPU's engine of an artifact with vision
+    assert sighted.client.get("/model_info").json()["has_image_understanding"] is False
