@@ -18,6 +18,7 @@ from deltart.cli import (
     generate,
     inspect,
     plan,
+    plugins,
     serve,
     synthesize,
     verify,
@@ -26,7 +27,7 @@ from deltart.cli.guard import say
 from deltart.cli.signals import ending
 from deltart.version import __version__
 
-COMMANDS = (inspect, calibrate, export, plan, build, verify, bench, generate, chat, serve, synthesize, doctor)
+COMMANDS = (inspect, calibrate, export, plan, build, verify, bench, generate, chat, serve, synthesize, plugins, doctor)
 
 
 def parser() -> argparse.ArgumentParser:
