@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence, Set
-from dataclasses import dataclass
+from collections.abc import Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +14,7 @@ from deltart.export.formats.fp8_block import quantization_config
 from deltart.json_files import read_json
 from deltart.plugins.fp8_linear.reference import BLOCK
 from deltart.safetensors import INDEX, TensorInfo, index_of, plan_file, unplaced, written_order
-
-
-@dataclass(frozen=True)
-class OutputFile:
-    """One output shard: its tensors with offsets from the start of the data, and the header that says so."""
-
-    name: str
-    header: bytes
-    tensors: Mapping[str, TensorInfo]
-    size: int
-    linked: bool  # equal to the input's file of this name
+from deltart.staging import OutputFile
 
 
 def plan_files(

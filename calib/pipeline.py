@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,7 +23,7 @@ from deltart.calib.quantize import Method, Result, quantize
 from deltart.calib.report import CalibrationReport
 from deltart.calib.selection import Selection, Site, cache_modules, candidates, select
 from deltart.calib.sensitivity import sensitivities
-from deltart.calib.staging import Staging, sha256_of, staged
+from deltart.calib.staging import Staging, staged
 from deltart.calib.variants import Variant, lower_variants
 from deltart.errors import CalibrationError, CheckpointError
 from deltart.export.bound import bind
@@ -33,14 +32,13 @@ from deltart.export.ledger import ledger_of
 from deltart.export.spec import ModelSpec, read_spec
 from deltart.export.structure import settle
 from deltart.export.weights import load_tensor, read_tensor
-from deltart.files import link_or_copy
 from deltart.json_files import read_json
 from deltart.safetensors import INDEX, TensorInfo
+from deltart.staging import sha256_of
 from deltart.version import __version__
 
 EVALUATED_TOKENS, RANKED_TOKENS = 8192, 1024
 STREAMED_TOKENS = 16384  # of the ranking, over all sites
-EDITED_BYTES = 64 << 20  # people edit smaller files in place: those are copied, not linked
 
 
 @dataclass(frozen=True)
@@ -108,7 +106,7 @@ def calibrate(
         log(f"{len(selection.modules)} linears of {len(tensors)} tensors by {method}; {len(staging.done)} done before")
         notes = _quantize_all(job, staging, statistics, log)
         log("copying what stays as it is")
-        staging.copy_rest(tensors)
+        staging.copy_rest(tensors.folder, tensors)
         _write_side_files(job, staging)
         if kv_cache:
             _write_json(staging.folder / side_scales.KV_FILE, side_scales.kv_scales(notes))
@@ -201,8 +199,7 @@ def _statistics(job: _Job, staging: Staging, kept: Path | None) -> Iterator[tupl
 
 def _write_side_files(job: _Job, staging: Staging) -> None:
     for path in layout.side_files(job.tensors.folder, job.tensors):
-        carry = link_or_copy if path.stat().st_size > EDITED_BYTES else shutil.copyfile
-        carry(path, staging.folder / path.name)
+        staging.bring(path)
     _write_json(staging.folder / "config.json", layout.output_config(job.tensors, job.selection))
     if layout.has_index(job.tensors):
         _write_json(staging.folder / INDEX, layout.weight_map(staging.files, job.tensors))
