@@ -18,6 +18,7 @@ from deltart.folders import Marker, check, place_of, put, recover, settle
 from deltart.safetensors import TensorInfo
 
 JOURNAL, ORDER, LOCK = "journal.jsonl", "order.json", "lock"
+PLACING = "placing"  # names the folder that is to become the output: another under its name was the output before
 MARGIN_BYTES = 64 << 20
 EDITED_BYTES = 64 << 20  # people edit smaller files in place: those are copied, not linked
 PIECE = 16 << 20
@@ -61,16 +62,21 @@ class Staging:
     Args:
         output: any path to it.
         order: what is being made of what; work of the same order goes on.
+        overwrite: exchange an output of the same kind that is already there; see `deltart.folders.staged`.
+        sources: folders that are read.
     """
 
-    def __init__(self, output: Path, files: Sequence[OutputFile], order: Mapping[str, Any], kind: Work) -> None:
+    def __init__(
+        self, output: Path, files: Sequence[OutputFile], order: Mapping[str, Any], kind: Work, *,
+        overwrite: bool = False, sources: Sequence[Path] = (),
+    ) -> None:  # fmt: skip
         self.asked, self.output = output, Path(os.path.realpath(output))
         self.files, self.kind = files, kind
         self.holder = place_of(self.output) / f".{self.output.name}.partial"
         self.folder, self.work = self.holder / self.output.name, self.holder / kind.folder
         self.places = {name: info for file in files for name, info in file.tensors.items()}
         self.done: dict[str, dict[str, Any]] = {}
-        self._order = order
+        self._order, self._overwrite, self._sources = order, overwrite, sources
         self._lock: int | None = None
 
     def tensors_of(self, name: str) -> Sequence[str]:
@@ -86,7 +92,7 @@ class Staging:
         (self.work / JOURNAL).write_text("".join(json.dumps(entry) + "\n" for entry in entries))
         self.done = {entry["name"]: entry["figures"] for entry in entries}
 
-    def store(self, name: str, data: Mapping[str, Iterable[bytes]], figures: dict[str, Any]) -> None:
+    def store(self, name: str, data: Mapping[str, Iterable[bytes | memoryview]], figures: dict[str, Any]) -> None:
         """Store the tensors of the entry `name`, each piece by piece, and journal them with `figures`."""
         digest = hashlib.sha256()
         for tensor, pieces in data.items():
@@ -128,9 +134,14 @@ class Staging:
         carry = link_or_copy if path.stat().st_size > EDITED_BYTES else shutil.copyfile
         carry(path, self.folder / (name or path.name))
 
+    def check(self) -> None:
+        """Raises OutputError unless the output may be made or replaced."""
+        check(self.output, self.kind.marker, overwrite=self._overwrite, sources=self._sources, own=self.holder)
+
     def commit(self) -> None:
         """Give the folder its final name."""
-        check(self.output, self.kind.marker, own=self.holder)
+        self.check()
+        write_atomically(self.work / PLACING, str(self.folder.stat().st_ino).encode())
         put(self.holder, self.output, self.kind.marker)
         self.discard()
 
@@ -161,7 +172,9 @@ class Staging:
             os.close(lock)
             raise self.kind.error(f"another run is at work in {self.holder}", "one at a time", "wait until it is done")
         self._lock = lock
-        settle(self.holder, self.output, self.kind.marker)
+        if not settle(self.holder, self.output, self.kind.marker):
+            self.leave()
+            raise self.kind.error(f"{self.holder} holds what deltart did not write", "nothing else", "move it")
 
     def _record(self, name: str, digest: str | None, figures: dict[str, Any]) -> None:
         with (self.work / JOURNAL).open("a") as journal:
@@ -173,8 +186,8 @@ class Staging:
             found = json.loads((self.work / ORDER).read_text())
         except (OSError, ValueError):
             return False  # it was killed before there was any work
-        if not self.folder.is_dir():
-            return False  # the work became an output
+        if not self.folder.is_dir() or self._became_output():
+            return False
         other = [name for name, value in json.loads(json.dumps(self._order)).items() if found.get(name) != value]
         if other:
             self.leave()  # it is not this run's to discard
@@ -184,6 +197,10 @@ class Staging:
                 "delete that folder to start afresh, or choose another output",
             )
         return True
+
+    def _became_output(self) -> bool:
+        placing = self.work / PLACING
+        return placing.exists() and placing.read_text() != str(self.folder.stat().st_ino)
 
     def _start(self) -> None:
         for entry in [self.folder, *self.work.iterdir()]:
@@ -244,7 +261,7 @@ def staged(staging: S) -> Iterator[S]:
         recover(staging.output, staging.kind.marker)
         if staging.holder.exists():
             staging.take()
-        check(staging.output, staging.kind.marker, own=staging.holder)
+        staging.check()
         staging.begin()
         yield staging
         staging.commit()

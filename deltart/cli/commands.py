@@ -17,6 +17,7 @@ from deltart.cli import (
     extras,
     generate,
     inspect,
+    merge,
     plan,
     serve,
     synthesize,
@@ -26,7 +27,7 @@ from deltart.cli.guard import say
 from deltart.cli.signals import ending
 from deltart.version import __version__
 
-COMMANDS = (inspect, calibrate, export, plan, build, verify, bench, generate, chat, serve, synthesize, doctor)
+COMMANDS = (inspect, merge, calibrate, export, plan, build, verify, bench, generate, chat, serve, synthesize, doctor)
 
 
 def parser() -> argparse.ArgumentParser:
