@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from deltart.cli.bounds import real
+from deltart.cli.steps import Steps
 
 
 def add_parser(commands: Any) -> None:
@@ -49,19 +50,20 @@ def run(arguments: argparse.Namespace) -> None:
     from deltart.calib.page import NAME
     from deltart.calib.pipeline import calibrate
 
-    result = calibrate(
-        arguments.checkpoint,
-        arguments.output,
-        method=arguments.method,
-        data=_data(arguments),
-        kv_cache=arguments.kv_cache,
-        activations=arguments.activations,
-        modules=arguments.modules,
-        keep=arguments.keep,
-        budget=arguments.budget,
-        statistics=arguments.statistics,
-        log=lambda line: print(line, flush=True),
-    )
+    with Steps("reading the checkpoint") as steps:
+        result = calibrate(
+            arguments.checkpoint,
+            arguments.output,
+            method=arguments.method,
+            data=_data(arguments),
+            kv_cache=arguments.kv_cache,
+            activations=arguments.activations,
+            modules=arguments.modules,
+            keep=arguments.keep,
+            budget=arguments.budget,
+            statistics=arguments.statistics,
+            log=steps.line,
+        )
     for variant, found in result.agreement.items():
         print(f"{variant}: KL {found.kl:.3g} nats, top-1 {found.top1:.2%}, perplexity {found.perplexity:.4g}")
     print(f"{len(result.weights)} linears quantized; see {arguments.output / NAME}")
