@@ -91,7 +91,7 @@ def run(arguments: argparse.Namespace) -> int:
             arguments.artifact, manifest, prefill, arguments.weights, arguments.prefill_activations,
             arguments.max_new_tokens if prompts else None, caches.folder(caches.PLANS),
         )  # fmt: skip
-        found = collect(runners.by_name(), ids, prompts, steps.line)
+        found = collect(runners.by_name(), ids, prompts, steps.line, runners.shown(ids))
         report = judge(arguments.artifact, found, tolerances(arguments.prefill_activations, manifest.int4_activations))
     try:
         if arguments.save_outputs:
