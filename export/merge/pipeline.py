@@ -15,7 +15,7 @@ from deltart.export.checkpoint import Checkpoint
 from deltart.export.ledger import ledger_of
 from deltart.export.merge.adapter import CONFIG, WEIGHTS, Adapter, read_adapter
 from deltart.export.merge.updates import QUANTIZED_HINT, Update, left_out, updates_of
-from deltart.export.merge.weights import merged
+from deltart.export.merge.weights import merged, one_thread
 from deltart.export.spec import ModelSpec, read_spec
 from deltart.export.text import FILES, TEMPLATES
 from deltart.folders import Marker
@@ -165,11 +165,12 @@ def _merge_all(
     updates: Mapping[str, Update], base: Checkpoint, adapter: Adapter, staging: Staging, progress: Progress
 ) -> None:
     total, done = sum(update.tensor.nbytes for update in updates.values()), 0
-    for name, update in updates.items():
-        if name not in staging.done:
-            staging.store(name, {name: merged(update, base, adapter.tensors)}, {})
-        done += update.tensor.nbytes
-        progress(done / total, name)
+    with one_thread():
+        for name, update in updates.items():
+            if name not in staging.done:
+                staging.store(name, {name: merged(update, base, adapter.tensors)}, {})
+            done += update.tensor.nbytes
+            progress(done / total, name)
 
 
 def _notes(adapter: Adapter, updates: dict[str, Update], spec: ModelSpec, base: Checkpoint) -> Iterator[str]:

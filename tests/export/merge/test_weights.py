@@ -12,10 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from deltart.calib.pipeline import calibrate
 from deltart.export.merge import weights
 from deltart.export.merge.pipeline import RECORD, MergeRecord, merge
-from deltart.export.pipeline import export_checkpoint
 from deltart.export.synthetic.presets import causal_lm, text_config
 from deltart.export.synthetic.write import write_checkpoint
 from support.adapters import (
@@ -229,13 +227,6 @@ def test_fields_that_are_not_pefts_are_said(base: Base, tmp_path: Path) -> None:
     assert len(record.notes) == 2
     assert record.notes[0].endswith("left aside: lora_dtype")
     assert "nothing for 4 linears that it targets, such as model.layers.0.mlp.up_proj" in record.notes[1]
-
-
-def test_a_merged_checkpoint_is_calibrated_and_exported(base: Base, adapter: Path, tmp_path: Path) -> None:
-    merge(base("BF16"), adapter, tmp_path / "out")
-    calibrate(tmp_path / "out", tmp_path / "fp8", method="absmax")
-    manifest = export_checkpoint(tmp_path / "fp8", tmp_path / "artifact")
-    assert manifest.tensors["model.layers.0.mlp.up_proj.weight"].fate == "bound"
 
 
 def test_a_base_behind_links(base: Base, adapter: Path, tmp_path: Path) -> None:
