@@ -17,7 +17,10 @@ import pytest
 from deltart import staging
 from deltart.errors import MergeError, OutputError
 from deltart.export.merge.pipeline import MERGE, RECORD, merge
+from deltart.export.synthetic.presets import causal_lm, text_config
+from deltart.export.synthetic.write import write_checkpoint
 from support.adapters import Base, edit, linears, write_adapter
+from support.calibration import SIZES, VOCAB
 
 
 class Killed(BaseException):
@@ -85,6 +88,16 @@ def test_unfinished_work_of_another_adapter_is_not_thrown_away(base: Base, adapt
     edit(adapter, lora_alpha=4)
     with pytest.raises(MergeError, match=r"unfinished work on the same output with other adapter"):
         merge(base("BF16"), adapter, tmp_path / "out")
+    assert contents(tmp_path / ".out.partial") == before
+
+
+def test_unfinished_work_of_another_base_is_not_thrown_away(base: Base, adapter: Path, tmp_path: Path) -> None:
+    """Of other files too."""
+    assert run_until(5, base("BF16"), adapter, tmp_path / "out") is None
+    before = contents(tmp_path / ".out.partial")
+    write_checkpoint(causal_lm(text_config(**SIZES, vocab=VOCAB)), tmp_path / "other", file_per_layer=True)
+    with pytest.raises(MergeError, match=r"unfinished work on the same output with other base"):
+        merge(tmp_path / "other", adapter, tmp_path / "out")
     assert contents(tmp_path / ".out.partial") == before
 
 
