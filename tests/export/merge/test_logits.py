@@ -6,11 +6,13 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from safetensors.torch import load_file
 from torch import nn
 from transformers import PreTrainedModel
 
+from deltart.cli import main
 from deltart.export.merge.pipeline import merge
 from deltart.export.pipeline import export_checkpoint
 from deltart.runtime.backends.inputs import text_inputs
@@ -37,6 +39,19 @@ def with_lora(model: PreTrainedModel, adapter: Path, modules: list[str], scaling
     for name in modules:
         hook(name)
     return model
+
+
+@pytest.mark.slow
+def test_plans_of_the_base_serve_it(base: Base, adapter: Path, tmp_path: Path) -> None:
+    """They hold no weights, and are named by what they depend on."""
+    merge(base("BF16"), adapter, tmp_path / "merged")
+    plans = []
+    for checkpoint in (base("BF16"), tmp_path / "merged"):
+        artifact = tmp_path / f"of-{checkpoint.name}"
+        export_checkpoint(checkpoint, artifact)
+        assert main(["build", str(artifact), "--flavour", "native", "--cache", str(tmp_path / checkpoint.name)]) == 0
+        plans.append({path.name: path.read_bytes() for path in artifact.rglob("*.plan")})
+    assert len(plans[0]) == 6 and plans[0] == plans[1]
 
 
 def test_exported(base: Base, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from deltart.export.checkpoint import Checkpoint
 from deltart.export.merge import weights
 from deltart.export.merge.pipeline import RECORD, MergeRecord, merge
 from deltart.export.synthetic.presets import causal_lm, text_config
@@ -33,7 +34,8 @@ TYPES = ("BF16", "F16", "F32")
 
 
 def assert_untouched(base: Path, output: Path, record: MergeRecord) -> None:
-    """Whatever was not merged is there, byte for byte."""
+    """Whatever was not merged is there, byte for byte, and every tensor in its place."""
+    assert dict(Checkpoint(output)) == dict(Checkpoint(base)) and Checkpoint(output).files == Checkpoint(base).files
     before, after = tensors_of(base), tensors_of(output)
     assert before.keys() == after.keys()
     for name in before.keys() - record.weights.keys():
