@@ -104,13 +104,16 @@ def test_embedding(dtype: str, base: Base, tmp_path: Path) -> None:
     """Whole, as PEFT saves it beside its LoRA, and then its LoRA, which is rounded to the embedding's type first."""
     name = "model.embed_tokens"
     before = tensors_of(base(dtype))[f"{name}.weight"]
-    saved = {f"{name}.base_layer.weight": before + 1}
+    saved = {f"{name}.base_layer.weight": 2 * before}
     adapter = write_adapter(tmp_path / "adapter", base(dtype), [name], whole=saved)
     record = merge(base(dtype), adapter, tmp_path / "out")
     stored = load_file(adapter / WEIGHTS)
     a, b = (stored[f"{PREFIX}{name}.lora_embedding_{part}"].double() for part in "AB")
     added = ((b @ a).T * 2).to(before.dtype)
-    assert_rounded(tensors_of(tmp_path / "out")[f"{name}.weight"], ((before + 1).double() + added.double()).numpy())
+    found, expected = tensors_of(tmp_path / "out")[f"{name}.weight"], 2 * before.double() + added.double()
+    assert_rounded(found, expected.numpy())
+    if dtype == "BF16":  # a product that lies at the border of two values may have been rounded to the other one
+        assert (found == expected.to(found.dtype)).double().mean() > 0.999
     assert record.weights == {f"{name}.weight": "embedding"}
 
 
