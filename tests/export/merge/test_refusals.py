@@ -127,6 +127,12 @@ REFUSED: dict[str, tuple[Change, list[str]]] = {
     "a partitioned tensor": (tensor(A, torch.zeros(0)), ["[0]", "ZeRO-3"]),
     "integers": (tensor(A, torch.zeros(4, 128, dtype=torch.int8)), ["stored as I8", "F32"]),
     "one tensor by two names": (twice, [f"'{UP}.weight' twice", "language_model"]),
+    "one whole tensor by two names": (
+        lambda adapter: edit(
+            adapter, {f"{PREFIX}lm_head.{name}": torch.zeros(VOCAB, 128) for name in ("weight", "base_layer.weight")}
+        ),
+        ["both replace 'lm_head.weight'"],
+    ),
     "the adapter's name": (
         named(f"{QKV}.lora_A.default.weight", 4, 128),
         ["has the name 'default' in it", "save_pretrained"],
