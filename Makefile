@@ -49,15 +49,15 @@ $(READY): pyproject.toml constraints.txt
 engine: $(READY)
 	$(BIN)/deltart inspect "$$GIVEN_CHECKPOINT"
 	$(BIN)/deltart export "$$GIVEN_CHECKPOINT" -o "$$GIVEN_ARTIFACT" --overwrite
-	$(BIN)/python -m deltart.plugins build --gpu sm_80 sm_89 sm_120a
+	$(BIN)/deltart plugins build --gpu sm_80 sm_89 sm_120a
 	$(BIN)/deltart build "$$GIVEN_ARTIFACT"
 	$(BIN)/deltart build "$$GIVEN_ARTIFACT" --flavour native
 	$(BIN)/deltart verify "$$GIVEN_ARTIFACT" $(PROMPTS)
 	$(BIN)/deltart generate "$$GIVEN_ARTIFACT" --chat --temperature 0 -- "$$GIVEN_PROMPT"
 
 plugins: $(READY)
-	$(BIN)/python -m deltart.plugins build
-	@$(BIN)/python -m deltart.plugins native $${GIVEN_INCLUDE:+--include "$$GIVEN_INCLUDE"} \
+	$(BIN)/deltart plugins build
+	@$(BIN)/deltart plugins native $${GIVEN_INCLUDE:+--include "$$GIVEN_INCLUDE"} \
 	  || { test $$? = 3 && test -z "$$GIVEN_INCLUDE" && echo 'so the C++ plugin library was not built; plans do without'; }
 
 gpu: $(READY)

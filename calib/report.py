@@ -19,6 +19,7 @@ class CalibrationReport:
     """What was quantized and how well.
 
     Attributes:
+        format: what the weights became.
         kept: modules that stay in BF16 although the vendor would quantize them, and why.
         weights: figures by module.
         layers: figures by layer.
@@ -32,6 +33,7 @@ class CalibrationReport:
         ranking: sites by the harm their quantization alone does.
     """
 
+    format: str
     method: str
     kept: dict[str, str]
     weights: dict[str, WeightFigures]

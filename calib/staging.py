@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from deltart import staging
+from deltart.calib.formats import Format
 from deltart.calib.scales import Quantized
 from deltart.errors import CalibrationError
 from deltart.folders import Marker
@@ -45,15 +46,19 @@ class BackgroundWriter:
 
 
 class Staging(staging.Staging):
-    """The journal's entries are modules, each with its weight and its scale."""
+    """The journal's entries are modules, each with what its format stores of it."""
+
+    def __init__(self, output: Path, files: Sequence[OutputFile], order: Mapping[str, Any], form: Format) -> None:
+        super().__init__(output, files, order, CALIBRATION)
+        self._form = form
 
     def tensors_of(self, name: str) -> Sequence[str]:
-        """Weight and scale of the module `name`."""
-        return f"{name}.weight", f"{name}.weight_scale_inv"
+        """What is stored of the module `name`."""
+        return [f"{name}.{leaf}" for leaf in self._form.leaves]
 
     def write(self, module: str, quantized: Quantized, figures: dict[str, Any]) -> None:
-        """Store a module's weight and scale, and journal them with `figures`."""
-        pieces = [_raw(quantized.weight)], [_raw(quantized.scale)]
+        """Store a module's tensors, and journal them with `figures`."""
+        pieces = ([_raw(tensor)] for tensor in self._form.tensors(quantized))
         self.store(module, dict(zip(self.tensors_of(module), pieces, strict=True)), figures)
 
     @contextmanager
@@ -70,9 +75,11 @@ class Staging(staging.Staging):
             file.write(np.float32(value).tobytes())
 
 
-def staged(output: Path, files: Sequence[OutputFile], order: Mapping[str, Any]) -> AbstractContextManager[Staging]:
+def staged(
+    output: Path, files: Sequence[OutputFile], order: Mapping[str, Any], form: Format
+) -> AbstractContextManager[Staging]:
     """A Staging that becomes `output` when the block succeeds; raises as `deltart.staging.staged` does."""
-    return staging.staged(Staging(output, files, order, CALIBRATION))
+    return staging.staged(Staging(output, files, order, form))
 
 
 def _raw(tensor: torch.Tensor) -> bytes:

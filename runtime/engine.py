@@ -92,7 +92,9 @@ class Engine:
         self.max_context = _context(options, self.manifest.max_context)
         self.defaults = SamplingParams.from_generation_config(tokenizer.generation_config)
         self.vocab_limit = min(tokenizer.vocab_limit, self.manifest.vocab_size)
-        self._slots = backend.open_slots(options.slots, self.max_context, self.vocab_limit)
+        self._slots = backend.open_slots(
+            options.slots, self.max_context, self.vocab_limit, drafts=options.draft_tokens != 0
+        )
         self.max_context = min(self.max_context, self._slots.limits.capacity)  # a GPU engine is built for so many
         limits = replace(self._slots.limits, capacity=self.max_context)
         self.plan: MemoryPlan = plan_memory(
@@ -220,7 +222,7 @@ class Engine:
         Raises:
             ArtifactError: the file is damaged, or is of another model.
         """
-        ids, snapshot = read_prefix(path, self._model)
+        ids, snapshot = read_prefix(path, self._model, mtp=bool(self._slots.limits.draft_tokens))
         if self._cache is not None:
             self._cache.insert(ids.tolist(), snapshot, "", "file")
         return snapshot.past

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from deltart.cli import bench_server
 from deltart.cli.bounds import positive, real, whole
 from deltart.cli.screen import console, line, table
+from deltart.cli.steps import Steps
 from deltart.cli.streams import print_json
 from deltart.errors import BenchError
 from deltart.files import write_atomically
@@ -63,8 +64,8 @@ def add_parser(commands: Any) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Measure and print. Returns 1 when a metric is slower than the baseline."""
     if bench_server.is_address(arguments.artifact):
-        with console(stderr=True).status("starting") as status:
-            return bench_server.run(arguments, lambda text: status.update(line(f"measuring {text}")))
+        with Steps("starting") as steps:
+            return bench_server.run(arguments, lambda text: steps.now(f"measuring {text}"))
     return _bench(arguments)
 
 
@@ -78,8 +79,8 @@ def _bench(arguments: argparse.Namespace) -> int:
     compared = bool(arguments.against or arguments.against_python)
     few = regression_cases(limit)
     options = (arguments.threads, arguments.target, arguments.weights, limit)
-    with console(stderr=True).status("starting") as status:
-        say = lambda text: status.update(line(f"measuring {text}"))  # noqa: E731
+    with Steps("starting") as steps:
+        say = lambda text: steps.now(f"measuring {text}")  # noqa: E731
         subject = settings.identify(artifact)
         setting = settings.current(*options, few)
         if compared:

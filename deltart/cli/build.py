@@ -6,17 +6,14 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from deltart import caches
 from deltart.cli import cache_option
 from deltart.cli.bounds import whole
-from deltart.cli.screen import console, line, table
+from deltart.cli.screen import console, table
+from deltart.cli.steps import Steps
 from deltart.cli.streams import print_json
 from deltart.runtime.backends.gpu.engine_manifest import MAX_CHUNK, MAX_SLOTS
 
@@ -81,8 +78,7 @@ def run(arguments: argparse.Namespace) -> None:
     from deltart.runtime.backends.tensorrt.builder.build import BuildOptions, build_engine
     from deltart.runtime.backends.tensorrt.builder.makers import target_of
 
-    began = time.perf_counter()
-    with Steps(console(stderr=True)) as steps:
+    with Steps("reading the artifact") as steps:
         target = target_of(arguments.flavour)
         if any(target not in graph.files for graph in load_manifest(arguments.artifact).text_graphs.values()):
             from deltart.export.targets import lower_artifact
@@ -100,33 +96,7 @@ def run(arguments: argparse.Namespace) -> None:
         )
         command = shlex.join(["deltart", *sys.argv[1:]])
         engine = build_engine(arguments.artifact, options, command, steps.line, steps.progress)
-    _summarize(engine, time.perf_counter() - began, arguments.json)
-
-
-class Steps:
-    """Shows a build: a line with its time for each step; below them, on a terminal, a bar for the one that runs."""
-
-    def __init__(self, console: Console) -> None:
-        columns = (TextColumn("          {task.description}", markup=False), BarColumn(), TimeElapsedColumn())
-        self._bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
-        self._console, self._began = console, time.perf_counter()
-        self._task = self._bar.add_task("reading the artifact", total=None)
-
-    def __enter__(self) -> Steps:
-        self._bar.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._bar.stop()
-
-    def line(self, step: str) -> None:
-        """A step begins or is done: `build_engine`'s `log`."""
-        self._console.print(line(f"{time.perf_counter() - self._began:6.1f} s  ", "dim") + line(step))
-        self._bar.reset(self._task, description=step.split(":")[0], total=None)
-
-    def progress(self, share: float) -> None:
-        """`share` of the present step is done: `build_engine`'s `progress`."""
-        self._bar.update(self._task, total=1.0, completed=share)
+    _summarize(engine, steps.seconds, arguments.json)
 
 
 def _summarize(engine: EngineManifest, seconds: float, as_json: bool) -> None:

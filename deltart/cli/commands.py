@@ -19,6 +19,7 @@ from deltart.cli import (
     inspect,
     merge,
     plan,
+    plugins,
     serve,
     synthesize,
     verify,
@@ -27,7 +28,9 @@ from deltart.cli.guard import say
 from deltart.cli.signals import ending
 from deltart.version import __version__
 
-COMMANDS = (inspect, merge, calibrate, export, plan, build, verify, bench, generate, chat, serve, synthesize, doctor)
+COMMANDS = (
+    inspect, merge, calibrate, export, plan, build, verify, bench, generate, chat, serve, synthesize, plugins, doctor,
+)  # fmt: skip
 
 
 def parser() -> argparse.ArgumentParser:

@@ -106,7 +106,7 @@ def _cache() -> Finding:
     try:
         return Finding("cache", True, str(caches.folder(caches.KERNELS).parent), purpose)
     except CacheError as error:
-        return Finding("cache", False, error.found, purpose, f"--cache DIR or {caches.VARIABLE}")
+        return Finding("cache", False, error.found, purpose, f"export {caches.VARIABLE}=DIR  # or --cache DIR")
 
 
 def _nvcc() -> Finding:
@@ -114,7 +114,7 @@ def _nvcc() -> Finding:
     try:
         return Finding("nvcc", True, str(find_nvcc()), purpose)
     except MissingDependencyError:
-        return Finding("nvcc", False, "not found", purpose, "the CUDA toolkit, or pip install 'deltart[kernels]'")
+        return Finding("nvcc", False, "not found", purpose, "pip install 'deltart[kernels]'")
 
 
 def _headers() -> Finding:
@@ -122,7 +122,13 @@ def _headers() -> Finding:
     try:
         return Finding("TensorRT headers", True, str(find_headers()), purpose)
     except MissingDependencyError:
-        return Finding("TensorRT headers", False, "not found", purpose, "libnvinfer-headers-dev, or --include DIR")
+        return Finding(
+            "TensorRT headers",
+            False,
+            "not found",
+            purpose,
+            "apt install libnvinfer-headers-dev  # from NVIDIA's repository",
+        )
 
 
 def _driver() -> Finding:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import time
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deltart.cli.bounds import positive, real
 from deltart.cli.screen import console, line
+from deltart.cli.steps import Steps
 from deltart.cli.streams import print_json
 from deltart.export.garbage import no_garbage_collection
 
@@ -45,14 +45,8 @@ def add_parser(commands: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Export, showing each step with its time."""
-    errors = console(stderr=True)
-    began = time.perf_counter()
-    with errors.status("loading the exporter") as status, no_garbage_collection():
+    with Steps("loading the exporter") as steps, no_garbage_collection():
         from deltart.export.pipeline import export_checkpoint
-
-        def log(step: str) -> None:
-            errors.print(line(f"{time.perf_counter() - began:6.1f} s  ", "dim") + line(step))
-            status.update(line(step))
 
         manifest = export_checkpoint(
             arguments.checkpoint,
@@ -63,9 +57,9 @@ def run(arguments: argparse.Namespace) -> None:
             vision=not arguments.text_only,
             int4_activations=arguments.int4_activations,
             overwrite=arguments.overwrite,
-            log=log,
+            log=steps.line,
         )
-    _summarize(manifest, arguments.output, time.perf_counter() - began, arguments.json)
+    _summarize(manifest, arguments.output, steps.seconds, arguments.json)
 
 
 def _summarize(manifest: Manifest, output: Path, seconds: float, as_json: bool) -> None:

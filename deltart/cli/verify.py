@@ -12,6 +12,7 @@ from deltart import caches
 from deltart.cli import cache_option
 from deltart.cli.bounds import positive, whole
 from deltart.cli.screen import console, line, table
+from deltart.cli.steps import Steps
 from deltart.errors import GenerationError, OutputError
 from deltart.files import write_atomically
 
@@ -75,7 +76,6 @@ def run(arguments: argparse.Namespace) -> int:
     from deltart.verify.page import page
     from deltart.verify.tolerances import tolerances
 
-    errors = console(stderr=True)
     manifest = load_manifest(arguments.artifact)
     prompts = _prompts(arguments)
     ids = _ids(arguments, manifest, prompts)
@@ -86,12 +86,12 @@ def run(arguments: argparse.Namespace) -> int:
     signs = {target: SIGNS["page"], target.with_suffix(".json"): SIGNS["report"]}
     for path, sign in (signs | ({arguments.save_outputs: SIGNS["outputs"]} if arguments.save_outputs else {})).items():
         _check_replaceable(path, sign)
-    with errors.status("verifying") as status:
+    with Steps("reading the artifact") as steps:
         runners = ArtifactRunners(
             arguments.artifact, manifest, prefill, arguments.weights, arguments.prefill_activations,
             arguments.max_new_tokens if prompts else None, caches.folder(caches.PLANS),
         )  # fmt: skip
-        found = collect(runners.by_name(), ids, prompts, lambda step: status.update(line(step)))
+        found = collect(runners.by_name(), ids, prompts, steps.line, runners.shown(ids))
         report = judge(arguments.artifact, found, tolerances(arguments.prefill_activations, manifest.int4_activations))
     try:
         if arguments.save_outputs:

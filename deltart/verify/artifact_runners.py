@@ -16,7 +16,8 @@ from deltart.runtime.backends.gpu.engine_manifest import Activations, load_engin
 from deltart.runtime.backends.ort import WeightMode
 from deltart.runtime.text.tokenizer import Tokenizer
 from deltart.verify.compare import Runner
-from deltart.verify.runners import backend_points, backend_reply, logit_positions
+from deltart.verify.runners import backend_points, backend_reply, backend_sees, logit_index, logit_positions
+from deltart.verify.shown import Shown, shown_media
 from deltart.verify.tolerances import NATIVE_ON_SHIM
 
 SHIM_BYTES = 256 << 20  # of weights: beyond, the CPU shim takes minutes a token
@@ -54,6 +55,15 @@ class ArtifactRunners:
             "engine by block": self._engine_by_block,
         }
 
+    def shown(self, ids: np.ndarray) -> list[Shown]:
+        """The media that runners which see are shown, between tokens of `ids`; none where the artifact sees none.
+
+        Raises:
+            ArtifactError: it has no tokenizer, which a video's timestamps need.
+        """
+        entry = self._manifest.vision
+        return [] if entry is None else shown_media(entry, self._tokenizer, ids)
+
     def _transformers(self) -> Runner:
         from deltart.verify.reference import ReferenceModel
 
@@ -63,18 +73,26 @@ class ArtifactRunners:
             found = model.points(ids)
             return found | {"logits": found["logits"][logit_positions(len(ids), min(prefill, len(ids)))]}
 
-        longest = self._max_new_tokens
-        if longest is None:
-            return Runner(points)
-        stops = self._tokenizer.eos_ids
-        return Runner(points, lambda prompt: model.reply(prompt, stops, longest))
+        longest, entry = self._max_new_tokens, self._manifest.vision
+
+        def sees(shown: Shown) -> dict[str, np.ndarray]:
+            assert entry is not None
+            found = model.sees(shown, entry)
+            return found | {"logits": found["logits"][logit_index(len(shown.ids))]}
+
+        reply = None
+        if longest is not None:
+            stops = self._tokenizer.eos_ids
+            reply = lambda prompt: model.reply(prompt, stops, longest)  # noqa: E731
+        return Runner(points, reply, sees if entry else None)
 
     def _cpu(self, target: str) -> Runner:
         from deltart.verify.exposed import ExposedBackend
 
         backend = ExposedBackend(self._artifact, target, self._weights)
         reply = self._reply(backend) if target == "ort" else None
-        return Runner(backend_points(backend, backend.points, self._prefill), reply)
+        sees = backend_sees(backend) if self._manifest.vision else None
+        return Runner(backend_points(backend, backend.points, self._prefill), reply, sees)
 
     def _fp8_prefill(self) -> Runner:
         from deltart.export.lower.functions import PORTABLE, parse_function

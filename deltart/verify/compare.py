@@ -19,6 +19,7 @@ from polygraphy.logger import G_LOGGER
 from deltart.errors import DeltaRTError
 from deltart.files import replacing, write_atomically
 from deltart.plugins.tolerance import relative_rms
+from deltart.verify.shown import Shown
 from deltart.verify.tolerances import allowed
 
 
@@ -30,10 +31,14 @@ class Runner:
         points: token ids [T] to arrays [T, ...] by point: "embed.h", "layers.0.h", ..., "hidden"; and "logits" [n, V]
             of the same n tokens in every runner.
         reply: a prompt's token ids to its greedy reply's; None for a runner that is not asked.
+        sees: a prompt with a picture to arrays by point: the tower's blocks "embed.h", "blocks.0.h", ... and "embeds",
+            [patches or rows, ...], then "hidden" [T, H] and "logits" [n, V] of the text model; None for a runner that
+            is shown none.
     """
 
     points: Callable[[np.ndarray], dict[str, np.ndarray]]
     reply: Callable[[Sequence[int]], list[int]] | None = None
+    sees: Callable[[Shown], dict[str, np.ndarray]] | None = None
 
 
 @dataclass(frozen=True)
@@ -151,8 +156,9 @@ def collect(
     ids: np.ndarray,
     prompts: Sequence[Sequence[int]] = (),
     log: Callable[[str], None] = lambda line: None,
+    shown: Sequence[Shown] = (),
 ) -> Collected:
-    """Run every runner on `ids` and, where it replies, on `prompts`, one after the other.
+    """Run every runner on `ids` and, where it replies, on `prompts`, and where it sees, on `shown`, one by one.
 
     Args:
         makers: makes each runner by name, the outside reference first; one that raises a DeltaRTError is skipped with
@@ -166,6 +172,10 @@ def collect(
             runner = make()
             began = time.perf_counter()
             outputs = runner.points(ids)
+            if runner.sees is not None:
+                for one in shown:
+                    log(f"{name}: {one.name} of {one.medium.tokens} tokens")
+                    outputs |= {f"{one.name}.{point}": array for point, array in runner.sees(one).items()}
             found.outputs.add([outputs], time.perf_counter() - began, name)
             if prompts and runner.reply is not None:
                 log(f"{name}: {len(prompts)} replies")

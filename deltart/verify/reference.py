@@ -16,12 +16,15 @@ import numpy as np
 import torch
 
 from deltart.errors import ArtifactError, DeltaRTError, MissingDependencyError
-from deltart.manifest import Manifest
+from deltart.manifest import Manifest, VisionEntry
+from deltart.runtime.vision.patches import patches
 from deltart.text_files import check_folder
+from deltart.verify.shown import Shown
 
 MAX_PARAMETERS = 2_000_000_000  # in float32 that is 8 GB
 SCALE, BLOCK = "_scale_inv", 128  # the vendor's FP8: a scale for every 128 x 128 values, named after its weight
 PACKED = ".weight_packed"  # compressed-tensors' int4: eight values a word, the first lowest, 8 for nothing
+PIXELS = {"image": ("pixel_values", "image_grid_thw"), "video": ("pixel_values_videos", "video_grid_thw")}
 NEEDS = "pip install 'deltart[verify]'"
 
 
@@ -52,6 +55,33 @@ class ReferenceModel:
         # transformers norms the last layer's state before it lists it.
         points = {"embed.h": states[0]} | {f"layers.{n}.h": state for n, state in enumerate(states[1:])}
         return points | {"hidden": hidden, "logits": outputs.logits[0].numpy()}
+
+    @torch.no_grad()
+    def sees(self, shown: Shown, entry: VisionEntry) -> dict[str, np.ndarray]:
+        """`Runner.sees`: transformers places the rows and counts the positions, over the same patches."""
+        tower, states = self._model.model.visual, dict[str, torch.Tensor]()
+        hooks = [tower.blocks[0].register_forward_pre_hook(lambda _, given: states.update({"embed.h": given[0]}))]
+        for number, block in enumerate(tower.blocks):
+            keep = lambda _, given, made, point=f"blocks.{number}.h": states.update({point: made})  # noqa: E731
+            hooks.append(block.register_forward_hook(keep))
+        hooks.append(tower.merger.register_forward_hook(lambda _, given, made: states.update(embeds=made)))
+        rows = patches(shown.medium.frames, entry)
+        kinds = np.zeros(len(shown.ids), np.int64)
+        for span in shown.spans:
+            kinds[span.start : span.end] = 1 if shown.medium.kind == "image" else 2
+        pixels, grid = PIXELS[shown.medium.kind]
+        given = {pixels: torch.from_numpy(rows.reshape(-1, rows.shape[-1])), grid: torch.tensor([shown.medium.grid])}
+        try:
+            with _quietly():
+                outputs = self._model(
+                    torch.from_numpy(shown.ids[None]), mm_token_type_ids=torch.from_numpy(kinds)[None],
+                    output_hidden_states=True, use_cache=False, **given,
+                )  # fmt: skip
+        finally:
+            for hook in hooks:
+                hook.remove()
+        found = {point: state.reshape(-1, state.shape[-1]).numpy() for point, state in states.items()}
+        return found | {"hidden": outputs.hidden_states[-1][0].numpy(), "logits": outputs.logits[0].numpy()}
 
     @torch.no_grad()
     def reply(self, prompt: Sequence[int], stops: Collection[int], limit: int) -> list[int]:

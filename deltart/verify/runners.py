@@ -11,12 +11,17 @@ import numpy as np
 from deltart.errors import GenerationError
 from deltart.json_files import parse_json, shown
 from deltart.runtime.backends.base import Backend, ServingBackend
-from deltart.runtime.backends.inputs import mtp_inputs, text_inputs
+from deltart.runtime.backends.inputs import media_inputs, mtp_inputs, text_inputs
 from deltart.runtime.engine import Engine, EngineOptions
 from deltart.runtime.sampling.params import SamplingParams
 from deltart.runtime.text.chat import ChatTemplate
 from deltart.runtime.text.tokenizer import Tokenizer
+from deltart.runtime.vision.patches import patches
+from deltart.runtime.vision.positions import positions
+from deltart.runtime.vision.tower import grid_inputs
 from deltart.text_files import lines, read_bytes
+from deltart.verify.exposed import ExposedBackend
+from deltart.verify.shown import Shown
 
 LOGIT_ROWS = 16  # of the tokens fed together; as many as an engine returns in one call
 
@@ -51,6 +56,31 @@ def backend_points(
             return found
         drafted = _fed(backend, "mtp", ids[1:], ["hidden", "logits"], prefill, found["hidden"][:-1])
         return found | {f"mtp.{name}": array for name, array in drafted.items()}
+
+    return run
+
+
+def backend_sees(backend: ExposedBackend) -> Callable[[Shown], dict[str, np.ndarray]]:
+    """`Runner.sees` of a backend whose artifact sees: the tower, then its rows in a prompt that is fed at once."""
+    entry = backend.manifest.vision
+    assert entry is not None
+
+    def run(shown: Shown) -> dict[str, np.ndarray]:
+        grid = grid_inputs(*shown.medium.grid[1:], entry)
+        tower = backend.tower({"patches": patches(shown.medium.frames, entry), **grid})
+        flat = {point: array.reshape(-1, array.shape[-1]) for point, array in tower.items()}
+        index, length = np.full(len(shown.ids), -1, np.int32), len(shown.ids)
+        for number, span in enumerate(shown.spans):
+            rows = span.medium.frame_tokens
+            index[span.start : span.end] = number * rows + np.arange(rows)
+        inputs = text_inputs(
+            shown.ids[None], np.zeros(1, np.int32), logit_index=logit_index(length)[None],
+            positions=positions(length, shown.spans)[:, None],
+        )  # fmt: skip
+        inputs |= media_inputs(flat["embeds"], index)
+        state, names = backend.new_state("model", 1, length), ["hidden", "logits"]
+        hidden, logits = backend.run("model", state, inputs, names)
+        return flat | {"hidden": hidden[0], "logits": logits[0]}
 
     return run
 

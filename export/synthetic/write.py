@@ -6,7 +6,7 @@ import json
 import os
 import re
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,15 +34,17 @@ CHECKPOINT = Marker("a checkpoint", "config.json", lambda folder: None)  # none 
 SCALE = "_scale_inv"  # behind the name of the weight that it scales
 SCALES = (SCALE, PACKED_SCALE)
 LAYER = re.compile(r"model\.(?:language_model\.)?layers\.(\d+)\.")
+Log = Callable[[str], None]
 INITIALIZER_RANGE = 0.02  # of embedding and head, as the family is initialised; other matrices preserve variance
 
 
-def synthesize(preset: str, output: Path, *, seed: int = 0, sparse: bool = False) -> None:
+def synthesize(preset: str, output: Path, *, seed: int = 0, sparse: bool = False, log: Log = lambda step: None) -> None:
     """Write a checkpoint of `preset` to the new folder `output`.
 
     Args:
         seed: seeds every tensor by its name, so a tensor does not depend on the others.
         sparse: leave the data as holes (zeros that take no disk); names, dtypes, shapes and sizes stay true.
+        log: called with a line for every file.
 
     Raises:
         CheckpointError: the preset is unknown.
@@ -58,12 +60,14 @@ def synthesize(preset: str, output: Path, *, seed: int = 0, sparse: bool = False
         file_per_layer=preset in FILE_PER_LAYER,
         seed=seed,
         sparse=sparse,
+        log=log,
     )
 
 
 def write_checkpoint(
     config: Config, output: Path, *, quantized: bool = False, dtype: str = "BF16", scale_dtype: str = "BF16",
     int4_group: int | None = None, file_per_layer: bool = False, seed: int = 0, sparse: bool = False,
+    log: Log = lambda step: None,
 ) -> None:  # fmt: skip
     """Write a checkpoint of `config`, each file in the order of the safetensors library.
 
@@ -81,6 +85,7 @@ def write_checkpoint(
         shards = _by_layer(plans) if file_per_layer else _shards(plans)
         files = [plan_file(name, written_order(shard), {"format": "pt"}) for name, shard in shards.items()]
         for file in files:
+            log(f"writing {file.name} ({file.size / 1e9:.1f} GB)")
             _write_shard(folder, file, seed, sparse)
         if len(files) > 1:
             index = index_of(info for file in files for info in file.tensors.values())

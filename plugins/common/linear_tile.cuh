@@ -70,18 +70,73 @@ struct Activations {
   }
 };
 
+// Rows g and g + 8 of a tile: of one block, the first and second half of its columns and the rows' scales.
+struct Piece {
+  uint4 at[2][2];
+  float scale[2];
+};
+
+// The first column of a lane's 16 bytes in one half of a block.
+template <class Weight>
+__device__ __forceinline__ int lane_column(int block, int half) {
+  return block * Weight::kBlock + half * Weight::kBlock / 2 + Weight::kChunk * (threadIdx.x % 4);
+}
+
+// A block's part of the sums of MT groups of eight tokens, scaled; get(m, column, b) gives their activations.
+template <class Weight, int Terms, int MT, class Get>
+__device__ __forceinline__ void multiply_piece(int block, const Piece& w, float (&sum)[MT][4], Get get) {
+  constexpr int kSteps = Weight::kChunk / 4;
+  float part[MT][4] = {};
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    const uint4 top = w.at[0][i], bottom = w.at[1][i];
+    const uint32_t words[2][4] = {{top.x, top.y, top.z, top.w}, {bottom.x, bottom.y, bottom.z, bottom.w}};
+    BfPair a[kSteps][4];
+#pragma unroll
+    for (int j = 0; j < kSteps; ++j) {
+      Weight::unpack(words[0], j, a[j][0], a[j][2]);
+      Weight::unpack(words[1], j, a[j][1], a[j][3]);
+    }
+#pragma unroll
+    for (int m = 0; m < MT; ++m) {
+      Activations<kSteps, Terms> b = {};
+      if (!get(m, lane_column<Weight>(block, i), b)) break;
+#pragma unroll
+      for (int j = 0; j < kSteps; ++j)
+#pragma unroll
+        for (int term = 0; term < Terms; ++term) mma(part[m], a[j], b.at[j][term]);
+    }
+  }
+#pragma unroll
+  for (int m = 0; m < MT; ++m)
+#pragma unroll
+    for (int i = 0; i < 4; ++i) sum[m][i] = fmaf(w.scale[i / 2], part[m][i], sum[m][i]);
+}
+
+// tile.fetch and tile.multiply of blocks first, first + step, ..., with Ahead - 1 on their way while one is multiplied.
+template <int Ahead, class Tile>
+__device__ __forceinline__ void run_blocks(Tile& tile, int blocks, int first, int step) {
+  Piece w[Ahead];
+#pragma unroll
+  for (int i = 0; i < Ahead; ++i)
+    if (first + i * step < blocks) tile.fetch(first + i * step, w[i]);
+  for (int block = first; block < blocks; block += Ahead * step) {
+#pragma unroll
+    for (int i = 0; i < Ahead; ++i) {
+      const int now = block + i * step, next = now + Ahead * step;
+      if (now >= blocks) break;
+      tile.multiply(now, w[i]);
+      if (next < blocks) tile.fetch(next, w[i]);
+    }
+  }
+}
+
 // Gathered: the rows are those that `ids` names, each with its own scale.
 template <class Act, class Weight, int MT, bool Gathered>
 struct WarpTile {
   static constexpr int kTerms = sizeof(Act) == 2 ? 1 : 3, kBlock = Weight::kBlock, kChunk = Weight::kChunk;
   static constexpr int kAhead = MT <= 2 ? 3 : 2;
   static constexpr int kFloats = 8 * MT * kTileStride;  // of shared memory that `save` takes
-
-  // Rows g and g + 8, the first and second half of a block's columns.
-  struct Piece {
-    uint4 at[2][2];
-    float scale[2];
-  };
 
   const Weight& W;
   const Act* x;  // [tokens, K]
@@ -99,64 +154,28 @@ struct WarpTile {
     }
   }
 
-  __device__ __forceinline__ int column(int block, int half) const { return block * kBlock + half * kBlock / 2 + kChunk * t; }
-
   __device__ __forceinline__ void fetch(int block, Piece& w) const {
     const uint4 zero = {0, 0, 0, 0};
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
 #pragma unroll
-      for (int i = 0; i < 2; ++i) w.at[half][i] = column(block, i) < W.K ? load_once(W.at(row[half], column(block, i))) : zero;
+      for (int i = 0; i < 2; ++i) {
+        const int column = lane_column<Weight>(block, i);
+        w.at[half][i] = column < W.K ? load_once(W.at(row[half], column)) : zero;
+      }
       w.scale[half] = half && !Gathered ? w.scale[0] : W.scale_of(row[half], block);
     }
   }
 
   __device__ __forceinline__ void multiply(int block, const Piece& w) {
-    float part[MT][4] = {};
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      const uint4 top = w.at[0][i], bottom = w.at[1][i];
-      const uint32_t words[2][4] = {{top.x, top.y, top.z, top.w}, {bottom.x, bottom.y, bottom.z, bottom.w}};
-      BfPair a[kChunk / 4][4];
-#pragma unroll
-      for (int j = 0; j < kChunk / 4; ++j) {
-        Weight::unpack(words[0], j, a[j][0], a[j][2]);
-        Weight::unpack(words[1], j, a[j][1], a[j][3]);
-      }
-#pragma unroll
-      for (int m = 0; m < MT; ++m) {
-        Activations<kChunk / 4, kTerms> b = {};
-        const int token = first_token + 8 * m + g;
-        if (token < tokens && column(block, i) < W.K) b.get(x + size_t(token) * W.K + column(block, i));
-#pragma unroll
-        for (int j = 0; j < kChunk / 4; ++j)
-#pragma unroll
-          for (int term = 0; term < kTerms; ++term) mma(part[m], a[j], b.at[j][term]);
-      }
-    }
-#pragma unroll
-    for (int m = 0; m < MT; ++m)
-#pragma unroll
-      for (int i = 0; i < 4; ++i) sum[m][i] = fmaf(w.scale[i / 2], part[m][i], sum[m][i]);
+    multiply_piece<Weight, kTerms>(block, w, sum, [&](int m, int column, Activations<kChunk / 4, kTerms>& b) {
+      const int token = first_token + 8 * m + g;
+      if (token < tokens && column < W.K) b.get(x + size_t(token) * W.K + column);
+      return true;
+    });
   }
 
-  // Blocks first, first + step, ... of K, with kAhead - 1 of them on their way while one is multiplied.
-  __device__ void run(int first, int step) {
-    const int blocks = (W.K + kBlock - 1) / kBlock;
-    Piece w[kAhead];
-#pragma unroll
-    for (int i = 0; i < kAhead; ++i)
-      if (first + i * step < blocks) fetch(first + i * step, w[i]);
-    for (int block = first; block < blocks; block += kAhead * step) {
-#pragma unroll
-      for (int i = 0; i < kAhead; ++i) {
-        const int now = block + i * step, next = now + kAhead * step;
-        if (now >= blocks) break;
-        multiply(now, w[i]);
-        if (next < blocks) fetch(next, w[i]);
-      }
-    }
-  }
+  __device__ void run(int first, int step) { run_blocks<kAhead>(*this, (W.K + kBlock - 1) / kBlock, first, step); }
 
   // Element (row, token) of the tile goes to tile[token * kTileStride + row].
   __device__ void save(float* tile) const {

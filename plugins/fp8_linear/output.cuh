@@ -1,5 +1,6 @@
 // Where the tiles' sums go: rounded into y, or, when K is split, as f32 parts that are added in order.
 #pragma once
+#include "../common/silu_mul.cuh"
 #include "../common/vector.cuh"
 
 struct Output {
@@ -45,27 +46,9 @@ __device__ inline void add_splits(const float* partial, bf16* y, int splits, int
   }                                                                                        \
   EXPORT_KERNEL(fp8_block_linear_add_splits)
 
-// y = silu(gate) * y, eight values a thread.
-__device__ inline void silu_mul(const bf16* gate, bf16* y, long long count) {
-  const long long first = (blockIdx.x * (long long)(blockDim.x) + threadIdx.x) * 8;
-  if (first + 8 <= count) {
-    float g[8], u[8];
-    load(gate + first, g);
-    load(y + first, u);
-#pragma unroll
-    for (int i = 0; i < 8; ++i) u[i] *= g[i] * sigmoid(g[i]);
-    store(y + first, u);
-    return;
-  }
-  for (long long i = first; i < count; ++i) {
-    const float g = to_float(gate[i]);
-    y[i] = from_float<bf16>(to_float(y[i]) * g * sigmoid(g));
-  }
-}
-
 #define SILU_MUL_KERNEL                                                         \
   extern "C" __global__ void __launch_bounds__(256)                             \
       fp8_block_linear_silu_mul(const bf16* gate, bf16* y, long long count) {   \
-    silu_mul(gate, y, count);                                                   \
+    silu_mul(gate, y, y, count);                                                \
   }                                                                             \
   EXPORT_KERNEL(fp8_block_linear_silu_mul)

@@ -1,28 +1,7 @@
 // y = x W^T, y = silu(x W^T) * (x U^T) with bf16 weights [N, K], and y = silu(gate) * up. README.md has the contract.
 // Grid of the products: (ceil(M / (8 MT)), ceil(N / (16 row_groups))).
+#include "../common/silu_mul.cuh"
 #include "../fp8_linear/decode.cuh"
-
-namespace {
-
-template <class Act>
-__device__ void silu_mul(const Act* gate, const Act* up, Act* y, long long count) {
-  const long long first = (blockIdx.x * (long long)(blockDim.x) + threadIdx.x) * 8;
-  if (first + 8 <= count) {
-    float g[8], u[8];
-    load(gate + first, g);
-    load(up + first, u);
-#pragma unroll
-    for (int i = 0; i < 8; ++i) u[i] *= g[i] * sigmoid(g[i]);
-    store(y + first, u);
-    return;
-  }
-  for (long long i = first; i < count; ++i) {
-    const float g = to_float(gate[i]);
-    y[i] = from_float<Act>(to_float(up[i]) * g * sigmoid(g));
-  }
-}
-
-}  // namespace
 
 #define LINEAR_KERNEL(Act, suffix, tiles, resident)                                                                \
   extern "C" __global__ void __launch_bounds__(256, resident) linear_##suffix##_m##tiles(                          \

@@ -13,11 +13,6 @@ template <class Act, class Weight, int MT>
 struct ExpertTile {
   static constexpr int kTerms = sizeof(Act) == 2 ? 1 : 3, kBlock = Weight::kBlock, kChunk = Weight::kChunk, kAhead = 3;
 
-  struct Piece {
-    uint4 at[2][2];
-    float scale[2];
-  };
-
   const Weight W[2];
   const Act* x[MT];  // of this lane's tokens, null where there is none
   int tokens, g, t, row[2];
@@ -30,65 +25,28 @@ struct ExpertTile {
     for (int m = 0; m < MT; ++m) x[m] = nullptr;
   }
 
-  __device__ __forceinline__ int column(int block, int half) const { return block * kBlock + half * kBlock / 2 + kChunk * t; }
-
   __device__ __forceinline__ void fetch(int block, Piece& w) const {
     const uint4 zero = {0, 0, 0, 0};
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
 #pragma unroll
-      for (int i = 0; i < 2; ++i)
-        w.at[half][i] = column(block, i) < W[half].K ? load_once(W[half].at(row[half], column(block, i))) : zero;
+      for (int i = 0; i < 2; ++i) {
+        const int column = lane_column<Weight>(block, i);
+        w.at[half][i] = column < W[half].K ? load_once(W[half].at(row[half], column)) : zero;
+      }
       w.scale[half] = W[half].scale_of(row[half], block);
     }
   }
 
   __device__ __forceinline__ void multiply(int block, const Piece& w) {
-    float part[MT][4] = {};
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      const uint4 top = w.at[0][i], bottom = w.at[1][i];
-      const uint32_t words[2][4] = {{top.x, top.y, top.z, top.w}, {bottom.x, bottom.y, bottom.z, bottom.w}};
-      BfPair a[kChunk / 4][4];
-#pragma unroll
-      for (int j = 0; j < kChunk / 4; ++j) {
-        Weight::unpack(words[0], j, a[j][0], a[j][2]);
-        Weight::unpack(words[1], j, a[j][1], a[j][3]);
-      }
-#pragma unroll
-      for (int m = 0; m < MT; ++m) {
-        if (8 * m >= tokens) break;
-        Activations<kChunk / 4, kTerms> b = {};
-        if (x[m] && column(block, i) < W[0].K) b.get(x[m] + column(block, i));
-#pragma unroll
-        for (int j = 0; j < kChunk / 4; ++j)
-#pragma unroll
-          for (int term = 0; term < kTerms; ++term) mma(part[m], a[j], b.at[j][term]);
-      }
-    }
-#pragma unroll
-    for (int m = 0; m < MT; ++m)
-#pragma unroll
-      for (int i = 0; i < 4; ++i) sum[m][i] = fmaf(w.scale[i / 2], part[m][i], sum[m][i]);
+    multiply_piece<Weight, kTerms>(block, w, sum, [&](int m, int column, Activations<kChunk / 4, kTerms>& b) {
+      if (8 * m >= tokens) return false;
+      if (x[m] && column < W[0].K) b.get(x[m] + column);
+      return true;
+    });
   }
 
-  // Blocks first, first + step, ... of K, with kAhead - 1 of them on their way while one is multiplied.
-  __device__ void run(int first, int step) {
-    const int blocks = (W[0].K + kBlock - 1) / kBlock;
-    Piece w[kAhead];
-#pragma unroll
-    for (int i = 0; i < kAhead; ++i)
-      if (first + i * step < blocks) fetch(first + i * step, w[i]);
-    for (int block = first; block < blocks; block += kAhead * step) {
-#pragma unroll
-      for (int i = 0; i < kAhead; ++i) {
-        const int now = block + i * step, next = now + kAhead * step;
-        if (now >= blocks) break;
-        multiply(now, w[i]);
-        if (next < blocks) fetch(next, w[i]);
-      }
-    }
-  }
+  __device__ void run(int first, int step) { run_blocks<kAhead>(*this, (W[0].K + kBlock - 1) / kBlock, first, step); }
 
   // Calls to(row of 16, token, value) for every element that this lane holds.
   template <class To>

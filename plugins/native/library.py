@@ -42,7 +42,7 @@ def find_headers(given: Sequence[Path] = ()) -> Path:
     raise MissingDependencyError(
         f"NvInfer.h is not in {', '.join(map(str, given)) or ', '.join(INCLUDE_FOLDERS)}",
         "TensorRT's or TensorRT-RTX's C++ headers, of the version that will load the library",
-        "unpack NVIDIA's archive or install libnvinfer-headers-dev, then: python -m deltart.plugins native "
+        "unpack NVIDIA's archive or install libnvinfer-headers-dev, then: deltart plugins native "
         "--include DIR (without them, the Python plugin classes do the same)",
     )
 

@@ -53,8 +53,11 @@ class ServingBackend(Backend, Protocol):
             GenerationError: it failed, most likely for want of memory.
         """
 
-    def open_slots(self, slots: int, max_context: int, vocab_limit: int) -> Slots:
+    def open_slots(self, slots: int, max_context: int, vocab_limit: int, drafts: bool = True) -> Slots:
         """Slots for that many sequences of up to `max_context` tokens; ids from `vocab_limit` on are never drawn.
+
+        Args:
+            drafts: whether rows may ever have any; where none do, the MTP head costs nothing.
 
         Raises:
             ArtifactError: the artifact's engine was built for fewer.

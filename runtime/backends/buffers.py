@@ -36,7 +36,7 @@ class SlotBuffers(Protocol):
     def run(
         self, rows: Range, inputs: Mapping[str, np.ndarray], outputs: Sequence[str], hold: bool = False
     ) -> list[np.ndarray]:
-        """One call on slots `rows`; `inputs` and the results have a row each.
+        """One call on slots `rows`; `inputs` and the results have a row each. Results stand until the next call.
 
         Args:
             hold: leave the recurrent states as they were until `keep`; caches are written all the same.

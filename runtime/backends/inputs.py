@@ -31,8 +31,8 @@ def text_inputs(
     rows, length = ids.shape
     counts = np.full(rows, length, np.int32) if n_tokens is None else n_tokens
     if positions is None:
-        counted = past_len[:, None] + np.arange(length) + (0 if rope_shift is None else rope_shift[:, None])
-        positions = np.broadcast_to(counted, (3, rows, length))
+        positions = np.empty((3, rows, length), np.int64)
+        positions[:] = past_len[:, None] + np.arange(length) + (0 if rope_shift is None else rope_shift[:, None])
     return {
         "input_ids": ids,
         "position_ids": np.ascontiguousarray(positions, np.int64),

@@ -63,8 +63,8 @@ class MtpDrafts:
         drafts: dict[int, list[int]] = {slot: [] for slot in wanted}
         for depth in range(max(wanted.values(), default=0)):
             going = {slot: head for slot, head in heads.items() if wanted[slot] > depth}
-            for slot, (logits, _) in going.items():
-                drafts[slot].append(int(logits[: self._vocab_limit].argmax()))
+            for slot, (token, _) in going.items():
+                drafts[slot].append(token)
             more = [slot for slot in going if wanted[slot] > depth + 1]
             for slot in more:
                 hidden = heads[slot][1][None]
@@ -78,8 +78,8 @@ class MtpDrafts:
             if row.unread:
                 self._read(slot, row)
 
-    def _read(self, slot: int, row: Row) -> tuple[np.ndarray, np.ndarray]:
-        """Make the entries of what is unread; the logits and hidden state after the last."""
+    def _read(self, slot: int, row: Row) -> tuple[int, np.ndarray]:
+        """Make the entries of what is unread; the likeliest token and the hidden state after the last."""
         tokens, hidden = [token for token, _ in row.unread], np.stack([h for _, h in row.unread])
         result = self._run(slot, self._inputs(slot, tokens, hidden, rope_shift=row.rope_shift))
         self.entries[slot] += len(tokens)
@@ -93,7 +93,7 @@ class MtpDrafts:
         past = np.array([self.entries[slot] + ahead], np.int32)
         return mtp_inputs(np.array([tokens], np.int64), hidden[None], past, rope_shift=np.array([rope_shift]))
 
-    def _run(self, slot: int, inputs: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-        """One call: logits [V] and hidden state [H] after the last token."""
+    def _run(self, slot: int, inputs: Mapping[str, np.ndarray]) -> tuple[int, np.ndarray]:
+        """One call: the likeliest token and the hidden state [H] after the last token."""
         logits, after = self.buffers.run((slot, slot + 1), inputs, ["logits", "hidden"])
-        return logits[0, -1], after[0, -1]
+        return int(logits[0, -1, : self._vocab_limit].argmax()), after[0, -1].copy()

@@ -75,6 +75,7 @@ class OrtBackend:
         self._weights = MappedWeights(artifact, self.manifest)
         self._mode, self._threads, self._profile = weights, threads, profile
         self._sessions: dict[str, ort.InferenceSession] = {}
+        self._alternate = False  # whether graphs are called in turn, and must leave the cores to each other
 
     def new_state(self, graph: str, slots: int, capacity: int) -> OrtState:
         """Zeroed state; see Backend."""
@@ -127,22 +128,23 @@ class OrtBackend:
         entries = [self.manifest.tensors[name] for name in names]
         return sum(math.prod(e.shape) * (1 if e.dtype == U8.stored else F32.itemsize) for e in entries)
 
-    def open_slots(self, slots: int, max_context: int, vocab_limit: int) -> HostSlots:
+    def open_slots(self, slots: int, max_context: int, vocab_limit: int, drafts: bool = True) -> HostSlots:
         """See Backend."""
         capacity = max_context + 2 * MAX_DRAFTS + 2  # drafts may be fed up to the last token
-        text, drafts = self._buffers("model", slots, capacity), None
-        if "mtp" in self.manifest.graphs:
-            drafts = MtpDrafts(self._buffers("mtp", slots, capacity), slots, vocab_limit)
-        used = [text, drafts.buffers] if drafts else [text]
+        self._alternate = drafts and "mtp" in self.manifest.graphs
+        text, mtp = self._buffers("model", slots, capacity), None
+        if self._alternate:
+            mtp = MtpDrafts(self._buffers("mtp", slots, capacity), slots, vocab_limit)
+        used = [text, mtp.buffers] if mtp else [text]
         limits = Limits(
             slots=slots,
             capacity=capacity,
             prefill_tokens=PREFILL_TOKENS,
-            draft_tokens=MAX_DRAFTS if drafts else 0,
+            draft_tokens=MAX_DRAFTS if mtp else 0,
             slot_bytes=sum(buffers.slot_bytes for buffers in used),
             token_bytes=sum(buffers.token_bytes for buffers in used),
         )
-        return HostSlots(text, drafts, limits)
+        return HostSlots(text, mtp, limits)
 
     def _buffers(self, graph: str, slots: int, capacity: int) -> OrtBuffers:
         return OrtBuffers(self.session(graph), self._entry(graph), self.target, slots, capacity)
@@ -158,6 +160,8 @@ class OrtBackend:
         entry = self._entry(graph)
         options = ort.SessionOptions()
         options.intra_op_num_threads = self._threads
+        if self._alternate:
+            options.add_session_config_entry("session.force_spinning_stop", "1")
         options.log_severity_level = 3
         if self._profile:
             options.enable_profiling, options.profile_file_prefix = True, self._profile

@@ -9,6 +9,7 @@ from __future__ import annotations
 import mmap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
@@ -17,13 +18,22 @@ from deltart.manifest import GraphEntry, StateEntry
 from deltart.runtime.backends.buffers import Range
 from deltart.runtime.backends.inputs import completed
 
+MOST_BOUND = 8  # tokens of a row in a call that is bound once for all; longer ones are few, and large
+
 
 @dataclass(frozen=True)
 class _Call:
-    """A binding of one graph to some rows; `apart` has outputs that must not be written over what is read."""
+    """A binding of one graph to some rows.
+
+    Attributes:
+        apart: states that must not be written over what is read.
+        inputs, outputs: arrays that every such call reads and writes; none where they are bound anew each time.
+    """
 
     binding: ort.IOBinding
     apart: Mapping[str, np.ndarray]
+    inputs: Mapping[str, np.ndarray]
+    outputs: Sequence[np.ndarray]
 
 
 class OrtBuffers:
@@ -47,21 +57,26 @@ class OrtBuffers:
         for state in entry.states:
             place = self._cached if "capacity" in state.axes else self._recurrent
             place[state.name] = self._reserve(state, {"B": slots, "capacity": capacity})
-        self._calls: dict[tuple[Range, bool, tuple[str, ...]], _Call] = {}
-        self._scratch: dict[tuple[str, int], np.ndarray] = {}  # by state and number of rows
+        self._calls: dict[tuple[Any, ...], _Call] = {}
+        self._scratch: dict[tuple[str, tuple[int, ...]], np.ndarray] = {}  # by tensor and shape
         self._held: tuple[Range, _Call] | None = None
 
     def run(
         self, rows: Range, inputs: Mapping[str, np.ndarray], outputs: Sequence[str], hold: bool = False
     ) -> list[np.ndarray]:
         """See SlotBuffers."""
-        call = self._call(rows, hold, tuple(outputs))
-        for name, array in completed(self._entry, inputs).items():
-            call.binding.bind_cpu_input(name, array)
-        for name in outputs:
-            call.binding.bind_output(name)
+        inputs = completed(self._entry, inputs)
+        call = self._call(rows, hold, tuple(outputs), inputs)
+        if call.outputs:
+            for name, array in call.inputs.items():
+                array[...] = inputs[name]
+        else:
+            for name, array in inputs.items():
+                call.binding.bind_cpu_input(name, array)
+            for name in outputs:
+                call.binding.bind_output(name)
         self._session.run_with_iobinding(call.binding)
-        found = [value.numpy() for value in call.binding.get_outputs()[-len(outputs) :]]
+        found = list(call.outputs) or [value.numpy() for value in call.binding.get_outputs()[-len(outputs) :]]
         if hold:
             self._held = (rows, call)
         else:
@@ -138,14 +153,15 @@ class OrtBuffers:
         self._maps.append(memory)
         return np.frombuffer(memory, dtype).reshape(shape)
 
-    def _call(self, rows: Range, hold: bool, outputs: tuple[str, ...]) -> _Call:
-        key = (rows, hold, outputs)
+    def _call(self, rows: Range, hold: bool, outputs: tuple[str, ...], inputs: Mapping[str, np.ndarray]) -> _Call:
+        fixed = inputs["input_ids"].shape[1] <= MOST_BOUND
+        key = (rows, hold, outputs, *(array.shape for array in inputs.values() if fixed))
         if key not in self._calls:
-            self._calls[key] = self._bind(rows, hold)
+            self._calls[key] = self._bind(rows, hold, outputs, inputs if fixed else {})
         return self._calls[key]
 
-    def _bind(self, rows: Range, hold: bool) -> _Call:
-        """States bound, outputs after them; inputs and other outputs are bound anew by every call."""
+    def _bind(self, rows: Range, hold: bool, outputs: Sequence[str], inputs: Mapping[str, np.ndarray]) -> _Call:
+        """States bound, outputs after them. With `inputs`, arrays like them are bound for good, and so are outputs."""
         binding, apart = self._session.io_binding(), dict[str, np.ndarray]()
         for state in self._entry.states:
             kept = state.name in self._cached or (state.name in self._in_place and not hold)
@@ -153,10 +169,24 @@ class OrtBuffers:
             value = ort.OrtValue.ortvalue_from_numpy(array)  # shares memory
             binding.bind_ortvalue_input(state.name, value)
             if not kept:
-                apart[state.name] = self._scratch.setdefault((state.name, len(array)), np.empty_like(array))
+                apart[state.name] = self._shared(state.name, array.shape, array.dtype)
                 value = ort.OrtValue.ortvalue_from_numpy(apart[state.name])
             binding.bind_ortvalue_output(state.output, value)
-        return _Call(binding, apart)
+        if not inputs:
+            return _Call(binding, apart, {}, [])
+        given = {name: self._shared(name, array.shape, array.dtype) for name, array in inputs.items()}
+        for name, array in given.items():
+            binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(array))
+        (slots, tokens), logits = inputs["input_ids"].shape, inputs["logit_index"].shape[1]
+        entries = {entry.name: entry for entry in self._entry.outputs}
+        shapes = {name: entries[name].shape({"B": slots, "T": tokens, "L": logits}) for name in outputs}
+        found = [self._shared(name, shape, np.dtype(entries[name].dtype)) for name, shape in shapes.items()]
+        for name, array in zip(outputs, found, strict=True):
+            binding.bind_ortvalue_output(name, ort.OrtValue.ortvalue_from_numpy(array))
+        return _Call(binding, apart, given, found)
+
+    def _shared(self, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray:
+        return self._scratch.setdefault((name, shape), np.empty(shape, dtype))
 
     def _take(self, rows: Range, call: _Call) -> None:
         for name, array in call.apart.items():

@@ -157,7 +157,7 @@ class Slots(Protocol):
             media: of a prompt with pictures.
 
         Returns:
-            f32 [L, V].
+            f32 [L, V], which stand until the next call.
         """
 
     def admit(self, slot: int, row: Row) -> None:

@@ -58,6 +58,5 @@ class SlotCopies:
         """Set the rows of a block whose first token is `first`."""
         if not name.startswith(MTP):
             self._text.write_cache(name, slot, first, rows)
-        else:
-            assert self._mtp is not None
+        elif self._mtp is not None:
             self._mtp.write_cache(name.removeprefix(MTP), slot, max(first - 1, 0), rows)

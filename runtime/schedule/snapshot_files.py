@@ -19,6 +19,7 @@ from deltart.errors import ArtifactError
 from deltart.files import write_atomically
 from deltart.manifest import Manifest
 from deltart.runtime.backends.slots import Block, Snapshot
+from deltart.runtime.backends.snapshots import MTP
 
 FORMAT = "deltart.prefix.1"
 SUFFIX = ".prefix.safetensors"
@@ -55,8 +56,11 @@ def write_prefix(path: Path, ids: np.ndarray, snapshot: Snapshot, model: str) ->
     write_atomically(path, save(tensors, metadata))
 
 
-def read_prefix(path: Path, model: str) -> tuple[np.ndarray, Snapshot]:
+def read_prefix(path: Path, model: str, mtp: bool) -> tuple[np.ndarray, Snapshot]:
     """The ids and the state of a file that `write_prefix` wrote.
+
+    Args:
+        mtp: whether the state of the MTP head is needed; an engine that never drafts keeps none.
 
     Raises:
         ArtifactError: it is no such file, is damaged, or is of another model.
@@ -71,6 +75,12 @@ def read_prefix(path: Path, model: str) -> tuple[np.ndarray, Snapshot]:
                     f"{path} was saved with another model", "a prefix of this artifact", "load it with its own artifact"
                 )
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no mapping
+        if mtp and not any(name.startswith(f"cache.{MTP}") for name in tensors):
+            raise ArtifactError(
+                f"{path} was saved by an engine that makes no drafts",
+                "a prefix with the state of the MTP head",
+                "open the engine with 0 draft tokens, or save the prefix with drafts",
+            )
         blocks = _cut(tensors, json.loads(metadata["blocks"]))
         recurrent = {n.removeprefix("recurrent."): a for n, a in tensors.items() if n.startswith("recurrent.")}
         return tensors["ids"], Snapshot(len(tensors["ids"]), recurrent, blocks, tensors["hidden"])

@@ -12,14 +12,14 @@ import pytest
 from rich.console import Console
 
 from deltart.cli import main
-from deltart.cli.build import Steps
+from deltart.cli.steps import Steps
 from support.cases import Export
 
 
 def shown(terminal: bool) -> str:
     """What a build of one plan prints, without its escape sequences."""
     out = io.StringIO()
-    with Steps(Console(file=out, force_terminal=terminal, width=80)) as steps:
+    with Steps("reading the artifact", Console(file=out, force_terminal=terminal, width=80)) as steps:
         steps.line("model.decode: building for sm_89")
         for share in (0.0, 0.5, 1.0):
             steps.progress(share)

@@ -27,6 +27,18 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def test_synthesize_names_every_preset_and_tells_what_it_writes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from deltart.cli import synthesize
+    from deltart.export.synthetic import presets
+
+    assert set(presets.PRESETS) == set(synthesize.PRESETS)
+    assert main(["synthesize", "tiny-int4", "-o", str(tmp_path / "out"), "--sparse"]) == 0
+    printed = capsys.readouterr()
+    assert "writing model.safetensors (0.0 GB)" in printed.err and printed.out.endswith("tiny-int4, sparse\n")
+
+
 def run_json(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict:
     assert main(arguments) == 0
     result: dict = json.loads(capsys.readouterr().out)
@@ -99,7 +111,17 @@ def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:
     found = {f["name"]: f for f in json.loads((main(["doctor", "--json"]), capsys.readouterr().out)[1])}
     assert found["onnxruntime"]["present"] and found["torch"]["purpose"]
     assert all(f["present"] or f["remedy"] for f in found.values())
+    assert all(len(f["remedy"]) <= 76 for f in found.values())  # copyable at 80 columns
     assert main(["doctor"]) == 0
+
+
+def test_plugins_says_what_is_missing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert main(["plugins", "native", "--include", str(tmp_path), "--gpu", "sm_89"]) == 3
+    assert "NvInfer.h is not in" in capsys.readouterr().err
+    assert main(["plugins", "build", "--nvcc", str(tmp_path / "nvcc")]) == 3
+    assert str(tmp_path / "nvcc") in capsys.readouterr().err
 
 
 def test_nano_answers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

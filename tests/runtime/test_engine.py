@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import deltart
-from deltart.errors import ClosedError, GenerationError, QueueFullError
+from deltart.errors import ArtifactError, ClosedError, GenerationError, QueueFullError
 from deltart.runtime.backends.inputs import text_inputs
 from deltart.runtime.backends.ort import OrtBackend
 from deltart.runtime.conversation import Chats
@@ -209,6 +209,33 @@ def test_a_saved_prefix_goes_on_in_another_engine(engine: Engine, nano_artifact:
         assert other.load_prefix(tmp_path / "state") == saved
         completion = other.generate(ids, GREEDY)
     assert completion.tokens == expected and completion.usage.cached_tokens == saved
+
+
+def test_sessions_that_are_called_in_turn_leave_the_cores_to_each_other(nano_artifact: Path) -> None:
+    with deltart.load(str(nano_artifact), threads=2, options=EngineOptions(slots=1, draft_tokens=1)) as opened:
+        assert isinstance(opened.backend, OrtBackend) and len(opened.backend._sessions) == 2
+        for session in opened.backend._sessions.values():
+            assert session.get_session_options().get_session_config_entry("session.force_spinning_stop") == "1"
+
+
+def test_an_engine_without_drafts_opens_no_mtp_graph_and_answers_the_same(
+    engine: Engine, nano_artifact: Path, tmp_path: Path
+) -> None:
+    ids = ids_of(engine, "What is the capital of France?")
+    expected = engine.generate(ids, GREEDY).tokens
+    saved = engine.save_prefix(ids, tmp_path / "with")
+    with deltart.load(str(nano_artifact), threads=1, options=EngineOptions(slots=1, draft_tokens=0)) as other:
+        assert other.generate(ids, GREEDY).tokens == expected
+        assert isinstance(other.backend, OrtBackend) and list(other.backend._sessions) == ["model"]
+        assert other.save_prefix(ids, tmp_path / "without") == saved
+        assert (tmp_path / "without").stat().st_size < (tmp_path / "with").stat().st_size
+        assert other.load_prefix(tmp_path / "with") == saved
+    with deltart.load(str(nano_artifact), threads=1, options=EngineOptions(slots=1, draft_tokens=0)) as other:
+        other.load_prefix(tmp_path / "with")
+        completion = other.generate(ids, GREEDY)
+        assert completion.tokens == expected and completion.usage.cached_tokens == saved
+    with pytest.raises(ArtifactError, match=r"makes no drafts.*\n.*MTP head"):
+        engine.load_prefix(tmp_path / "without")
 
 
 def _until(condition: object) -> None:

@@ -177,22 +177,22 @@ class TensorRtBackend:
         """See Backend: nothing of the host's memory."""
         return 0
 
-    def open_slots(self, slots: int, max_context: int, vocab_limit: int) -> Slots:
+    def open_slots(self, slots: int, max_context: int, vocab_limit: int, drafts: bool = True) -> Slots:
         """See Backend."""
         capacity = min(max_context + 2 * MAX_DRAFTS + 2, self.engine.max_context)
-        text, drafts = GpuBuffers(self, "model", slots, capacity), None
-        if self._entries("mtp"):
-            drafts = MtpDrafts(GpuBuffers(self, "mtp", slots, capacity), slots, vocab_limit)
-        used = [text, drafts.buffers] if drafts else [text]
+        text, mtp = GpuBuffers(self, "model", slots, capacity), None
+        if drafts and self._entries("mtp"):
+            mtp = MtpDrafts(GpuBuffers(self, "mtp", slots, capacity), slots, vocab_limit)
+        used = [text, mtp.buffers] if mtp else [text]
         limits = Limits(
             slots=slots,
             capacity=capacity,
             prefill_tokens=self.engine.chunk,
-            draft_tokens=MAX_DRAFTS if drafts else 0,
+            draft_tokens=MAX_DRAFTS if mtp else 0,
             slot_bytes=sum(buffers.slot_bytes for buffers in used),
             token_bytes=sum(buffers.token_bytes for buffers in used),
         )
-        return GpuSlots(text, drafts, limits, self.decode_loop(text.state, vocab_limit))
+        return GpuSlots(text, mtp, limits, self.decode_loop(text.state, vocab_limit))
 
     def decode_loop(self, state: TensorRtState, vocab_limit: int) -> DeviceLoop:
         """Decode steps on the device over all slots of a text state; ids from `vocab_limit` on are never drawn."""

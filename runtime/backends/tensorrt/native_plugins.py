@@ -14,7 +14,7 @@ from deltart.plugins.registry import OPS
 
 MESSAGE_BYTES = 4096
 HEADERS_OF_RTX = (1, 11)  # major versions: its own, and TensorRT's of the same interface
-BUILD = "python -m deltart.plugins native -o FILE"
+BUILD = "deltart plugins native -o FILE"
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -16,6 +15,7 @@ from deltart.runtime.server.messages.reply import MessageWriter
 from deltart.runtime.server.messages.request import CountRequest, MessagesRequest
 from deltart.runtime.server.service import Service
 from deltart.runtime.server.stream import EventStream, event, while_connected
+from deltart.runtime.server.writers import named, whole
 
 
 async def messages(request: Request) -> Response:
@@ -26,7 +26,7 @@ async def messages(request: Request) -> Response:
     job = await service.start(fields.ask(service.settings.limits), request)
     writer = MessageWriter(job.key, name)
     if not fields.stream:
-        return json_answer(await while_connected(request, _whole(job, writer)))
+        return json_answer(await while_connected(request, whole(job, writer)))
     pieces = _stream(job, writer)
     return EventStream(pieces, lambda error: event(anthropic_body(error), "error"), job.close, service.settings)
 
@@ -39,23 +39,10 @@ async def count_tokens(request: Request) -> Response:
     return json_answer({"input_tokens": len(await service.count(fields.ask(service.settings.limits)))})
 
 
-async def _whole(job: Job, writer: MessageWriter) -> dict[str, Any]:
-    try:
-        async for step in job.steps():
-            writer.add(step)
-        return writer.body(job.usage)
-    finally:
-        job.close()
-
-
 async def _stream(job: Job, writer: MessageWriter) -> AsyncIterator[bytes]:
-    yield _named(*writer.begin(job.usage))
+    yield named(*writer.begin(job.usage))
     async for step in job.steps():
         events = writer.add(step)
         if events:
-            yield _named(*events)
-    yield _named(*writer.end(job.usage))
-
-
-def _named(*events: dict[str, Any]) -> bytes:
-    return b"".join(event(one, one["type"]) for one in events)
+            yield named(*events)
+    yield named(*writer.end(job.usage))

@@ -14,7 +14,8 @@ from deltart.runtime.server.job import Job
 from deltart.runtime.server.responses.reply import ResponseWriter
 from deltart.runtime.server.responses.request import ResponsesRequest
 from deltart.runtime.server.service import Service
-from deltart.runtime.server.stream import EventStream, event, while_connected
+from deltart.runtime.server.stream import EventStream, while_connected
+from deltart.runtime.server.writers import named, whole
 
 
 async def responses(request: Request) -> Response:
@@ -26,31 +27,18 @@ async def responses(request: Request) -> Response:
     sealed = "reasoning.encrypted_content" in (fields.include or [])
     writer = ResponseWriter(_body(fields, job, name), service.engine.tokenizer, sealed)
     if not fields.stream:
-        return json_answer(await while_connected(request, _whole(job, writer)))
+        return json_answer(await while_connected(request, whole(job, writer)))
     pieces = _stream(job, writer)
-    return EventStream(pieces, lambda error: _named(writer.failed(error.message)), job.close, service.settings)
-
-
-async def _whole(job: Job, writer: ResponseWriter) -> dict[str, Any]:
-    try:
-        async for step in job.steps():
-            writer.add(step)
-        return writer.body(job.usage)
-    finally:
-        job.close()
+    return EventStream(pieces, lambda error: named(writer.failed(error.message)), job.close, service.settings)
 
 
 async def _stream(job: Job, writer: ResponseWriter) -> AsyncIterator[bytes]:
-    yield _named(*writer.begin())
+    yield named(*writer.begin())
     async for step in job.steps():
         events = writer.add(step)
         if events:
-            yield _named(*events)
-    yield _named(*writer.end(job.usage))
-
-
-def _named(*events: dict[str, Any]) -> bytes:
-    return b"".join(event(one, one["type"]) for one in events)
+            yield named(*events)
+    yield named(*writer.end(job.usage))
 
 
 def _body(fields: ResponsesRequest, job: Job, name: str) -> dict[str, Any]:

@@ -119,7 +119,7 @@ class NativeMaker:
             raise BuildError(
                 f"--gpu {' '.join(asked)} with --flavour {NATIVE}",
                 "no --gpu: a native plan serves every GPU that its kernels are compiled for",
-                f"python -m deltart.plugins build --gpu {' '.join(asked)}",
+                f"deltart plugins build --gpu {' '.join(asked)}",
             )
         return ()
 
