@@ -27,7 +27,7 @@ from deltart.typed import typed
 from deltart.version import __version__
 
 Log = Callable[[str], None]
-Progress = Callable[[float, str], None]
+Progress = Callable[[float], None]
 
 RECORD = "merge.json"
 OTHER_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".onnx")  # not of the merged model
@@ -81,7 +81,7 @@ def merge(
     *,
     overwrite: bool = False,
     log: Log = lambda line: None,
-    progress: Progress = lambda share, tensor: None,
+    progress: Progress = lambda share: None,
 ) -> MergeRecord:
     """Write `base` with the LoRA adapter in the folder `adapter` merged, as PEFT's merge_and_unload does, to `output`.
 
@@ -91,7 +91,7 @@ def merge(
     Args:
         overwrite: replace a merged checkpoint that is already there, with nothing in it that deltart did not write.
         log: called with a line for every step.
-        progress: called with the share of the merged bytes that is done, and the tensor that was merged last.
+        progress: called with the share of the bytes to merge that is done.
 
     Raises:
         ConfigError, CheckpointError: the base is broken, unsupported or quantized, or the adapter's files are broken.
@@ -170,7 +170,7 @@ def _merge_all(
             if name not in staging.done:
                 staging.store(name, {name: merged(update, base, adapter.tensors)}, {})
             done += update.tensor.nbytes
-            progress(done / total, name)
+            progress(done / total)
 
 
 def _notes(adapter: Adapter, updates: dict[str, Update], spec: ModelSpec, base: Checkpoint) -> Iterator[str]:

@@ -35,7 +35,7 @@ def run_until(count: int, base: Path, adapter: Path, output: Path, **arguments: 
     """Start (or go on with) a merge and kill it after `count` tensors; what it said if it got to its end first."""
     left, said = [count], list[str]()
 
-    def progress(share: float, tensor: str) -> None:
+    def progress(share: float) -> None:
         assert 0 < share <= 1
         left[0] -= 1
         if left[0] < 0:
