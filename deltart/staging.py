@@ -186,8 +186,8 @@ class Staging:
             found = json.loads((self.work / ORDER).read_text())
         except (OSError, ValueError):
             return False  # it was killed before there was any work
-        if not self.folder.is_dir() or self._became_output():
-            return False
+        if not self.folder.is_dir() or self._is_another():
+            return False  # the work became an output
         other = [name for name, value in json.loads(json.dumps(self._order)).items() if found.get(name) != value]
         if other:
             self.leave()  # it is not this run's to discard
@@ -196,9 +196,10 @@ class Staging:
                 f"{self.kind.order}, to go on with it",
                 "delete that folder to start afresh, or choose another output",
             )
-        return True
+        return all((self.folder / file.name).is_file() for file in self.files if not file.linked)
 
-    def _became_output(self) -> bool:
+    def _is_another(self) -> bool:
+        """Whether the folder is what the output was before, of which the work has taken the place."""
         placing = self.work / PLACING
         return placing.exists() and placing.read_text() != str(self.folder.stat().st_ino)
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deltart.cli.screen import console, line
+from deltart.cli.steps import Steps
 from deltart.cli.streams import print_json
 from deltart.plurals import counted
 
@@ -34,24 +34,18 @@ def add_parser(commands: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Merge, showing each step with its time."""
-    errors = console(stderr=True)
-    began = time.perf_counter()
-    with errors.status("reading base and adapter") as status:
+    with Steps("reading base and adapter") as steps:
         from deltart.export.merge.pipeline import merge
-
-        def log(step: str) -> None:
-            errors.print(line(f"{time.perf_counter() - began:6.1f} s  ", "dim") + line(step))
-            status.update(line(step))
 
         record = merge(
             arguments.base,
             arguments.adapter,
             arguments.output,
             overwrite=arguments.overwrite,
-            log=log,
-            progress=lambda share, tensor: status.update(line(f"{share:4.0%}  {tensor}")),
+            log=steps.line,
+            progress=steps.progress,
         )
-    _summarize(record, arguments.output, time.perf_counter() - began, arguments.json)
+    _summarize(record, arguments.output, steps.seconds, arguments.json)
 
 
 def _summarize(record: MergeRecord, output: Path, seconds: float, as_json: bool) -> None:

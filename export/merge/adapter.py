@@ -142,7 +142,10 @@ def _place(adapter: Adapter, info: TensorInfo) -> None:
     elif "lora_" in name:
         raise _unknown(info.name)
     else:
-        adapter.whole[name.replace(f"{BASE_LAYER}.", ".")] = info
+        whole = name.replace(f"{BASE_LAYER}.", ".")
+        other = adapter.whole.setdefault(whole, info)
+        if other is not info:
+            raise MergeError(f"'{other.name}' and '{info.name}' both replace '{whole}'", "one of them")
 
 
 def _unknown(name: str) -> MergeError:

@@ -15,7 +15,7 @@ from deltart.export.checkpoint import Checkpoint
 from deltart.export.ledger import ledger_of
 from deltart.export.merge.adapter import CONFIG, WEIGHTS, Adapter, read_adapter
 from deltart.export.merge.updates import QUANTIZED_HINT, Update, left_out, updates_of
-from deltart.export.merge.weights import merged
+from deltart.export.merge.weights import merged, one_thread
 from deltart.export.spec import ModelSpec, read_spec
 from deltart.export.text import FILES, TEMPLATES
 from deltart.folders import Marker
@@ -27,7 +27,7 @@ from deltart.typed import typed
 from deltart.version import __version__
 
 Log = Callable[[str], None]
-Progress = Callable[[float, str], None]
+Progress = Callable[[float], None]
 
 RECORD = "merge.json"
 OTHER_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".onnx")  # not of the merged model
@@ -81,7 +81,7 @@ def merge(
     *,
     overwrite: bool = False,
     log: Log = lambda line: None,
-    progress: Progress = lambda share, tensor: None,
+    progress: Progress = lambda share: None,
 ) -> MergeRecord:
     """Write `base` with the LoRA adapter in the folder `adapter` merged, as PEFT's merge_and_unload does, to `output`.
 
@@ -91,7 +91,7 @@ def merge(
     Args:
         overwrite: replace a merged checkpoint that is already there, with nothing in it that deltart did not write.
         log: called with a line for every step.
-        progress: called with the share of the merged bytes that is done, and the tensor that was merged last.
+        progress: called with the share of the bytes to merge that is done.
 
     Raises:
         ConfigError, CheckpointError: the base is broken, unsupported or quantized, or the adapter's files are broken.
@@ -165,11 +165,12 @@ def _merge_all(
     updates: Mapping[str, Update], base: Checkpoint, adapter: Adapter, staging: Staging, progress: Progress
 ) -> None:
     total, done = sum(update.tensor.nbytes for update in updates.values()), 0
-    for name, update in updates.items():
-        if name not in staging.done:
-            staging.store(name, {name: merged(update, base, adapter.tensors)}, {})
-        done += update.tensor.nbytes
-        progress(done / total, name)
+    with one_thread():
+        for name, update in updates.items():
+            if name not in staging.done:
+                staging.store(name, {name: merged(update, base, adapter.tensors)}, {})
+            done += update.tensor.nbytes
+            progress(done / total)
 
 
 def _notes(adapter: Adapter, updates: dict[str, Update], spec: ModelSpec, base: Checkpoint) -> Iterator[str]:

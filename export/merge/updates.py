@@ -85,6 +85,7 @@ class _Fit:
         self.origin = f"it was trained on '{name}'" if name else "the adapter does not name its base"
 
     def updates(self) -> dict[str, Update]:
+        """Every update by its tensor; raises as `updates_of` does."""
         found: dict[str, Update] = {}
         said: dict[str, str] = {}
         for name, info in self.adapter.whole.items():
@@ -136,10 +137,12 @@ class _Fit:
         return f"merge it into the model that it was trained on; {self.origin}"
 
     def check_whole(self, info: TensorInfo, tensor: TensorInfo) -> None:
+        """Raises MergeError unless the adapter's tensor can take the place of the base's."""
         hint = f"a vocabulary that was resized must be resized in the base first; {self.origin}"
         self.check_shape(info, tensor.shape, tensor, hint)
 
     def lora(self, module: str, found: Matrices, tensor: TensorInfo) -> Lora:
+        """What the adapter holds of `module`, whose weight is `tensor`; raises MergeError where it does not fit."""
         if found.a is None or found.b is None:
             lacks = "lora_A" if found.a is None else "lora_B"
             raise MergeError(f"the adapter has no {lacks} of '{module}'", "lora_A and lora_B", "save the adapter again")
@@ -159,6 +162,7 @@ class _Fit:
         return Lora(found.a, found.b, self.adapter.config.scaling(module), found.magnitude, found.table)
 
     def check_magnitude(self, module: str, found: Matrices, tensor: TensorInfo) -> None:
+        """Raises MergeError unless DoRA's magnitudes are there, one for each row."""
         if found.table:
             hint = "merge it with PEFT: its magnitudes are those of columns, over all rows"
             raise MergeError(f"the adapter has DoRA of the embedding '{module}'", "DoRA of linears", hint)

@@ -12,10 +12,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from deltart.calib.pipeline import calibrate
+from deltart.export.checkpoint import Checkpoint
 from deltart.export.merge import weights
 from deltart.export.merge.pipeline import RECORD, MergeRecord, merge
-from deltart.export.pipeline import export_checkpoint
 from deltart.export.synthetic.presets import causal_lm, text_config
 from deltart.export.synthetic.write import write_checkpoint
 from support.adapters import (
@@ -35,7 +34,8 @@ TYPES = ("BF16", "F16", "F32")
 
 
 def assert_untouched(base: Path, output: Path, record: MergeRecord) -> None:
-    """Whatever was not merged is there, byte for byte."""
+    """Whatever was not merged is there, byte for byte, and every tensor in its place."""
+    assert dict(Checkpoint(output)) == dict(Checkpoint(base)) and Checkpoint(output).files == Checkpoint(base).files
     before, after = tensors_of(base), tensors_of(output)
     assert before.keys() == after.keys()
     for name in before.keys() - record.weights.keys():
@@ -104,13 +104,16 @@ def test_embedding(dtype: str, base: Base, tmp_path: Path) -> None:
     """Whole, as PEFT saves it beside its LoRA, and then its LoRA, which is rounded to the embedding's type first."""
     name = "model.embed_tokens"
     before = tensors_of(base(dtype))[f"{name}.weight"]
-    saved = {f"{name}.base_layer.weight": before + 1}
+    saved = {f"{name}.base_layer.weight": 2 * before}
     adapter = write_adapter(tmp_path / "adapter", base(dtype), [name], whole=saved)
     record = merge(base(dtype), adapter, tmp_path / "out")
     stored = load_file(adapter / WEIGHTS)
     a, b = (stored[f"{PREFIX}{name}.lora_embedding_{part}"].double() for part in "AB")
     added = ((b @ a).T * 2).to(before.dtype)
-    assert_rounded(tensors_of(tmp_path / "out")[f"{name}.weight"], ((before + 1).double() + added.double()).numpy())
+    found, expected = tensors_of(tmp_path / "out")[f"{name}.weight"], 2 * before.double() + added.double()
+    assert_rounded(found, expected.numpy())
+    if dtype == "BF16":  # a product that lies at the border of two values may have been rounded to the other one
+        assert (found == expected.to(found.dtype)).double().mean() > 0.999
     assert record.weights == {f"{name}.weight": "embedding"}
 
 
@@ -229,13 +232,6 @@ def test_fields_that_are_not_pefts_are_said(base: Base, tmp_path: Path) -> None:
     assert len(record.notes) == 2
     assert record.notes[0].endswith("left aside: lora_dtype")
     assert "nothing for 4 linears that it targets, such as model.layers.0.mlp.up_proj" in record.notes[1]
-
-
-def test_a_merged_checkpoint_is_calibrated_and_exported(base: Base, adapter: Path, tmp_path: Path) -> None:
-    merge(base("BF16"), adapter, tmp_path / "out")
-    calibrate(tmp_path / "out", tmp_path / "fp8", method="absmax")
-    manifest = export_checkpoint(tmp_path / "fp8", tmp_path / "artifact")
-    assert manifest.tensors["model.layers.0.mlp.up_proj.weight"].fate == "bound"
 
 
 def test_a_base_behind_links(base: Base, adapter: Path, tmp_path: Path) -> None:
