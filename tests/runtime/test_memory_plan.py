@@ -40,7 +40,7 @@ def test_little_memory_is_shared_all_the_same() -> None:
 
 def test_weights_that_are_in_memory_are_not_asked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory_plan, "spare_memory", lambda: 3 * GB)
-    with pytest.raises(GenerationError, match="3.0 GB of memory for weights of 20.0 GB"):
+    with pytest.raises(GenerationError, match=r"3\.0 GB of memory for weights of 20\.0 GB"):
         plan_memory(LIMITS, 20 * GB, None, None)
     plan = plan_memory(LIMITS, 20 * GB, None, None, held=19 * GB)
     assert plan.available == 22 * GB and 0 < plan.tokens * plan.token_bytes + plan.cache <= 2 * GB
