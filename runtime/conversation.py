@@ -15,7 +15,7 @@ from deltart.runtime.text.chat import Message, Tool
 from deltart.runtime.text.history import TokenHistory
 from deltart.runtime.text.reply import Reply, opens_thinking, parse_reply
 from deltart.runtime.vision.images import MediaLimits
-from deltart.runtime.vision.load import Processing
+from deltart.runtime.vision.load import LoadMedium, Processing, load_medium
 from deltart.runtime.vision.medium import Span
 from deltart.runtime.vision.parts import load_media, media_parts, without_sources
 from deltart.runtime.vision.prompt import Escape, encode_prompt
@@ -72,7 +72,7 @@ class Chats:
         GenerationError: the artifact has no chat template.
     """
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, load: LoadMedium = load_medium) -> None:
         if engine.template is None:
             raise GenerationError(
                 "the artifact has no chat template",
@@ -80,7 +80,7 @@ class Chats:
                 "export the vendor's checkpoint, or generate from plain text",
             )
         self.engine = engine
-        self._template = engine.template
+        self._template, self._load = engine.template, load
         self._history = TokenHistory(engine.tokenizer)
 
     def prompt(
@@ -109,7 +109,7 @@ class Chats:
         shown = without_sources(messages)
         escape = Escape(shown, tools, options)
         text = self._template.render(escape.hide(shown), tools=escape.hide(tools) or None, **escape.hide(options))
-        media = load_media(tuple(media_parts(messages)), vision, processing, media_limits)
+        media = load_media(tuple(media_parts(messages)), vision, processing, media_limits, self._load)
         pieces = (
             part
             for piece in self._history.pieces(text)

@@ -92,7 +92,10 @@ def conversation(ask: Ask, chats: Chats | None, settings: Settings) -> Prompt:
         messages = fetched(messages, settings)
     options, variables = _template_options({**settings.template_defaults, **ask.template})
     bounds = settings.limits
-    limits = MediaLimits(bounds.media_bytes, video_bytes=bounds.media_bytes, video_seconds=bounds.video_seconds)
+    limits = MediaLimits(
+        bounds.media_bytes, seconds=bounds.image_seconds, video_bytes=bounds.media_bytes,
+        video_seconds=bounds.video_seconds,
+    )  # fmt: skip
     try:
         return chats.prompt(
             normalized(messages), ask.tools or None, _processing(ask), limits,

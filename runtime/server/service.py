@@ -21,6 +21,7 @@ from deltart.runtime.server.prepare import Prepared, conversation, plain_ids, pr
 from deltart.runtime.server.request_log import note_job
 from deltart.runtime.server.settings import Settings
 from deltart.runtime.server.traces import Traces
+from deltart.runtime.vision.decoder import Decoder
 
 Result = TypeVar("Result")
 _WORKERS = 4  # threads that render, tokenize and compile structures
@@ -43,7 +44,10 @@ class Service:
 
     def __init__(self, engine: Engine, settings: Settings) -> None:
         self.engine, self.settings = engine, settings
-        self.chats = None if engine.template is None else Chats(engine)
+        self._decoder = Decoder()
+        self.chats = None if engine.template is None else Chats(engine, self._decoder.load)
+        if self.chats is not None and engine.sees:
+            self._decoder.start()
         self.metrics = Metrics(engine, settings.names[0])
         endpoint = settings.traces_endpoint
         self.traces = None if endpoint is None else Traces(endpoint)
@@ -116,8 +120,9 @@ class Service:
         return left
 
     def close(self) -> None:
-        """Ends the threads; the engine is its owner's to close."""
+        """Ends the threads and the decoder's processes; the engine is its owner's to close."""
         self._workers.shutdown(wait=False, cancel_futures=True)
+        self._decoder.close()
         if self.traces is not None:
             self.traces.close()
 

@@ -26,7 +26,7 @@ class Limits:
         media: images and videos of one request.
         media_bytes: of one of them.
         media_seconds: that fetching one may take.
-        video_seconds: that decoding a video may take.
+        image_seconds, video_seconds: that decoding an image or a video may take.
         write_seconds: that a client may leave a full socket unread before it counts as gone.
     """
 
@@ -42,6 +42,7 @@ class Limits:
     media: int = 64
     media_bytes: int = 20 * MIB
     media_seconds: float = 10.0
+    image_seconds: float = 20.0
     video_seconds: float = 30.0
     write_seconds: float = 60.0
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from deltart.errors import GenerationError
 from deltart.text_files import open_regular
@@ -25,6 +25,7 @@ class MediaLimits:
     Attributes:
         bytes: of a picture's file.
         pixels: of a picture.
+        seconds: that decoding a picture may take, where that is done in a process of its own.
         video_bytes: of a video's file.
         frame_pixels: of a frame of a video.
         video_frames: of a video, those included that are not looked at.
@@ -33,6 +34,7 @@ class MediaLimits:
 
     bytes: int = 100_000_000
     pixels: int = 89_478_485
+    seconds: float = 30.0
     video_bytes: int = 2_000_000_000
     frame_pixels: int = 8192 * 4320
     video_frames: int = 500_000
@@ -92,6 +94,8 @@ def _opened(source: Any, limits: MediaLimits) -> Image.Image:
         return Image.open(io.BytesIO(content), formats=FORMATS)
     except Image.DecompressionBombError as problem:
         raise _too_large("a picture of more pixels than Pillow opens", limits) from problem
+    except UnidentifiedImageError as problem:  # its words are an address in memory
+        raise _damaged(ValueError("it is of none of the formats")) from problem
     except Exception as problem:
         raise _damaged(problem) from problem
 

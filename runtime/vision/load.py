@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from deltart.errors import GenerationError
 from deltart.manifest import VisionEntry
 from deltart.runtime.vision.images import MediaLimits, read_image
-from deltart.runtime.vision.medium import Medium
+from deltart.runtime.vision.medium import Kind, Medium
 from deltart.runtime.vision.patches import resized
 from deltart.runtime.vision.sizes import image_size
 from deltart.runtime.vision.videos import clip_of_file, clip_of_frames
@@ -92,7 +92,7 @@ def load_image(
     chosen = (processing or Processing()).for_images(entry)
     image = read_image(source, limits)
     height, width = image_size(image.height, image.width, chosen)
-    return _medium("image", resized(image, height, width)[None], entry, ())
+    return as_medium("image", resized(image, height, width)[None], entry)
 
 
 def load_video(
@@ -117,10 +117,30 @@ def load_video(
         clip = clip_of_frames(source, fps, chosen, bounds, asked.sample)
     else:
         clip = clip_of_file(source, chosen, bounds, asked.sample)
-    return _medium("video", clip.frames, entry, clip.times)
+    return as_medium("video", clip.frames, entry, clip.times)
 
 
-def _medium(kind: Any, frames: np.ndarray, entry: VisionEntry, times: tuple[float, ...]) -> Medium:
+class LoadMedium(Protocol):
+    """What loads a picture or a video."""
+
+    def __call__(
+        self, kind: Kind, source: Any, entry: VisionEntry, fps: float | None, processing: Processing | None,
+        limits: MediaLimits | None,
+    ) -> Medium: ...  # fmt: skip
+
+
+def load_medium(
+    kind: Kind, source: Any, entry: VisionEntry, fps: float | None = None, processing: Processing | None = None,
+    limits: MediaLimits | None = None,
+) -> Medium:  # fmt: skip
+    """As `load_image` or `load_video`, whichever `kind` is; `fps` is the latter's."""
+    if kind == "image":
+        return load_image(source, entry, processing, limits)
+    return load_video(source, entry, fps, processing, limits)
+
+
+def as_medium(kind: Kind, frames: np.ndarray, entry: VisionEntry, times: tuple[float, ...] = ()) -> Medium:
+    """The medium of frames uint8 [n, height, width, 3] whose sides are whole merged blocks; times as Medium's."""
     count, height, width, _ = frames.shape
     grid = (-(-count // entry.temporal_patch), height // entry.patch, width // entry.patch)
     return Medium(kind, frames, grid, entry.merge, times)

@@ -12,7 +12,7 @@ from urllib.parse import unquote_to_bytes
 from deltart.errors import GenerationError
 from deltart.manifest import VisionEntry
 from deltart.runtime.vision.images import MediaLimits
-from deltart.runtime.vision.load import Processing, load_image, load_video
+from deltart.runtime.vision.load import LoadMedium, Processing, load_medium
 from deltart.runtime.vision.medium import Kind, Medium
 
 # Types and keys by which a part is known, and where its source stands.
@@ -65,9 +65,12 @@ def without_sources(messages: Sequence[Mapping[str, Any]]) -> list[Mapping[str, 
 
 def load_media(
     parts: Sequence[MediaPart], entry: VisionEntry, processing: Processing | None = None,
-    limits: MediaLimits | None = None,
+    limits: MediaLimits | None = None, load: LoadMedium = load_medium,
 ) -> list[Medium]:  # fmt: skip
     """The media of a conversation, ready for the tower; the same source twice is read once.
+
+    Args:
+        load: reads one of them.
 
     Raises:
         GenerationError: one can't be read; the message says which.
@@ -78,7 +81,7 @@ def load_media(
     for part in parts:
         key = (part.kind, part.source if isinstance(part.source, (str, bytes)) else id(part.source))
         if key not in loaded:
-            loaded[key] = _loaded(part, entry, processing, limits)
+            loaded[key] = _loaded(part, entry, processing, limits, load)
         media.append(loaded[key])
     return media
 
@@ -98,12 +101,11 @@ def data_url(url: str) -> bytes:
         raise GenerationError(f"a data URL that can't be read: {problem}", "data:TYPE;base64,DATA") from problem
 
 
-def _loaded(part: MediaPart, entry: VisionEntry, processing: Processing | None, limits: MediaLimits | None) -> Medium:
+def _loaded(
+    part: MediaPart, entry: VisionEntry, processing: Processing | None, limits: MediaLimits | None, load: LoadMedium
+) -> Medium:
     try:
-        source = _local(part.source)
-        if part.kind == "image":
-            return load_image(source, entry, processing, limits)
-        return load_video(source, entry, part.fps, processing, limits)
+        return load(part.kind, _local(part.source), entry, part.fps, processing, limits)
     except GenerationError as problem:
         where = f"message {part.message + 1}, part {part.part + 1}: "
         raise GenerationError(where + problem.found, problem.expected, problem.hint) from problem
