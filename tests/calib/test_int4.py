@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -171,6 +176,24 @@ def test_a_killed_run_ends_with_the_same_bytes(tiny: Path, text: Path, packed: C
         calibrate(tiny, output, method="mse", form=Int4Groups(32), data=text)
     calibrate(tiny, output, method="mse", form=Int4Groups(128), data=text, log=log)
     whole = packed("mse")
+    assert {p.name: p.read_bytes() for p in output.iterdir()} == {p.name: p.read_bytes() for p in whole.iterdir()}
+
+
+@pytest.mark.slow
+def test_the_command_goes_on_after_a_sigkill(tiny: Path, text: Path, packed: Calibrated, tmp_path: Path) -> None:
+    output, journal = tmp_path / "out", tmp_path / ".out.partial" / ".calibration" / "journal.jsonl"
+    command = [sys.executable, "-m", "deltart", "calibrate", str(tiny), "-o", str(output), "--data", str(text)]
+    command += ["--format", "int4", "--group", "32"]
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
+        while process.poll() is None and not (journal.exists() and journal.read_bytes().count(b"\n") > 9):
+            time.sleep(1e-3)
+        process.kill()
+    assert process.returncode == -signal.SIGKILL and not output.exists()
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert re.search(r"[1-9]\d* done before", done.stderr)
+    sizes = [sum(info.nbytes for info in Checkpoint(folder).values()) / 1e6 for folder in (tiny, output)]
+    assert "32 linears quantized, {:.1f} MB became {:.1f} MB; see".format(*sizes) in done.stdout
+    whole = packed("hessian-32")
     assert {p.name: p.read_bytes() for p in output.iterdir()} == {p.name: p.read_bytes() for p in whole.iterdir()}
 
 
