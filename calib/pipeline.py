@@ -140,7 +140,7 @@ def _open(checkpoint: Path) -> tuple[ModelSpec, Checkpoint]:
         raise CheckpointError(
             f"{checkpoint} is already quantized (quant_method '{kind}')",
             "a BF16, F16 or F32 checkpoint",
-            "calibrate the original; an FP8 block-128 checkpoint exports as it is",
+            "calibrate the original; FP8 block-128 and packed int4 checkpoints export as they are",
         )
     spec = read_spec(checkpoint)
     tensors = Checkpoint(checkpoint)
