@@ -1,8 +1,9 @@
-"""What calibration gains and costs: `python -m bench.calibration quality|cost|wide [--work FOLDER] [--json FILE]`.
+"""What calibration gains and costs: `python -m bench.calibration quality|answers|cost|wide [--work FOLDER]`.
 
 quality: every method on the nano checkpoint and on a mid-size random one with heavy-tailed weights: error of every
 linear's output on held-out inputs, and agreement of the whole model's next-token distributions on held-out text.
 Constants of the methods were tuned with seed 0; other seeds draw other prompts, weights and text.
+answers: what nano answers by every method, calibrated with the text that ships, to held-out questions of the seeds.
 cost: time and peak memory of every method on a 1.7 GB checkpoint, comparison with the original included where there
 is text; for absmax against reading and writing the same bytes.
 wide: time and peak memory of hessian on one layer as wide as the 27B's, on as many tokens as the default text has.
@@ -36,12 +37,14 @@ from deltart.calib.quantize import LADDER, Method
 from deltart.calib.selection import candidates
 from deltart.calib.variants import Variant
 from deltart.export.checkpoint import Checkpoint
+from deltart.export.pipeline import export_checkpoint
 from deltart.export.spec import read_spec
 from deltart.export.structure import settle
 from deltart.export.synthetic import write as synthetic
 from deltart.export.synthetic.presets import Config, causal_lm, text_config
 from deltart.export.weights import load_parameters
-from tools.nano import heldout
+from tools.nano import evaluate as evaluation
+from tools.nano import heldout, reference, runtime
 
 NANO = Path(__file__).parent.parent / "tools" / "nano"
 TAG = "deltart-bench"  # tells the folder of an earlier run; `make clean` knows it
@@ -55,12 +58,16 @@ FORMATS: dict[str, Format] = {"fp8": FP8, "int4-128": Int4Groups(128), "int4-32"
 def main() -> None:
     """Run one of the two."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["quality", "cost", "wide", "run"])
+    parser.add_argument("what", choices=["quality", "answers", "cost", "wide", "run"])
     parser.add_argument("--work", type=Path, default=Path("artifacts/bench-calibration"))
     parser.add_argument("--json", type=Path, help="also write the figures here")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="seeds of the prompts, weights and text")
     parser.add_argument(
-        "--formats", nargs="+", choices=FORMATS, default=list(FORMATS), help="of `quality`: what linears become"
+        "--formats",
+        nargs="+",
+        choices=FORMATS,
+        default=list(FORMATS),
+        help="what linears become, of quality and answers",
     )
     parser.add_argument("--method", choices=LADDER, help="for `run`, which the others start in a process of its own")
     parser.add_argument("--checkpoint", type=Path, help="for `run`")
@@ -75,6 +82,9 @@ def main() -> None:
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
     (work / TAG).touch()
+    if arguments.what == "answers":
+        write_json(arguments.json, answers(work, arguments.seeds, arguments.formats))
+        return
     figures: Any = {"cost": cost, "wide": wide}[arguments.what](work) if arguments.what != "quality" else []
     for seed in arguments.seeds if arguments.what == "quality" else ():
         own = work / str(seed)
@@ -141,6 +151,42 @@ def quality(name: str, checkpoint: Path, text: Path, work: Path, form: str) -> d
             "perplexity": a.perplexity,
             "seconds": seconds[method],
         }
+    return found
+
+
+def answers(work: Path, seeds: list[int], forms: list[str]) -> list[dict[str, Any]]:
+    """Ask nano as it is and by every format and method; print a table and return its figures."""
+    texts = []
+    for seed in seeds:
+        (work / str(seed)).mkdir()
+        texts.append(prompts(work / str(seed), seed))
+    questions = [question for text in texts for question in heldout.read(text)]
+    asked = evaluation.prompts(reference.load(NANO / "checkpoint")[1], questions)
+    print("| format | method | size, MB | exact | replies equal to BF16's |")
+    print("|---|---|---|---|---|")
+    found: list[dict[str, Any]] = []
+    expected: list[list[int]] = []
+    for form in ("bf16", *forms):
+        for method in LADDER if form in FORMATS else (None,):
+            folder, artifact = NANO / "checkpoint", work / f"artifact-{form}-{method}"
+            if method is not None:
+                folder = work / f"{form}-{method}"
+                calibrate(NANO / "checkpoint", folder, method=method, form=FORMATS[form], data=DEFAULT)
+            export_checkpoint(folder, artifact)
+            with runtime.open_artifact(artifact) as engine:
+                replies, _, drawn = runtime.replies(engine, asked)
+            expected = expected or drawn
+            own = {
+                "format": form,
+                "method": method,
+                "bytes": sum(file.size for file in Checkpoint(folder).files),
+                "questions": len(questions),
+                "right": evaluation.overall(evaluation.score(questions, replies)).right,
+                "equal": sum(a == b for a, b in zip(drawn, expected, strict=True)),
+            }
+            found.append(own)
+            cells = [form, method or "", f"{own['bytes'] / 1e6:.2f}", f"{own['right'] / len(questions):.2%}"]
+            print("|", " | ".join([*cells, f"{own['equal']} of {len(questions)}"]), "|", flush=True)
     return found
 
 

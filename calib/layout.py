@@ -73,6 +73,7 @@ def output_config(tensors: Checkpoint, selection: Selection, form: Format = FP8)
     # Runtimes that fuse in_proj_a and in_proj_b look the fused name up, and the tower's name stands for all in it.
     kept |= {name.removesuffix("in_proj_b") + "in_proj_ba" for name in kept if name.endswith("in_proj_b")}
     kept |= {"visual", "model.visual"} if any(name.startswith("model.visual.") for name in kept) else set()
+    kept.add("lm_head")  # loaders have the module even where it is the embedding and nothing of it is stored
     config["quantization_config"] = form.config(kept)
     return config
 

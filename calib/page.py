@@ -41,6 +41,7 @@ def write(report: CalibrationReport, folder: Path) -> None:
 def _page(report: CalibrationReport) -> str:
     parts = [
         f"<h1>{html.escape(report.format)} calibration by {html.escape(report.method)}</h1>",
+        _sizes(report),
         _summary(report),
         _plots(report),
     ]
@@ -69,6 +70,17 @@ def _summary(report: CalibrationReport) -> str:
     for name, a in report.agreement.items():
         rows.append((name, _number(a.kl), f"{a.top1:.2%}", _number(a.perplexity)))
     return text + _table(["weights", "KL to original, nats", "same top token", "perplexity"], rows)
+
+
+def _sizes(report: CalibrationReport) -> str:
+    sizes = report.sizes.values()
+    total = ("together", _bytes(sum(s.before for s in sizes)), _bytes(sum(s.after for s in sizes)), "")
+    rows = [(part, _bytes(s.before), _bytes(s.after), ", ".join(s.dtypes)) for part, s in report.sizes.items()]
+    return _table(["part", "before", "after", "stored as"], [*rows, total])
+
+
+def _bytes(count: int) -> str:
+    return f"{count / 1e6:,.2f} MB"
 
 
 def _keep(report: CalibrationReport) -> str:

@@ -24,6 +24,7 @@ from deltart.calib.quantize import Method, Result, quantize
 from deltart.calib.report import CalibrationReport
 from deltart.calib.selection import Selection, Site, cache_modules, candidates, select
 from deltart.calib.sensitivity import sensitivities
+from deltart.calib.sizes import part_sizes
 from deltart.calib.staging import Staging, staged
 from deltart.calib.variants import Variant, lower_variants
 from deltart.errors import CalibrationError, CheckpointError
@@ -139,7 +140,7 @@ def _open(checkpoint: Path) -> tuple[ModelSpec, Checkpoint]:
         raise CheckpointError(
             f"{checkpoint} is already quantized (quant_method '{kind}')",
             "a BF16, F16 or F32 checkpoint",
-            "calibrate the original; an FP8 block-128 checkpoint exports as it is",
+            "calibrate the original; FP8 block-128 and packed int4 checkpoints export as they are",
         )
     spec = read_spec(checkpoint)
     tensors = Checkpoint(checkpoint)
@@ -234,6 +235,7 @@ def _report(job: _Job, notes: dict[str, Any], staging: Staging, budget: float | 
         weights=merged(weights),
         layers=by_layer(weights, layers),
         inputs=side_scales.input_peaks(notes) if job.dataset else {},
+        sizes=part_sizes(job.spec, job.tensors, Checkpoint(staging.folder), job.selection.modules, job.selection.kept),
         files={file.name: sha256_of(staging.folder / file.name) for file in staging.files},
         data=job.dataset.sha256 if job.dataset else None,
         tokens=job.dataset.tokens if job.dataset else {},

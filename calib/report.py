@@ -9,6 +9,7 @@ from pathlib import Path
 from deltart.calib.evaluate import Fidelity
 from deltart.calib.figures import LayerFigures, WeightFigures
 from deltart.calib.sensitivity import Keep, Sensitivity, keep_for
+from deltart.calib.sizes import PartSize
 
 NAME = "report.json"
 SHARES = (0.75, 0.5, 0.25)  # of the loss
@@ -24,6 +25,7 @@ class CalibrationReport:
         weights: figures by module.
         layers: figures by layer.
         inputs: peak over RMS of what flows in on the calibration text, by the first module that reads it.
+        sizes: bytes before and after, by part of the checkpoint.
         files: SHA-256 of each weight file.
         data: SHA-256 of the calibration text, None without text; the rest is empty then.
         tokens: how many tokens each part of the text has.
@@ -39,6 +41,7 @@ class CalibrationReport:
     weights: dict[str, WeightFigures]
     layers: dict[str, LayerFigures]
     inputs: dict[str, float]
+    sizes: dict[str, PartSize]
     files: dict[str, str]
     data: str | None
     tokens: dict[str, int]

@@ -76,19 +76,22 @@ def absmax(weight: Tensor, scale_dtype: torch.dtype = torch.bfloat16, grid: Grid
 
     FP8 is rounded against the float32 scale, which is rounded to `scale_dtype` only when stored: values and float32
     scales equal those of transformers' own quantizer bit for bit, but for blocks below 2^-117, where its reciprocal
-    overflows. Other formats are rounded against the stored scale.
+    overflows. Other formats are rounded against the stored scale: int4 equals compressed-tensors' own, in float32.
 
     Raises:
         ValueError: the weight holds inf or NaN.
     """
     values, scales = [], []
     for stripe in stripes(weight):
-        amax = tile_amax(stripe, grid)
-        forward = (grid.span / amax).clamp(max=1 / MIN_SCALE).masked_fill(amax == 0, 1.0)
-        scales.append(_stored(1.0 / forward, scale_dtype))
+        amax, w = tile_amax(stripe, grid), tiles(stripe, grid)
         if grid.stored_first:
-            forward = 1.0 / scales[-1].float()
-        values.append(grid.encode(tiles(stripe, grid).mul_(forward[:, None, :, None])).view(stripe.shape))
+            scales.append(_stored(_of_amax(amax, grid), scale_dtype))
+            codes = _codes(w, scales[-1].float(), grid)
+        else:
+            forward = (grid.span / amax).clamp(max=1 / MIN_SCALE).masked_fill(amax == 0, 1.0)
+            scales.append(_stored(1.0 / forward, scale_dtype))
+            codes = grid.encode(w.mul_(forward[:, None, :, None]))
+        values.append(codes.view(stripe.shape))
     return Quantized(torch.cat(values), torch.cat(scales), grid)
 
 
@@ -129,7 +132,7 @@ def best_scale(stripe: Tensor, importance: Tensor | None, grid: Grid, scale_dtyp
     """
     w = tiles(stripe, grid)
     amax = tile_amax(stripe, grid)
-    start = torch.where(amax > 0, amax / grid.span, 1.0)
+    start = _of_amax(amax, grid)
     best, least = _stored(start, scale_dtype), torch.full_like(start, torch.inf)
     for factor in grid.factors:
         scale = _stored(torch.where(amax > 0, start * factor, 1.0), scale_dtype)
@@ -151,6 +154,10 @@ def tile_amax(weight: Tensor, grid: Grid = FP8_BLOCKS) -> Tensor:
     if not bool(amax.isfinite().all()):
         raise ValueError("holds inf or NaN")
     return amax
+
+
+def _of_amax(amax: Tensor, grid: Grid) -> Tensor:
+    return torch.where(amax > 0, amax / grid.span, 1.0)
 
 
 def _codes(w: Tensor, scale: Tensor, grid: Grid) -> Tensor:

@@ -83,7 +83,9 @@ def run(arguments: argparse.Namespace) -> None:
         )
     for variant, found in result.agreement.items():
         print(f"{variant}: KL {found.kl:.3g} nats, top-1 {found.top1:.2%}, perplexity {found.perplexity:.4g}")
-    print(f"{len(result.weights)} linears quantized; see {arguments.output / NAME}")
+    parts = result.sizes.values()
+    became = f"{sum(p.before for p in parts) / 1e6:,.1f} MB became {sum(p.after for p in parts) / 1e6:,.1f} MB"
+    print(f"{len(result.weights)} linears quantized, {became}; see {arguments.output / NAME}")
 
 
 def _form(arguments: argparse.Namespace) -> Format:
