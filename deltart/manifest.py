@@ -21,6 +21,7 @@ FILE_NAME, DIGEST = "manifest.json", "sha256"
 WRITTEN_BY, AGAIN = "a folder written by `deltart export`", "export again"
 # Inputs of a text graph for rows of the vision tower; engines are built without them.
 MEDIA_INPUTS = ("vision_embeds", "vision_index")
+WITHOUT_TOWER = ("native",)  # targets
 # What later commands add: build, verify, and the runtime's caches of compiled kernels.
 ADDED = ("report.html", "report.json", *(f"engine/*/*.{suffix}" for suffix in ("plan", "json", "cache", "kernels")))
 
@@ -160,10 +161,10 @@ class Manifest:
     versions: Mapping[str, str] = field(default_factory=dict)
     format: int = FORMAT
 
-    @property
-    def text_graphs(self) -> Mapping[str, GraphEntry]:
-        """The graphs that engines are built of; the vision tower's runs on ONNX Runtime."""
-        return {name: graph for name, graph in self.graphs.items() if not self.vision or name != self.vision.graph}
+    def graphs_on(self, target: str) -> Mapping[str, GraphEntry]:
+        """The graphs that engines of `target` are built of: the vision tower's has no native kernels."""
+        without = self.vision.graph if self.vision and target in WITHOUT_TOWER else None
+        return {name: graph for name, graph in self.graphs.items() if name != without}
 
     def save(self, folder: Path) -> None:
         """Write `folder`/manifest.json atomically, with the hashes of the graphs that `folder` holds, and its own."""

@@ -12,7 +12,7 @@ import torch
 from deltart.artifact import load_manifest, read_graph
 from deltart.errors import ArtifactError
 from deltart.export.assemble import Tracer, assemble, lower
-from deltart.export.bound import BoundGraph, BoundModel, bind
+from deltart.export.bound import BoundGraph, BoundModel, bind, with_tower
 from deltart.export.checkpoint import Checkpoint
 from deltart.export.lower import functions, native, ort, tensorrt
 from deltart.export.spec import exported_spec
@@ -112,7 +112,7 @@ def lower_artifact(artifact: Path, name: str, log: Callable[[str], None] = lambd
         ExportError: the graphs hold what `name` can't serve.
     """
     manifest = load_manifest(artifact)
-    if all((artifact / g.files.get(name, "missing")).exists() for g in manifest.text_graphs.values()):
+    if all((artifact / g.files.get(name, "missing")).exists() for g in manifest.graphs_on(name).values()):
         return
     if name in DERIVED:
         _derive(artifact, name, log)
@@ -120,6 +120,8 @@ def lower_artifact(artifact: Path, name: str, log: Callable[[str], None] = lambd
     target = TARGETS[name]
     tensors = _exported_tensors(artifact, manifest)
     model = bind(exported_spec(manifest.spec), tensors, target.dtype, "mtp" in manifest.graphs)
+    if manifest.vision is not None:
+        model = with_tower(model)
     _add_files(artifact, manifest, {w.bound.graph.name: w.files for w in write_graphs(model, [target], artifact, log)})
 
 
@@ -127,7 +129,7 @@ def _derive(artifact: Path, name: str, log: Callable[[str], None]) -> None:
     make, base = DERIVED[name]
     lower_artifact(artifact, base.name, log)
     manifest, files = load_manifest(artifact), {}
-    for graph in manifest.text_graphs:
+    for graph in manifest.graphs_on(name):
         made = make(onnx.load_model_from_string(read_graph(artifact, manifest, graph, base.name)))
         files[graph] = {name: f"{graph}.{name}.onnx"}
         write_atomically(artifact / files[graph][name], made.SerializeToString(deterministic=True))

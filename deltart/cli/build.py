@@ -80,7 +80,7 @@ def run(arguments: argparse.Namespace) -> None:
 
     with Steps("reading the artifact") as steps:
         target = target_of(arguments.flavour)
-        if any(target not in graph.files for graph in load_manifest(arguments.artifact).text_graphs.values()):
+        if any(target not in graph.files for graph in load_manifest(arguments.artifact).graphs_on(target).values()):
             from deltart.export.targets import lower_artifact
 
             lower_artifact(arguments.artifact, target, steps.line)

@@ -85,9 +85,14 @@ def _model_table(spec: ModelSpec, checkpoint: Checkpoint) -> Table:
         "vocabulary / context": f"{spec.vocab_size} / {spec.context_limit}",
         "weights": f"{size / 1e9:.2f} GB in {counted(len(checkpoint.files), 'file')}, "
         f"{'FP8 block-128' if spec.fp8 else 'packed int4' if spec.int4 else 'unquantized'}",
-        "MTP / vision": f"{'yes' if spec.mtp_num_hidden_layers else 'no'} / {'yes' if spec.vision else 'no'}",
+        "MTP / vision": f"{'yes' if spec.mtp_num_hidden_layers else 'no'} / {_tower(spec)}",
     }
     return table((), rows.items(), title=str(checkpoint.folder))
+
+
+def _tower(spec: ModelSpec) -> str:
+    tower = spec.vision
+    return f"yes, {counted(tower.depth, 'block')} of {tower.hidden_size}" if tower else "no"
 
 
 def _width(spec: ModelSpec) -> str:

@@ -23,7 +23,7 @@ class Point:
     """One context and batch on one device, or on `parallel` of them.
 
     Attributes:
-        memory: bytes on each device: weights, states, K/V, reserve.
+        memory: bytes on each device: weights, states, K/V, what the vision tower works in, reserve.
         fits: whether each has them.
         step: of a decode step.
         step_tokens: expected tokens of a row in it.
@@ -116,7 +116,7 @@ def needed(model: Model, device: Device, context: int, batch: int, parallel: int
     """Bytes on each device. K/V is shared among as many devices as there are heads of it."""
     heads = math.ceil(model.kv_heads / min(parallel, model.kv_heads)) / model.kv_heads
     row = model.slot_bytes / parallel + context * heads * (model.token_bytes + model.draft_token_bytes)
-    return model.stored_bytes / parallel + batch * row + RESERVE * device.memory
+    return model.stored_bytes / parallel + model.tower_bytes + batch * row + RESERVE * device.memory
 
 
 def most_context(model: Model, device: Device, parallel: int = 1) -> int:

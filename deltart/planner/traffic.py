@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from deltart.manifest import Manifest, StateEntry
+from deltart.runtime.memory_plan import TOWER_BYTES
+from deltart.runtime.vision.encoder import CALL_PATCHES
 
 EMBEDDING = "embed_tokens.weight"
 ATTENTION, DELTA_NET, MLP, EXPERTS, HEAD, DRAFTS, OTHER = (
@@ -20,6 +22,7 @@ _KINDS = (
     ("lm_head.", HEAD), (EMBEDDING, HEAD),
 )  # fmt: skip
 _SCALES = "_scale_inv"
+TOWER_PLAN_BYTES = 24  # that the tower's plan works in, a patch and unit of width: 438 MB at 16384 patches of 1152
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,7 @@ class Model:
         draft_weights: the same of the MTP head without the model's head.
         embedding: bytes of the embedding, of which a token reads a row.
         beside: bytes of weights that no token of text reads: the vision tower's.
+        tower_bytes: that the vision tower's largest call works in.
         slot_bytes: recurrent state of a sequence.
         token_bytes: K/V of a token: the text model's, and the MTP head's.
         narrow: whether most weights are FP8.
@@ -63,6 +67,7 @@ class Model:
     draft_weights: Mapping[str, tuple[float, float]]
     embedding: float
     beside: float
+    tower_bytes: float
     slot_bytes: float
     token_bytes: float
     draft_token_bytes: float
@@ -142,6 +147,7 @@ def read_model(manifest: Manifest, *, float_weights: bool = False, cache_bytes: 
         draft_weights=mtp,
         embedding=embedding,
         beside=sum(_size(manifest, name, float_weights)[0] for name in others),
+        tower_bytes=_tower_bytes(manifest, float_weights),
         slot_bytes=sum(_bytes(s) for s in graphs["model"].states if "capacity" not in s.axes),
         token_bytes=_cache(graphs["model"].states, element),
         draft_token_bytes=_cache(graphs["mtp"].states, element) if mtp else 0.0,
@@ -189,3 +195,10 @@ def _bytes(state: StateEntry) -> float:
 
 def _cache(states: list[StateEntry], element: int) -> float:
     return float(element * sum(math.prod(s.shape({"B": 1, "capacity": 1})) for s in states if "capacity" in s.axes))
+
+
+def _tower_bytes(manifest: Manifest, float_weights: bool) -> float:
+    vision = manifest.vision
+    if vision is None:
+        return 0.0
+    return vision.hidden * (CALL_PATCHES * TOWER_BYTES if float_weights else vision.max_patches * TOWER_PLAN_BYTES)

@@ -86,8 +86,11 @@ class VisionAttention(nn.Module):
         self.proj = Affine(width, width)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        q, k, v = self.qkv(x).chunk(3, dim=-1)
-        q, k = (torch.onnx.ops.rotary_embedding(part, cos, sin, num_heads=self.heads) for part in (q, k))
+        *parts, v = self.qkv(x).chunk(3, dim=-1)
+        turned = [
+            torch.onnx.ops.rotary_embedding(part.to(torch.float32), cos, sin, num_heads=self.heads) for part in parts
+        ]
+        q, k = (part.to(x.dtype) for part in turned)
         o, *_ = torch.onnx.ops.attention(q, k, v, q_num_heads=self.heads, kv_num_heads=self.heads)
         return self.proj(o)
 

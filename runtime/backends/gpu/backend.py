@@ -21,6 +21,7 @@ from deltart.runtime.backends.gpu.cuda import Cuda, CudaDriver, Graph, captured
 from deltart.runtime.backends.gpu.decode import DeviceLoop
 from deltart.runtime.backends.gpu.engine_manifest import (
     CAPTURED,
+    FRAME,
     SPECULATE_TOKENS,
     Binding,
     Flavour,
@@ -160,7 +161,7 @@ class TensorRtBackend:
 
     @property
     def sees(self) -> bool:
-        """See ServingBackend: no engine has a plan of the tower."""
+        """See ServingBackend: the tower's plan is not called."""
         return False
 
     def see(self, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -312,8 +313,9 @@ class TensorRtBackend:
         return self._plans[name]
 
     def _stream(self) -> dict[str, int]:
-        """Bring every weight of every plan to the device; addresses by name."""
-        names = {b.name for plan in self.engine.plans.values() for b in plan.by_role["weight"]}
+        """Bring every weight of every plan that is called to the device; addresses by name."""
+        called = [plan for plan in self.engine.plans.values() if plan.phase != FRAME]
+        names = {b.name for plan in called for b in plan.by_role["weight"]}
         tensors = {name: self.manifest.tensors[name] for name in sorted(names)}
         place = layout(tensors)
         base = self.cuda.allocate(place.nbytes)

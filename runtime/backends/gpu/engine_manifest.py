@@ -18,7 +18,7 @@ from deltart.dtypes import BY_NAME, BY_ONNX
 from deltart.errors import ArtifactError
 from deltart.files import write_atomically
 from deltart.json_files import read_json, shown
-from deltart.manifest import MEDIA_INPUTS, GraphEntry, shape_of
+from deltart.manifest import MEDIA_INPUTS, GraphEntry, VisionEntry, shape_of
 from deltart.typed import typed
 from deltart.version import __version__
 
@@ -28,10 +28,12 @@ FORMAT = 3
 FILE_NAME = "engine.json"
 AGAIN = "run `deltart build` again"
 PHASES = ("decode", "speculate", "prefill")  # a plan each
+FRAME = "frame"  # of the vision tower: one of a grid
 CAPTURED = ("decode", "speculate")  # run as CUDA graphs
 ROLES = ("input", "output", "state", "state_output", "weight")
 SPECULATE_TOKENS = 8  # at most: the drafts of one step and the tokens they follow
 MAX_SLOTS, MAX_CHUNK = 1024, 32768  # far beyond what a GPU has room for; TensorRT dies of absurd ones
+LIKELY_PATCHES = 4096  # of a picture of a megapixel
 PREFILL_ROWS = 16  # logit rows of one prefill call
 
 Range = tuple[int, int, int]  # smallest, most likely, largest
@@ -129,6 +131,14 @@ def profile(phase: str, slots: int, max_context: int, chunk: int) -> Profile:
         drafts = (1, SPECULATE_TOKENS // 2, SPECULATE_TOKENS)
         return Profile({"B": rows, "T": drafts, "L": drafts, "capacity": capacity})
     return Profile({"B": one, "T": (1, chunk, chunk), "L": (1, 1, min(PREFILL_ROWS, chunk)), "capacity": capacity})
+
+
+def frame_profile(vision: VisionEntry) -> Profile:
+    """The sizes that the tower's plan serves: one frame, of as many patches as the graph takes."""
+    block = vision.merge**2
+    patches = (block, min(LIKELY_PATCHES, vision.max_patches), vision.max_patches)
+    rows = tuple(count // block for count in patches)
+    return Profile({"F": (1, 1, 1), "S": patches, "R": (rows[0], rows[1], rows[2])})
 
 
 def read_binding(value: Any) -> Binding:

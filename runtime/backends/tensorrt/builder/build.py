@@ -68,6 +68,10 @@ def build_engine(
     gpus = maker.served(options.gpus)
     jobs = []
     for graph, content in _lowered(artifact, manifest, maker.target, options).items():
+        if manifest.vision is not None and graph == manifest.vision.graph:
+            profile = plans.frame_profile(manifest.vision)
+            jobs.append(maker.job(graph, manifest.graphs[graph], plans.FRAME, gpus, profile, content))
+            continue
         for phase in plans.PHASES:
             if phase == "prefill":
                 content = with_activations(content, options.prefill_activations)
@@ -90,13 +94,14 @@ def build_engine(
 
 
 def _lowered(artifact: Path, manifest: Manifest, target: str, options: BuildOptions) -> dict[str, bytes]:
-    """The lowered graphs by name; the tower of vision, which runs on ONNX Runtime, is none."""
-    for graph, entry in manifest.text_graphs.items():
+    """The lowered graphs by name."""
+    graphs = manifest.graphs_on(target)
+    for graph, entry in graphs.items():
         if target not in entry.files:
             raise ArtifactError(
                 f"{artifact} has no '{target}' graph of '{graph}'", hint="run `deltart build`, which adds it"
             )
-    contents = {graph: read_graph(artifact, manifest, graph, target) for graph in manifest.text_graphs}
+    contents = {graph: read_graph(artifact, manifest, graph, target) for graph in graphs}
     if options.prefill_activations != "bf16" and not any(map(can_quantize, contents.values())):
         raise BuildError(
             "--prefill-activations fp8 without a block-FP8 weight", "bf16", "calibrate the checkpoint first"
