@@ -22,7 +22,7 @@ WRITTEN_BY, AGAIN = "a folder written by `deltart export`", "export again"
 # Inputs of a text graph for rows of the vision tower; of an engine's plans prefill's have them.
 MEDIA_INPUTS = ("vision_embeds", "vision_index")
 WITHOUT_TOWER = ("native",)  # targets
-SEEING = "tensorrt-seeing"  # among a text graph's files: target "tensorrt" with MEDIA_INPUTS, for prefill
+SEEING = "tensorrt-seeing"  # one more of a text graph's files: target "tensorrt" with MEDIA_INPUTS, for prefill
 # What later commands add: build, verify, and the runtime's caches of compiled kernels.
 ADDED = ("report.html", "report.json", *(f"engine/*/*.{suffix}" for suffix in ("plan", "json", "cache", "kernels")))
 
@@ -65,8 +65,7 @@ class StateEntry:
 
 @dataclass(frozen=True)
 class GraphEntry:
-    """One graph: its ONNX file per target ("portable", "ort", "tensorrt", a text graph's also SEEING), border, states and
-    the weights it reads.
+    """One graph: its ONNX file per target ("portable", "ort", "tensorrt"), border, states and the weights it reads.
 
     `sha256` has the files' hashes, by target too; `Manifest.save` fills it in.
     """

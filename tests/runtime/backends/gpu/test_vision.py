@@ -24,7 +24,10 @@ from deltart.runtime.sampling.params import SamplingParams
 from deltart.runtime.text.chat import ChatTemplate
 from deltart.runtime.text.tokenizer import Tokenizer
 from deltart.runtime.vision.tower import grid_inputs
+from deltart.verify.exposed import ExposedBackend
 from deltart.verify.ort_executor import OrtExecutor
+from deltart.verify.runners import backend_sees
+from deltart.verify.shown import shown_media
 from support.host_gpu import write_engine
 from support.seeing import Seeing
 from support.vision import photograph
@@ -109,6 +112,17 @@ def test_what_is_shown_is_seen(expected: dict[str, tuple[int, ...]], engine: Eng
     prompt = Chats(engine).prompt([{"role": "user", "content": CASES["picture"]}])
     blind = engine.generate(prompt.ids, GREEDY)
     assert tuple(blind.tokens) != expected["picture"]
+
+
+def test_verify_sees_as_the_engine_does(gpu: TensorRtBackend, artifact: Path) -> None:
+    """What `deltart verify` compares of an engine's pictures, beside ONNX Runtime's."""
+    entry, ort = gpu.manifest.vision, ExposedBackend(artifact)
+    assert entry is not None
+    for one in shown_media(entry, Tokenizer.from_folder(artifact), np.arange(5, 60)):
+        found = backend_sees(gpu, lambda inputs: {"embeds": gpu.see(inputs)})(one)
+        right = backend_sees(ort, ort.tower)(one)
+        assert [*found] == ["embeds", "positions", "hidden", "logits"]
+        assert all(relative_rms(array, right[point]) < 1e-5 for point, array in found.items())
 
 
 def test_prompts_side_by_side(engine: Engine, expected: dict[str, tuple[int, ...]]) -> None:
