@@ -1,8 +1,9 @@
-"""What calibration gains and costs: `python -m bench.calibration quality|cost|wide [--work FOLDER] [--json FILE]`.
+"""What calibration gains and costs: `python -m bench.calibration quality|answers|cost|wide [--work FOLDER]`.
 
 quality: every method on the nano checkpoint and on a mid-size random one with heavy-tailed weights: error of every
 linear's output on held-out inputs, and agreement of the whole model's next-token distributions on held-out text.
 Constants of the methods were tuned with seed 0; other seeds draw other prompts, weights and text.
+answers: what nano answers by every method, calibrated with the text that ships, to held-out questions of the seeds.
 cost: time and peak memory of every method on a 1.7 GB checkpoint, comparison with the original included where there
 is text; for absmax against reading and writing the same bytes.
 wide: time and peak memory of hessian on one layer as wide as the 27B's, on as many tokens as the default text has.
@@ -27,20 +28,23 @@ import numpy as np
 
 from deltart.calib.dataset import DEFAULT, Dataset, read_dataset
 from deltart.calib.evaluate import evaluate, layers_of
+from deltart.calib.formats import FP8, Format, Int4Groups
 from deltart.calib.forward import batches_of, sweep
 from deltart.calib.observe import observe
 from deltart.calib.pipeline import calibrate
 from deltart.calib.progress import Progress
 from deltart.calib.quantize import LADDER, Method
-from deltart.calib.scales import Quantized
 from deltart.calib.selection import candidates
 from deltart.calib.variants import Variant
 from deltart.export.checkpoint import Checkpoint
+from deltart.export.pipeline import export_checkpoint
 from deltart.export.spec import read_spec
+from deltart.export.structure import settle
 from deltart.export.synthetic import write as synthetic
 from deltart.export.synthetic.presets import Config, causal_lm, text_config
-from deltart.export.weights import load_parameters, load_tensor
-from tools.nano import heldout
+from deltart.export.weights import load_parameters
+from tools.nano import evaluate as evaluation
+from tools.nano import heldout, reference, runtime
 
 NANO = Path(__file__).parent.parent / "tools" / "nano"
 TAG = "deltart-bench"  # tells the folder of an earlier run; `make clean` knows it
@@ -48,14 +52,23 @@ MID: Config = dict(hidden=1024, ffn=2816, layers=8, heads=8, kv_heads=2, k_heads
 BIG: Config = dict(hidden=2048, ffn=6144, layers=12, heads=8, kv_heads=2, k_heads=8, v_heads=16, max_position=32768)
 DEGREES = 3  # of Student's t: finite variance, infinite kurtosis
 
+FORMATS: dict[str, Format] = {"fp8": FP8, "int4-128": Int4Groups(128), "int4-32": Int4Groups(32)}
+
 
 def main() -> None:
     """Run one of the two."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["quality", "cost", "wide", "run"])
+    parser.add_argument("what", choices=["quality", "answers", "cost", "wide", "run"])
     parser.add_argument("--work", type=Path, default=Path("artifacts/bench-calibration"))
     parser.add_argument("--json", type=Path, help="also write the figures here")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="seeds of the prompts, weights and text")
+    parser.add_argument(
+        "--formats",
+        nargs="+",
+        choices=FORMATS,
+        default=list(FORMATS),
+        help="what linears become, of quality and answers",
+    )
     parser.add_argument("--method", choices=LADDER, help="for `run`, which the others start in a process of its own")
     parser.add_argument("--checkpoint", type=Path, help="for `run`")
     parser.add_argument("--data", type=Path, help="for `run`")
@@ -69,15 +82,22 @@ def main() -> None:
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
     (work / TAG).touch()
+    if arguments.what == "answers":
+        write_json(arguments.json, answers(work, arguments.seeds, arguments.formats))
+        return
     figures: Any = {"cost": cost, "wide": wide}[arguments.what](work) if arguments.what != "quality" else []
     for seed in arguments.seeds if arguments.what == "quality" else ():
         own = work / str(seed)
         own.mkdir()
-        figures.append(quality("nano", NANO / "checkpoint", prompts(own, seed), own) | {"seed": seed})
+        for form in arguments.formats:
+            figures.append(quality("nano", NANO / "checkpoint", prompts(own, seed), own, form) | {"seed": seed})
+            write_json(arguments.json, figures)
     for seed in arguments.seeds if arguments.what == "quality" else ():
         own = work / str(seed)
-        figures.append(quality("heavy-tailed", heavy_tailed(own, seed), random_text(own, seed), own) | {"seed": seed})
-        write_json(arguments.json, figures)
+        checkpoint, text = heavy_tailed(own, seed), random_text(own, seed)
+        for form in arguments.formats:
+            figures.append(quality("heavy-tailed", checkpoint, text, own, form) | {"seed": seed})
+            write_json(arguments.json, figures)
     write_json(arguments.json, figures)
 
 
@@ -87,26 +107,35 @@ def write_json(path: Path | None, figures: Any) -> None:
         path.write_text(json.dumps(figures, indent=1) + "\n")
 
 
-def quality(name: str, checkpoint: Path, text: Path, work: Path) -> dict[str, Any]:
+def quality(name: str, checkpoint: Path, text: Path, work: Path, form: str) -> dict[str, Any]:
     """Calibrate by every method; print a table and return its figures."""
-    outputs = {method: work / f"{name}-{method}" for method in LADDER}
+    outputs = {method: work / f"{name}-{form}-{method}" for method in LADDER}
     seconds = {}
     for method, output in outputs.items():
         start = time.monotonic()
-        calibrate(checkpoint, output, method=method, data=text, statistics=work / f"{name}-statistics")
+        calibrate(
+            checkpoint, output, method=method, form=FORMATS[form], data=text, statistics=work / f"{name}-statistics"
+        )
         seconds[method] = time.monotonic() - start
     spec, tensors = read_spec(checkpoint), Checkpoint(checkpoint)
     dataset = read_dataset(text, checkpoint, spec.vocab_size)
     quantized = {method: Checkpoint(output) for method, output in outputs.items()}
-    variants = [Variant(m, read_spec(o), quantized[m]) for m, o in outputs.items()]
+    variants = [Variant(m, settle(read_spec(o), quantized[m]).spec, quantized[m]) for m, o in outputs.items()]
     progress = Progress("comparing", len(layers_of(spec)), lambda line: None)
     perplexity, agreement = evaluate(Variant("original", spec, tensors), variants, dataset.held_out, progress)
-    errors = list(output_errors(checkpoint, quantized, dataset))
+    errors = list(output_errors(checkpoint, quantized, FORMATS[form], dataset))
     tokens = ", ".join(f"{count} {part}" for part, count in dataset.tokens.items())
-    print(f"\n{name}: tokens {tokens}; {len(errors)} linears; perplexity of the original {perplexity:.5g}")
+    print(f"\n{name}, {FORMATS[form].name}: tokens {tokens}; {len(errors)} linears;", end=" ")
+    print(f"perplexity of the original {perplexity:.5g}")
     print("| method | output error / absmax: mean | worst | KL, nats | same top token | perplexity | s |")
     print("|---|---|---|---|---|---|---|")
-    found: dict[str, Any] = {"name": name, "tokens": dataset.tokens, "perplexity": perplexity, "methods": {}}
+    found: dict[str, Any] = {
+        "name": name,
+        "format": form,
+        "tokens": dataset.tokens,
+        "perplexity": perplexity,
+        "methods": {},
+    }
     for method in LADDER:
         ratios = [own[method] / own["absmax"] for own in errors]
         mean, a = math.exp(sum(map(math.log, ratios)) / len(ratios)), agreement[method]
@@ -125,8 +154,44 @@ def quality(name: str, checkpoint: Path, text: Path, work: Path) -> dict[str, An
     return found
 
 
+def answers(work: Path, seeds: list[int], forms: list[str]) -> list[dict[str, Any]]:
+    """Ask nano as it is and by every format and method; print a table and return its figures."""
+    texts = []
+    for seed in seeds:
+        (work / str(seed)).mkdir()
+        texts.append(prompts(work / str(seed), seed))
+    questions = [question for text in texts for question in heldout.read(text)]
+    asked = evaluation.prompts(reference.load(NANO / "checkpoint")[1], questions)
+    print("| format | method | size, MB | exact | replies equal to BF16's |")
+    print("|---|---|---|---|---|")
+    found: list[dict[str, Any]] = []
+    expected: list[list[int]] = []
+    for form in ("bf16", *forms):
+        for method in LADDER if form in FORMATS else (None,):
+            folder, artifact = NANO / "checkpoint", work / f"artifact-{form}-{method}"
+            if method is not None:
+                folder = work / f"{form}-{method}"
+                calibrate(NANO / "checkpoint", folder, method=method, form=FORMATS[form], data=DEFAULT)
+            export_checkpoint(folder, artifact)
+            with runtime.open_artifact(artifact) as engine:
+                replies, _, drawn = runtime.replies(engine, asked)
+            expected = expected or drawn
+            own = {
+                "format": form,
+                "method": method,
+                "bytes": sum(file.size for file in Checkpoint(folder).files),
+                "questions": len(questions),
+                "right": evaluation.overall(evaluation.score(questions, replies)).right,
+                "equal": sum(a == b for a, b in zip(drawn, expected, strict=True)),
+            }
+            found.append(own)
+            cells = [form, method or "", f"{own['bytes'] / 1e6:.2f}", f"{own['right'] / len(questions):.2%}"]
+            print("|", " | ".join([*cells, f"{own['equal']} of {len(questions)}"]), "|", flush=True)
+    return found
+
+
 def output_errors(
-    checkpoint: Path, quantized: dict[Method, Checkpoint], dataset: Dataset
+    checkpoint: Path, quantized: dict[Method, Checkpoint], form: Format, dataset: Dataset
 ) -> Iterator[dict[str, float]]:
     """For every linear, the squared error of its output on the original's held-out inputs, by method."""
     spec, tensors = read_spec(checkpoint), Checkpoint(checkpoint)
@@ -140,8 +205,8 @@ def output_errors(
                 linear = step.module.get_submodule(module.removeprefix(f"{step.key}."))
                 found = {}
                 for method, checkpoint_of in quantized.items():
-                    parts = (load_tensor(checkpoint_of, f"{module}.{name}") for name in ("weight", "weight_scale_inv"))
-                    error = Quantized(*parts).dequantized() - linear.weight.float()  # type: ignore[operator]
+                    stored = form.load(checkpoint_of, module).dequantized()
+                    error = stored - linear.weight.float()  # type: ignore[operator]
                     moments = statistics.inputs[site.modules[0]].moments
                     columns = error.split([len(H) for H in moments], dim=1)
                     found[method] = sum(float(((E @ H) * E).sum()) for E, H in zip(columns, moments, strict=True))

@@ -1,1 +1,1 @@
-"""FP8 block-128 calibration of BF16 checkpoints."""
+"""Calibration of BF16 checkpoints to FP8 and int4."""

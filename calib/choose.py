@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from deltart.calib.scales import Quantized, one_thread, stripe_rows
+from deltart.calib.scales import Quantized, joined, one_thread, stripe_rows
 from deltart.dtypes import E4M3_MAX
 from deltart.plugins.fp8_linear.reference import BLOCK
 
@@ -41,13 +41,12 @@ def choose(weight: Tensor, sources: Mapping[str, Source], X: Tensor) -> tuple[Qu
             candidates = [source(rows, stripe) for source in sources.values()]
             unit = float(torch.stack([c.scale.float().max() for c in candidates]).max()) * E4M3_MAX
             stripe.div_(unit)  # squares in this unit neither over- nor underflow
-            deltas = [Quantized(c.weight, c.scale.float() / unit).dequantized().sub_(stripe) for c in candidates]
+            deltas = [c.over(unit).dequantized().sub_(stripe) for c in candidates]
         own = torch.stack([_energies(delta, X) for delta in deltas])  # [candidates, blocks of rows]
         parts.append(_taken(candidates, own.argmin(0).tolist()))
         errors.append(own * unit**2)
         energies.append(_energies(stripe, X) * unit**2)
-    chosen = Quantized(torch.cat([p.weight for p in parts]), torch.cat([p.scale for p in parts]))
-    return chosen, _summary(list(sources), torch.cat(errors, dim=1), float(torch.cat(energies).sum()))
+    return joined(parts), _summary(list(sources), torch.cat(errors, dim=1), float(torch.cat(energies).sum()))
 
 
 def take(weight: Tensor, sources: Mapping[str, Source], picks: str) -> Quantized:
@@ -57,7 +56,7 @@ def take(weight: Tensor, sources: Mapping[str, Source], picks: str) -> Quantized
         candidates = [source(rows, stripe) for source in sources.values()]
         numbers = picks[rows.start // BLOCK : rows.stop // BLOCK]
         parts.append(_taken(candidates, [int(number) for number in numbers]))
-    return Quantized(torch.cat([p.weight for p in parts]), torch.cat([p.scale for p in parts]))
+    return joined(parts)
 
 
 def row_stripes(weight: Tensor) -> Iterator[tuple[slice, Tensor]]:
@@ -71,7 +70,7 @@ def row_stripes(weight: Tensor) -> Iterator[tuple[slice, Tensor]]:
 def _taken(candidates: list[Quantized], numbers: list[int]) -> Quantized:
     rows = [slice(first, first + BLOCK) for first in range(0, len(numbers) * BLOCK, BLOCK)]
     parts = [candidates[number].rows(own) for number, own in zip(numbers, rows, strict=True)]
-    return Quantized(torch.cat([p.weight for p in parts]), torch.cat([p.scale for p in parts]))
+    return joined(parts)
 
 
 def _energies(rows: Tensor, X: Tensor) -> Tensor:

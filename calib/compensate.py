@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from deltart.calib.scales import Quantized, decode, one_thread
-from deltart.dtypes import E4M3_MAX
+from deltart.calib.grid import FP8_BLOCKS, Grid
+from deltart.calib.scales import Quantized, one_thread
 from deltart.plugins.fp8_linear.reference import BLOCK
 
 RIDGE = 0.003  # share of the mean second moment that is always added
@@ -23,35 +23,36 @@ ROWS = 1024  # of a weight at a time
 
 
 def compensate(
-    weights: Sequence[Tensor], scales: Sequence[Tensor], moments: Sequence[Tensor], tokens: int
-) -> list[Quantized]:
+    weights: Sequence[Tensor], scales: Sequence[Tensor], moments: Sequence[Tensor], tokens: int,
+    grid: Grid = FP8_BLOCKS,
+) -> list[Quantized]:  # fmt: skip
     """Round weights [N, K] that read the same inputs, for the least output error with the given scales.
 
     Args:
-        scales: [N/128, K/128] of each weight, as stored.
+        scales: one a tile of each weight, as stored.
         moments: X^T X of consecutive column ranges of the inputs, float32 [w, w] each, the widths adding up to K.
         tokens: how many rows X had.
     """
-    values = [torch.empty(weight.shape, dtype=torch.float8_e4m3fn) for weight in weights]
+    values = [torch.empty_like(weight, dtype=grid.encode(torch.zeros(1)).dtype) for weight in weights]
     begin = 0
     for H in moments:
         columns = slice(begin, begin + len(H))
         begin = columns.stop
-        system = _System.of(H, tokens)
+        system = _System.of(H, tokens, grid)
         for weight, scale, target in zip(weights, scales, values, strict=True):
             for first in range(0, len(weight), ROWS):
                 rows = slice(first, first + ROWS)
                 W = weight[rows, columns].float().T[system.order]  # [w, n]: a column of the weight is a contiguous row
-                S = _of_columns(scale, rows, columns)[system.order // BLOCK]
-                target[rows, columns] = _codes(system.solve(W, S), S)[system.place].T
-    return [Quantized(target, scale) for target, scale in zip(values, scales, strict=True)]
+                S = _of_columns(scale, rows, columns, grid)[system.order // grid.tile[1]]
+                target[rows, columns] = grid.encode(system.solve(W, S) / S)[system.place].T
+    return [Quantized(target, scale, grid) for target, scale in zip(values, scales, strict=True)]
 
 
-def _of_columns(scale: Tensor, rows: slice, columns: slice) -> Tensor:
-    """Float32 scales [w/128, n] of each block of columns and each row."""
-    last = -(-rows.stop // BLOCK)
-    part = scale[rows.start // BLOCK : last, columns.start // BLOCK : columns.stop // BLOCK]
-    return part.float().repeat_interleave(BLOCK, 0).T
+def _of_columns(scale: Tensor, rows: slice, columns: slice, grid: Grid) -> Tensor:
+    """Float32 scales [w / tile width, n] of each tile of columns and each row."""
+    height, width = grid.tile
+    part = scale[grid.scale_rows(rows), columns.start // width : columns.stop // width]
+    return part.float().repeat_interleave(height, 0).T
 
 
 @dataclass(frozen=True)
@@ -63,15 +64,16 @@ class _System:
     H: Tensor
     R: Tensor
     U: Tensor
+    grid: Grid
 
     @classmethod
-    def of(cls, moments: Tensor, tokens: int) -> _System:
+    def of(cls, moments: Tensor, tokens: int, grid: Grid) -> _System:
         order = moments.diagonal().argsort(descending=True, stable=True)
         H = _damped(moments, tokens)[order[:, None], order]
         flipped = H.flip(0, 1).double()
         R = torch.linalg.cholesky(flipped, out=flipped).float().flip(0, 1)
         del flipped
-        return cls(order, order.argsort(), H, R, torch.linalg.solve_triangular(R, torch.eye(len(R)), upper=True))
+        return cls(order, order.argsort(), H, R, torch.linalg.solve_triangular(R, torch.eye(len(R)), upper=True), grid)
 
     def solve(self, W: Tensor, S: Tensor) -> Tensor:
         """Rounded values Q [w, n] of W with the scales S."""
@@ -87,7 +89,7 @@ class _System:
             end = min(begin + BLOCK, len(W))
             with one_thread():
                 for i in range(begin, end):
-                    Q[i] = _round(W[i], S[i])
+                    Q[i] = self.grid.round(W[i], S[i])
                     E[i] = (W[i] - Q[i]) / U[i, i]
                     W[i + 1 : end].addcmul_(U[i, i + 1 : end, None], E[i], value=-1)
             W[end:].addmm_(U[begin:end, end:].T, E[begin:end], alpha=-1)
@@ -102,7 +104,7 @@ class _System:
                 before, here = Q[begin:end].clone(), G[begin:end].clone()
                 with one_thread():
                     for i in range(begin, end):
-                        value = _round(Q[i] - here[i - begin] / H[i, i], S[i])
+                        value = self.grid.round(Q[i] - here[i - begin] / H[i, i], S[i])
                         here[i + 1 - begin :].addcmul_(H[i, i + 1 : end, None], value - Q[i])
                         Q[i] = value
                 first = end if sweep == SWEEPS - 1 else 0  # nothing reads the gradient of what is done with
@@ -126,11 +128,3 @@ def _damped(H: Tensor, tokens: int) -> Tensor:
     S *= 1 - share
     S.diagonal().add_(share + RIDGE)
     return S
-
-
-def _codes(w: Tensor, s: Tensor) -> Tensor:
-    return (w / s).clamp_(-E4M3_MAX, E4M3_MAX).to(torch.float8_e4m3fn)
-
-
-def _round(w: Tensor, s: Tensor) -> Tensor:
-    return decode(_codes(w, s)).mul_(s)

@@ -10,12 +10,11 @@ import torch
 from torch import Tensor
 
 from deltart.calib.choose import row_stripes
-from deltart.calib.scales import Quantized, block_amax, blocks
+from deltart.calib.grid import Grid
+from deltart.calib.scales import Quantized, tile_amax, tiles
 from deltart.dtypes import E4M3_MAX
-from deltart.plugins.fp8_linear.reference import BLOCK
 
-OUTLIER = 8.0  # peak over RMS that makes a block one with outliers; 4 is usual for 128 x 128 normal weights
-LARGEST = 0x7E  # the E4M3 code of 448
+OUTLIER = 8.0  # peak over RMS that makes a tile one with outliers; 4 is usual for 128 x 128 normal weights
 
 
 @dataclass(frozen=True)
@@ -27,8 +26,8 @@ class WeightFigures:
         energy: sum of w^2; `noise`: sum of the squared error.
         sqnr_db: 10 log10 of energy over noise; None where nothing was lost.
         peak: largest |w| over the RMS of w.
-        outliers: share of blocks whose largest |w| is beyond OUTLIER times the block's RMS.
-        saturated: share of values stored as +-448. With absmax scales that is each block's largest, 1 / 16384 or more.
+        outliers: share of tiles (of one scale each) whose largest |w| is beyond OUTLIER times the tile's RMS.
+        saturated: share of values stored as the smallest or largest code. With absmax scales every tile has one.
         underflow: share of values that are stored as zero and were not.
         output: energy of the output's error over the output's on validation text, by candidate, and of what was
             `chosen` among them; empty without text.
@@ -60,18 +59,19 @@ class LayerFigures:
 def measure(weight: Tensor, quantized: Quantized) -> WeightFigures:
     """Figures of a weight [N, K] and what it became, without those of its output."""
     unit = float(quantized.scale.float().max()) * E4M3_MAX  # squares in this unit neither over- nor underflow
+    grid = quantized.grid
     energy, noise, outliers, saturated, underflow, peak = 0.0, 0.0, 0, 0, 0, 0.0
     for rows, stripe in row_stripes(weight):
         part = quantized.rows(rows)
-        magnitudes = part.weight.view(torch.uint8) & 0x7F
-        saturated += int(torch.count_nonzero(magnitudes == LARGEST))
-        underflow += int(torch.count_nonzero(stripe)) - int(torch.count_nonzero(magnitudes))  # zeros stay zeros
+        codes = grid.decode(part.weight)
+        saturated += sum(int(torch.count_nonzero(codes == end)) for end in grid.ends)
+        underflow += int(torch.count_nonzero(stripe)) - int(torch.count_nonzero(codes))  # zeros stay zeros
         stripe.div_(unit)
-        amax, squares = block_amax(stripe), _block_squares(stripe)
+        amax, squares = tile_amax(stripe, grid), _tile_squares(stripe, grid)
         energy += float(squares.sum())
         peak = max(peak, float(amax.max()))
-        outliers += int((amax.square() * BLOCK**2 > OUTLIER**2 * squares).sum())
-        noise += _squares(Quantized(part.weight, part.scale.float() / unit).dequantized().sub_(stripe))
+        outliers += int((amax.square() * math.prod(grid.tile) > OUTLIER**2 * squares).sum())
+        noise += _squares(part.over(unit).dequantized().sub_(stripe))
     rms = math.sqrt(energy / weight.numel())
     return WeightFigures(
         size=weight.numel(),
@@ -105,6 +105,6 @@ def _squares(x: Tensor) -> float:
     return float(torch.dot(x.flatten(), x.flatten()))
 
 
-def _block_squares(stripe: Tensor) -> Tensor:
-    segments = torch.linalg.vector_norm(blocks(stripe), dim=-1)  # [n, 128, k]: fast because contiguous
+def _tile_squares(stripe: Tensor, grid: Grid) -> Tensor:
+    segments = torch.linalg.vector_norm(tiles(stripe, grid), dim=-1)  # fast because contiguous
     return segments.square_().sum(1)

@@ -2,36 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence, Set
-from dataclasses import dataclass
+from collections.abc import Sequence, Set
 from pathlib import Path
 from typing import Any
 
 from deltart.calib.experts import experts_of, fused_experts, parts_of
+from deltart.calib.formats import FP8, Format
 from deltart.calib.selection import Selection, cache_scale_names
-from deltart.dtypes import E4M3, F32
+from deltart.dtypes import F32
 from deltart.export.checkpoint import Checkpoint
-from deltart.export.formats.fp8_block import quantization_config
 from deltart.json_files import read_json
-from deltart.plugins.fp8_linear.reference import BLOCK
 from deltart.safetensors import INDEX, TensorInfo, index_of, plan_file, unplaced, written_order
-
-
-@dataclass(frozen=True)
-class OutputFile:
-    """One output shard: its tensors with offsets from the start of the data, and the header that says so."""
-
-    name: str
-    header: bytes
-    tensors: Mapping[str, TensorInfo]
-    size: int
-    linked: bool  # equal to the input's file of this name
+from deltart.staging import OutputFile
 
 
 def plan_files(
-    tensors: Checkpoint, selection: Selection, scale_dtype: str, caches: Sequence[str] = ()
+    tensors: Checkpoint, selection: Selection, scale_dtype: str, caches: Sequence[str] = (), form: Format = FP8
 ) -> list[OutputFile]:
-    """The input's files again, each weight to quantize replaced by its E4M3 values and its scale.
+    """The input's files again, each weight to quantize replaced by its values and scales.
 
     Args:
         caches: attention modules that get KV-cache scales, beside their k_norm.
@@ -45,7 +33,9 @@ def plan_files(
         if infos == before[source.name] and (quantized | hosts.keys()).isdisjoint(info.name for info in infos):
             files.append(OutputFile(source.name, b"", {}, source.size, linked=True))
         else:
-            out = [new for info in infos for new in _stored(info, info.name in quantized, scale_dtype)]
+            out = [
+                new for info in infos for new in (form.plan(info, scale_dtype) if info.name in quantized else [info])
+            ]
             scales = (name for info in infos for name in hosts.get(info.name, ()))
             out += [unplaced(name, F32.stored, ()) for name in scales]
             files.append(_lay_out(source.name, out))
@@ -74,8 +64,8 @@ def weight_map(files: Sequence[OutputFile], tensors: Checkpoint) -> dict[str, An
     return index_of(places.values())
 
 
-def output_config(tensors: Checkpoint, selection: Selection) -> dict[str, Any]:
-    """The input's config.json with the vendor's quantization_config, every module that stays in its skip list."""
+def output_config(tensors: Checkpoint, selection: Selection, form: Format = FP8) -> dict[str, Any]:
+    """The input's config.json with the format's quantization_config, every module that stays in its list."""
     config: dict[str, Any] = read_json(tensors.folder / "config.json")
     quantized = set(selection.modules)
     kept = {fused_experts(name) or name.removesuffix(".weight").removesuffix(".bias") for name in tensors} - quantized
@@ -83,21 +73,14 @@ def output_config(tensors: Checkpoint, selection: Selection) -> dict[str, Any]:
     # Runtimes that fuse in_proj_a and in_proj_b look the fused name up, and the tower's name stands for all in it.
     kept |= {name.removesuffix("in_proj_b") + "in_proj_ba" for name in kept if name.endswith("in_proj_b")}
     kept |= {"visual", "model.visual"} if any(name.startswith("model.visual.") for name in kept) else set()
-    config["quantization_config"] = quantization_config(kept)
+    kept.add("lm_head")  # loaders have the module even where it is the embedding and nothing of it is stored
+    config["quantization_config"] = form.config(kept)
     return config
 
 
 def has_index(tensors: Checkpoint) -> bool:
     """Whether the input is sharded, and so the output."""
     return (tensors.folder / INDEX).exists()
-
-
-def _stored(info: TensorInfo, quantized: bool, scale_dtype: str) -> list[TensorInfo]:
-    if not quantized:
-        return [info]
-    scale = (info.shape[0] // BLOCK, info.shape[1] // BLOCK)
-    values = unplaced(info.name, E4M3.stored, info.shape)
-    return [values, unplaced(f"{info.name}_scale_inv", scale_dtype, scale)]
 
 
 def _lay_out(name: str, infos: list[TensorInfo]) -> OutputFile:

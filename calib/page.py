@@ -39,7 +39,12 @@ def write(report: CalibrationReport, folder: Path) -> None:
 
 
 def _page(report: CalibrationReport) -> str:
-    parts = [f"<h1>FP8 calibration by {html.escape(report.method)}</h1>", _summary(report), _plots(report)]
+    parts = [
+        f"<h1>{html.escape(report.format)} calibration by {html.escape(report.method)}</h1>",
+        _sizes(report),
+        _summary(report),
+        _plots(report),
+    ]
     if report.ranking:
         parts += ["<h2>What to keep in BF16</h2>", _keep(report), _ranking(report)]
     parts += ["<h2>Layers</h2>", _layers(report), _fold("Weights", _weights(report))]
@@ -49,7 +54,7 @@ def _page(report: CalibrationReport) -> str:
         rows = ((module, _Text(why)) for module, why in report.kept.items())
         parts += ["<h2>Left as they are</h2>", _table(["module", "why"], rows)]
     parts += ["<h2>Files</h2>", _table(["file", "SHA-256"], ((n, _Text(d)) for n, d in report.files.items()))]
-    head = "<meta charset=utf-8><meta name=viewport content='width=device-width'><title>FP8 calibration</title>"
+    head = "<meta charset=utf-8><meta name=viewport content='width=device-width'><title>deltart calibrate</title>"
     return f"<!doctype html>{head}<style>{STYLE}</style>{''.join(parts)}\n"
 
 
@@ -65,6 +70,17 @@ def _summary(report: CalibrationReport) -> str:
     for name, a in report.agreement.items():
         rows.append((name, _number(a.kl), f"{a.top1:.2%}", _number(a.perplexity)))
     return text + _table(["weights", "KL to original, nats", "same top token", "perplexity"], rows)
+
+
+def _sizes(report: CalibrationReport) -> str:
+    sizes = report.sizes.values()
+    total = ("together", _bytes(sum(s.before for s in sizes)), _bytes(sum(s.after for s in sizes)), "")
+    rows = [(part, _bytes(s.before), _bytes(s.after), ", ".join(s.dtypes)) for part, s in report.sizes.items()]
+    return _table(["part", "before", "after", "stored as"], [*rows, total])
+
+
+def _bytes(count: int) -> str:
+    return f"{count / 1e6:,.2f} MB"
 
 
 def _keep(report: CalibrationReport) -> str:

@@ -1,9 +1,8 @@
-"""BF16 checkpoint folder in, block-128 FP8 checkpoint folder and report out."""
+"""BF16 checkpoint folder in, quantized checkpoint folder and report out."""
 
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from deltart.calib.dataset import Dataset, read_dataset, spread
 from deltart.calib.evaluate import evaluate, layers_of
 from deltart.calib.experts import merged, unfused
 from deltart.calib.figures import WeightFigures, by_layer
+from deltart.calib.formats import FP8, Format
 from deltart.calib.forward import store
 from deltart.calib.memory import release
 from deltart.calib.observe import BlockStatistics, Statistics
@@ -24,7 +24,8 @@ from deltart.calib.quantize import Method, Result, quantize
 from deltart.calib.report import CalibrationReport
 from deltart.calib.selection import Selection, Site, cache_modules, candidates, select
 from deltart.calib.sensitivity import sensitivities
-from deltart.calib.staging import Staging, sha256_of, staged
+from deltart.calib.sizes import part_sizes
+from deltart.calib.staging import Staging, staged
 from deltart.calib.variants import Variant, lower_variants
 from deltart.errors import CalibrationError, CheckpointError
 from deltart.export.bound import bind
@@ -33,14 +34,13 @@ from deltart.export.ledger import ledger_of
 from deltart.export.spec import ModelSpec, read_spec
 from deltart.export.structure import settle
 from deltart.export.weights import load_tensor, read_tensor
-from deltart.files import link_or_copy
 from deltart.json_files import read_json
 from deltart.safetensors import INDEX, TensorInfo
+from deltart.staging import sha256_of
 from deltart.version import __version__
 
 EVALUATED_TOKENS, RANKED_TOKENS = 8192, 1024
 STREAMED_TOKENS = 16384  # of the ranking, over all sites
-EDITED_BYTES = 64 << 20  # people edit smaller files in place: those are copied, not linked
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,7 @@ class _Job:
     sources: Mapping[str, TensorInfo]  # where each weight lies, fused experts one by one
     candidates: list[Site]
     selection: Selection
+    form: Format
     method: Method
     dataset: Dataset | None
 
@@ -61,6 +62,7 @@ def calibrate(
     output: Path,
     *,
     method: Method = "hessian",
+    form: Format = FP8,
     data: Path | None = None,
     kv_cache: bool = False,
     activations: bool = False,
@@ -70,7 +72,9 @@ def calibrate(
     statistics: Path | None = None,
     log: Log = lambda line: None,
 ) -> CalibrationReport:
-    """Quantize `checkpoint` into the new folder `output`, in the vendor's layout, with report.html and report.json.
+    """Quantize `checkpoint` into the new folder `output`, with report.html and report.json.
+
+    Embedding, head, norms, convolutions, routers, gates of a and b, and the vision tower stay as they are.
 
     A run that was killed goes on where it was when started again with the same arguments, and ends with the same
     bytes as one that was not.
@@ -80,6 +84,7 @@ def calibrate(
             by its input's second moment), or rounding for the least output error. Routed experts are quantized from
             their weights alone, for the least error by mse's scales. With text, the better of a method
             and those before it is taken for every 128 rows, by the output error on text set aside.
+        form: what the linears become: the vendor's FP8, or int4 in groups as compressed-tensors packs them.
         data: JSON lines of text (see read_dataset); "hessian", `kv_cache` and `activations` need it. With text the
             report measures the outputs of layers and model, without it the weights alone.
         kv_cache: write the scales of an FP8 KV cache: per layer into the checkpoint, per head into a JSON file too.
@@ -91,24 +96,30 @@ def calibrate(
         log: called with a line for every step.
 
     Raises:
-        ConfigError, CheckpointError: the input is broken, unsupported or already quantized.
+        ConfigError, CheckpointError: the input is broken, unsupported or already quantized, or holds what the format
+            can't.
         CalibrationError: the text is unusable or missing, or the output can't be written.
         OutputError: the output is in use.
     """
     if data is None and (method == "hessian" or kv_cache or activations or budget is not None):
         raise CalibrationError("no calibration text given", "--data FILE or --data default", "absmax and mse need none")
+    if not form.activations and (kv_cache or activations):
+        asked = "scales of an FP8 KV cache" if kv_cache else "scales of FP8 activations"
+        raise CalibrationError(f"{asked}, with {form.name} weights", "FP8 weights", "use --format fp8")
     spec, tensors = _open(checkpoint)
     sites = list(candidates(spec, tensors))
     sources = unfused(tensors)
-    selection = select(sites, sources, modules, keep)
+    selection = select(sites, sources, modules, keep, form)
     dataset = read_dataset(data, checkpoint, spec.vocab_size) if data else None
-    job = _Job(spec, tensors, sources, sites, selection, method, dataset)
+    job = _Job(spec, tensors, sources, sites, selection, form, method, dataset)
     caches = cache_modules(sites) if kv_cache else []
-    with staged(output, layout.plan_files(tensors, selection, "BF16", caches), _order(job, caches)) as staging:
-        log(f"{len(selection.modules)} linears of {len(tensors)} tensors by {method}; {len(staging.done)} done before")
+    files = layout.plan_files(tensors, selection, "BF16", caches, form)
+    with staged(output, files, _order(job, caches), form) as staging:
+        linears = f"{len(selection.modules)} linears of {len(tensors)} tensors to {form.name}"
+        log(f"{linears} by {method}; {len(staging.done)} done before")
         notes = _quantize_all(job, staging, statistics, log)
         log("copying what stays as it is")
-        staging.copy_rest(tensors)
+        staging.copy_rest(tensors.folder, tensors)
         _write_side_files(job, staging)
         if kv_cache:
             _write_json(staging.folder / side_scales.KV_FILE, side_scales.kv_scales(notes))
@@ -129,7 +140,7 @@ def _open(checkpoint: Path) -> tuple[ModelSpec, Checkpoint]:
         raise CheckpointError(
             f"{checkpoint} is already quantized (quant_method '{kind}')",
             "a BF16, F16 or F32 checkpoint",
-            "calibrate the original; an FP8 block-128 checkpoint exports as it is",
+            "calibrate the original; FP8 block-128 and packed int4 checkpoints export as they are",
         )
     spec = read_spec(checkpoint)
     tensors = Checkpoint(checkpoint)
@@ -144,6 +155,7 @@ def _order(job: _Job, caches: Sequence[str]) -> dict[str, Any]:
     stamps = [(tensors.folder / file.name).stat().st_mtime_ns for file in tensors.files]
     return {
         "checkpoint": [[asdict(file), stamp] for file, stamp in zip(tensors.files, stamps, strict=True)],
+        "--format or --group": job.form.name,
         "--method": job.method,
         "text": job.dataset.sha256 if job.dataset else None,
         "--modules or --keep": job.selection.modules,
@@ -176,10 +188,10 @@ def _quantized(job: _Job, staging: Staging, site: Site, found: BlockStatistics |
     if site.routed:  # from the weights alone, one in memory at a time
         for module in left:
             weight = read_tensor(job.tensors, job.sources[f"{module}.weight"])
-            yield from quantize({module: weight}, job.method, None)
+            yield from quantize({module: weight}, job.method, None, job.form.grid)
     else:
         weights = {module: load_tensor(job.tensors, f"{module}.weight") for module in left}
-        yield from quantize(weights, job.method, found.inputs[site.modules[0]] if found else None)
+        yield from quantize(weights, job.method, found.inputs[site.modules[0]] if found else None, job.form.grid)
         del weights
     release()
 
@@ -201,9 +213,8 @@ def _statistics(job: _Job, staging: Staging, kept: Path | None) -> Iterator[tupl
 
 def _write_side_files(job: _Job, staging: Staging) -> None:
     for path in layout.side_files(job.tensors.folder, job.tensors):
-        carry = link_or_copy if path.stat().st_size > EDITED_BYTES else shutil.copyfile
-        carry(path, staging.folder / path.name)
-    _write_json(staging.folder / "config.json", layout.output_config(job.tensors, job.selection))
+        staging.bring(path)
+    _write_json(staging.folder / "config.json", layout.output_config(job.tensors, job.selection, job.form))
     if layout.has_index(job.tensors):
         _write_json(staging.folder / INDEX, layout.weight_map(staging.files, job.tensors))
 
@@ -218,11 +229,13 @@ def _report(job: _Job, notes: dict[str, Any], staging: Staging, budget: float | 
     for site in job.selection.sites:
         layers.setdefault(site.block, []).extend(site.modules)
     result = CalibrationReport(
+        format=job.form.name,
         method=job.method,
         kept=job.selection.kept,
         weights=merged(weights),
         layers=by_layer(weights, layers),
         inputs=side_scales.input_peaks(notes) if job.dataset else {},
+        sizes=part_sizes(job.spec, job.tensors, Checkpoint(staging.folder), job.selection.modules, job.selection.kept),
         files={file.name: sha256_of(staging.folder / file.name) for file in staging.files},
         data=job.dataset.sha256 if job.dataset else None,
         tokens=job.dataset.tokens if job.dataset else {},
@@ -244,7 +257,7 @@ def _compare(job: _Job, dataset: Dataset, staging: Staging, result: CalibrationR
         return found
 
     ranked_sites = [site for site in job.selection.sites if not site.routed]
-    lower = lower_variants(original, job.selection, job.method, importance, lambda m: result.weights[m].picks)
+    lower = lower_variants(original, job.selection, job.method, job.form, importance, lambda m: result.weights[m].picks)
     if len(ranked_sites) < len(job.selection.sites):
         lower = []  # plainer methods would have written other experts, which were not kept
     count = len(layers_of(job.spec))
@@ -254,7 +267,7 @@ def _compare(job: _Job, dataset: Dataset, staging: Staging, result: CalibrationR
     comparing = Progress("2/3 comparing", count, log)
     result.perplexity, result.agreement = evaluate(original, [written, *lower], rows, comparing)
     ranking = Progress("3/3 ranking", count, log)
-    result.ranking = sensitivities(original, written.tensors, ranked_sites, ranked, ranking)
+    result.ranking = sensitivities(original, written.tensors, job.form, ranked_sites, ranked, ranking)
 
 
 def _importance_file(staging: Staging, key: str) -> Path:

@@ -1,4 +1,4 @@
-"""Weights that read one input in, FP8 weights and figures out.
+"""Weights that read one input in, quantized weights and figures out.
 
 The methods form a ladder: with text, each may take for every 128 rows what a lower one found, where that does better
 on text that none was fitted to (see choose).
@@ -16,17 +16,19 @@ from torch import Tensor
 from deltart.calib.choose import Source, choose
 from deltart.calib.compensate import compensate
 from deltart.calib.figures import WeightFigures, measure
+from deltart.calib.grid import FP8_BLOCKS, Grid
 from deltart.calib.observe import InputStatistics
 from deltart.calib.scales import Quantized, absmax, one_thread, rounded, search, search_scale
 from deltart.errors import CheckpointError
-from deltart.plugins.fp8_linear.reference import BLOCK
 
 Method = Literal["absmax", "mse", "hessian"]
 LADDER: tuple[Method, ...] = ("absmax", "mse", "hessian")
 Result = tuple[str, Quantized, WeightFigures]
 
 
-def quantize(weights: Mapping[str, Tensor], method: Method, inputs: InputStatistics | None) -> Iterator[Result]:
+def quantize(
+    weights: Mapping[str, Tensor], method: Method, inputs: InputStatistics | None, grid: Grid = FP8_BLOCKS
+) -> Iterator[Result]:
     """Quantize weights [N, K] that read the same inputs; `weights` by module name.
 
     Without `inputs` "hessian" has nothing to go by, and is "mse".
@@ -35,40 +37,39 @@ def quantize(weights: Mapping[str, Tensor], method: Method, inputs: InputStatist
         CheckpointError: a weight holds inf or NaN.
     """
     if inputs is not None:
-        yield from _with_text(weights, method, inputs)
+        yield from _with_text(weights, method, inputs, grid)
         return
     for module, weight in weights.items():
         with _naming(module), one_thread():
-            result = absmax(weight) if method == "absmax" else search(weight, None)
+            result = absmax(weight, grid=grid) if method == "absmax" else search(weight, None, grid=grid)
             figures = measure(weight, result)
         yield module, result, figures
 
 
-def lower_sources(scale: Tensor | None) -> dict[str, Source]:
+def lower_sources(scale: Tensor | None, grid: Grid = FP8_BLOCKS) -> dict[str, Source]:
     """The candidates that can be had again at any time: absmax and, given its scales, mse."""
-    sources: dict[str, Source] = {"absmax": lambda rows, stripe: absmax(stripe)}
+    sources: dict[str, Source] = {"absmax": lambda rows, stripe: absmax(stripe, grid=grid)}
     if scale is not None:
 
         def mse(rows: slice, stripe: Tensor) -> Quantized:
-            own = scale[rows.start // BLOCK : rows.stop // BLOCK]
-            return Quantized(rounded(stripe, own), own)
+            return rounded(stripe, scale[grid.scale_rows(rows)], grid)
 
         sources["mse"] = mse
     return sources
 
 
-def _with_text(weights: Mapping[str, Tensor], method: Method, inputs: InputStatistics) -> Iterator[Result]:
+def _with_text(weights: Mapping[str, Tensor], method: Method, inputs: InputStatistics, grid: Grid) -> Iterator[Result]:
     scales: dict[str, Tensor] = {}
     if method != "absmax":
         for module, weight in weights.items():
             with _naming(module), one_thread():
-                scales[module] = search_scale(weight, inputs.importance)
+                scales[module] = search_scale(weight, inputs.importance, grid=grid)
     compensated: dict[str, Quantized] = {}
     if method == "hessian":
-        results = compensate(list(weights.values()), list(scales.values()), inputs.moments, inputs.tokens)
+        results = compensate(list(weights.values()), list(scales.values()), inputs.moments, inputs.tokens, grid)
         compensated = dict(zip(weights, results, strict=True))
     for module, weight in weights.items():
-        sources = lower_sources(scales.get(module))
+        sources = lower_sources(scales.get(module), grid)
         if module in compensated:
             sources["hessian"] = lambda rows, stripe, own=compensated[module]: own.rows(rows)  # type: ignore[misc]
         with _naming(module):

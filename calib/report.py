@@ -9,6 +9,7 @@ from pathlib import Path
 from deltart.calib.evaluate import Fidelity
 from deltart.calib.figures import LayerFigures, WeightFigures
 from deltart.calib.sensitivity import Keep, Sensitivity, keep_for
+from deltart.calib.sizes import PartSize
 
 NAME = "report.json"
 SHARES = (0.75, 0.5, 0.25)  # of the loss
@@ -19,10 +20,12 @@ class CalibrationReport:
     """What was quantized and how well.
 
     Attributes:
+        format: what the weights became.
         kept: modules that stay in BF16 although the vendor would quantize them, and why.
         weights: figures by module.
         layers: figures by layer.
         inputs: peak over RMS of what flows in on the calibration text, by the first module that reads it.
+        sizes: bytes before and after, by part of the checkpoint.
         files: SHA-256 of each weight file.
         data: SHA-256 of the calibration text, None without text; the rest is empty then.
         tokens: how many tokens each part of the text has.
@@ -32,11 +35,13 @@ class CalibrationReport:
         ranking: sites by the harm their quantization alone does.
     """
 
+    format: str
     method: str
     kept: dict[str, str]
     weights: dict[str, WeightFigures]
     layers: dict[str, LayerFigures]
     inputs: dict[str, float]
+    sizes: dict[str, PartSize]
     files: dict[str, str]
     data: str | None
     tokens: dict[str, int]

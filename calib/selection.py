@@ -1,4 +1,4 @@
-"""Which linears of a checkpoint become FP8, and why others stay as they are."""
+"""Which linears of a checkpoint are quantized, and why others stay as they are."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from deltart.calib.formats import FP8, Format
 from deltart.errors import ConfigError
 from deltart.export.checkpoint import Checkpoint
 from deltart.export.formats.bf16 import Linear
@@ -79,6 +80,7 @@ def select(
     tensors: Mapping[str, TensorInfo],
     modules: Sequence[str] | None,
     keep: Sequence[str] = (),
+    form: Format = FP8,
 ) -> Selection:
     """The sites to quantize.
 
@@ -86,9 +88,11 @@ def select(
         tensors: what is stored, experts by themselves (see experts.unfused).
         modules: parts of the names of what to quantize ("mlp", "layers.3", "q_proj"); all candidates when None.
         keep: parts of the names of what stays as it is.
+        form: what the weights become.
 
     Raises:
-        ConfigError: a name matches nothing, splits a fused group, or nothing is left to quantize.
+        ConfigError: a name matches nothing, splits a fused group, nothing is left to quantize, or routed experts are,
+            which the format can't hold.
     """
     sites = list(sites)
     _check_names("--modules", modules or (), sites)
@@ -98,6 +102,13 @@ def select(
     if not chosen:
         expected, hint = f"linears with sizes that {BLOCK} divides", "see --modules and --keep"
         raise ConfigError("no module is left to quantize", expected, hint)
+    experts = next((site for site in chosen if site.routed), None)
+    if experts is not None and not form.routed:
+        raise ConfigError(
+            f"routed experts to quantize ({experts.modules[0]}) to {form.name}",
+            "FP8 for them",
+            "leave them as they are with --keep experts, or use --format fp8",
+        )
     return Selection(chosen, {m: reason for site, reason in reasons.items() if reason for m in site.modules})
 
 

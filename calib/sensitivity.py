@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 from deltart.calib.evaluate import divergences, relative_change
+from deltart.calib.formats import Format
 from deltart.calib.forward import LayerPass, Values, batches_of, normalise, run_block, sweep
 from deltart.calib.memory import release
 from deltart.calib.progress import Progress
-from deltart.calib.scales import Quantized
 from deltart.calib.selection import Site
 from deltart.calib.variants import Variant, put
 from deltart.export.checkpoint import Checkpoint
-from deltart.export.weights import load_tensor
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,12 @@ class Keep:
 
 
 def sensitivities(
-    original: Variant, quantized: Checkpoint, sites: Sequence[Site], rows: Sequence[Sequence[int]], progress: Progress
+    original: Variant,
+    quantized: Checkpoint,
+    form: Format,
+    sites: Sequence[Site],
+    rows: Sequence[Sequence[int]],
+    progress: Progress,
 ) -> list[Sensitivity]:
     """Each site's harm with the weights of the checkpoint `quantized`, most harmful first.
 
@@ -62,7 +67,7 @@ def sensitivities(
             for values in (values for stream in streams.values() for values in stream):
                 values["h"] = run_block(step.block, step.module, values)["h"]
         for site in (site for site in sites if site.block == step.key):
-            with _replaced(step, site, quantized):
+            with _replaced(step, site, quantized, form):
                 outputs = [run_block(step.block, step.module, values)["h"] for values in inputs]
             changes[site] = relative_change(outputs, step.batches)
             if in_text:
@@ -74,7 +79,9 @@ def sensitivities(
         normalise(original.spec, original.tensors, stream)
     costs = dict(zip(streams, divergences(original, final, list(streams.values())), strict=True))
     ranking = [
-        Sensitivity(site.modules, change, max(0.0, costs.get(site, 0.0)), _extra_bytes(site, quantized))
+        Sensitivity(
+            site.modules, change, max(0.0, costs.get(site, 0.0)), _extra_bytes(site, original.tensors, quantized, form)
+        )
         for site, change in changes.items()
     ]
     return sorted(ranking, key=lambda s: (-s.kl, -s.perturbation))
@@ -96,18 +103,15 @@ def keep_for(kl: float, budget: float, ranking: Sequence[Sensitivity]) -> Keep:
     return Keep(kl * max(left, 0.0) / total if total else 0.0, sum(s.extra_bytes for s in kept), modules)
 
 
-def _extra_bytes(site: Site, quantized: Checkpoint) -> int:
-    return sum(quantized[f"{m}.weight"].nbytes - quantized[f"{m}.weight_scale_inv"].nbytes for m in site.modules)
+def _extra_bytes(site: Site, original: Checkpoint, quantized: Checkpoint, form: Format) -> int:
+    stored = sum(quantized[f"{module}.{leaf}"].nbytes for module in site.modules for leaf in form.leaves)
+    return sum(2 * math.prod(original[f"{module}.weight"].shape) for module in site.modules) - stored
 
 
 @contextmanager
-def _replaced(step: LayerPass, site: Site, quantized: Checkpoint) -> Iterator[None]:
+def _replaced(step: LayerPass, site: Site, quantized: Checkpoint, form: Format) -> Iterator[None]:
     """The step's module with the quantized weights of one site."""
-    kept = {}
-    for name in site.modules:
-        values = load_tensor(quantized, f"{name}.weight"), load_tensor(quantized, f"{name}.weight_scale_inv")
-        kept[name] = put(step, name, Quantized(*values))
+    kept = {name: put(step, name, form.linear(form.load(quantized, name))) for name in site.modules}
     yield
     for name, linear in kept.items():
-        parent, _, leaf = name.removeprefix(f"{step.key}.").rpartition(".")
-        setattr(step.module.get_submodule(parent), leaf, linear)
+        put(step, name, linear)

@@ -9,12 +9,12 @@ import torch
 from torch import nn
 
 from deltart.calib.choose import take
+from deltart.calib.formats import Format
 from deltart.calib.forward import LayerPass
 from deltart.calib.quantize import LADDER, Method, lower_sources
-from deltart.calib.scales import Quantized, one_thread, search_scale
+from deltart.calib.scales import one_thread, search_scale
 from deltart.calib.selection import Selection
 from deltart.export.checkpoint import Checkpoint
-from deltart.export.formats.fp8_block import Fp8BlockLinear
 from deltart.export.spec import ModelSpec
 from deltart.export.weights import load_tensor
 
@@ -33,6 +33,7 @@ def lower_variants(
     original: Variant,
     selection: Selection,
     method: Method,
+    form: Format,
     importance: Callable[[str], dict[str, torch.Tensor]],
     picks: Callable[[str], dict[str, str]],
 ) -> list[Variant]:
@@ -50,21 +51,18 @@ def lower_variants(
                 for module in site.modules:
                     weight = load_tensor(original.tensors, f"{module}.weight")
                     with one_thread():
-                        scale = search_scale(weight, own[site.modules[0]]) if name == "mse" else None
-                        put(step, module, take(weight, lower_sources(scale), picks(module)[name]))
+                        scale = search_scale(weight, own[site.modules[0]], grid=form.grid) if name == "mse" else None
+                        taken = take(weight, lower_sources(scale, form.grid), picks(module)[name])
+                        put(step, module, form.linear(taken))
 
         return Variant(name, original.spec, original.tensors, prepare)
 
     return [variant(name) for name in reversed(LADDER[: LADDER.index(method)])]
 
 
-def put(step: LayerPass, module: str, quantized: Quantized) -> nn.Module:
-    """Replace a linear of the layer by its quantized form, by its full name. Returns the old one."""
+def put(step: LayerPass, module: str, linear: nn.Module) -> nn.Module:
+    """Replace a linear of the layer, by its full name. Returns the old one."""
     parent, _, leaf = module.removeprefix(f"{step.key}.").rpartition(".")
-    with torch.device("meta"):
-        linear = Fp8BlockLinear(*reversed(quantized.weight.shape))
-    linear.weight = nn.Parameter(quantized.weight, requires_grad=False)
-    linear.weight_scale_inv = nn.Parameter(quantized.scale, requires_grad=False)
     owner = step.module.get_submodule(parent)
     old: nn.Module = getattr(owner, leaf)
     setattr(owner, leaf, linear)

@@ -46,6 +46,10 @@ class CalibrationError(DeltaRTError):
     """Calibration can't start or go on: unusable text, an output in use, too little disk, an impossible request."""
 
 
+class MergeError(DeltaRTError):
+    """An adapter that can't be merged, does not fit its base model, or a merge that can't start or go on."""
+
+
 class BuildError(DeltaRTError):
     """A kernel, plugin library or TensorRT engine could not be built."""
 

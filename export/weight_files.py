@@ -61,8 +61,7 @@ def _no_weights(folder: Path) -> CheckpointError:
     expected = f"{SINGLE}, or {INDEX} and its files"
     if "adapter_config.json" in files or any(name.startswith("adapter_model") for name in files):
         found = f"{folder} holds a LoRA adapter (adapter_config.json), not a model"
-        merge = "PeftModel.from_pretrained(base, folder).merge_and_unload().save_pretrained(merged)"
-        return CheckpointError(found, expected, f"merge it into its base model: {merge}")
+        return CheckpointError(found, expected, f"merge it into its base model: deltart merge BASE {folder} -o OUT")
     if shards:
         return CheckpointError(f"{folder} holds {_listed(shards)} without {INDEX}", expected, _without_index(shards))
     if safetensors:

@@ -98,7 +98,7 @@ class Engine:
         self.max_context = min(self.max_context, self._slots.limits.capacity)  # a GPU engine is built for so many
         limits = replace(self._slots.limits, capacity=self.max_context)
         self.plan: MemoryPlan = plan_memory(
-            limits, backend.weight_bytes, options.memory_bytes, options.cache_bytes, vision
+            limits, backend.weight_bytes, options.memory_bytes, options.cache_bytes, vision, backend.held_bytes
         )
         self._encoder = VisionEncoder(backend.see, vision, self.plan.vision // 2) if vision else None
         self._structures = StructureCompiler(tokenizer, self.vocab_limit)

@@ -54,14 +54,18 @@ class MemoryPlan:
 
 
 def plan_memory(
-    limits: Limits, weights: int, memory: int | None, cache: int | None, vision: VisionEntry | None = None
-) -> MemoryPlan:
-    """Divide `memory` bytes (what the machine has to spare, when None) among its uses.
+    limits: Limits, weights: int, memory: int | None, cache: int | None, vision: VisionEntry | None = None,
+    held: int = 0,
+) -> MemoryPlan:  # fmt: skip
+    """Divide `memory` bytes among its uses; when None, what the machine has to spare and the weights already hold.
+
+    Args:
+        held: bytes of the weights that are in memory by now.
 
     Raises:
         GenerationError: what must be there does not fit.
     """
-    available = spare_memory() if memory is None else memory
+    available = spare_memory() + held if memory is None else memory
     states = limits.slots * limits.slot_bytes
     left = available - weights - states
     pictures = min(_vision_bytes(vision), max(int(left * MAX_VISION_SHARE), 0)) if vision else 0

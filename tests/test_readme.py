@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from deltart.cli import main, parser
+from support.adapters import linears, write_adapter
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -54,8 +55,10 @@ def test_commands_run_as_they_stand(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     """Those of its shell blocks, in their order, on the built-in checkpoint; a server would not end."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "artifacts").mkdir()
+    (tmp_path / "models").symlink_to(CHECKPOINT)
+    write_adapter(tmp_path / "adapters", CHECKPOINT, linears(CHECKPOINT))
     for command in COMMANDS:
-        words = [str(CHECKPOINT) if word.startswith("/models/") else word for word in shlex.split(command)]
+        words = [re.sub(r"^/(models|adapters)/.+", r"\1", word) for word in shlex.split(command)]
         if words[0] not in ("serve", "chat"):
             assert main(words + (["--max-new-tokens", "4"] if words[0] == "generate" else [])) == 0
 

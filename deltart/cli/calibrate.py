@@ -1,22 +1,38 @@
-"""deltart calibrate: a BF16 checkpoint in, an FP8 block-128 checkpoint out."""
+"""deltart calibrate: a BF16 checkpoint in; an FP8 block-128 checkpoint out, or one in int4."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from deltart.cli.bounds import real
 from deltart.cli.steps import Steps
+from deltart.errors import CalibrationError
+
+if TYPE_CHECKING:
+    from deltart.calib.formats import Format
 
 
 def add_parser(commands: Any) -> None:
     """Add the subcommand."""
     parser: argparse.ArgumentParser = commands.add_parser(
-        "calibrate", help="quantize a BF16 checkpoint to the vendor's FP8 block-128 layout", description=__doc__
+        "calibrate",
+        help="quantize a BF16 checkpoint to the vendor's FP8 block-128 layout, or to int4",
+        description=__doc__,
     )
     parser.add_argument("checkpoint", type=Path, help="Hugging Face checkpoint folder, not quantized")
     parser.add_argument("-o", "--output", type=Path, required=True, help="folder to write; must not hold anything")
+    parser.add_argument(
+        "--format",
+        choices=["fp8", "int4"],
+        default="fp8",
+        help="the vendor's E4M3 with a scale per 128 x 128 values (default), or symmetric int4 in groups of a row, "
+        "packed as compressed-tensors does",
+    )
+    parser.add_argument(
+        "--group", type=int, choices=[32, 128], metavar="N", help="values that share an int4 scale: 32 or 128 (default)"
+    )
     parser.add_argument(
         "--method",
         choices=["absmax", "mse", "hessian"],
@@ -55,6 +71,7 @@ def run(arguments: argparse.Namespace) -> None:
             arguments.checkpoint,
             arguments.output,
             method=arguments.method,
+            form=_form(arguments),
             data=_data(arguments),
             kv_cache=arguments.kv_cache,
             activations=arguments.activations,
@@ -66,7 +83,19 @@ def run(arguments: argparse.Namespace) -> None:
         )
     for variant, found in result.agreement.items():
         print(f"{variant}: KL {found.kl:.3g} nats, top-1 {found.top1:.2%}, perplexity {found.perplexity:.4g}")
-    print(f"{len(result.weights)} linears quantized; see {arguments.output / NAME}")
+    parts = result.sizes.values()
+    became = f"{sum(p.before for p in parts) / 1e6:,.1f} MB became {sum(p.after for p in parts) / 1e6:,.1f} MB"
+    print(f"{len(result.weights)} linears quantized, {became}; see {arguments.output / NAME}")
+
+
+def _form(arguments: argparse.Namespace) -> Format:
+    from deltart.calib.formats import FP8, Int4Groups
+
+    if arguments.format == "fp8":
+        if arguments.group is not None:
+            raise CalibrationError("--group without --format int4", "FP8's blocks are 128 x 128", "leave it out")
+        return FP8
+    return Int4Groups(arguments.group or 128)
 
 
 def _data(arguments: argparse.Namespace) -> Path | None:

@@ -17,6 +17,7 @@ from deltart.cli import (
     extras,
     generate,
     inspect,
+    merge,
     plan,
     plugins,
     serve,
@@ -27,7 +28,9 @@ from deltart.cli.guard import say
 from deltart.cli.signals import ending
 from deltart.version import __version__
 
-COMMANDS = (inspect, calibrate, export, plan, build, verify, bench, generate, chat, serve, synthesize, plugins, doctor)
+COMMANDS = (
+    inspect, merge, calibrate, export, plan, build, verify, bench, generate, chat, serve, synthesize, plugins, doctor,
+)  # fmt: skip
 
 
 def parser() -> argparse.ArgumentParser:

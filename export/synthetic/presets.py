@@ -1,4 +1,4 @@
-"""Configurations of synthetic checkpoints: the real 27B and 35B-A3B, and small ones of the same architectures."""
+"""Configurations of synthetic checkpoints: the real 27B, 35B-A3B and the family's small dense models, and tiny ones."""
 
 from __future__ import annotations
 
@@ -125,13 +125,34 @@ def _qwen3_6_35b_a3b() -> Config:
     return conditional_generation(text, _tower(text))
 
 
-def _tower(text: Config) -> Config:
+def _qwen3_5_0_8b() -> Config:
+    text = text_config(
+        hidden=1024, ffn=3584, layers=24, heads=8, kv_heads=2, k_heads=16, v_heads=16, vocab=248320, tied=True
+    )  # fmt: skip
+    return conditional_generation(text, _tower(text, depth=12, hidden=768, ffn=3072, heads=12))
+
+
+def _qwen3_5_4b() -> Config:
+    text = text_config(
+        hidden=2560, ffn=9216, layers=32, heads=16, kv_heads=4, k_heads=16, v_heads=32, vocab=248320, tied=True
+    )  # fmt: skip
+    return conditional_generation(text, _tower(text, depth=24, hidden=1024, ffn=4096, heads=16))
+
+
+def _qwen3_5_9b() -> Config:
+    text = text_config(
+        hidden=4096, ffn=12288, layers=32, heads=16, kv_heads=4, k_heads=16, v_heads=32, vocab=248320
+    )  # fmt: skip
+    return conditional_generation(text, _tower(text))
+
+
+def _tower(text: Config, *, depth: int = 27, hidden: int = 1152, ffn: int = 4304, heads: int = 16) -> Config:
     return {
         "model_type": text["model_type"].removesuffix("_text"),
-        "depth": 27,
-        "hidden_size": 1152,
-        "intermediate_size": 4304,
-        "num_heads": 16,
+        "depth": depth,
+        "hidden_size": hidden,
+        "intermediate_size": ffn,
+        "num_heads": heads,
         "in_channels": 3,
         "patch_size": 16,
         "spatial_merge_size": 2,
@@ -172,6 +193,12 @@ PRESETS: dict[str, Callable[[], Config]] = {
     "qwen3.6-27b-int4": _qwen3_6_27b,
     "qwen3.6-35b-a3b": _qwen3_6_35b_a3b,
     "qwen3.6-35b-a3b-fp8": _qwen3_6_35b_a3b,
+    "qwen3.5-0.8b": _qwen3_5_0_8b,
+    "qwen3.5-0.8b-int4": _qwen3_5_0_8b,
+    "qwen3.5-4b": _qwen3_5_4b,
+    "qwen3.5-4b-int4": _qwen3_5_4b,
+    "qwen3.5-9b": _qwen3_5_9b,
+    "qwen3.5-9b-int4": _qwen3_5_9b,
     "tiny": _tiny,
     "tiny-fp8": _tiny,
     "tiny-int4": _tiny,

@@ -33,6 +33,7 @@ SHARD_BYTES = 5_000_000_000
 CHECKPOINT = Marker("a checkpoint", "config.json", lambda folder: None)  # none is ever replaced
 SCALE = "_scale_inv"  # behind the name of the weight that it scales
 SCALES = (SCALE, PACKED_SCALE)
+HEAD = "lm_head"
 LAYER = re.compile(r"model\.(?:language_model\.)?layers\.(\d+)\.")
 Log = Callable[[str], None]
 INITIALIZER_RANGE = 0.02  # of embedding and head, as the family is initialised; other matrices preserve variance
@@ -131,7 +132,8 @@ def _quantization_config(config: Config, output: Path, int4_group: int | None) -
     names = {plan.name.removesuffix(".weight").removesuffix(".bias") for plan in tensor_plans(read_spec(output))}
     if int4_group is None:
         return quantization_config(name for name in names if not is_quantized(name))
-    return group_config(int4_group, tuple(n for n in names if not (is_quantized(n) or n == "lm_head")))
+    packed = {name for name in names if is_quantized(name) or name == HEAD}
+    return group_config(int4_group, tuple((names | {HEAD}) - packed))  # a tied head is the embedding, in BF16
 
 
 def _by_layer(plans: Iterable[TensorInfo]) -> dict[str, list[TensorInfo]]:

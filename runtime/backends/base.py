@@ -40,6 +40,10 @@ class ServingBackend(Backend, Protocol):
         """Bytes of host memory that the weights take once they are used."""
 
     @property
+    def held_bytes(self) -> int:
+        """Bytes of them that are in memory by now."""
+
+    @property
     def sees(self) -> bool:
         """Whether `see` may be called, and prompts may hold pictures."""
 

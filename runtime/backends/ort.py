@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -122,7 +122,15 @@ class OrtBackend:
     @property
     def weight_bytes(self) -> int:
         """See Backend: float32 when folded, nothing but mapped pages else; packed weights are kept as they are."""
-        names = {name for graph in self.manifest.graphs.values() for name in graph.weights}
+        return self._bytes_of(self.manifest.graphs)
+
+    @property
+    def held_bytes(self) -> int:
+        """See ServingBackend."""
+        return self._bytes_of(self._sessions)
+
+    def _bytes_of(self, graphs: Iterable[str]) -> int:
+        names = {name for graph in graphs for name in self.manifest.graphs[graph].weights}
         if self._mode == "mapped":
             return 0
         entries = [self.manifest.tensors[name] for name in names]

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from deltart.calib import staging
+from deltart import staging
 from deltart.calib.pipeline import calibrate
 from deltart.errors import CalibrationError, CheckpointError, ConfigError, DeltaRTError, OutputError
 from deltart.export.checkpoint import Checkpoint

@@ -10,7 +10,8 @@ import pytest
 import torch
 from transformers.integrations.finegrained_fp8 import Fp8Quantize
 
-from deltart.calib.scales import absmax, decode, search
+from deltart.calib.grid import decode_e4m3 as decode
+from deltart.calib.scales import absmax, search
 from deltart.dtypes import E4M3_MAX
 
 BF16_MAX = 255 * 2.0**120

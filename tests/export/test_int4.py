@@ -160,8 +160,12 @@ def test_int8_activations_need_int4_weights(tmp_path: Path) -> None:
         export_checkpoint(checkpoint, tmp_path / "artifact", int4_activations="int8")
 
 
-def test_27b_in_int4_is_accounted_for(tmp_path: Path) -> None:
-    synthesize("qwen3.6-27b-int4", tmp_path / "checkpoint", sparse=True)
+@pytest.mark.parametrize(
+    ("preset", "gigabytes"),
+    [("qwen3.6-27b-int4", 17), ("qwen3.5-9b-int4", 7.5), ("qwen3.5-4b-int4", 4), ("qwen3.5-0.8b-int4", 1)],
+)
+def test_int4_is_accounted_for_at_full_size(preset: str, gigabytes: float, tmp_path: Path) -> None:
+    synthesize(preset, tmp_path / "checkpoint", sparse=True)
     checkpoint = Checkpoint(tmp_path / "checkpoint")
     ledger_of(bind(read_spec(tmp_path / "checkpoint"), checkpoint))
-    assert 16e9 < sum(info.nbytes for info in checkpoint.values()) < 18e9
+    assert sum(info.nbytes for info in checkpoint.values()) / 1e9 == pytest.approx(gigabytes, rel=0.1)

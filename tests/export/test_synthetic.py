@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import gzip
 import json
+import math
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from safetensors import safe_open
+from transformers import Qwen3_5Config, Qwen3_5ForConditionalGeneration
 
 from deltart.errors import CheckpointError, OutputError
 from deltart.export.bound import bind
@@ -36,6 +39,22 @@ def test_real_sizes_have_the_real_tensor_map(preset: str, tensor_map: str, real_
     assert {name: [info.dtype, list(info.shape)] for name, info in checkpoint.items()} == expected
     on_disk = sum(file.stat().st_blocks * 512 for file in (tmp_path / "checkpoint").iterdir())
     assert on_disk < 20_000_000 < 25e9 < sum(info.nbytes for info in checkpoint.values())
+
+
+@pytest.mark.parametrize(("preset", "billions"), [("qwen3.5-0.8b", 0.85), ("qwen3.5-4b", 4.54), ("qwen3.5-9b", 9.41)])
+def test_small_relatives_have_the_tensors_of_transformers_model(preset: str, billions: float, tmp_path: Path) -> None:
+    """What transformers makes of the config, without the MTP head, which it has not."""
+    synthesize(preset, tmp_path / "checkpoint", sparse=True)
+    config = Qwen3_5Config.from_pretrained(tmp_path / "checkpoint")
+    with torch.device("meta"):
+        model = Qwen3_5ForConditionalGeneration(config)
+    expected = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    if config.tie_word_embeddings:
+        del expected["lm_head.weight"]
+    stored = {name: info.shape for name, info in Checkpoint(tmp_path / "checkpoint").items()}
+    assert {name: shape for name, shape in stored.items() if not name.startswith("mtp.")} == expected
+    assert sum(map(math.prod, expected.values())) / 1e9 == pytest.approx(billions, abs=0.01)
+    assert sum(name.startswith("mtp.") for name in stored) == 15
 
 
 def test_files_are_of_the_published_sizes(tmp_path: Path) -> None:

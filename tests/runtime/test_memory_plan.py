@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
+import deltart
 from deltart.errors import GenerationError
+from deltart.runtime import memory_plan
+from deltart.runtime.backends.ort import OrtBackend
 from deltart.runtime.backends.slots import Limits
+from deltart.runtime.engine import EngineOptions
 from deltart.runtime.memory_plan import plan_memory
 from support.vision import ENTRY
 
@@ -31,3 +36,18 @@ def test_little_memory_is_shared_all_the_same() -> None:
     assert plan.vision < 25_000_000
     with pytest.raises(GenerationError, match="memory for weights"):
         plan_memory(replace(LIMITS, slots=200), 0, 100_000_000, None, ENTRY)
+
+
+def test_weights_that_are_in_memory_are_not_asked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory_plan, "spare_memory", lambda: 3 * GB)
+    with pytest.raises(GenerationError, match=r"3\.0 GB of memory for weights of 20\.0 GB"):
+        plan_memory(LIMITS, 20 * GB, None, None)
+    plan = plan_memory(LIMITS, 20 * GB, None, None, held=19 * GB)
+    assert plan.available == 22 * GB and 0 < plan.tokens * plan.token_bytes + plan.cache <= 2 * GB
+    assert plan_memory(LIMITS, 2 * GB, 12 * GB, None, held=2 * GB).available == 12 * GB  # what was said is all there is
+
+
+def test_an_engine_counts_the_sessions_that_it_opened(nano_artifact: Path) -> None:
+    with deltart.load(str(nano_artifact), threads=1, options=EngineOptions(slots=1, draft_tokens=0)) as engine:
+        backend = engine.backend
+        assert isinstance(backend, OrtBackend) and 0 < backend.held_bytes < backend.weight_bytes  # no MTP graph

@@ -1,4 +1,4 @@
-"""The nano checkpoint, made and scored on a CPU: train | export | evaluate | check."""
+"""The nano checkpoint, made and scored on a CPU: train | export | drafts | evaluate | check."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from tools.nano import curve, evaluate, export, heldout, reference, runtime, train
+from tools.nano import curve, drafts, evaluate, export, heldout, reference, runtime, train
 
 COMPARED = 200  # held-out prompts on which transformers answers too
 
@@ -18,6 +18,7 @@ def main() -> None:
     for name, action, text in (
         ("train", train_command, "train (or continue) in the work folder, then export and evaluate"),
         ("export", export_command, "write the work folder's weights as the checkpoint"),
+        ("drafts", drafts_command, "train the checkpoint's MTP head to draft several tokens in a row"),
         ("evaluate", evaluate_command, "score the checkpoint on the held-out set through transformers"),
     ):
         command = commands.add_parser(name, help=text)
@@ -46,6 +47,12 @@ def export_command(arguments: argparse.Namespace) -> None:
     curve.draw(arguments.work / "log.jsonl", arguments.checkpoint.parent / "curve.png")
 
 
+def drafts_command(arguments: argparse.Namespace) -> None:
+    model, tokenizer = reference.load(arguments.checkpoint)
+    drafts.train(model, tokenizer, drafts.DraftRecipe())
+    drafts.write(model, arguments.checkpoint)
+
+
 def evaluate_command(arguments: argparse.Namespace) -> None:
     model, tokenizer = reference.load(arguments.checkpoint)
     questions = heldout.read()
@@ -54,6 +61,8 @@ def evaluate_command(arguments: argparse.Namespace) -> None:
     print(evaluate.table(evaluate.score(questions, replies)))
     accepted = reference.acceptance(model, asked, answered)
     print(f"\nMTP, k=1: {accepted.mean:.3f} of {accepted.drafts} drafts accepted")
+    shares = drafts.acceptance(model, asked, answered, drafts.DraftRecipe.depth)
+    print("MTP, drafts in a row, each where those before were right:", " ".join(f"{share:.3f}" for share in shares))
 
 
 def check_command(arguments: argparse.Namespace) -> None:

@@ -195,6 +195,11 @@ class TensorRtBackend:
         """See Backend: nothing of the host's memory."""
         return 0
 
+    @property
+    def held_bytes(self) -> int:
+        """See ServingBackend."""
+        return 0
+
     def open_slots(self, slots: int, max_context: int, vocab_limit: int, drafts: bool = True) -> Slots:
         """See Backend."""
         capacity = min(max_context + 2 * MAX_DRAFTS + 2, self.engine.max_context)

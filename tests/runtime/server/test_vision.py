@@ -130,14 +130,14 @@ def test_what_is_refused(part: dict[str, Any], words: str, sighted: Served) -> N
 def test_a_file_that_loses_its_decoder_is_refused_and_the_next_is_answered(sighted: Served, expected: str) -> None:
     """The child that decodes is stopped, as by a file that has it spin, or killed, as by one that crashes it."""
     part = {"type": "image_url", "image_url": {"url": data_url()}}
-    settings = replace(SETTINGS, limits=replace(SETTINGS.limits, image_seconds=0.5))
+    settings = replace(SETTINGS, limits=replace(SETTINGS.limits, image_seconds=3.0))
     with served(sighted.service.engine, settings) as server:
         assert said(chat(server, part)).strip() == expected.strip()
         child = server.service._decoder._idle[-1]._process
         child.send_signal(signal.SIGSTOP)
         answer = chat(server, part)
         assert answer.status_code == 400
-        assert "a picture that takes more than 0.5 s to decode" in answer.json()["error"]["message"]
+        assert "a picture that takes more than 3 s to decode" in answer.json()["error"]["message"]
         assert child.poll() == -signal.SIGKILL
         assert said(chat(server, part)).strip() == expected.strip()
         child = server.service._decoder._idle[-1]._process

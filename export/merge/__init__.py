@@ -1,0 +1,1 @@
+"""LoRA adapters put into checkpoints: a checkpoint and an adapter in, a checkpoint out."""
