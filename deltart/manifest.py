@@ -19,9 +19,10 @@ from deltart.json_files import read_json
 FORMAT = 3
 FILE_NAME, DIGEST = "manifest.json", "sha256"
 WRITTEN_BY, AGAIN = "a folder written by `deltart export`", "export again"
-# Inputs of a text graph for rows of the vision tower; engines are built without them.
+# Inputs of a text graph for rows of the vision tower; of an engine's plans prefill's have them.
 MEDIA_INPUTS = ("vision_embeds", "vision_index")
 WITHOUT_TOWER = ("native",)  # targets
+SEEING = "tensorrt-seeing"  # one more of a text graph's files: target "tensorrt" with MEDIA_INPUTS, for prefill
 # What later commands add: build, verify, and the runtime's caches of compiled kernels.
 ADDED = ("report.html", "report.json", *(f"engine/*/*.{suffix}" for suffix in ("plan", "json", "cache", "kernels")))
 

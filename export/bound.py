@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import nn
 
 from deltart.export.checkpoint import Checkpoint
 from deltart.export.graph import Block, ModelGraph
-from deltart.export.models.registry import graphs_of, tower_of
+from deltart.export.models.registry import graphs_of
 from deltart.export.spec import ModelSpec
 from deltart.export.structure import settle
 from deltart.export.weights import build_module
@@ -66,12 +66,6 @@ def bind(
     return BoundModel(
         spec, checkpoint, dtype, mtp, vision, tuple(bind_graph(graph, spec, checkpoint) for graph in graphs)
     )
-
-
-def with_tower(model: BoundModel) -> BoundModel:
-    """A `model` of text and the vision tower's graph beside it: a prompt's pictures come to no text graph."""
-    tower = bind_graph(tower_of(model.spec, model.dtype), model.spec, model.checkpoint)
-    return replace(model, graphs=(*model.graphs, tower))
 
 
 def bind_graph(graph: ModelGraph, spec: ModelSpec, checkpoint: Checkpoint) -> BoundGraph:

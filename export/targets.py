@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,14 +13,14 @@ import torch
 from deltart.artifact import load_manifest, read_graph
 from deltart.errors import ArtifactError
 from deltart.export.assemble import Tracer, assemble, lower
-from deltart.export.bound import BoundGraph, BoundModel, bind, with_tower
+from deltart.export.bound import BoundGraph, BoundModel, bind
 from deltart.export.checkpoint import Checkpoint
 from deltart.export.lower import functions, native, ort, tensorrt
 from deltart.export.spec import exported_spec
 from deltart.export.states import writers
 from deltart.export.weights import WEIGHTS_FOLDER
 from deltart.files import write_atomically
-from deltart.manifest import Manifest
+from deltart.manifest import SEEING, Manifest
 from deltart.plugins.registry import MODEL_OPS
 
 
@@ -119,10 +120,19 @@ def lower_artifact(artifact: Path, name: str, log: Callable[[str], None] = lambd
         return
     target = TARGETS[name]
     tensors = _exported_tensors(artifact, manifest)
-    model = bind(exported_spec(manifest.spec), tensors, target.dtype, "mtp" in manifest.graphs)
+    spec, mtp = exported_spec(manifest.spec), "mtp" in manifest.graphs
+    model, files = bind(spec, tensors, target.dtype, mtp), defaultdict[str, dict[str, str]](dict)
+    parts = [(model, target)]
     if manifest.vision is not None:
-        model = with_tower(model)
-    _add_files(artifact, manifest, {w.bound.graph.name: w.files for w in write_graphs(model, [target], artifact, log)})
+        *text, tower = bind(spec, tensors, target.dtype, mtp, vision=True).graphs
+        parts = [
+            (replace(model, graphs=(*model.graphs, tower)), target),
+            (replace(model, graphs=tuple(text)), replace(target, name=SEEING)),
+        ]
+    for part, lowering in parts:
+        for written in write_graphs(part, [lowering], artifact, log):
+            files[written.bound.graph.name] |= written.files
+    _add_files(artifact, manifest, files)
 
 
 def _derive(artifact: Path, name: str, log: Callable[[str], None]) -> None:

@@ -385,7 +385,7 @@ def _blind(manifest: Manifest) -> tuple[str, str]:
     """What is expected and what to do where no picture can be seen."""
     if manifest.vision is None:
         return "text: this artifact has no vision graph", "export it with its vision tower"
-    return "text: engines of GPUs do not run the vision graph", "use --target ort"
+    return "text: this engine has no plan of the vision graph", "build TensorRT's plans, or use --target ort"
 
 
 def _marks(tokenizer: Tokenizer) -> Marks | None:

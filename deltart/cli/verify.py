@@ -1,4 +1,7 @@
-"""deltart verify: an artifact against transformers, between its targets, and against its engine; layer by layer."""
+"""deltart verify: an artifact against transformers, between its targets, and against its engine; layer by layer.
+
+Where the artifact sees, a picture and a video go through its vision tower, block by block, and through a prompt each.
+"""
 
 from __future__ import annotations
 
@@ -161,6 +164,8 @@ def _print(report: VerifyReport, target: Path) -> None:
     shown.add_section()
     shown.add_row("greedy tokens", *(f"{report.greedy[r]:.1%}" for r in runners))
     out.print(shown)
+    for medium in report.shown:
+        out.print(line(medium))
     for agreement in report.replies:
         out.print(f"{agreement.runner}: {agreement}")
     for reason in dict.fromkeys(report.skipped.values()):

@@ -17,7 +17,7 @@ from deltart.runtime.backends.ort import WeightMode
 from deltart.runtime.text.tokenizer import Tokenizer
 from deltart.verify.compare import Runner
 from deltart.verify.runners import backend_points, backend_reply, backend_sees, logit_index, logit_positions
-from deltart.verify.shown import Shown, shown_media
+from deltart.verify.shown import Marks, Shown, shown_media
 from deltart.verify.tolerances import NATIVE_ON_SHIM
 
 SHIM_BYTES = 256 << 20  # of weights: beyond, the CPU shim takes minutes a token
@@ -56,13 +56,12 @@ class ArtifactRunners:
         }
 
     def shown(self, ids: np.ndarray) -> list[Shown]:
-        """The media that runners which see are shown, between tokens of `ids`; none where the artifact sees none.
-
-        Raises:
-            ArtifactError: it has no tokenizer, which a video's timestamps need.
-        """
+        """The media that runners which see are shown, between tokens of `ids`; none where the artifact sees none."""
         entry = self._manifest.vision
-        return [] if entry is None else shown_media(entry, self._tokenizer, ids)
+        if entry is None:
+            return []
+        known = "tokenizer.json" in self._manifest.text_files
+        return shown_media(entry, self._tokenizer if known else Marks(entry.tokens), ids)
 
     def _transformers(self) -> Runner:
         from deltart.verify.reference import ReferenceModel
@@ -91,7 +90,7 @@ class ArtifactRunners:
 
         backend = ExposedBackend(self._artifact, target, self._weights)
         reply = self._reply(backend) if target == "ort" else None
-        sees = backend_sees(backend) if self._manifest.vision else None
+        sees = backend_sees(backend, backend.tower) if self._manifest.vision else None
         return Runner(backend_points(backend, backend.points, self._prefill), reply, sees)
 
     def _fp8_prefill(self) -> Runner:
@@ -116,7 +115,9 @@ class ArtifactRunners:
         return Runner(backend_points(backend, points(backend.engine), self._prefill, GRAPH, mtp=True))
 
     def _engine(self) -> Runner:
-        return Runner(backend_points(self._gpu, [], self._prefill), self._reply(self._gpu))
+        gpu = self._gpu
+        sees = backend_sees(gpu, lambda inputs: {"embeds": gpu.see(inputs)}) if gpu.sees else None
+        return Runner(backend_points(gpu, [], self._prefill), self._reply(gpu), sees)
 
     def _engine_by_block(self) -> Runner:
         from deltart.verify.tensorrt_exposed import GRAPH, points

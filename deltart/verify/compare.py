@@ -32,8 +32,8 @@ class Runner:
             of the same n tokens in every runner.
         reply: a prompt's token ids to its greedy reply's; None for a runner that is not asked.
         sees: a prompt with a picture to arrays by point: the tower's blocks "embed.h", "blocks.0.h", ... and "embeds",
-            [patches or rows, ...], then "hidden" [T, H] and "logits" [n, V] of the text model; None for a runner that
-            is shown none.
+            [patches or rows, ...], then "positions" [T, 3] that the tokens had in the text model, and its "hidden"
+            [T, H] and "logits" [n, V]; None for a runner that is shown none.
     """
 
     points: Callable[[np.ndarray], dict[str, np.ndarray]]
@@ -57,12 +57,13 @@ class Divergence:
 class Collected:
     """What the runners gave: outputs (one iteration each), where replies diverged, and why some did not run.
 
-    `outside` is the runner that all others are to be judged by.
+    `outside` is the runner that all others are to be judged by; `shown` says what those that see were shown.
     """
 
     tokens: int
     prompts: int
     outside: str
+    shown: list[str] = field(default_factory=list)
     outputs: RunResults = field(default_factory=RunResults)
     divergences: dict[str, list[Divergence]] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
@@ -123,13 +124,14 @@ class VerifyReport:
 
     `reference` is the first runner that ran, which most points are compared with: `outside`, unless that could not run;
     `greedy` is, by runner, the share of positions whose most probable token is the reference's; `skipped` says why a
-    runner could not run.
+    runner could not run; `shown` says what pictures and videos were in prompts of their own.
     """
 
     artifact: str
     outside: str
     reference: str
     tokens: int
+    shown: Sequence[str]
     tolerances: Mapping[str, float]
     differences: Sequence[Difference]
     greedy: Mapping[str, float]
@@ -164,7 +166,7 @@ def collect(
         makers: makes each runner by name, the outside reference first; one that raises a DeltaRTError is skipped with
             its reason.
     """
-    found = Collected(len(ids), len(prompts), next(iter(makers)))
+    found = Collected(len(ids), len(prompts), next(iter(makers)), [str(one) for one in shown])
     reference: tuple[Runner, list[list[int]]] | None = None
     for name, make in makers.items():
         try:
@@ -174,7 +176,7 @@ def collect(
             outputs = runner.points(ids)
             if runner.sees is not None:
                 for one in shown:
-                    log(f"{name}: {one.name} of {one.medium.tokens} tokens")
+                    log(f"{name}: {one}")
                     outputs |= {f"{one.name}.{point}": array for point, array in runner.sees(one).items()}
             found.outputs.add([outputs], time.perf_counter() - began, name)
             if prompts and runner.reply is not None:
@@ -218,8 +220,8 @@ def judge(artifact: Path, found: Collected, tolerances: Mapping[str, float]) -> 
     _, *rest = found.divergences or [""]
     replies = [Agreement(name, found.prompts, found.divergences[name], tolerances[name]) for name in rest]
     return VerifyReport(
-        str(artifact), found.outside, reference, found.tokens, dict(tolerances), _compared(results, tolerances), greedy,
-        replies, found.skipped,
+        str(artifact), found.outside, reference, found.tokens, found.shown, dict(tolerances),
+        _compared(results, tolerances), greedy, replies, found.skipped,
     )  # fmt: skip
 
 

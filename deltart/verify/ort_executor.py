@@ -16,6 +16,7 @@ from deltart.dtypes import BY_NAME
 from deltart.manifest import GraphEntry
 from deltart.plugins.cpu_shim.host_cuda import HostCuda, memory
 from deltart.runtime.backends.gpu.engine_manifest import Binding, PlanEntry
+from deltart.runtime.backends.inputs import completed
 from deltart.verify.exposed import expose
 from deltart.verify.tensorrt_exposed import GRAPH
 
@@ -65,6 +66,11 @@ class OrtExecutor:
                 array = _array(binding, *bound[binding.name])
                 wide = array.astype(np.float32) if array.dtype == ml_dtypes.bfloat16 else array.copy()
                 io.bind_cpu_input(binding.name, wide)
+        if "vision_index" not in names and "input_ids" in names:  # the plan takes none, where the graph does
+            ids = _array(names["input_ids"], *bound["input_ids"])
+            for name, array in completed(self.graph.inputs, {"input_ids": ids}).items():
+                if name not in names:
+                    io.bind_cpu_input(name, array)
         results = [b.name for b in self.entry.bindings if b.role in ("output", "state_output")]
         for name in results:
             io.bind_output(name)

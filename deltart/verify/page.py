@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import html
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 
 from deltart.html_style import COLORS, STYLE
 from deltart.verify.compare import Difference, VerifyReport
+from deltart.verify.shown import MEDIA
 
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 960, 340, 56, 16, 40, 30  # pixels: size and margins
 LABELS = 20  # at most, along the layers
@@ -23,6 +25,12 @@ def page(report: VerifyReport) -> str:
         f"<li>{html.escape(n)}: most probable tokens agree at {s:.1%} of positions</li>"
         for n, s in report.greedy.items()
     )
+    shown = "".join(f"<li>{html.escape(line)}</li>" for line in report.shown)
+    plots = "".join(
+        f"<h2>Relative RMS error by layer{title}</h2>{_plot(part, lambda d: d.relative_rms, report.tolerances)}"
+        f"<h2>Largest error by layer{title}</h2>{_plot(part, lambda d: d.max_abs, {})}"
+        for title, part in _parts(report)
+    )
     replies = "".join(
         f"<li{'' if a.passed else ' class=bad'}>{html.escape(a.runner)}: {a}</li>" for a in report.replies
     )
@@ -30,11 +38,22 @@ def page(report: VerifyReport) -> str:
         "<!doctype html><html lang=en><meta charset=utf-8>"
         f"<title>deltart verify: {verdict}</title><style>{STYLE}</style>"
         f"<h1>Verification {verdict}</h1><p>{html.escape(report.artifact)}: {report.tokens} tokens, "
-        f"against {html.escape(report.reference)}.</p><ul>{greedy}{replies}{skipped}</ul>"
-        f"<h2>Relative RMS error by layer</h2>{_plot(report, lambda d: d.relative_rms, report.tolerances)}"
-        f"<h2>Largest error by layer</h2>{_plot(report, lambda d: d.max_abs, {})}"
+        f"against {html.escape(report.reference)}.</p><ul>{shown}{greedy}{replies}{skipped}</ul>{plots}"
         f"<h2>Figures</h2>{_table(report)}</html>"
     )
+
+
+def _parts(report: VerifyReport) -> Iterator[tuple[str, VerifyReport]]:
+    """The report of the text alone, and of each medium's tower and prompt; with words for a title."""
+    for medium in (None, *MEDIA):
+        mine = [d for d in report.differences if _medium(d.point) == medium]
+        if mine or medium is None:
+            yield f", {medium}" if medium else "", replace(report, differences=mine)
+
+
+def _medium(point: str) -> str | None:
+    head = point.partition(".")[0]
+    return head if head in MEDIA else None
 
 
 def compared_points(report: VerifyReport) -> list[str]:
@@ -79,20 +98,25 @@ def _plot(report: VerifyReport, value: Callable[[Difference], float], limits: Ma
 
 
 def _short(point: str) -> str:
-    return point.removesuffix(".h").removeprefix("layers.")
+    inner = point.removeprefix(f"{_medium(point)}.").removesuffix(".h")
+    return inner.removeprefix("layers.").removeprefix("blocks.")
+
+
+def _is_layer(point: str) -> bool:
+    return point.removeprefix(f"{_medium(point)}.").startswith(("layers.", "blocks."))
 
 
 def _abscissas(points: Sequence[str]) -> dict[str, float]:
     """Where each point is drawn: layers one step apart, what is no layer with room for its name."""
     gap = max(len(points) / 12, 1.0)
-    steps = [1.0 if point.startswith("layers.") else gap for point in points]
+    steps = [1.0 if _is_layer(point) else gap for point in points]
     places = [sum(steps[:i]) + step / 2 for i, step in enumerate(steps)]
     return {p: LEFT + place * (WIDTH - LEFT - RIGHT) / sum(steps) for p, place in zip(points, places, strict=True)}
 
 
 def _labelled(points: Sequence[str]) -> list[int]:
     """Indices of the points to name: whatever is no layer, and every so many layers."""
-    layers = [i for i, point in enumerate(points) if point.startswith("layers.")]
+    layers = [i for i, point in enumerate(points) if _is_layer(point)]
     step = max(-(-len(layers) // LABELS), 1)
     return [i for i in range(len(points)) if i not in layers] + layers[step - 1 :: step][: LABELS - 1] + layers[:1]
 

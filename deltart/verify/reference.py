@@ -69,17 +69,22 @@ class ReferenceModel:
         kinds = np.zeros(len(shown.ids), np.int64)
         for span in shown.spans:
             kinds[span.start : span.end] = 1 if shown.medium.kind == "image" else 2
-        pixels, grid = PIXELS[shown.medium.kind]
-        given = {pixels: torch.from_numpy(rows.reshape(-1, rows.shape[-1])), grid: torch.tensor([shown.medium.grid])}
+        pixels, grids = PIXELS[shown.medium.kind]
+        prompt: dict[str, torch.Tensor] = {
+            "input_ids": torch.from_numpy(shown.ids[None]), "mm_token_type_ids": torch.from_numpy(kinds)[None],
+            grids: torch.tensor([shown.medium.grid]),
+        }  # fmt: skip
+        values = torch.from_numpy(rows.reshape(-1, rows.shape[-1]))
         try:
             with _quietly():
-                outputs = self._model(
-                    torch.from_numpy(shown.ids[None]), mm_token_type_ids=torch.from_numpy(kinds)[None],
-                    output_hidden_states=True, use_cache=False, **given,
-                )  # fmt: skip
+                places, _ = self._model.model.get_rope_index(**prompt)
+                outputs = self._model(**prompt, **{pixels: values}, output_hidden_states=True, use_cache=False)
+        except ValueError as error:  # as many placeholders as rows, and nothing else
+            raise ArtifactError(f"transformers refuses the prompt with the {shown.name}: {error}") from error
         finally:
             for hook in hooks:
                 hook.remove()
+        states["positions"] = places[:, 0].T.float()
         found = {point: state.reshape(-1, state.shape[-1]).numpy() for point, state in states.items()}
         return found | {"hidden": outputs.hidden_states[-1][0].numpy(), "logits": outputs.logits[0].numpy()}
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 
@@ -20,7 +20,6 @@ from deltart.runtime.vision.patches import patches
 from deltart.runtime.vision.positions import positions
 from deltart.runtime.vision.tower import grid_inputs
 from deltart.text_files import lines, read_bytes
-from deltart.verify.exposed import ExposedBackend
 from deltart.verify.shown import Shown
 
 LOGIT_ROWS = 16  # of the tokens fed together; as many as an engine returns in one call
@@ -60,27 +59,33 @@ def backend_points(
     return run
 
 
-def backend_sees(backend: ExposedBackend) -> Callable[[Shown], dict[str, np.ndarray]]:
-    """`Runner.sees` of a backend whose artifact sees: the tower, then its rows in a prompt that is fed at once."""
+def backend_sees(
+    backend: Backend, tower: Callable[[Mapping[str, np.ndarray]], Mapping[str, np.ndarray]]
+) -> Callable[[Shown], dict[str, np.ndarray]]:
+    """`Runner.sees` of a backend whose artifact sees: the tower, then its rows in a prompt that is fed at once.
+
+    Args:
+        tower: inputs of the vision graph to arrays [F, patches or rows, ...] by point, "embeds" among them.
+    """
     entry = backend.manifest.vision
     assert entry is not None
 
     def run(shown: Shown) -> dict[str, np.ndarray]:
         grid = grid_inputs(*shown.medium.grid[1:], entry)
-        tower = backend.tower({"patches": patches(shown.medium.frames, entry), **grid})
-        flat = {point: array.reshape(-1, array.shape[-1]) for point, array in tower.items()}
+        seen = tower({"patches": patches(shown.medium.frames, entry), **grid})
+        flat = {point: array.reshape(-1, array.shape[-1]) for point, array in seen.items()}
         index, length = np.full(len(shown.ids), -1, np.int32), len(shown.ids)
         for number, span in enumerate(shown.spans):
             rows = span.medium.frame_tokens
             index[span.start : span.end] = number * rows + np.arange(rows)
+        places = positions(length, shown.spans)
         inputs = text_inputs(
-            shown.ids[None], np.zeros(1, np.int32), logit_index=logit_index(length)[None],
-            positions=positions(length, shown.spans)[:, None],
-        )  # fmt: skip
+            shown.ids[None], np.zeros(1, np.int32), logit_index=logit_index(length)[None], positions=places[:, None]
+        )
         inputs |= media_inputs(flat["embeds"], index)
         state, names = backend.new_state("model", 1, length), ["hidden", "logits"]
         hidden, logits = backend.run("model", state, inputs, names)
-        return flat | {"hidden": hidden[0], "logits": logits[0]}
+        return flat | {"positions": places.T.astype(np.float32), "hidden": hidden[0], "logits": logits[0]}
 
     return run
 

@@ -14,17 +14,13 @@ from deltart.export.spec import ModelSpec
 
 def graphs_of(spec: ModelSpec, dtype: torch.dtype, mtp: bool, vision: bool = False) -> list[ModelGraph]:
     """The text graph; the MTP head's and the vision tower's where the checkpoint has one and it is asked for."""
-    tower = vision and spec.vision is not None
-    graphs = [qwen3_6.text_graph(spec, dtype, tower)]
+    tower = spec.vision if vision else None
+    graphs = [qwen3_6.text_graph(spec, dtype, tower is not None)]
     if mtp and spec.mtp_num_hidden_layers:
-        graphs.append(qwen3_6.mtp_graph(spec, dtype, tower))
-    return [*graphs, tower_of(spec, dtype)] if tower else graphs
-
-
-def tower_of(spec: ModelSpec, dtype: torch.dtype) -> ModelGraph:
-    """The graph of the vision tower, which `spec` has."""
-    assert spec.vision is not None
-    return qwen3_6.vision_graph(spec, spec.vision, dtype)
+        graphs.append(qwen3_6.mtp_graph(spec, dtype, tower is not None))
+    if tower is not None:
+        graphs.append(qwen3_6.vision_graph(spec, tower, dtype))
+    return graphs
 
 
 def deferred_of(spec: ModelSpec, mtp: bool, vision: bool) -> Iterator[tuple[str, str]]:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Protocol
 
 import numpy as np
-
-from deltart.manifest import GraphEntry
 
 
 def text_inputs(
@@ -66,9 +65,19 @@ def media_inputs(embeds: np.ndarray, index: np.ndarray) -> dict[str, np.ndarray]
     return {"vision_embeds": embeds, "vision_index": index[None]}
 
 
-def completed(entry: GraphEntry, inputs: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
-    """`inputs` of a call of graph `entry`, with no pictures where it takes some and none are given."""
-    places = {tensor.name: tensor for tensor in entry.inputs}
+class Place(Protocol):
+    """An input of a graph or a plan."""
+
+    @property
+    def name(self) -> str: ...
+
+    def shape(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
+        """Its shape in a call of these sizes."""
+
+
+def completed(taken: Sequence[Place], inputs: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+    """`inputs` of a call that takes `taken`, with no pictures where it takes some and none are given."""
+    places = {place.name: place for place in taken}
     if "vision_index" not in places or "vision_index" in inputs:
         return inputs
     embeds = np.zeros(places["vision_embeds"].shape({"M": 1}), np.float32)

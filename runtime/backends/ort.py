@@ -87,7 +87,7 @@ class OrtBackend:
         """One call; see Backend. Tokens must fit: past_len + T <= state.capacity."""
         assert isinstance(state, OrtState)
         binding = self.session(graph).io_binding()
-        for name, array in completed(self._entry(graph), inputs).items():
+        for name, array in completed(self._entry(graph).inputs, inputs).items():
             binding.bind_cpu_input(name, array)
         for name in outputs:
             binding.bind_output(name)

@@ -65,7 +65,7 @@ class OrtBuffers:
         self, rows: Range, inputs: Mapping[str, np.ndarray], outputs: Sequence[str], hold: bool = False
     ) -> list[np.ndarray]:
         """See SlotBuffers."""
-        inputs = completed(self._entry, inputs)
+        inputs = completed(self._entry.inputs, inputs)
         call = self._call(rows, hold, tuple(outputs), inputs)
         if call.outputs:
             for name, array in call.inputs.items():

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from deltart.artifact import load_manifest
-from deltart.errors import ArtifactError
+from deltart.errors import ArtifactError, GenerationError
 from deltart.manifest import Manifest
 from deltart.plugins.sampler.inputs import Shape
 from deltart.runtime.backends.base import SlotState
@@ -32,6 +32,7 @@ from deltart.runtime.backends.gpu.engine_manifest import (
 from deltart.runtime.backends.gpu.executor import Executor, Load
 from deltart.runtime.backends.gpu.slots import GpuSlots
 from deltart.runtime.backends.gpu.weight_stream import ALIGNMENT, align, layout, reads, stream_weights
+from deltart.runtime.backends.inputs import completed
 from deltart.runtime.backends.mtp_drafts import MtpDrafts
 from deltart.runtime.backends.slots import Limits, Slots
 from deltart.runtime.backends.tensorrt.load import built_flavour, executors
@@ -152,7 +153,7 @@ class TensorRtBackend:
         assert isinstance(state, TensorRtState)
         plans = self._entries(graph)
         sizes = calls.check_inputs(plans["decode"], inputs, state.slots, state.capacity)
-        phase = calls.phase_of(plans, sizes)
+        phase = "prefill" if "vision_index" in inputs else calls.phase_of(plans, sizes)
         if phase == "prefill":
             return self._prefill(graph, state, inputs, outputs, sizes)
         padded = calls.pad_rows(plans[phase], inputs, self.engine.slots)
@@ -161,12 +162,28 @@ class TensorRtBackend:
 
     @property
     def sees(self) -> bool:
-        """See ServingBackend: the tower's plan is not called."""
-        return False
+        """See ServingBackend: there is a plan of the tower."""
+        return any(plan.phase == FRAME for plan in self.engine.plans.values())
 
     def see(self, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
-        """See ServingBackend."""
-        raise ArtifactError("a picture for a TensorRT engine", "text", "use --target ort")
+        """See ServingBackend: a frame a call of the plan, which is loaded when it is first asked for."""
+        assert self.manifest.vision is not None
+        plan = self._plan(f"{self.manifest.vision.graph}.{FRAME}")
+        sizes = {"F": 1, "S": inputs["patches"].shape[1]}
+        sizes["R"] = sizes["S"] // self.manifest.vision.merge**2
+        if not plan.entry.profile.fits(sizes):
+            most = plan.entry.profile.axes["S"][2]
+            raise GenerationError(f"a frame of {sizes['S']} patches", f"at most {most}", "send a smaller picture")
+        for binding in [*plan.entry.by_role["input"], *plan.entry.by_role["output"]]:
+            plan.executor.bind(binding.name, plan.device[binding.name], binding.shape(sizes))
+        (embeds,) = plan.entry.by_role["output"]
+        rows = []
+        for frame in inputs["patches"]:
+            self._write(plan, {**inputs, "patches": frame[None]})
+            self._enqueue(plan, sizes, [embeds.name])
+            self.cuda.synchronize()
+            rows.append(_view(plan.host[embeds.name], embeds, sizes).astype(np.float32))
+        return np.concatenate(rows)
 
     @property
     def weights(self) -> Mapping[str, int]:
@@ -220,6 +237,7 @@ class TensorRtBackend:
         calls.check_prefill(inputs)
         name = f"{graph}.prefill"
         entry = self._entry(graph, "prefill")
+        inputs = completed(entry.by_role["input"], inputs)
         by_name = {b.name: b for b in entry.by_role["output"]}
         results = {o: np.zeros(by_name[o].shape(sizes), np.float32) for o in outputs}
         for row in range(state.slots):
@@ -241,13 +259,19 @@ class TensorRtBackend:
         plan, cuda = self._plan(name), self.cuda
         sizes = {"B": len(inputs["n_tokens"]), "capacity": state.capacity}
         sizes |= {"T": inputs["input_ids"].shape[1], "L": inputs["logit_index"].shape[1]}
-        for binding in plan.entry.by_role["input"]:
-            values = np.ascontiguousarray(inputs[binding.name], calls.NUMPY[binding.dtype])
-            plan.host[binding.name][: values.nbytes] = values.reshape(-1).view(np.uint8)
+        if "vision_embeds" in inputs:
+            sizes["M"] = len(inputs["vision_embeds"])
+        self._write(plan, inputs)
         self._advance(plan, state, row, sizes, tuple(outputs))
         cuda.synchronize()
         wanted = {b.name: b for b in plan.entry.by_role["output"] if b.name in outputs}
         return [_view(plan.host[o], wanted[o], sizes).copy() for o in outputs]
+
+    def _write(self, plan: _Plan, inputs: Mapping[str, np.ndarray]) -> None:
+        """Lay the plan's inputs down where `_enqueue` takes them from."""
+        for binding in plan.entry.by_role["input"]:
+            values = np.ascontiguousarray(inputs[binding.name], calls.NUMPY[binding.dtype])
+            plan.host[binding.name][: values.nbytes] = values.reshape(-1).view(np.uint8)
 
     def _advance(
         self, plan: _Plan, state: TensorRtState, row: int, sizes: Mapping[str, int], outputs: tuple[str, ...]
@@ -313,9 +337,8 @@ class TensorRtBackend:
         return self._plans[name]
 
     def _stream(self) -> dict[str, int]:
-        """Bring every weight of every plan that is called to the device; addresses by name."""
-        called = [plan for plan in self.engine.plans.values() if plan.phase != FRAME]
-        names = {b.name for plan in called for b in plan.by_role["weight"]}
+        """Bring every weight of every plan to the device; addresses by name."""
+        names = {b.name for plan in self.engine.plans.values() for b in plan.by_role["weight"]}
         tensors = {name: self.manifest.tensors[name] for name in sorted(names)}
         place = layout(tensors)
         base = self.cuda.allocate(place.nbytes)

@@ -89,10 +89,12 @@ class GpuBuffers:
 
     def _all_slots(self, name: str, rows: Range, array: np.ndarray) -> np.ndarray:
         """An input with a row for every slot; the others have no tokens."""
+        if name == "vision_embeds":  # of all rows
+            return array
         axis = 1 if name == "position_ids" else 0
         padding = [(0, 0)] * array.ndim
         padding[axis] = (rows[0], self._slots - rows[1])
-        return np.pad(array, padding)
+        return np.pad(array, padding, constant_values=-1 if name == "vision_index" else 0)
 
     def _heads(self, name: str, slot: int, first: int, last: int) -> list[tuple[int, tuple[int, ...]]]:
         """Address and shape of rows [first, last) of each head of a slot's cache."""

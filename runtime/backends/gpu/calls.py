@@ -54,10 +54,19 @@ def piece_inputs(plan: PlanEntry, inputs: Mapping[str, np.ndarray], row: int, pi
         b.name: inputs[b.name][tuple(chosen.get(axis, whole) if isinstance(axis, str) else whole for axis in b.axes)]
         for b in plan.by_role["input"]
     }
+    if "vision_index" in cut:
+        cut |= seen_rows(cut["vision_embeds"], cut["vision_index"])
     cut["past_len"] = cut["past_len"] + piece.begin
     cut |= {name: np.array([piece.end - piece.begin], np.int32) for name in COUNTS if name in cut}
     cut["logit_index"] = np.array([piece.positions or [0]], np.int64)
     return cut
+
+
+def seen_rows(embeds: np.ndarray, index: np.ndarray) -> dict[str, np.ndarray]:
+    """The media inputs of some tokens: of `embeds` [M, H] the rows from the first to the last that they take."""
+    taken = index[index >= 0]
+    first, last = (int(taken.min()), int(taken.max())) if taken.size else (0, 0)
+    return {"vision_embeds": embeds[first : last + 1], "vision_index": np.where(index < 0, index, index - first)}
 
 
 def pad_rows(plan: PlanEntry, inputs: Mapping[str, np.ndarray], slots: int) -> dict[str, np.ndarray]:

@@ -133,6 +133,11 @@ def profile(phase: str, slots: int, max_context: int, chunk: int) -> Profile:
     return Profile({"B": one, "T": (1, chunk, chunk), "L": (1, 1, min(PREFILL_ROWS, chunk)), "capacity": capacity})
 
 
+def seeing_profile(text: Profile) -> Profile:
+    """Prefill's `text` with rows of the tower: as many in a call as it has tokens."""
+    return Profile({**text.axes, "M": text.axes["T"]})
+
+
 def frame_profile(vision: VisionEntry) -> Profile:
     """The sizes that the tower's plan serves: one frame, of as many patches as the graph takes."""
     block = vision.merge**2
@@ -153,14 +158,15 @@ def bindings(entry: GraphEntry, tensors: Iterable[Binding]) -> list[Binding]:
 
     Raises:
         ArtifactError: they are not exactly the manifest's inputs, outputs, states and weights, but for what only
-            pictures need.
+            pictures need, which may be absent.
     """
-    roles = {t.name: "input" for t in entry.inputs if t.name not in MEDIA_INPUTS}
+    found = list(tensors)
+    names = {t.name for t in found}
+    roles = {t.name: "input" for t in entry.inputs if t.name in names or t.name not in MEDIA_INPUTS}
     roles |= {t.name: "output" for t in entry.outputs}
     roles |= {s.name: "state" for s in entry.states} | {s.output: "state_output" for s in entry.states}
     roles |= dict.fromkeys(entry.weights, "weight")
-    found = list(tensors)
-    odd = {t.name for t in found} ^ set(roles)
+    odd = names ^ set(roles)
     if odd:
         raise ArtifactError(
             f"the lowered graph and the manifest disagree on {', '.join(sorted(odd)[:5])}",

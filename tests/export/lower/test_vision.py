@@ -10,7 +10,7 @@ import torch
 
 from deltart.artifact import load_manifest
 from deltart.export.assemble import Tracer, assemble
-from deltart.export.bound import bind, with_tower
+from deltart.export.bound import bind
 from deltart.export.checkpoint import Checkpoint
 from deltart.export.lower.tensorrt import lower
 from deltart.export.spec import read_spec
@@ -26,7 +26,7 @@ def towers(seeing: Seeing) -> dict[torch.dtype, onnx.ModelProto]:
     """The lowered graph by the type of its activations."""
     found = {}
     for dtype in (torch.float32, torch.bfloat16):
-        bound = with_tower(bind(read_spec(seeing.checkpoint), Checkpoint(seeing.checkpoint), dtype))
+        bound = bind(read_spec(seeing.checkpoint), Checkpoint(seeing.checkpoint), dtype, vision=True)
         assert [graph.graph.name for graph in bound.graphs] == ["model", "mtp", "vision"]
         found[dtype] = lower(assemble(bound.graphs[-1].graph, Tracer(bound))[0])
     return found

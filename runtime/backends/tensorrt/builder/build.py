@@ -7,7 +7,7 @@ from pathlib import Path
 
 from deltart.artifact import load_manifest, read_graph
 from deltart.errors import ArtifactError, BuildError
-from deltart.manifest import Manifest
+from deltart.manifest import SEEING, Manifest
 from deltart.runtime.backends.gpu import engine_manifest as plans
 from deltart.runtime.backends.gpu.engine_manifest import Activations, EngineManifest, Flavour
 from deltart.runtime.backends.tensorrt.builder.compile import Log, Progress
@@ -67,15 +67,19 @@ def build_engine(
     maker = plan_maker(options.flavour, options.plugins)
     gpus = maker.served(options.gpus)
     jobs = []
-    for graph, content in _lowered(artifact, manifest, maker.target, options).items():
+    graphs = _lowered(artifact, manifest, maker.target, options)
+    sees = manifest.vision is not None and manifest.vision.graph in graphs
+    for graph, content in graphs.items():
         if manifest.vision is not None and graph == manifest.vision.graph:
             profile = plans.frame_profile(manifest.vision)
             jobs.append(maker.job(graph, manifest.graphs[graph], plans.FRAME, gpus, profile, content))
             continue
         for phase in plans.PHASES:
+            profile = plans.profile(phase, options.slots, context, options.chunk)
+            if phase == "prefill" and sees:
+                content, profile = read_graph(artifact, manifest, graph, SEEING), plans.seeing_profile(profile)
             if phase == "prefill":
                 content = with_activations(content, options.prefill_activations)
-            profile = plans.profile(phase, options.slots, context, options.chunk)
             jobs.append(maker.job(graph, manifest.graphs[graph], phase, gpus, profile, content))
     versions = {"deltart": manifest.versions.get("deltart", ""), **maker.versions}
     with engine_store(artifact, maker.flavour, options.cache, log) as store:

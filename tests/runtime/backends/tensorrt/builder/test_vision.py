@@ -38,8 +38,10 @@ def test_an_engine_that_has_a_plan_of_the_tower(seeing: Seeing, tmp_path: Path) 
     assert {b.name for b in plan.by_role["weight"]} == set(manifest.graphs["vision"].weights)
     assert not plan.plugins and plan.scratch_bytes > 0
     assert any(line.startswith("vision.frame: ") and "scratch" in line for line in lines)
-    text = [b.name for name, other in built.plans.items() if name != f"vision.{FRAME}" for b in other.bindings]
-    assert not set(MEDIA_INPUTS) & set(text)
+    for name, other in built.plans.items():
+        media = [b for b in other.by_role["input"] if b.name in MEDIA_INPUTS]
+        assert [b.name for b in media] == (list(MEDIA_INPUTS) if other.phase == "prefill" else []), name
+        assert (other.profile.axes.get("M") == (1, 32, 32)) == bool(media)
 
 
 @pytest.mark.slow
