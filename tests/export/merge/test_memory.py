@@ -14,20 +14,18 @@ from deltart.export.synthetic.presets import causal_lm, text_config
 from deltart.export.synthetic.write import write_checkpoint
 from support.adapters import write_adapter
 from support.calibration import SIZES
+from support.peak import PEAK
 
 VOCAB = 1 << 18  # of 128 values in BF16: 67 MB; their sums in float32, all at once, take 134 MB several times
 LARGEST = VOCAB * 128 * 2
-SCRIPT = """
-import json, resource, sys
+SCRIPT = f"""
+import json, sys
 from pathlib import Path
 from deltart.export.merge.pipeline import merge
-peaks = []
-def note():
-    peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
-note()
+{PEAK}
+before = peak()
 merge(*map(Path, sys.argv[1:]))
-note()
-print(json.dumps(peaks))
+print(json.dumps([before, peak()]))
 """
 
 
