@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import onnx
 import onnxruntime as ort
@@ -27,8 +29,8 @@ def towers(seeing: Seeing) -> dict[torch.dtype, onnx.ModelProto]:
     found = {}
     for dtype in (torch.float32, torch.bfloat16):
         bound = bind(read_spec(seeing.checkpoint), Checkpoint(seeing.checkpoint), dtype, vision=True)
-        assert [graph.graph.name for graph in bound.graphs] == ["model", "mtp", "vision"]
-        found[dtype] = lower(assemble(bound.graphs[-1].graph, Tracer(bound))[0])
+        (tower,) = [graph for graph in bound.graphs if graph.graph.name == "vision"]
+        found[dtype] = lower(assemble(tower.graph, Tracer(replace(bound, graphs=(tower,))))[0])
     return found
 
 

@@ -12,7 +12,6 @@ import pytest
 
 from deltart.artifact import load_manifest
 from deltart.errors import GenerationError
-from deltart.export.targets import lower_artifact
 from deltart.plugins.cpu_shim.host_cuda import HostCuda
 from deltart.plugins.tolerance import relative_rms
 from deltart.runtime.backends.gpu.backend import TensorRtBackend
@@ -29,7 +28,6 @@ from deltart.verify.ort_executor import OrtExecutor
 from deltart.verify.runners import backend_sees
 from deltart.verify.shown import shown_media
 from support.host_gpu import write_engine
-from support.seeing import Seeing
 from support.vision import photograph
 
 CHUNK = 24  # tokens of a prefill call: pictures are cut
@@ -45,9 +43,8 @@ CASES: dict[str, list[Any]] = {
 
 
 @pytest.fixture(scope="module")
-def artifact(seeing: Seeing, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = Path(shutil.copytree(seeing.artifact, tmp_path_factory.mktemp("seeing") / "artifact"))
-    lower_artifact(folder, "tensorrt")
+def artifact(lowered_seeing: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = Path(shutil.copytree(lowered_seeing, tmp_path_factory.mktemp("seeing") / "artifact"))
     write_engine(folder, 2, 512, CHUNK)
     return folder
 

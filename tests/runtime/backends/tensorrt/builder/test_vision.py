@@ -15,16 +15,14 @@ from deltart.manifest import MEDIA_INPUTS
 from deltart.runtime.backends.gpu.engine_manifest import FRAME, PHASES, load_engine
 from deltart.runtime.backends.tensorrt import library
 from deltart.runtime.backends.tensorrt.builder.build import BuildOptions, build_engine
-from support.seeing import Seeing
 
 pytestmark = pytest.mark.skipif(
     "rtx" not in library.installed(), reason="tensorrt_rtx is not installed: no plan can be built here"
 )
 
 
-def test_an_engine_that_has_a_plan_of_the_tower(seeing: Seeing, tmp_path: Path) -> None:
-    artifact = shutil.copytree(seeing.artifact, tmp_path / "artifact")
-    lower_artifact(artifact, "tensorrt")
+def test_an_engine_that_has_a_plan_of_the_tower(lowered_seeing: Path, tmp_path: Path) -> None:
+    artifact = shutil.copytree(lowered_seeing, tmp_path / "artifact")
     lines: list[str] = []
     options = BuildOptions("rtx", slots=2, max_context=64, chunk=32)
     built = build_engine(artifact, options, log=lines.append)
