@@ -6,12 +6,15 @@ import argparse
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from typing import TYPE_CHECKING
 
 from deltart.cli.bounds import positive, real, whole
 from deltart.cli.screen import console, line, table
 from deltart.cli.streams import print_json
-from deltart.latency.sweep import QUANTILES, Level, Limits, sweep
 from deltart.latency.workload import WORKLOADS
+
+if TYPE_CHECKING:
+    from deltart.latency.sweep import Level
 
 HEADERS = (
     "workload", "at once", "prompt", "first ms 50/90/99", "gap ms 50/90/99", "single gap 99", "tok/s", "answers/s",
@@ -41,6 +44,7 @@ def is_address(text: str) -> bool:
 def run(arguments: argparse.Namespace, say: Callable[[str], None]) -> int:
     """Measure and print. Returns 1 where no request was answered."""
     from deltart.latency.endpoint import Endpoint
+    from deltart.latency.sweep import QUANTILES, Limits, sweep
 
     key = arguments.api_key or os.environ.get("OPENAI_API_KEY", "")
     endpoint = Endpoint(arguments.artifact, arguments.model, key)

@@ -15,7 +15,7 @@ from deltart.cli.bounds import whole
 from deltart.cli.screen import console, table
 from deltart.cli.steps import Steps
 from deltart.cli.streams import print_json
-from deltart.runtime.backends.gpu.engine_manifest import MAX_CHUNK, MAX_SLOTS
+from deltart.runtime.backends.gpu.limits import MAX_CHUNK, MAX_SLOTS
 
 if TYPE_CHECKING:
     from deltart.runtime.backends.gpu.engine_manifest import EngineManifest

@@ -17,7 +17,6 @@ from deltart.cli import cache_option
 from deltart.cli.screen import console, line
 from deltart.cli.streams import print_json
 from deltart.errors import CacheError, MissingDependencyError
-from deltart.plugins.native.library import find_headers
 from deltart.plugins.toolchain import find_nvcc
 
 
@@ -118,6 +117,8 @@ def _nvcc() -> Finding:
 
 
 def _headers() -> Finding:
+    from deltart.plugins.native.library import find_headers
+
     purpose = "build the C++ plugin library"
     try:
         return Finding("TensorRT headers", True, str(find_headers()), purpose)

@@ -32,7 +32,7 @@ FRAME = "frame"  # of the vision tower: one of a grid
 CAPTURED = ("decode", "speculate")  # run as CUDA graphs
 ROLES = ("input", "output", "state", "state_output", "weight")
 SPECULATE_TOKENS = 8  # at most: the drafts of one step and the tokens they follow
-MAX_SLOTS, MAX_CHUNK = 1024, 32768  # far beyond what a GPU has room for; TensorRT dies of absurd ones
+
 LIKELY_PATCHES = 4096  # of a picture of a megapixel
 PREFILL_ROWS = 16  # logit rows of one prefill call
 

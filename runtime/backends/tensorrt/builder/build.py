@@ -10,6 +10,7 @@ from deltart.errors import ArtifactError, BuildError
 from deltart.manifest import SEEING, Manifest
 from deltart.runtime.backends.gpu import engine_manifest as plans
 from deltart.runtime.backends.gpu.engine_manifest import Activations, EngineManifest, Flavour
+from deltart.runtime.backends.gpu.limits import MAX_CHUNK, MAX_SLOTS
 from deltart.runtime.backends.tensorrt.builder.compile import Log, Progress
 from deltart.runtime.backends.tensorrt.builder.makers import plan_maker
 from deltart.runtime.backends.tensorrt.builder.precision import can_quantize, with_activations
@@ -117,7 +118,7 @@ def _context(options: BuildOptions, manifest: Manifest) -> int:
     context = manifest.max_context if options.max_context is None else options.max_context
     if not 1 <= context <= manifest.max_context:
         raise BuildError(f"--max-context {context}", f"1 to {manifest.max_context}, the artifact's limit")
-    for name, value, limit in (("slots", options.slots, plans.MAX_SLOTS), ("chunk", options.chunk, plans.MAX_CHUNK)):
+    for name, value, limit in (("slots", options.slots, MAX_SLOTS), ("chunk", options.chunk, MAX_CHUNK)):
         if not 1 <= value <= limit:
             raise BuildError(f"--{name} {value}", f"1 to {limit}")
     return context
