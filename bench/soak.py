@@ -16,6 +16,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -112,25 +113,32 @@ def soak(artifact: Path, minutes: float) -> dict[str, Any]:
     load.stop.set()
     load.join()
     gc.collect()
-    late = [size for at, size in samples if at > WARM_UP * minutes * 60]
-    third = max(len(late) // 3, 1)
-    before, after = sorted(late[:third])[third // 2], sorted(late[-third:])[third // 2]
     left = {"running": engine.metrics.running, "waiting": engine.metrics.waiting, "handles": len(engine._handles)}
     return {
-        "minutes": minutes,
-        "drift": round(after / before - 1, 4),
-        "before_mb": round(before / 1e6, 1),
-        "after_mb": round(after / 1e6, 1),
+        **drift(samples, minutes),
         "close_seconds": round(closed, 2),
         "left": left,
         "outcomes": dict(load.outcomes),
     }
 
 
-def main() -> int:
-    """Run it."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--minutes", type=float, default=30)
+def drift(samples: Sequence[tuple[float, int]], minutes: float) -> dict[str, Any]:
+    """How memory changed after the warm-up, from (seconds, bytes): medians of the first third and of the last."""
+    late = [size for at, size in samples if at > WARM_UP * minutes * 60]
+    third = max(len(late) // 3, 1)
+    before, after = sorted(late[:third])[third // 2], sorted(late[-third:])[third // 2]
+    return {
+        "minutes": minutes,
+        "drift": round(after / before - 1, 4),
+        "before_mb": round(before / 1e6, 1),
+        "after_mb": round(after / 1e6, 1),
+    }
+
+
+def measured(description: str, minutes: float, run: Callable[[Path, float], dict[str, Any]]) -> dict[str, Any]:
+    """The figures of `run` as the command line asks for them, printed and written."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--minutes", type=float, default=minutes)
     parser.add_argument("--artifact", type=Path, help="default: the built-in checkpoint, exported now")
     parser.add_argument("--json", type=Path, metavar="FILE")
     arguments = parser.parse_args()
@@ -138,10 +146,16 @@ def main() -> int:
         artifact = arguments.artifact or Path(folder) / "nano"
         if not arguments.artifact:
             export_checkpoint(NANO, artifact)
-        found = soak(artifact, arguments.minutes)
+        found = run(artifact, arguments.minutes)
     print(json.dumps(found, indent=1))
     if arguments.json:
         arguments.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    return found
+
+
+def main() -> int:
+    """Run it."""
+    found = measured(__doc__ or "", 30, soak)
     return int(found["drift"] > DRIFT or found["close_seconds"] > 2 or any(found["left"].values()))
 
 
