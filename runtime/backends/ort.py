@@ -28,6 +28,8 @@ from deltart.runtime.backends.weights import MappedWeights
 #   folded: converted once at load (4 bytes a parameter in RAM)
 #   mapped: converted at every use (nothing but the memory map)
 WeightMode = Literal["folded", "mapped"]
+# Where the session may map weights by itself: it copies those that it is handed, though they are maps too.
+WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
 PREFILL_TOKENS = 512  # of a call; bounds the size of intermediate tensors
 MAX_DRAFTS = 4
 _BITS = {
@@ -173,8 +175,11 @@ class OrtBackend:
         options.log_severity_level = 3
         if self._profile:
             options.enable_profiling, options.profile_file_prefix = True, self._profile
-        values = [_ortvalue(self._weights[name]) for name in entry.weights]
-        options.add_external_initializers(list(entry.weights), values)
+        if self._weights.in_artifact:
+            options.add_session_config_entry(WEIGHTS_FOLDER, str(self.artifact.resolve()))
+        else:
+            values = [_ortvalue(self._weights[name]) for name in entry.weights]
+            options.add_external_initializers(list(entry.weights), values)
         content = self._model(graph)
         try:
             return ort.InferenceSession(
