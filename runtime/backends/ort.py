@@ -123,7 +123,10 @@ class OrtBackend:
 
     @property
     def weight_bytes(self) -> int:
-        """See Backend: float32 when folded, nothing but mapped pages else; packed weights are kept as they are."""
+        """See Backend: float32 when folded, nothing but mapped pages else; packed weights are kept as they are.
+
+        An embedding that isn't the head too stays in the file's pages.
+        """
         return self._bytes_of(self.manifest.graphs)
 
     @property
@@ -135,6 +138,9 @@ class OrtBackend:
         names = {name for graph in graphs for name in self.manifest.graphs[graph].weights}
         if self._mode == "mapped":
             return 0
+        spec = self.manifest.spec
+        if not spec["tie_word_embeddings"]:  # rows of it are read as they are stored
+            names.discard(f"{spec['text_prefix']}embed_tokens.weight")
         entries = [self.manifest.tensors[name] for name in names]
         return sum(math.prod(e.shape) * (1 if e.dtype == U8.stored else F32.itemsize) for e in entries)
 
