@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,7 @@ def write_texts(tokenizer: PreTrainedTokenizerFast, folder: Path, template: str)
 
 def config(fields: dict[str, Any]) -> dict[str, Any]:
     """The fields with those of text_config that the family spells out and transformers takes for granted."""
-    known = Seeing.config_class(**fields).to_dict()
+    known = Seeing.config_class(**deepcopy(fields)).to_dict()
     text = known["text_config"] | fields["text_config"]
     text["model_type"] = "qwen3_5_text"
     whole = fields | {"model_type": "qwen3_5"}
@@ -74,6 +75,7 @@ def write_weights(model: Seeing, folder: Path) -> None:
     weights = {name: tensor.to(torch.bfloat16).contiguous() for name, tensor in model.state_dict().items()}
     staged = folder / "model.new"
     save_file(weights, staged, metadata={"format": "pt"})
+    staged.chmod(0o644)
     staged.replace(folder / "model.safetensors")
 
 

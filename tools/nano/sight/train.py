@@ -6,6 +6,7 @@ import json
 import math
 import random
 import time
+from copy import deepcopy
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import fmean
@@ -211,5 +212,5 @@ def start(recipe: Recipe, folder: Path, checkpoint: Path = CHECKPOINT) -> Run:
     nano, words = reference.load()
     _, text_end = stop_tokens(words)
     fields = config(config_fields(words.get_vocab(), padded_size(words), text_end))
-    model = new_model(Seeing.config_class(**fields), nano, recipe.seed)
+    model = new_model(Seeing.config_class(**deepcopy(fields)), nano, recipe.seed)
     return Run(recipe, folder, read(checkpoint), model)
