@@ -79,12 +79,12 @@ def encode(reader: Reader, example: Example) -> Item:
     return Item(ids, positions(len(ids), spans), len(asked), trained, shown)
 
 
-def batches(reader: Reader, sampler: Sampler, tokens_per_batch: int) -> Iterator[Batch]:
+def batches(reader: Reader, sampler: Sampler, mixture: tasks.Mixture, tokens_per_batch: int) -> Iterator[Batch]:
     """Endless training batches of about tokens_per_batch tokens, each of similar lengths."""
     while True:
         pool: list[Item] = []
         while sum(len(item.ids) for item in pool) < POOL * tokens_per_batch:
-            pool.append(encode(reader, tasks.conversation(sampler)))
+            pool.append(encode(reader, tasks.conversation(sampler, mixture)))
         pool.sort(key=lambda item: len(item.ids))
         groups: list[list[Item]] = [[]]
         for item in pool:

@@ -173,8 +173,8 @@ def place(sampler: Sampler) -> Example:
 def written(sampler: Sampler, text: str, its_color: str) -> Scene:
     """Digits side by side."""
     rng = sampler.rng
-    height, radius = rng.randint(48, 90), rng.uniform(15, 21)
-    step = rng.uniform(1.7, 2.1) * radius
+    height, radius = rng.randint(52, 90), rng.uniform(17, 22)
+    step = rng.uniform(1.9, 2.2) * radius
     width = round(step * len(text) + rng.randint(14, 40))
     left, y = rng.uniform(4, width - step * len(text) - 4), rng.uniform(radius + 2, height - radius - 2)
     things = [
@@ -279,7 +279,8 @@ def follow(skill: str, first: Example, second: Example) -> Example:
 
 
 STILL = (color, shape, name, row, lookup, count, place, number)
-SKILLS: Mapping[Callable[[Sampler], Example], float] = {
+Mixture = Mapping[Callable[[Sampler], Example], float]
+BROAD: Mixture = {
     color: 0.05,
     shape: 0.09,
     name: 0.1,
@@ -293,12 +294,28 @@ SKILLS: Mapping[Callable[[Sampler], Example], float] = {
     order: 0.04,
     turns: 0.02,
 }
-"""Shares of the skills in training; turns come from joining the others too."""
+"""Shares of the skills at first; turns come from joining the others too."""
+HARD: Mixture = {
+    color: 0.02,
+    shape: 0.07,
+    name: 0.06,
+    row: 0.15,
+    lookup: 0.19,
+    count: 0.08,
+    place: 0.02,
+    number: 0.2,
+    choice: 0.08,
+    motion: 0.05,
+    order: 0.06,
+    turns: 0.02,
+}
+"""Shares later on: what takes longest to learn."""
+SKILLS = tuple(BROAD)
 
 
-def conversation(sampler: Sampler) -> Example:
+def conversation(sampler: Sampler, mixture: Mixture = BROAD) -> Example:
     """One to three questions of skills drawn by weight, one after the other."""
-    skills, weights = list(SKILLS), list(SKILLS.values())
+    skills, weights = list(mixture), list(mixture.values())
     number_of_turns = sampler.rng.choices((1, 2, 3), (0.4, 0.35, 0.25))[0]
     drawn = [skill(sampler) for skill in sampler.rng.choices(skills, weights, k=number_of_turns)]
     whole = drawn[0]

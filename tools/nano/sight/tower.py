@@ -87,7 +87,7 @@ def labels(scene: Scene, medium: Medium) -> Labels:
 
 def batches(sampler: Sampler, entry: VisionEntry, pictures: int) -> Iterator[tuple[list[Medium], Labels]]:
     """Endless pictures of the still skills, with what lies in them."""
-    weights = [tasks.SKILLS[skill] for skill in tasks.STILL]
+    weights = [tasks.BROAD[skill] for skill in tasks.STILL]
     while True:
         shown, known = list[Medium](), list[Labels]()
         for skill in sampler.rng.choices(tasks.STILL, weights, k=pictures):

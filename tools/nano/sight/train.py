@@ -19,6 +19,7 @@ from tools.nano import corpus as texts
 from tools.nano import gdn, reference, tasks
 from tools.nano.muon import Muon
 from tools.nano.sight import corpus
+from tools.nano.sight import tasks as sights
 from tools.nano.sight.corpus import Reader
 from tools.nano.sight.export import CHECKPOINT, config, read
 from tools.nano.sight.model import Seeing, config_fields, new_model
@@ -39,11 +40,12 @@ class Recipe:
         warmup: steps of linear warm-up.
         decay_from: step from which the rates fall linearly, to zero at the last step.
         easy_steps: first steps, with rows and numbers of two at most.
+        broad_steps: first steps, with the broad mixture of skills; the hard one follows.
         mtp_weight: weight of the MTP head's loss, on one step in mtp_every.
         tower: of the stage before, the tower's own.
     """
 
-    steps: int = 1600
+    steps: int = 1500
     seed: int = 90
     sight_tokens: int = 2600
     text_tokens: int = 700
@@ -53,8 +55,9 @@ class Recipe:
     tower_adam: float = 0.001
     trunk_adam: float = 0.001
     warmup: int = 60
-    decay_from: int = 700
+    decay_from: int = 750
     easy_steps: int = 300
+    broad_steps: int = 500
     mtp_weight: float = 0.2
     mtp_every: int = 4
     tower: TowerRecipe = field(default_factory=TowerRecipe)
@@ -126,10 +129,11 @@ class Run:
         """`count` steps on batches seeded by the step number, so that a resumed run sees the same data."""
         rng = random.Random(f"{self.recipe.seed}:{self.step}")
         sampler = tasks.Sampler(rng, ease=1.0 if self.step < self.recipe.easy_steps else 0.0)
-        sights = corpus.batches(self.reader, sampler, self.recipe.sight_tokens)
+        mixture = sights.BROAD if self.step < self.recipe.broad_steps else sights.HARD
+        shown = corpus.batches(self.reader, sampler, mixture, self.recipe.sight_tokens)
         plain = texts.batches(self.reader.template, sampler, tasks.HARD, self.recipe.text_tokens)
         with gdn.installed():
-            results = [self._one_step(next(sights), next(plain)) for _ in range(count)]
+            results = [self._one_step(next(shown), next(plain)) for _ in range(count)]
         drafts = [losses.mtp for losses in results if not math.isnan(losses.mtp)]
         sight, text = (fmean(losses[i] for losses in results) for i in range(2))
         return Losses(sight, text, fmean(drafts or [math.nan]))
