@@ -21,7 +21,7 @@ from tools.nano.sight.export import CHECKPOINT
 from tools.nano.tasks import Example, Sampler
 
 SMALL = train.Recipe(
-    steps=4, sight_tokens=300, text_tokens=100, warmup=1, decay_from=1000, easy_steps=0, mtp_every=2,
+    steps=4, sight_tokens=150, text_tokens=60, warmup=1, decay_from=1000, easy_steps=0, mtp_every=2,
     tower=tower.TowerRecipe(steps=1, pictures=4),
 )  # fmt: skip
 TEMPLATES = {"nano": nano.CHECKPOINT / "chat_template.jinja", "sight": CHECKPOINT / "chat_template.jinja"}

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import random
+import sys
 from collections import deque
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
+from tools.nano.__main__ import main
 from tools.nano.sight import heldout, media, tasks
 from tools.nano.sight.scenes import COLORS, DIGITS
 from tools.nano.tasks import Example, Sampler
@@ -206,3 +210,16 @@ def test_the_held_out_set_is_what_its_seed_makes_and_its_pictures_are_what_it_sa
         written = json.loads(json.dumps(question.messages))
         for part, same in zip(media.parts(question.messages), media.parts(written), strict=True):
             assert np.array_equal(media.pixels(part), media.pixels(same))
+
+
+def test_show_writes_the_pictures_with_their_questions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["nano", "sight", "show", str(tmp_path), "--each", "1"])
+    main()
+    lines = (tmp_path / "questions.txt").read_text().splitlines()
+    for line, question in zip(lines, heldout.questions(1), strict=True):
+        names, said = line.split(": ", 1)
+        files = iter(names.split(", "))
+        for part in media.parts(question.messages):
+            for frame in media.pixels(part).reshape(-1, *media.pixels(part).shape[-3:]):
+                assert np.array_equal(np.array(Image.open(tmp_path / next(files))), frame)
+        assert said.endswith(question.expected) and next(files, None) is None
