@@ -197,7 +197,7 @@ def number(sampler: Sampler) -> Example:
 
 
 def choice(sampler: Sampler) -> Example:
-    """Which of two pictures shows a shape or a colour that the other does not."""
+    """The colour or the shape of what the first or the second of two pictures shows."""
     rng = sampler.rng
 
     def draw() -> tuple[object, ...]:
@@ -212,8 +212,10 @@ def choice(sampler: Sampler) -> Example:
         x, y = (rng.uniform(radius, side - radius) for side in (width, height))
         thing = Thing(its_shape, its_color, round(x, 1), round(y, 1), radius)
         media.append(image(scene(rng, width, height, [thing])))
-    prompt = f"Which one is {'a ' + names[which][1] if by_shape else names[which][0]}?"
-    return asked("choice", media, prompt, ("The first.", "The second.")[which], sampler)
+    its_color, its_shape = names[which]
+    kind, answer = ("shape", its_shape) if by_shape else ("color", its_color)
+    prompt = f"What {kind} is the {('first', 'second')[which]} one?"
+    return asked("choice", media, prompt, answer, sampler)
 
 
 def motion(sampler: Sampler) -> Example:
@@ -297,15 +299,15 @@ BROAD: Mixture = {
 """Shares of the skills at first; turns come from joining the others too."""
 HARD: Mixture = {
     color: 0.02,
-    shape: 0.07,
-    name: 0.06,
-    row: 0.15,
-    lookup: 0.19,
-    count: 0.08,
-    place: 0.02,
-    number: 0.2,
-    choice: 0.08,
-    motion: 0.05,
+    shape: 0.05,
+    name: 0.05,
+    row: 0.13,
+    lookup: 0.14,
+    count: 0.09,
+    place: 0.08,
+    number: 0.16,
+    choice: 0.14,
+    motion: 0.06,
     order: 0.06,
     turns: 0.02,
 }

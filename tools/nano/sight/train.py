@@ -45,7 +45,7 @@ class Recipe:
         tower: of the stage before, the tower's own.
     """
 
-    steps: int = 1300
+    steps: int = 1350
     seed: int = 90
     sight_tokens: int = 2600
     text_tokens: int = 700
