@@ -42,7 +42,7 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def engine(artifact: Path) -> Iterator[Engine]:
-    with Engine.open(artifact, options=EngineOptions(slots=2)) as opened:
+    with Engine.open(artifact, options=EngineOptions(slots=3)) as opened:
         yield opened
 
 
@@ -125,7 +125,7 @@ PICTURES = [pytest.param(12), pytest.param(108, marks=pytest.mark.slow)]
 
 @pytest.mark.parametrize("count", PICTURES)
 def test_tokens_equal_transformers(count: int, engine: Engine, loaded: tuple[Seeing, Reader]) -> None:
-    """Pictures of every size, two at once, clips, second turns: with drafts and kept prefixes as they come."""
+    """Pictures of every size, two at once, clips, second turns: three rows at a time, drafts, prefixes as they come."""
     questions = spread(count)
     replies, answered = runtime.replies(engine, questions)
     assert answered == expected(loaded, questions)

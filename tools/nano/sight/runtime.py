@@ -28,11 +28,11 @@ def messages(question: Question) -> list[dict[str, Any]]:
 
 
 def replies(engine: Engine, questions: Sequence[Question]) -> tuple[list[Reply], list[list[int]]]:
-    """(replies, their tokens with the stop token), one question after the other."""
+    """(replies, their tokens with the stop token); the questions are sent all at once, as many as the engine queues."""
     chats, texts, answered = Chats(engine), [], []
-    for question in questions:
-        prompt = chats.prompt(messages(question), question.tools or None, enable_thinking=question.enable_thinking)
-        (completion,) = engine.submit(prompt.request(GREEDY)).result()
+    prompts = (chats.prompt(messages(q), q.tools or None, enable_thinking=q.enable_thinking) for q in questions)
+    handles = [engine.submit(prompt.request(GREEDY)) for prompt in prompts]
+    for (completion,) in (handle.result() for handle in handles):
         texts.append(Reply(completion.text, completion.finish_reason == "stop"))
         answered.append(completion.drawn)
     return texts, answered
