@@ -1,5 +1,6 @@
 # make help        what there is
-# make engine      checkpoint -> artifact, kernels, plans (TensorRT's and native), verification, an answer (CHECKPOINT=... NAME=... PROMPT=...)
+# make engine      checkpoint -> artifact, kernels, plans (TensorRT's and native), verification, an answer (CHECKPOINT=... NAME=... PROMPT=...
+#                  and, of a picture, IMAGE=FILE)
 # make plugins     compile the CUDA kernels for every target (minutes the first time; cached), and the C++ plugin
 #                  library where TensorRT's headers are (INCLUDE=DIR)
 # make gpu         all that needs a GPU: its tests, the kernels and an engine, checked and timed (CHECKPOINT=...)
@@ -19,6 +20,7 @@ READY := $(VENV)/.ready
 CHECKPOINT ?= tools/nano/checkpoint
 NAME ?= nano
 PROMPT ?= Type "planet" backwards
+IMAGE ?=
 INCLUDE ?=
 WORKERS ?= $(if $(ARGS),0,2)
 AGAINST ?= last
@@ -28,10 +30,11 @@ AGAINST_PYTHON ?=
 export GIVEN_CHECKPOINT := $(value CHECKPOINT)
 export GIVEN_ARTIFACT := artifacts/$(value NAME)
 export GIVEN_PROMPT := $(value PROMPT)
+export GIVEN_IMAGE := $(value IMAGE)
 export GIVEN_INCLUDE := $(value INCLUDE)
 export GIVEN_AGAINST := $(value AGAINST)
 export GIVEN_PYTHON := $(value AGAINST_PYTHON)
-unexport CHECKPOINT NAME PROMPT INCLUDE AGAINST AGAINST_PYTHON
+unexport CHECKPOINT NAME PROMPT IMAGE INCLUDE AGAINST AGAINST_PYTHON
 PROMPTS := $(if $(filter-out tools/nano/checkpoint,$(value CHECKPOINT)),,--prompts tools/nano/heldout.jsonl)
 
 .PHONY: help engine plugins gpu test check clients bench bench-check clean
@@ -53,7 +56,8 @@ engine: $(READY)
 	$(BIN)/deltart build "$$GIVEN_ARTIFACT"
 	$(BIN)/deltart build "$$GIVEN_ARTIFACT" --flavour native
 	$(BIN)/deltart verify "$$GIVEN_ARTIFACT" $(PROMPTS)
-	$(BIN)/deltart generate "$$GIVEN_ARTIFACT" --chat --temperature 0 -- "$$GIVEN_PROMPT"
+	$(BIN)/deltart generate "$$GIVEN_ARTIFACT" --chat --temperature 0 $${GIVEN_IMAGE:+--image "$$GIVEN_IMAGE"} \
+	  -- "$$GIVEN_PROMPT"
 
 plugins: $(READY)
 	$(BIN)/deltart plugins build

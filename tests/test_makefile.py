@@ -55,6 +55,8 @@ def test_what_is_given_arrives(text: str, folder: Path) -> None:
     words = make(folder, "engine", f"CHECKPOINT={text}", f"NAME={text}")
     assert words.count(f"<{text}>") == 2 and words.count(f"<artifacts/{text}>") == 5
     assert f"<{text}>" in make(folder, "plugins", f"INCLUDE={text}")
+    words = make(folder, "engine", f"IMAGE={text}")
+    assert words[words.index("<--image>") + 1] == f"<{text}>"
     assert f"<{text}>" in make(folder, "gpu", f"CHECKPOINT={text}")
 
 
@@ -62,3 +64,4 @@ def test_heldout_questions_are_the_built_in_checkpoints(folder: Path) -> None:
     assert "<tools/nano/heldout.jsonl>" in make(folder, "engine")
     assert "<tools/nano/heldout.jsonl>" not in make(folder, "engine", "CHECKPOINT=x tools/nano/checkpoint")
     assert "<--include>" not in make(folder, "plugins")
+    assert "<--image>" not in make(folder, "engine")

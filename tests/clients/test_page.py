@@ -1,8 +1,9 @@
-"""The chat page in a real browser: a reply with its thinking folded, its rate, the stop button, pictures."""
+"""The chat page in a real browser: a reply with its thinking folded, its rate, the stop button, pictures, videos."""
 
 from __future__ import annotations
 
 import base64
+import io
 import json
 import time
 from collections.abc import Iterator
@@ -14,8 +15,11 @@ from browser import Browser, browser
 from PIL import Image
 from serve_process import serving
 
+from deltart.export.pipeline import export_checkpoint
 from support.seeing import Seeing
 from support.vision import photograph
+from tools.nano.sight.export import CHECKPOINT as SIGHT
+from tools.nano.sight.scenes import Scene, Thing, draw
 
 BUTTON, RATE = "document.getElementById('send').textContent", "document.querySelector('.rate').textContent"
 # Every request asks for a reply that does not end by itself.
@@ -109,5 +113,42 @@ def test_a_picture_goes_along(page: Browser, seeing: Seeing, tmp_path: Path) -> 
         expected = answer.json()["choices"][0]["message"]
         assert expected["content"]
         assert page.script("return document.querySelector('.reply .text').textContent") == expected["content"]
+        assert not page.script("return document.querySelector('.reply .error')")
+        assert not page.console()
+
+
+def clip(moves: int) -> bytes:
+    """An MP4 of two seconds: a circle that moves by so many pixels a frame."""
+    av = pytest.importorskip("av", reason="PyAV is not installed")
+    first, target = Scene(96, 64, 40, (Thing("circle", "red", 48 - 3 * moves, 32, 14),), 5), io.BytesIO()
+    with av.open(target, "w", format="mp4") as container:
+        stream = container.add_stream("mpeg4", rate=4)
+        stream.height, stream.width, stream.pix_fmt, stream.bit_rate = 64, 96, "yuv420p", 10**6
+        for index in range(8):
+            frame = draw(first.moved(moves * index, 0))
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode())
+    return target.getvalue()
+
+
+def test_a_video_goes_along_and_is_understood(page: Browser, tmp_path: Path) -> None:
+    export_checkpoint(SIGHT, tmp_path / "artifact")
+    for name, moves in (("right", 8), ("left", -8)):
+        (tmp_path / f"{name}.mp4").write_bytes(clip(moves))
+    with serving(tmp_path / "artifact", "--max-tokens", "32", "--max-model-len", "1024") as address:
+        page.open(address)
+        until(page, "!document.getElementById('attach').hidden")
+        page.script(GREEDY)
+        for turn, name in enumerate(("right", "left")):
+            page.type("#files", str(tmp_path / f"{name}.mp4"))
+            until(page, f"document.querySelector('#attached').textContent.includes('{name}.mp4')")
+            page.type("#input", "Which way does it move?\n")
+            until(page, f"{BUTTON} === 'Send' && document.querySelectorAll('.rate').length > {turn}")
+            video, question = json.loads(page.script(f"return window.sent[{turn}]"))["messages"][-1]["content"]
+            sent = base64.b64decode(video["video_url"]["url"].removeprefix("data:video/mp4;base64,"))
+            assert sent == (tmp_path / f"{name}.mp4").read_bytes()
+            assert question == {"type": "text", "text": "Which way does it move?"}
+            assert page.script("return [...document.querySelectorAll('.reply .text')].at(-1).textContent") == name
+        assert f"{name}.mp4" in page.script("return [...document.querySelectorAll('.user')].at(-1).textContent")
         assert not page.script("return document.querySelector('.reply .error')")
         assert not page.console()

@@ -1,4 +1,4 @@
-"""The nano checkpoint, made and scored on a CPU: train | export | drafts | evaluate | check."""
+"""Nano, made and scored on a CPU: train | export | drafts | evaluate | check, and sight, the nano that sees."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from tools.nano import curve, drafts, evaluate, export, heldout, reference, runtime, train
+from tools.nano.sight import commands as sight
 
 COMPARED = 200  # held-out prompts on which transformers answers too
 
@@ -30,6 +31,7 @@ def main() -> None:
     command.set_defaults(action=check_command)
     command.add_argument("artifact", type=Path, help="folder written by 'deltart export tools/nano/checkpoint'")
     command.add_argument("--checkpoint", type=Path, default=reference.CHECKPOINT, help="checkpoint folder")
+    sight.add(commands)
     arguments = parser.parse_args()
     arguments.action(arguments)
 

@@ -23,7 +23,10 @@ def orthogonalise(matrix: torch.Tensor, steps: int = 5) -> torch.Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """Nesterov momentum, orthogonalised; the step's size is lr * sqrt(max(1, rows / columns))."""
+    """Nesterov momentum, orthogonalised; the step's size is lr * sqrt(max(1, rows / columns)).
+
+    A parameter of more than two axes is a matrix of its first.
+    """
 
     def __init__(self, parameters: Iterable[torch.nn.Parameter], lr: float, momentum: float = 0.95) -> None:
         super().__init__(parameters, {"lr": lr, "momentum": momentum})
@@ -36,6 +39,6 @@ class Muon(torch.optim.Optimizer):
                     continue
                 velocity = self.state[parameter].setdefault("velocity", torch.zeros_like(parameter))
                 velocity.lerp_(parameter.grad, 1 - group["momentum"])
-                direction = orthogonalise(parameter.grad.lerp(velocity, group["momentum"]))
-                scale = max(1.0, parameter.shape[0] / parameter.shape[1]) ** 0.5
-                parameter.add_(direction, alpha=-group["lr"] * scale)
+                direction = orthogonalise(parameter.grad.lerp(velocity, group["momentum"]).flatten(1))
+                scale = max(1.0, direction.shape[0] / direction.shape[1]) ** 0.5
+                parameter.add_(direction.view_as(parameter), alpha=-group["lr"] * scale)

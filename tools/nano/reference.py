@@ -29,6 +29,9 @@ class Acceptance(NamedTuple):
     def mean(self) -> float:
         return self.accepted / self.drafts
 
+    def plus(self, other: Acceptance) -> Acceptance:
+        return Acceptance(self.drafts + other.drafts, self.accepted + other.accepted)
+
 
 def load(folder: Path = CHECKPOINT) -> tuple[Nano, PreTrainedTokenizerFast]:
     """(the checkpoint with its BF16 weights in f32 arithmetic, its tokenizer)."""
@@ -84,14 +87,25 @@ def replies(
 @torch.no_grad()
 def acceptance(model: Nano, asked: Sequence[list[int]], answered: Sequence[list[int]]) -> Acceptance:
     """How many MTP drafts k=1 speculation would accept on the trunk's own greedy replies."""
-    drafts = accepted = 0
+    total = Acceptance(0, 0)
     for prompt, reply in zip(asked, answered, strict=True):
         tokens = torch.tensor([prompt + reply])
         drafted = model.draft_hidden(tokens, model.hidden(tokens))
         right = model.lm_head(drafted[0, :-1]).argmax(-1) == tokens[0, 2:]  # entry i is about token i + 2
-        at = len(prompt) + 1
-        while at < tokens.shape[1]:
-            hit = bool(right[at - 2])
-            drafts, accepted = drafts + 1, accepted + hit
-            at += 2 if hit else 1
-    return Acceptance(drafts, accepted)
+        total = total.plus(accepted(right.tolist(), len(prompt), len(reply)))
+    return total
+
+
+def accepted(right: Sequence[bool], prompt: int, reply: int) -> Acceptance:
+    """What k=1 speculation accepts of a reply of `reply` tokens after `prompt` tokens.
+
+    Args:
+        right: whether the draft for token i + 2 of them all is that token.
+    """
+    drafts = hits = 0
+    at = prompt + 1
+    while at < prompt + reply:
+        hit = bool(right[at - 2])
+        drafts, hits = drafts + 1, hits + hit
+        at += 2 if hit else 1
+    return Acceptance(drafts, hits)

@@ -12,7 +12,7 @@ from deltart.runtime.backends.inputs import mtp_inputs, text_inputs
 from deltart.runtime.engine import Engine, EngineOptions
 from deltart.runtime.sampling.params import SamplingParams
 from tools.nano.evaluate import MAX_NEW_TOKENS, Reply
-from tools.nano.reference import Acceptance
+from tools.nano.reference import Acceptance, accepted
 
 GREEDY = SamplingParams(temperature=0, max_new_tokens=MAX_NEW_TOKENS)
 
@@ -34,15 +34,11 @@ def replies(engine: Engine, prompts: Sequence[str]) -> tuple[list[Reply], list[l
 
 def acceptance(engine: Engine, asked: Sequence[list[int]], answered: Sequence[list[int]]) -> Acceptance:
     """How many drafts of the exported MTP head k=1 speculation would accept on the model's own greedy replies."""
-    drafts = accepted = 0
+    total = Acceptance(0, 0)
     for prompt, reply in zip(asked, answered, strict=True):
         right = _drafted(engine.backend, prompt + reply)  # entry i is about token i + 2
-        at = len(prompt) + 1
-        while at < len(prompt) + len(reply):
-            hit = bool(right[at - 2])
-            drafts, accepted = drafts + 1, accepted + hit
-            at += 2 if hit else 1
-    return Acceptance(drafts, accepted)
+        total = total.plus(accepted(right.tolist(), len(prompt), len(reply)))
+    return total
 
 
 def _drafted(backend: Backend, tokens: list[int]) -> np.ndarray:
