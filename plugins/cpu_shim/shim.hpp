@@ -175,6 +175,7 @@ inline void meet(Rendezvous& r, unsigned expected, const char* what) {
   if (++r.arrived == expected) {
     r.arrived = 0;
     ++r.generation;
+    if (&r == &block.barrier) yield();  // who came last goes on in its turn, as the others do
     return;
   }
   current->waits_on = &r.generation;
@@ -236,12 +237,14 @@ inline void start() {
 
 inline bool runnable(const Fiber& f) { return !f.done && !(f.waits_on && *f.waits_on == f.waits_for); }
 
-// Runs one warp until each of its lanes is done or waits for another warp. False if nothing could run.
+// Runs one warp until each of its lanes is done or waits for another warp, or a barrier opens: then the first in order
+// has its turn. False if nothing could run.
 inline bool run_warp(Fiber* lanes) {
+  const unsigned opened = block.barrier.generation;
   bool any = false, moved = true;
-  while (moved && !error[0]) {
+  while (moved && !error[0] && block.barrier.generation == opened) {
     moved = false;
-    for (int i = 0; i < kWarp && !error[0]; ++i) {
+    for (int i = 0; i < kWarp && !error[0] && block.barrier.generation == opened; ++i) {
       if (!runnable(lanes[i])) continue;
       current = &lanes[i];
       switch_stack(&scheduler_stack, lanes[i].stack_pointer);
@@ -263,7 +266,9 @@ inline void run_block(std::vector<Fiber>& fibers, std::vector<Warp>& warps, unsi
   }
   while (block.live > 0 && !error[0]) {
     bool any = false;
-    for (int w = 0; w < n_warps; ++w) any |= run_warp(&fibers[(block.order ? n_warps - 1 - w : w) * kWarp]);
+    const unsigned opened = block.barrier.generation;
+    for (int w = 0; w < n_warps && block.barrier.generation == opened; ++w)
+      any |= run_warp(&fibers[(block.order ? n_warps - 1 - w : w) * kWarp]);
     ++block.round;
     idle = any ? 0 : idle + 1;
     if (idle == 2) {
