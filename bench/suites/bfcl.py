@@ -26,7 +26,7 @@ from bench.suites.serving import CHAT, MODEL, asked, exported, refusal, serving,
 
 TOKENS = (400, 800, 2000, 4000)  # of a reply, by attempt
 BIAS = (0, 3, 6, 9)  # of what closes, by attempt
-CLOSING = "\n</parameter>"
+CLOSING = "\n</"  # what begins a value's end
 CATEGORIES = ("simple_python", "multiple", "parallel", "parallel_multiple")
 
 # The types that BFCL writes in the words of its programming languages; "any" names none.
@@ -140,13 +140,9 @@ def _streamed(client: httpx.Client, question: Question, fields: dict[str, Any]) 
 def _response(client: httpx.Client, question: Question, fields: dict[str, Any]) -> Answered:
     tools = [{"type": "function", "strict": False, **function} for function in question.functions]
     choice = {"type": "function", "name": question.functions[-1]["name"]} if question.named else "required"
-    body = {
-        "input": question.messages,
-        "tools": tools,
-        "tool_choice": choice,
-        "max_output_tokens": fields["max_tokens"],
-        **fields,
-    }
+    effort = {"effort": "medium" if fields["enable_thinking"] else "none"}
+    body = {"input": question.messages, "tools": tools, "tool_choice": choice, "reasoning": effort, **fields}
+    body["max_output_tokens"] = body.pop("max_tokens")
     answer = client.post("/v1/responses", json=body)
     if answer.status_code != 200:
         return answer, [], ""

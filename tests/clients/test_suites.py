@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -39,13 +40,16 @@ def run(arguments: list[str | Path], folder: Path) -> str:
     return done.stdout
 
 
-def test_schemathesis(short: str, installed: Path, tmp_path: Path) -> None:
+def test_schemathesis(
+    short: str, installed: Path, tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
     """No server error and no undocumented status in more than 2,000 cases."""
     checks = "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance"
     program = command(installed, "schemathesis", "schemathesis")
     flags = ["--phases", "coverage,fuzzing", "-n", "80", "--seed", "1", "--checks", checks, "--request-timeout", "60"]
     told = run([program, "run", f"{short}/openapi.json", *flags], tmp_path)
     generated, passed = map(int, re.findall(r"(\d+) generated, (\d+) passed", told)[0])
+    record_property("cases", generated)
     assert generated == passed >= 2000
 
 
