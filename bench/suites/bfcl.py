@@ -26,7 +26,7 @@ from bench.suites.serving import CHAT, MODEL, asked, exported, refusal, serving,
 
 TOKENS = (400, 800, 2000, 4000)  # of a reply, by attempt
 BIAS = (0, 3, 6, 9)  # of what closes, by attempt
-CLOSING = "\n</"  # what begins a value's end
+CLOSING = ("\n</", "]", "}", '"]', '"}')  # what ends a value or begins its end
 CATEGORIES = ("simple_python", "multiple", "parallel", "parallel_multiple")
 
 # The types that BFCL writes in the words of its programming languages; "any" names none.
@@ -97,7 +97,7 @@ def ask(client: httpx.Client, question: Question, closing: Sequence[int]) -> Out
         if answer is not None:
             return Outcome(question.key, "failed", 0, refusal(answer))
         if end != "length":
-            why = f"ended by {end}" if end != "tool_calls" else _fault(question, calls)
+            why = f"ended by {end}" if end != "tool_calls" else fault(question, calls)
             return Outcome(question.key, "invalid" if why else "valid", len(calls), why)
     return Outcome(question.key, "cut", len(calls), "")
 
@@ -158,7 +158,7 @@ def _chat(question: Question, fields: dict[str, Any]) -> dict[str, Any]:
     return {"messages": question.messages, "tools": tools, "tool_choice": choice, **fields}
 
 
-def _fault(question: Question, calls: Calls) -> str:
+def fault(question: Question, calls: Calls) -> str:
     """What is wrong with the calls; empty if nothing is."""
     schemas = {function["name"]: function["parameters"] for function in question.functions}
     if not calls:
@@ -187,7 +187,7 @@ def main() -> int:
     flags = ("--slots", "8", "--max-model-len", "16384", "--threads", "1")
     failed, everything = False, []
     with tempfile.TemporaryDirectory() as folder, serving(exported(options.artifact, Path(folder)), *flags) as server:
-        closing = tokens_of(server[0], CLOSING)
+        closing = [token for text in CLOSING for token in tokens_of(server[0], text)]
         for category in options.categories:
             cases = list(questions(options.folder, category, options.count))
             outcomes = asked(server[0], cases, lambda client, case: ask(client, case, closing))
