@@ -67,9 +67,9 @@ class Gate:
         service.metrics.answered(route, visit.status)
         write_log(scope, visit.status, seconds, visit.request_id, visit.notes)
         if service.traces is not None:
-            name, jobs = f"{scope['method']} {route}", visit.notes.get("jobs")
-            known = jobs if isinstance(jobs, list) else []
-            service.traces.record(name, headers, seconds, visit.status, service.settings.names[0], known)
+            jobs = visit.notes.get("jobs")
+            known, model = jobs if isinstance(jobs, list) else [], service.settings.names[0]
+            service.traces.record(scope["method"], route, headers, seconds, visit.status, model, known)
 
     async def _refuse(self, error: RequestError, scope: Scope, receive: Receive, visit: _Visit) -> None:
         visit.notes["error"] = error.message

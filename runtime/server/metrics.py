@@ -44,6 +44,8 @@ class Metrics:
             name: Histogram(f"vllm:{name}", text, labels, registry=self._registry, buckets=buckets).labels(**labels)
             for name, (text, buckets) in _HISTOGRAMS.items()
         }
+        name, text = "deltart:structure_compile_seconds", "Compiling a request's schema, grammar or tools"
+        self._structures = Histogram(name, text, registry=self._registry, buckets=_SHORT)
         self._answers = Counter(
             "deltart:http_answers", "Answers by route and status", ("route", "status"), registry=self._registry
         )
@@ -57,6 +59,8 @@ class Metrics:
         self._histograms["request_prompt_tokens"].observe(usage.prompt_tokens)
         self._histograms["request_generation_tokens"].observe(usage.completion_tokens)
         self._histograms["request_params_n"].observe(job.prepared.request.n)
+        if job.prepared.structure_seconds is not None:
+            self._structures.observe(job.prepared.structure_seconds)
 
     def answered(self, route: str, status: int) -> None:
         """Counts an answer."""

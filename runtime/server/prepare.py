@@ -37,12 +37,14 @@ class Prepared:
         prompt: the conversation, whose replies have reasoning and calls to be told apart; None for plain text.
         tools: functions whose calls are looked for in the replies.
         one_call: a reply ends with its first call.
+        structure_seconds: that compiling its structure took, or finding the compiled one; None without a structure.
     """
 
     request: Request
     prompt: Prompt | None = None
     tools: tuple[Tool, ...] = ()
     one_call: bool = False
+    structure_seconds: float | None = None
 
 
 def prepare(ask: Ask, engine: Engine, chats: Chats | None, settings: Settings) -> Prepared:
@@ -60,12 +62,15 @@ def prepare(ask: Ask, engine: Engine, chats: Chats | None, settings: Settings) -
     banned = _banned(ask, engine)
     if banned:
         given["logit_bias"] = {**given.get("logit_bias", {}), **banned}
+    began = time.perf_counter()
+    structure = structure_of(ask, engine, settings.limits)
+    took = None if structure is None else time.perf_counter() - began
     reads_calls = prompt is not None and ask.tool_choice.mode != "none"
     request = Request(
         ids=ids,
         params=params_from(engine.defaults, given),
         n=ask.n,
-        structure=structure_of(ask, engine, settings.limits),
+        structure=structure,
         logprobs=ask.logprobs,
         prompt_logprobs=ask.prompt_logprobs,
         deadline=None if settings.request_seconds is None else time.monotonic() + settings.request_seconds,
@@ -74,7 +79,8 @@ def prepare(ask: Ask, engine: Engine, chats: Chats | None, settings: Settings) -
         media=prompt.media if prompt is not None else (),
     )
     tools = tuple(ask.tools) if reads_calls else ()
-    return Prepared(request, prompt, tools, one_call=bool(tools) and not ask.parallel_tool_calls)
+    one_call = bool(tools) and not ask.parallel_tool_calls
+    return Prepared(request, prompt, tools, one_call, structure_seconds=took)
 
 
 def conversation(ask: Ask, chats: Chats | None, settings: Settings) -> Prompt:

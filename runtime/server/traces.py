@@ -41,18 +41,27 @@ class Traces:
         self._kind, self._failed = SpanKind.SERVER, StatusCode.ERROR
 
     def record(
-        self, name: str, headers: Mapping[str, str], seconds: float, status: int, model: str, jobs: list[Job]
+        self,
+        method: str,
+        route: str,
+        headers: Mapping[str, str],
+        seconds: float,
+        status: int,
+        model: str,
+        jobs: list[Job],
     ) -> None:
         """The span of a request that has just ended; it belongs to the trace that its `traceparent` header names."""
         ended = time.time_ns()
+        http = {"http.request.method": method, "http.route": route, "http.response.status_code": status}
         span = self._tracer.start_span(
-            name,
+            f"{method} {route}",
             context=self._context.extract(dict(headers)),
             kind=self._kind,
             start_time=ended - round(seconds * _NANO),
-            attributes={"http.response.status_code": status, **_attributes(model, jobs)},
+            attributes={**http, **_attributes(route, model, jobs)},
         )
         if status >= 500:
+            span.set_attribute("error.type", str(status))
             span.set_status(self._failed)
         span.end(ended)
 
@@ -61,12 +70,14 @@ class Traces:
         self._provider.shutdown()
 
 
-def _attributes(model: str, jobs: list[Job]) -> dict[str, Any]:
+def _attributes(route: str, model: str, jobs: list[Job]) -> dict[str, Any]:
     """Attributes by OpenTelemetry's conventions for generative models."""
     if not jobs:
         return {}
     usage, params = jobs[0].usage, jobs[0].prepared.request.params
     return {
+        "gen_ai.operation.name": "text_completion" if route == "/v1/completions" else "chat",
+        "gen_ai.provider.name": "deltart",
         "gen_ai.request.model": model,
         "gen_ai.request.max_tokens": params.max_new_tokens,
         "gen_ai.request.temperature": params.temperature,

@@ -152,8 +152,8 @@ class StructureCompiler:
     def _tools(self, structure: Structure) -> Compiled:
         made: list[Grammar] = []
 
-        def compile_grammar(text: str) -> Grammar:
-            made.append(self._grammars.compile(text))
+        def compile_grammar(text: str, is_json: bool) -> Grammar:
+            made.append(self._grammars.compile(text, is_json))
             return made[-1]
 
         calls = ToolCompiler(self._vocabulary, self._call_text, compile_grammar).compile(structure)
@@ -186,7 +186,7 @@ class StructureCompiler:
     def _json(self, schema: Any, strict: bool) -> tuple[Grammar, tuple[str, ...]]:
         made, skipped = prepared(schema, strict)
         try:
-            grammar = self._grammars.compile(_matcher().grammar_from_json_schema(json.dumps(made)))
+            grammar = self._grammars.compile(_matcher().grammar_from_json_schema(json.dumps(made)), is_json=True)
         except GenerationError as error:
             place = place_of(schema, error.found)
             at = f" at {place}" if place else ""

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterator
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from deltart.errors import GenerationError
 from deltart.runtime.structure.call_text import CallText
+from deltart.runtime.structure.numbers import JsonNumbers, Place
 from deltart.runtime.structure.states import Ended, State, Then
 from deltart.runtime.structure.trial import Trial, limits
 from deltart.runtime.structure.vocabulary import Mask, Vocabulary, load_llguidance
@@ -28,21 +30,24 @@ class Grammar:
 
     Args:
         matcher: at its beginning; never advanced.
+        numbers: bounds those of a text that is JSON; None for any other.
     """
 
-    def __init__(self, vocabulary: Vocabulary, matcher: Any) -> None:
-        self._vocabulary, self._matcher = vocabulary, matcher
+    def __init__(self, vocabulary: Vocabulary, matcher: Any, numbers: JsonNumbers | None = None) -> None:
+        self._vocabulary, self._matcher, self._numbers = vocabulary, matcher, numbers
         self.warnings = tuple(matcher.get_grammar_warnings())
         self.exhausted = self.one_way = False
 
     def reply(self) -> State:
         """The beginning of a reply that is nothing but this."""
-        return _Reply(_Walk(self, self._vocabulary, self._matcher), 0, ended=False)
+        return _Reply(self._walk(), 0, JsonNumbers.start, ended=False)
 
     def value(self, text: CallText, then: Then) -> State:
         """The beginning of a parameter's value, whose closing tag is the grammar's end."""
-        walk = _Walk(self, self._vocabulary, self._matcher)
-        return _Value(walk, 0, text, text.start, then)
+        return _Value(self._walk(), 0, JsonNumbers.start, text, text.start, then)
+
+    def _walk(self) -> _Walk:
+        return _Walk(self, self._vocabulary, self._matcher, self._numbers)
 
     def warm(self) -> None:
         """Walk a little way and back, so that the first reply need not pay for it.
@@ -66,8 +71,8 @@ class Grammar:
 class _Walk:
     """A matcher on its way through one reply. States hold a place in it, and it goes back where one of them asks."""
 
-    def __init__(self, grammar: Grammar, vocabulary: Vocabulary, start: Any) -> None:
-        self.grammar, self.vocabulary, self._start = grammar, vocabulary, start
+    def __init__(self, grammar: Grammar, vocabulary: Vocabulary, start: Any, numbers: JsonNumbers | None) -> None:
+        self.grammar, self.vocabulary, self._start, self._numbers = grammar, vocabulary, start, numbers
         self._matcher = start.deep_copy()
         self._tokens: list[int] = []
 
@@ -75,13 +80,18 @@ class _Walk:
     def _depth(self) -> int:
         return len(self._tokens)
 
-    def mask(self, depth: int) -> Mask:
-        """The tokens that may come after the first `depth`; where the grammar may end, the end is one of them."""
+    def mask(self, depth: int, place: Place) -> Mask:
+        """The tokens that may come after the first `depth`, with numbers at `place`, and the end where it may end."""
         self._seek(depth)
         mask = np.empty(-(-self.vocabulary.limit // 32), np.int32)
         self._matcher.unsafe_compute_mask_ptr(mask.ctypes.data, mask.nbytes)
         self._check()
-        return mask
+        bound = None if self._numbers is None else self._numbers.mask(place)
+        return mask if bound is None else mask & bound
+
+    def place_after(self, place: Place, token: int) -> Place | None:
+        """Where numbers are after `token`; None where it makes one too large."""
+        return place if self._numbers is None else self._numbers.after(place, token)
 
     def take(self, depth: int, token: int) -> bool:
         """Whether `token` may come after the first `depth`; if so it has."""
@@ -128,21 +138,22 @@ class _Walk:
 class _Reply:
     """In a reply that is nothing but the grammar's."""
 
-    def __init__(self, walk: _Walk, depth: int, ended: bool) -> None:
-        self._walk, self._depth, self.finished = walk, depth, ended
+    def __init__(self, walk: _Walk, depth: int, place: Place, ended: bool) -> None:
+        self._walk, self._depth, self._place, self.finished = walk, depth, place, ended
 
     def allowed(self) -> Mask | None:
         """See State."""
-        return self._walk.vocabulary.end_mask if self.finished else self._walk.mask(self._depth)
+        return self._walk.vocabulary.end_mask if self.finished else self._walk.mask(self._depth, self._place)
 
     def after(self, token: int) -> State | None:
         """See State."""
         if token in self._walk.vocabulary.end_ids:
             complete = self.finished or self._walk.may_end(self._depth)
             return Ended(self._walk.vocabulary) if complete else None
-        if self.finished or not self._walk.take(self._depth, token):
+        place = None if self.finished else self._walk.place_after(self._place, token)
+        if place is None or not self._walk.take(self._depth, token):
             return None
-        return _Reply(self._walk, self._depth + 1, self._walk.ended)
+        return _Reply(self._walk, self._depth + 1, place, self._walk.ended)
 
 
 class _Value:
@@ -150,21 +161,22 @@ class _Value:
 
     finished = False
 
-    def __init__(self, walk: _Walk, depth: int, text: CallText, place: int, then: Then) -> None:
-        self._walk, self._depth, self._text, self._place, self._then = walk, depth, text, place, then
+    def __init__(self, walk: _Walk, depth: int, numbers: Place, text: CallText, place: int, then: Then) -> None:
+        self._walk, self._depth, self._numbers = walk, depth, numbers
+        self._text, self._place, self._then = text, place, then
 
     def allowed(self) -> Mask | None:
         """See State."""
-        return self._walk.mask(self._depth) & self._text.mask(self._place)
+        return self._walk.mask(self._depth, self._numbers) & self._text.mask(self._place)
 
     def after(self, token: int) -> State | None:
         """See State."""
-        place = self._text.after(self._place, token)
-        if place is None or not self._walk.take(self._depth, token):
+        place, numbers = self._text.after(self._place, token), self._walk.place_after(self._numbers, token)
+        if place is None or numbers is None or not self._walk.take(self._depth, token):
             return None
         if self._text.ended(place):
             return self._then()
-        return _Value(self._walk, self._depth + 1, self._text, place, self._then)
+        return _Value(self._walk, self._depth + 1, numbers, self._text, place, self._then)
 
 
 class GrammarCompiler:
@@ -176,24 +188,31 @@ class GrammarCompiler:
 
     def __init__(self, vocabulary: Vocabulary, seconds: float) -> None:
         self._vocabulary, self._trial = vocabulary, Trial(seconds)
-        self._small: OrderedDict[str, Grammar] = OrderedDict()
+        self._small: OrderedDict[tuple[str, bool], Grammar] = OrderedDict()
 
-    def compile(self, grammar: str) -> Grammar:
+    def compile(self, grammar: str, is_json: bool = False) -> Grammar:
         """Compile llguidance's Lark dialect or JSON form. One thread at a time.
+
+        Args:
+            is_json: its texts are JSON, whose numbers are to stay within bounds.
 
         Raises:
             GenerationError: it is malformed, or beyond the limits on size and time.
         """
-        found = self._small.pop(grammar, None)
+        found = self._small.pop((grammar, is_json), None)
         if found is None or found.exhausted:
-            found = self._compile(grammar)
+            found = self._compile(grammar, self._numbers if is_json else None)
         if len(grammar) <= _SMALL:
-            self._small[grammar] = found
+            self._small[grammar, is_json] = found
             if len(self._small) > _KEPT:
                 self._small.popitem(last=False)
         return found
 
-    def _compile(self, grammar: str) -> Grammar:
+    @cached_property
+    def _numbers(self) -> JsonNumbers:
+        return JsonNumbers(self._vocabulary)
+
+    def _compile(self, grammar: str, numbers: JsonNumbers | None) -> Grammar:
         refusal = self._trial.refusal(grammar)
         if refusal is not None:
             raise GenerationError(first_line(refusal), "a grammar that can be compiled", "correct it")
@@ -203,7 +222,7 @@ class GrammarCompiler:
         )
         if matcher.is_error():
             raise GenerationError(first_line(matcher.get_error()), "a grammar that can be compiled", "correct it")
-        compiled = Grammar(self._vocabulary, matcher)
+        compiled = Grammar(self._vocabulary, matcher, numbers)
         compiled.warm()
         return compiled
 

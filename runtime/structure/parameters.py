@@ -82,6 +82,11 @@ class Value:
         """Whether `words` say it all."""
         return not (self.text or self.schemas or self.patterns)
 
+    @property
+    def is_json(self) -> bool:
+        """Whether what looks like a number is one of JSON's."""
+        return bool(self.schemas) and not (self.patterns or any(map(str.isdigit, "".join(self.words))))
+
     def grammar(self) -> str:
         """In llguidance's Lark dialect, up to and with the closing tag. Not for free text."""
         rules, names = ["%llguidance {}"], [json.dumps(word, ensure_ascii=False) for word in self.words]

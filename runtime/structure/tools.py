@@ -23,7 +23,7 @@ _CLOSE_FUNCTION = "</function>\n"
 _ROOT = ("type", "properties", "required", "additionalProperties")
 
 Begin = Callable[[Then], State]
-CompileGrammar = Callable[[str], Grammar]
+CompileGrammar = Callable[[str, bool], Grammar]
 
 
 # How a parameter may begin: the tokens of its opening tag, and the value behind them. A token that ends the tag may
@@ -149,12 +149,12 @@ class ToolCompiler:
             words = [tuple(self._vocabulary.encode(word + CLOSE_PARAMETER)) for word in value.words]
             return ((opening, lambda then: Literal(self._vocabulary, [(tokens, then) for tokens in words])),)
         try:
-            grammar = self._compile(value.grammar())
+            grammar = self._compile(value.grammar(), value.is_json)
         except GenerationError as error:
             if strict:
                 raise GenerationError(f"{where}: {error.found}", error.expected, error.hint) from error
             self.skipped.append(f"{where} is JSON, but otherwise not enforced ({error.found})")
-            grammar = self._compile(Value(schemas=({},)).grammar())
+            grammar = self._compile(Value(schemas=({},)).grammar(), True)
         self.skipped += [f"{where}: {warning}" for warning in grammar.warnings]
         return ((opening, partial(grammar.value, text)),)
 

@@ -50,6 +50,7 @@ install() {
     smolagents) python_client smolagents 'smolagents[openai]' ;;
     qwen-agent) python_client qwen-agent 'qwen-agent[python_executor]' soundfile tqdm python-dateutil ;;
     lm-eval) python_client lm-eval 'lm-eval[api]' transformers ;;
+    otel) python_client otel opentelemetry-sdk opentelemetry-exporter-otlp-proto-http ;;
     schemathesis) python_client schemathesis schemathesis ;;
     sglang-router) python_client sglang-router sglang-router ;;
     ray) python_client ray 'ray[serve]' && project ray ;;
@@ -62,6 +63,6 @@ install() {
   esac
 }
 
-[ $# -gt 0 ] || set -- openai anthropic instructor langchain litellm pydantic-ai smolagents qwen-agent lm-eval schemathesis \
+[ $# -gt 0 ] || set -- openai anthropic instructor langchain litellm pydantic-ai smolagents qwen-agent lm-eval schemathesis otel \
   sglang-router ray dynamo openai-js ai qwen-code codex
 for client in "$@"; do install "$client"; done

@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[2]
 def serving(artifact: Path, *flags: str) -> Iterator[str]:
     """http://HOST:PORT of a server."""
     command = [sys.executable, "-m", "deltart", "serve", str(artifact), "--port", "0", *flags]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "PYTHONPATH": os.environ.get("DELTART_TEST_PATH", str(ROOT))}
     process = subprocess.Popen(
         [*command, "--served-model-name", "deltart-nano"], stdout=subprocess.PIPE, text=True, env=environment
     )

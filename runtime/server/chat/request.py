@@ -101,7 +101,8 @@ def count(n: int | None, limits: Limits) -> int:
 
 
 def response_format(asked: Mapping[str, Any] | None) -> OutputFormat | None:
-    """The form that `response_format` asks for; None for plain text.
+    """The form that `response_format` asks for; None for plain text. A json_object may bring a schema, as other servers
+    than OpenAI's have it.
 
     Raises:
         RequestError: an unknown type, or a json_schema without a schema.
@@ -110,7 +111,7 @@ def response_format(asked: Mapping[str, Any] | None) -> OutputFormat | None:
     if asked is None or kind == "text":
         return None
     if kind == "json_object":
-        return OutputFormat("json_object")
+        return _json_object(asked)
     if kind != "json_schema":
         expected = '"text", "json_object" or "json_schema"'
         raise RequestError(f"response_format of type {kind!r}"[:200], expected, "", param="response_format.type")
@@ -122,3 +123,13 @@ def response_format(asked: Mapping[str, Any] | None) -> OutputFormat | None:
         raise RequestError("a json_schema without a schema", "a JSON schema", "", param=param)
     param = "response_format.json_schema.schema"
     return OutputFormat("json_schema", schema, param, strict=outer.get("strict") is not False)
+
+
+def _json_object(asked: Mapping[str, Any]) -> OutputFormat:
+    schema = asked.get("schema")
+    if schema is None:
+        return OutputFormat("json_object")
+    param = "response_format.schema"
+    if not isinstance(schema, (Mapping, bool)):
+        raise RequestError(f"a schema that is {schema!r}"[:200], "a JSON schema", "", param=param)
+    return OutputFormat("json_schema", schema, param, strict=asked.get("strict") is not False)

@@ -91,6 +91,7 @@ def test_tool_choice(choice: Any, expected: ToolChoice) -> None:
             {"response_format": {"type": "json_schema", "json_schema": {"schema": 1}}},
             "response_format.json_schema.schema",
         ),
+        ({"response_format": {"type": "json_object", "schema": 123}}, "response_format.schema"),
         ({"guided_choice": []}, "guided_"),
     ],
 )
@@ -103,6 +104,9 @@ def test_bad_fields_are_named(fields: dict[str, Any], param: str) -> None:
 def test_response_formats() -> None:
     assert chat(response_format={"type": "text"}).output is None
     assert chat(response_format={"type": "json_object"}).output.kind == "json_object"
+    assert chat(response_format={"type": "json_object", "schema": None}).output.kind == "json_object"
+    other = chat(response_format={"type": "json_object", "schema": SCHEMA}).output
+    assert (other.kind, other.value, other.strict) == ("json_schema", SCHEMA, True)
     asked = chat(
         response_format={"type": "json_schema", "json_schema": {"name": "c", "strict": True, "schema": SCHEMA}}
     )

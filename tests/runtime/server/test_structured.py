@@ -98,6 +98,21 @@ def test_other_forms(server: Served) -> None:
     jsonschema.validate(json.loads(body["output"][-1]["content"][0]["text"]), CITY)
 
 
+def test_compiling_is_counted(server: Served) -> None:
+    """Once for each request that has a structure, kept or new; not for the others."""
+
+    def counted() -> float:
+        text = server.client.get("/metrics").text
+        found = re.search(r"^deltart:structure_compile_seconds_count (\S+)", text, re.MULTILINE)
+        assert found is not None
+        return float(found[1])
+
+    before = counted()
+    for fields in ({}, {"guided_regex": "[x-z]"}, {"guided_regex": "[x-z]"}):
+        post(server, "/v1/chat/completions", messages=PARIS, max_tokens=5, **fields)
+    assert counted() - before == 2
+
+
 STRANGE = {"type": "object", "properties": {"b": {"type": "strange"}}}
 STRICT = {"type": "function", "function": {"name": "a", "parameters": STRANGE, "strict": True}}
 SCHEMA = {"type": "json_schema", "json_schema": {"schema": {"type": "strange"}}}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import re
 from typing import Any
 
 import jsonschema
@@ -58,8 +57,6 @@ def test_every_call_is_parsed_and_valid(compiler: StructureCompiler, walker: Wal
         reply = drawn(compiler, walker, structure, rng, tools)
         if reply is None:
             continue
-        if any(_has_endless_number(one.arguments) for one in reply.tool_calls):
-            continue
         complete += 1
         assert reply.content == "" and len(reply.tool_calls) >= 1
         assert seed % 2 or len(reply.tool_calls) == 1
@@ -67,11 +64,6 @@ def test_every_call_is_parsed_and_valid(compiler: StructureCompiler, walker: Wal
             checker = VALIDATOR(schemas[one.name], format_checker=VALIDATOR.FORMAT_CHECKER)
             assert not [error.message for error in checker.iter_errors(one.arguments)]
     assert complete >= 2
-
-
-def _has_endless_number(value: Any) -> bool:
-    """1e999 is a number to JSON and to the grammar, but not to the parser, which has no float for it."""
-    return re.search(r"\d[eE][+-]?\d{3}", str(value)) is not None
 
 
 def _parameters(maker: SchemaMaker, rng: random.Random) -> dict[str, Any]:
