@@ -9,9 +9,14 @@
 
 constexpr int kRows = 16, kTileStride = 20;
 
+template <class Act, class Weight, int MT, bool Gathered>
+struct WarpTile;
+
 // E4M3 [N, K], a scale per 128 x 128 block.
 struct BlockFp8 {
   static constexpr int kBlock = 128, kChunk = 16;  // values of K per warp step, and in 16 bytes
+  template <class Act, int MT>
+  using Tile = WarpTile<Act, BlockFp8, MT, false>;
   const uint8_t* weight;
   Parameter scale;
   int N, K;
@@ -30,6 +35,8 @@ struct BlockFp8 {
 // bf16 [N, K].
 struct Bf16 {
   static constexpr int kBlock = 64, kChunk = 8;
+  template <class Act, int MT>
+  using Tile = WarpTile<Act, Bf16, MT, false>;
   const bf16* weight;
   int N, K;
 
@@ -137,6 +144,7 @@ struct WarpTile {
   static constexpr int kTerms = sizeof(Act) == 2 ? 1 : 3, kBlock = Weight::kBlock, kChunk = Weight::kChunk;
   static constexpr int kAhead = MT <= 2 ? 3 : 2;
   static constexpr int kFloats = 8 * MT * kTileStride;  // of shared memory that `save` takes
+  static constexpr int kRingBytes = 0;                  // of shared memory that `run` takes
 
   const Weight& W;
   const Act* x;  // [tokens, K]
@@ -145,7 +153,7 @@ struct WarpTile {
 
   // Rows [first_row, + 16) of W, or those that ids[first_row, + 16) names; `rows` is how many there are in all.
   __device__ WarpTile(const Weight& W, const Act* x, int tokens, int first_row, int first_token, int rows,
-                      const int* ids = nullptr)
+                      unsigned char*, const int* ids = nullptr)
       : W(W), x(x), tokens(tokens), g(threadIdx.x % 32 / 4), t(threadIdx.x % 4), first_token(first_token) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
