@@ -10,7 +10,11 @@ constexpr int kPiece = 32;  // values
 
 #ifdef DELTART_CPU_SHIM
 inline BfPair less_136(BfPair p) { return pair(low(p) - 136.0f, high(p) - 136.0f); }
+inline BfPair low_halves(BfPair a, BfPair b) { return (a & 0xffffu) | b << 16; }
+inline BfPair high_halves(BfPair a, BfPair b) { return a >> 16 | (b & 0xffff0000u); }
 #else
+__device__ __forceinline__ BfPair low_halves(BfPair a, BfPair b) { return __byte_perm(a, b, 0x5410); }
+__device__ __forceinline__ BfPair high_halves(BfPair a, BfPair b) { return __byte_perm(a, b, 0x7632); }
 __device__ __forceinline__ BfPair less_136(BfPair p) {
   BfPair less;
   asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(less) : "r"(p), "r"(0x3f803f80u), "r"(0xc308c308u));
@@ -26,8 +30,8 @@ __device__ __forceinline__ BfPair int4_to_bf16(uint32_t word, int i) {
 // Eight consecutive activations, four to a step, in the order of these pairs: 0 and 4, 1 and 5; 2 and 6, 3 and 7.
 __device__ __forceinline__ void interleave(BfPair (&first)[2], BfPair (&second)[2]) {
   const BfPair a = first[0], b = first[1], c = second[0], d = second[1];
-  first[0] = (a & 0xffffu) | c << 16, first[1] = a >> 16 | (c & 0xffff0000u);
-  second[0] = (b & 0xffffu) | d << 16, second[1] = b >> 16 | (d & 0xffff0000u);
+  first[0] = low_halves(a, c), first[1] = high_halves(a, c);
+  second[0] = low_halves(b, d), second[1] = high_halves(b, d);
 }
 
 // Scales [N, groups] on their way to shared memory: of some pieces of a row, as words that cover them.
@@ -35,27 +39,39 @@ struct GroupScales {
   const unsigned char* data;
   int is_bf16, groups, shift;  // 32 << shift values share a scale
 
-  __device__ __forceinline__ int bytes() const { return is_bf16 ? 2 : 4; }
+  // The scales of one row.
+  struct Row {
+    const unsigned char* data;
+    int bytes, groups, shift;
+
+    // How far behind a word's begin the scale of `piece` lies.
+    __device__ __forceinline__ int within(int piece) const {
+      return (int(reinterpret_cast<uintptr_t>(data)) + (piece >> shift) * bytes) & 3;
+    }
+    // Word `word` of the scales of `pieces` from `piece` on; zeros behind the row's last.
+    __device__ __forceinline__ void copy(unsigned char* to, int piece, int pieces, int word) const {
+      const int first = piece >> shift, stop = min(groups, first + max(1, pieces >> shift));
+      const int at = first * bytes - within(piece) + 4 * word;
+      copy_word_async(to + 4 * word, data + at, max(0, min(stop * bytes - at, 4)));
+    }
+  };
+
+  __device__ __forceinline__ Row row(int n) const {
+    const int bytes = is_bf16 ? 2 : 4;
+    return {data + size_t(n) * groups * bytes, bytes, groups, shift};
+  }
   // Words that `pieces` of a row take, wherever they begin.
   __device__ __forceinline__ int words(int pieces) const {
     const int count = max(1, pieces >> shift);
     return is_bf16 ? (count * 2 + 5) / 4 : count;
   }
-
-  // Word `word` of the scales of `pieces` from `piece` on; zeros behind the row's last.
-  __device__ __forceinline__ void copy(unsigned char* to, int row, int piece, int pieces, int word) const {
-    const int first = piece >> shift, stop = min(groups, first + max(1, pieces >> shift));
-    const size_t begin = size_t(row) * groups * bytes(), end = begin + size_t(stop) * bytes();
-    const size_t at = ((begin + size_t(first) * bytes()) & ~size_t(3)) + 4 * word;
-    const int live = at < end ? min(int(end - at), 4) : 0;
-    copy_word_async(to + 4 * word, live ? data + at : data, live);
-  }
-
-  // The scale of `row` in piece `piece + i`, from what `copy` left for `piece`.
-  __device__ __forceinline__ float get(const unsigned char* from, int row, int piece, int i) const {
-    const int first = piece >> shift, group = (piece + i) >> shift;
-    if (!is_bf16) return reinterpret_cast<const float*>(from)[group - first];
-    const int odd = ((row & groups) + first) & 1;  // the parity of row * groups + first
-    return to_float(reinterpret_cast<const bf16*>(from)[odd + group - first]);
-  }
 };
+
+// A scale at `from`.
+template <bool Bf16Scales>
+__device__ __forceinline__ float scale_at(const unsigned char* from) {
+  if constexpr (Bf16Scales)
+    return to_float(*reinterpret_cast<const bf16*>(from));
+  else
+    return *reinterpret_cast<const float*>(from);
+}

@@ -47,11 +47,12 @@ struct Tile {
     const bool is = first_row + r < in.out.N && piece * kPiece < in.K;
     copy_async(to + w_at(r, i), in.weight + (is ? size_t(first_row + r) * (in.K / 2) + piece * 16 : 0), is);
     if (first_row + r < in.out.N && i < in.scale.words(kPieces))
-      in.scale.copy(to + kScales + r * kRowScale, first_row + r, step * kPieces, kPieces, i);
+      in.scale.row(first_row + r).copy(to + kScales + r * kRowScale, step * kPieces, kPieces, i);
   }
 
   __device__ void multiply(int step) {
     const unsigned char* from = memory + step % kStages * kStage;
+    const int bytes = in.scale.is_bf16 ? 2 : 4, group = step * kPieces >> in.scale.shift;
 #pragma unroll
     for (int i = 0; i < kPieces; ++i) {
       BfPair words[4], b[4][2][2];
@@ -62,7 +63,10 @@ struct Tile {
 #pragma unroll
         for (int j = 0; j < 2; ++j) {
           const int r = row + n * 8 + 2 * t + j;
-          scale[n][j] = in.scale.get(from + kScales + r * kRowScale, first_row + r, step * kPieces, i);
+          // Where the row's first scale is behind a word's begin follows from j: all other parts of r are even.
+          const unsigned char* at = from + kScales + r * kRowScale + ((j * in.scale.groups + group) * bytes & 3);
+          const unsigned char* mine = at + (i >> in.scale.shift) * bytes;
+          scale[n][j] = in.scale.is_bf16 ? scale_at<true>(mine) : scale_at<false>(mine);
 #pragma unroll
           for (int half = 0; half < 2; ++half) b[n][j][half] = int4_to_bf16(words[n], 2 * j + half);
         }

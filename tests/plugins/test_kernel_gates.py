@@ -60,6 +60,7 @@ CEILINGS = {
     "int4_linear_gate_up_bf16_m2": 128,
     "int4_linear_logits_bf16_m1": 128,
     "int4_linear_prefill": 255,
+    "int4_linear_projections_f32": 192,
     "int4_linear_projections_bf16_m1": 128,
     "int4_linear_projections_bf16_m2": 128,
     "linear": 168,

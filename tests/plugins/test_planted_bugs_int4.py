@@ -43,7 +43,12 @@ BUGS: dict[str, tuple[str, str, str, Callable[[Path], bool]]] = {
     "stage read before it is there": (TILE, "      wait_copies<kStages - 2>();\n", "", multiplies),
     "stage waited for too late": (TILE, "wait_copies<kStages - 2>()", "wait_copies<kStages - 1>()", multiplies),
     "stage that is still to be read filled": (TILE, "stage ? stage - 1 : kStages - 1)", "stage)", multiplies),
-    "the stage after": (TILE, "multiply(block, stage);", "multiply(block, (stage + 1) % kStages);", multiplies),
+    "the stage after": (
+        TILE,
+        "multiply<true>(block, stage)",
+        "multiply<true>(block, (stage + 1) % kStages)",
+        multiplies,
+    ),
     "copies of a stage not committed": (TILE, "    commit_copies();\n", "", multiplies),
     "a block of K skipped": (
         TILE,
@@ -53,23 +58,23 @@ BUGS: dict[str, tuple[str, str, str, Callable[[Path], bool]]] = {
     ),
     "pieces not swizzled": (
         TILE,
-        "from + at(lane % 16, i + lane / 16)",
-        "from + lane % 16 * kRowBytes + (i + lane / 16) * 16",
+        "at(lane % 16, two + lane / 16)",
+        "lane % 16 * kRowBytes + (two + lane / 16) * 16",
         multiplies,
     ),
-    "the other half's rows": (TILE, "words[i % 2 * 2 + j % 2]", "words[i % 2 * 2 + 1 - j % 2]", multiplies),
-    "scale of row g for both": (TILE, "scale_of(from, g + 8, block, i)", "scale_of(from, g, block, i)", multiplies),
-    "scale of the piece before": (TILE, "g, block, i), scale_of", "g, block, max(i - 1, 0)), scale_of", multiplies),
+    "the other half's rows": (TILE, "j % 2 ? bottom : top", "j % 2 ? top : bottom", multiplies),
+    "scale of row g for both": (TILE, "(at_group + 8 * kScaleRow)", "(at_group)", multiplies),
+    "scale of the piece before": (TILE, "(two + i >> W.scale", "(max(two + i - 1, 0) >> W.scale", multiplies),
     "up with the scales of gate": (TILE, ", scale.data = other.scale.data", "", gates),
     "a nibble of its own sign": (COMMON, "0x43004300u", "0x43084308u", multiplies),
     "the nibble beside": (COMMON, "word >> 4 * i & 0x000f000fu", "word >> 4 * (i ^ 1) & 0x000f000fu", multiplies),
     "activations in their own order": (
         COMMON,
-        "first[0] = (a & 0xffffu) | c << 16, first[1] = a >> 16 | (c & 0xffff0000u);",
+        "first[0] = low_halves(a, c), first[1] = high_halves(a, c);",
         "first[0] = a, first[1] = b;",
         multiplies,
     ),
-    "scales from the word's begin": (COMMON, "[odd + group - first]", "[group - first]", multiplies),
+    "scales from the word's begin": (TILE, " + ((g * W.scale.groups + first) * kScaleBytes & 3)", "", multiplies),
     "a word of scales too few": (COMMON, "(count * 2 + 5) / 4", "(count * 2 + 3) / 4", multiplies),
     "blocks of the plain weights miscounted": (
         SEVERAL,
@@ -80,12 +85,8 @@ BUGS: dict[str, tuple[str, str, str, Callable[[Path], bool]]] = {
     "tiles read before they are there": (PREFILL, "      wait_copies<kStages - 2>();\n", "", multiplies_many),
     "tiles overwritten too early": (PREFILL, "      __syncthreads();\n", "", multiplies_many),
     "scale of the column beside": (PREFILL, "scale[n][e % 2]", "scale[n][0]", multiplies_many),
-    "scale of the block before": (
-        PREFILL,
-        "first_row + r, step * kPieces, i);\n#pragma",
-        "first_row + r, step * kPieces, 0);\n#pragma",
-        multiplies_many,
-    ),
+    "scale of the piece before it": (PREFILL, "at + (i >> in.scale", "at + (0 >> in.scale", multiplies_many),
+    "scales of an even row": (PREFILL, "((j * in.scale.groups + group)", "((group)", multiplies_many),
 }
 
 
