@@ -51,10 +51,10 @@ inline void check(const Shape& shape) {
 
 // How a block divides its work; see launch.py.
 struct Split {
-  int64_t tiles, row_groups, parts, weights;
+  int64_t tiles, row_groups, parts, weights, ring_bytes = RING_BYTES;
 
   int64_t warps() const { return row_groups * parts * weights; }
-  int64_t shared_bytes() const { return warps() * (4 * 8 * tiles * fp8::TILE_STRIDE + RING_BYTES); }
+  int64_t shared_bytes() const { return warps() * (4 * 8 * tiles * fp8::TILE_STRIDE + ring_bytes); }
 };
 
 inline Split split(const Shape& shape, int64_t weights) {
@@ -203,6 +203,7 @@ inline Launch decode_together(const Call& call, Shape shape, const Members& memb
   shape.n = sum;
   Split by = split(shape, 1);
   by.row_groups = MAX_WARPS / by.parts;
+  by.ring_bytes = std::max(RING_BYTES, fp8::RING_BYTES);
   for (const fp8::Projection& member : plain) blocks += ceil_div(member.n, ROWS);
   for (const fp8::Projection& member : int4) blocks += ceil_div(member.n, ROWS * by.row_groups);
   int4.resize(MAX_INT4, {0, "none", "none", "none"});

@@ -26,6 +26,7 @@ class Split:
     row_groups: int
     parts: int
     weights: int = 1
+    ring_bytes: int = RING_BYTES
 
     @property
     def warps(self) -> int:
@@ -33,7 +34,7 @@ class Split:
 
     @property
     def shared_bytes(self) -> int:
-        return self.warps * (4 * 8 * self.tiles * TILE_STRIDE + RING_BYTES)
+        return self.warps * (4 * 8 * self.tiles * TILE_STRIDE + self.ring_bytes)
 
 
 def split(shape: Shape, weights: int = 1) -> Split:

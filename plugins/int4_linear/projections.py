@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from deltart.plugins.fp8_linear.launch import RING_BYTES
 from deltart.plugins.fp8_linear.projections import Projection
 from deltart.plugins.int4_linear.inputs import Shape
 from deltart.plugins.int4_linear.launch import MAX_WARPS, ROWS, Split, check, layout, split
@@ -50,4 +51,4 @@ def _split(shape: Shape, members: Sequence[Projection]) -> Split:
     """Blocks have all their warps whatever the tokens, and all of them share a bf16 weight's rows: the parts of K
     follow from the weights alone."""
     by = split(replace(shape, n=sum(m.n for m in members)))
-    return replace(by, row_groups=MAX_WARPS // by.parts)
+    return replace(by, row_groups=MAX_WARPS // by.parts, ring_bytes=max(by.ring_bytes, RING_BYTES))

@@ -86,7 +86,6 @@ CEILINGS = {
 # Bytes, stores and loads. f32 activations serve tests only. The experts' down product of up to 64 tokens is short of
 # registers at 320 threads; whether fewer tokens a block would be faster is for a GPU to say.
 SPILLS = {
-    "lm_head_f32": 64,
     "moe_experts_down_bf16_bf16_m8": 36,
     "moe_experts_down_bf16_e4m3_m8": 780,
     "moe_experts_down_f32": 1424,
