@@ -12,6 +12,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from bench.peers.checkpoint import CONTEXT
+
 GGUF = "DELTART_BENCH_GGUF"  # the same checkpoint for llama.cpp, by its convert_hf_to_gguf.py --outtype f32
 NO_GPU = "needs an NVIDIA GPU"
 
@@ -137,13 +139,14 @@ def _transformers(folder: Path) -> Answer:
 
 def _llama(gguf: Path) -> Answer:
     import numpy as np
-    from llama_cpp import Llama  # type: ignore[import-not-found]
+    from llama_cpp import Llama, llama_get_logits_ith  # type: ignore[import-not-found]
 
-    model = Llama(str(gguf), n_ctx=4096, n_batch=512, logits_all=False, verbose=False)
+    model = Llama(str(gguf), n_ctx=CONTEXT, n_batch=512, verbose=False)
 
     def feed(ids: Sequence[int]) -> int:
         model.eval(list(ids))
-        return int(np.argmax(model.scores[model.n_tokens - 1]))
+        last = llama_get_logits_ith(model.ctx, -1)
+        return int(np.ctypeslib.as_array(last, (model.n_vocab(),)).argmax())
 
     def prefill(ids: Sequence[int]) -> int:
         model.reset()

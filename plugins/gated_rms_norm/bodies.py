@@ -13,7 +13,30 @@ from deltart.plugins.bodies import Bodies
 
 def portable(attributes: Mapping[str, Any]) -> str:
     """RMSNormalization per head, times silu(z)."""
-    return """
+    return (
+        NORM
+        + """
+  gate = Sigmoid (z)
+  silu = Mul (z, gate)
+  y = Mul (normed, silu)
+}
+"""
+    )
+
+
+def ort(attributes: Mapping[str, Any]) -> str:
+    """The same with a vectorized silu; the contrib gated norm takes twenty times as long over a prompt."""
+    return (
+        NORM
+        + """
+  silu = com.microsoft.QuickGelu <alpha: float = 1.0> (z)
+  y = Mul (normed, silu)
+}
+"""
+    )
+
+
+NORM = """
 GatedRMSNorm <epsilon> (x, weight, z) => (y) {
   leading = Constant <value_ints: ints = [0, 0, -1]> ()
   width = Shape (weight)
@@ -21,22 +44,7 @@ GatedRMSNorm <epsilon> (x, weight, z) => (y) {
   x_heads = Reshape (x, heads)
   scale = Cast <to = 1> (weight)
   normed_heads = RMSNormalization <axis = -1, epsilon: float = @epsilon> (x_heads, scale)
-  normed = Reshape (normed_heads, leading)
-  gate = Sigmoid (z)
-  silu = Mul (z, gate)
-  y = Mul (normed, silu)
-}
-"""
-
-
-def ort(attributes: Mapping[str, Any]) -> str:
-    """The contrib gated norm."""
-    return """
-GatedRMSNorm <epsilon> (x, weight, z) => (y) {
-  scale = Cast <to = 1> (weight)
-  y = com.microsoft.GatedRMSNorm <epsilon: float = @epsilon, activation = "silu"> (x, scale, z)
-}
-"""
+  normed = Reshape (normed_heads, leading)"""
 
 
 def fast(x: Tensor, weight: Tensor, z: Tensor, epsilon: float) -> Tensor:

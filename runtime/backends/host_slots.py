@@ -17,10 +17,15 @@ from deltart.runtime.backends.snapshots import SlotCopies
 
 @dataclass(frozen=True)
 class Feed:
-    """What a row feeds in a step: its pending tokens, which are known to be right, then drafts."""
+    """What a row feeds in a step: its pending tokens, which are known to be right, then drafts.
+
+    Attributes:
+        sure: whether all drafts of the step before were right.
+    """
 
     row: Row
     drafts: list[int]
+    sure: bool
 
     @property
     def known(self) -> int:
@@ -32,16 +37,20 @@ class Feed:
 
     @property
     def may_hold(self) -> bool:
-        """Whether the state may go on over the drafts, to be kept if all are right."""
-        return self.known == 1 and bool(self.drafts)
+        """Whether the state may go on over the drafts, to be kept if all are right.
+
+        Where a draft is wrong, everything is fed again. So what was fed again once is not risked before a step
+        has gone well: a row never has more pending tokens than two steps draw.
+        """
+        return bool(self.drafts) and (self.known == 1 or self.sure)
 
 
 class HostSlots:
     """`Slots` whose tokens are drawn on the host; see there.
 
     Rows that feed one token share a call; so do all where the buffers serve ragged rows, and else each row that feeds
-    several has one of its own. Where nothing but the last drawn token is pending, buffers that can hold a call's states
-    do so until it is known that all drafts are right, which saves feeding them again.
+    several has one of its own. Where drafts are likely right, buffers that can hold a call's states do so until it is
+    known whether all of them are, which saves feeding them again.
 
     Args:
         text: buffers of the text graph.
@@ -54,6 +63,7 @@ class HostSlots:
         self._text, self._mtp = text, mtp
         self._rows: dict[int, Row] = {}
         self._past = [0] * limits.slots
+        self._sure = [False] * limits.slots  # whether all drafts of the last step were right
         self._hidden: list[np.ndarray | None] = [None] * limits.slots  # of the last token in the state
         self._copies = SlotCopies(text, mtp.buffers if mtp else None)
 
@@ -86,7 +96,7 @@ class HostSlots:
         if self._mtp and hidden is not None:
             row.unread = row.unread or [(row.pending[0], hidden)]
             self._mtp.entries[slot] = row.past + len(row.pending) - 1 - len(row.unread)
-        self._rows[slot] = row
+        self._rows[slot], self._sure[slot] = row, False
 
     def retire(self, slot: int) -> Row:
         """See Slots."""
@@ -164,7 +174,7 @@ class HostSlots:
 
     def _step_group(self, slots: Sequence[int], drafts: Mapping[int, list[int]]) -> dict[int, Drawn]:
         """One call that feeds the pending tokens and drafts of `slots`; rows between them are idle in it."""
-        feeds = {slot: Feed(self._rows[slot], drafts[slot]) for slot in slots}
+        feeds = {slot: Feed(self._rows[slot], drafts[slot], self._sure[slot]) for slot in slots}
         hold = self._text.holds and len(slots) == 1 and feeds[slots[0]].may_hold
         rows = (min(slots), max(slots) + 1)
         inputs = self._inputs(rows, feeds, hold)
@@ -193,6 +203,7 @@ class HostSlots:
         """Draw from what a call gave for one row, and let the state count as far as it is that of drawn tokens."""
         row, known, drafts = feed.row, feed.known, feed.drafts
         drawn = self._draw(row, logits[: len(drafts) + 1], hidden[known - 1 :], drafts)
+        self._sure[slot] = drawn.accepted == len(drafts)
         if hold and drawn.accepted < len(drafts):
             row.pending += drawn.tokens
             return drawn

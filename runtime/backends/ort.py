@@ -28,6 +28,8 @@ from deltart.runtime.backends.weights import MappedWeights
 #   folded: converted once at load (4 bytes a parameter in RAM)
 #   mapped: converted at every use (nothing but the memory map)
 WeightMode = Literal["folded", "mapped"]
+# Where the session may map weights by itself: it copies those that it is handed, though they are maps too.
+WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
 PREFILL_TOKENS = 512  # of a call; bounds the size of intermediate tensors
 MAX_DRAFTS = 4
 _BITS = {
@@ -121,7 +123,10 @@ class OrtBackend:
 
     @property
     def weight_bytes(self) -> int:
-        """See Backend: float32 when folded, nothing but mapped pages else; packed weights are kept as they are."""
+        """See Backend: float32 when folded, nothing but mapped pages else; packed weights are kept as they are.
+
+        An embedding that isn't the head too stays in the file's pages.
+        """
         return self._bytes_of(self.manifest.graphs)
 
     @property
@@ -133,6 +138,9 @@ class OrtBackend:
         names = {name for graph in graphs for name in self.manifest.graphs[graph].weights}
         if self._mode == "mapped":
             return 0
+        spec = self.manifest.spec
+        if not spec["tie_word_embeddings"]:  # rows of it are read as they are stored
+            names.discard(f"{spec['text_prefix']}embed_tokens.weight")
         entries = [self.manifest.tensors[name] for name in names]
         return sum(math.prod(e.shape) * (1 if e.dtype == U8.stored else F32.itemsize) for e in entries)
 
@@ -173,8 +181,11 @@ class OrtBackend:
         options.log_severity_level = 3
         if self._profile:
             options.enable_profiling, options.profile_file_prefix = True, self._profile
-        values = [_ortvalue(self._weights[name]) for name in entry.weights]
-        options.add_external_initializers(list(entry.weights), values)
+        if self._weights.in_artifact:
+            options.add_session_config_entry(WEIGHTS_FOLDER, str(self.artifact.resolve()))
+        else:
+            values = [_ortvalue(self._weights[name]) for name in entry.weights]
+            options.add_external_initializers(list(entry.weights), values)
         content = self._model(graph)
         try:
             return ort.InferenceSession(

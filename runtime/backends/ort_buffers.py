@@ -18,7 +18,7 @@ from deltart.manifest import GraphEntry, StateEntry
 from deltart.runtime.backends.buffers import Range
 from deltart.runtime.backends.inputs import completed
 
-MOST_BOUND = 8  # tokens of a row in a call that is bound once for all; longer ones are few, and large
+MOST_BOUND = 14  # tokens of a row in a call that is bound once for all; longer ones are few, and large
 
 
 @dataclass(frozen=True)

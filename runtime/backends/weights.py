@@ -30,12 +30,18 @@ class MappedWeights:
 
     def __init__(self, artifact: Path, manifest: Manifest) -> None:
         self._tensors = manifest.tensors
-        places = (artifact / "weights", Path(manifest.checkpoint))
+        places = self._folder, _ = (artifact / "weights", Path(manifest.checkpoint))
         self.paths = {entry.name: _find(entry, places) for entry in manifest.files}  # checked files, by name
         self._files = {entry.name: _map(entry, self.paths[entry.name]) for entry in manifest.files}
         self._maps = {name: np.frombuffer(file, np.uint8) for name, file in self._files.items()}
         for path in self.paths.values():
             _check_places(path, manifest.tensors)
+
+    @property
+    def in_artifact(self) -> bool:
+        """Whether all files are the artifact's own, and no links that lead out of it."""
+        real = self._folder.resolve()
+        return all(path.parent == self._folder and path.resolve().parent == real for path in self.paths.values())
 
     def __getitem__(self, name: str) -> np.ndarray:
         """The tensor in its stored dtype and shape."""
