@@ -11,7 +11,13 @@ from deltart.plugins.fp8_linear.op import (
 from deltart.plugins.gated_attention.op import GATED_ATTENTION
 from deltart.plugins.gated_delta_rule.op import GATED_DELTA_RULE
 from deltart.plugins.gated_rms_norm.op import GATED_RMS_NORM
-from deltart.plugins.int4_linear.op import INT4_GROUP_LINEAR
+from deltart.plugins.int4_linear.op import (
+    INT4_ATTENTION_PROJECTIONS,
+    INT4_DELTA_NET_PROJECTIONS,
+    INT4_GROUP_GATE_UP,
+    INT4_GROUP_LINEAR,
+    INT4_LM_HEAD,
+)
 from deltart.plugins.linear.op import LINEAR, LINEAR_GATE_UP, SILU_MUL
 from deltart.plugins.lm_head.op import LM_HEAD
 from deltart.plugins.moe_experts.op import FP8_MOE_EXPERTS, FP8_SPARSE_MOE, MOE_EXPERTS, SPARSE_MOE
@@ -37,15 +43,17 @@ FUSED_OPS: tuple[OpSpec, ...] = (
     FP8_BLOCK_GATE_UP,
     ATTENTION_PROJECTIONS,
     DELTA_NET_PROJECTIONS,
+    INT4_ATTENTION_PROJECTIONS,
+    INT4_DELTA_NET_PROJECTIONS,
+    INT4_GROUP_GATE_UP,
+    INT4_LM_HEAD,
     LM_HEAD,
     QK_NORM_ROPE,
     SPARSE_MOE,
     FP8_SPARSE_MOE,
 )
-# What has bodies for ONNX Runtime, and no kernel for GPUs.
-HOST_OPS: tuple[OpSpec, ...] = (INT4_GROUP_LINEAR,)
 # What TensorRT has plugins of.
-OPS: tuple[OpSpec, ...] = tuple(spec for spec in (*MODEL_OPS, *FUSED_OPS) if spec not in HOST_OPS)
+OPS: tuple[OpSpec, ...] = (*MODEL_OPS, *FUSED_OPS)
 # What the native lowering puts in place of the standard nodes that are left, which TensorRT compiles itself.
 NATIVE_OPS: tuple[OpSpec, ...] = (
     CONCAT_ROWS,

@@ -21,7 +21,8 @@ _KINDS = (
     (".mlp.experts.", EXPERTS), (".mlp.", MLP), (".linear_attn.", DELTA_NET), (".self_attn.", ATTENTION),
     ("lm_head.", HEAD), (EMBEDDING, HEAD),
 )  # fmt: skip
-_SCALES = "_scale_inv"
+_SCALES = ("_scale_inv", ".weight_scale")
+_PACKED = (".weight_groups", ".weight_scale")  # int4, two values a byte, as every engine holds them
 TOWER_PLAN_BYTES = 24  # that the tower's plan works in, a patch and unit of width: 438 MB at 16384 patches of 1152
 
 
@@ -186,6 +187,8 @@ def _size(manifest: Manifest, name: str, float_weights: bool) -> tuple[float, fl
     """Bytes, and elements that are multiplied: a scale is part of its weight."""
     tensor = manifest.tensors[name]
     count = 0 if name.endswith(_SCALES) else math.prod(tensor.shape)
+    if name.endswith(_PACKED):
+        return float(tensor.nbytes), 2.0 * count
     return (4.0 * count if float_weights else float(tensor.nbytes)), float(count)
 
 

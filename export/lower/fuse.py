@@ -18,6 +18,13 @@ from deltart.plugins.fp8_linear.op import (
     FP8_BLOCK_LINEAR,
 )
 from deltart.plugins.gated_attention.op import GATED_ATTENTION
+from deltart.plugins.int4_linear.op import (
+    INT4_ATTENTION_PROJECTIONS,
+    INT4_DELTA_NET_PROJECTIONS,
+    INT4_GROUP_GATE_UP,
+    INT4_GROUP_LINEAR,
+    INT4_LM_HEAD,
+)
 from deltart.plugins.lm_head.op import LM_HEAD
 from deltart.plugins.moe_experts.op import FP8_MOE_EXPERTS, FP8_SPARSE_MOE, MOE_EXPERTS, SPARSE_MOE
 from deltart.plugins.qk_norm_rope.op import QK_NORM_ROPE
@@ -73,6 +80,14 @@ def _fp8_linear(weight: str, name: str = "") -> Op:
     return Op(FP8_BLOCK_LINEAR.name, (Value("x"), Value(weight), Value(f"{weight}_scale")), name)
 
 
+def _int4_linear(weight: str, name: str) -> Op:
+    return Op(INT4_GROUP_LINEAR.name, (Value("x"), Value(weight), Value(f"{weight}_scale")), name)
+
+
+def _group_sizes(nodes: Sequence[onnx.NodeProto]) -> set[int]:
+    return {attribute.i for node in nodes for attribute in node.attribute if attribute.name == "group_size"}
+
+
 def _is_linear(node: onnx.NodeProto) -> bool:
     return node.op_type == "Einsum" and node.attribute[0].s == LINEAR_EQUATION
 
@@ -119,7 +134,20 @@ FUSIONS = (
         Op("Mul", (silu(GATE), _fp8_linear("up")), any_order=True),
         ("x", "gate", "gate_scale", "up", "up_scale"),
     ),
+    Fusion(
+        INT4_GROUP_GATE_UP,
+        Op("Mul", (silu(_int4_linear("gate", name="gate")), _int4_linear("up", name="up")), any_order=True),
+        ("x", "gate", "gate_scale", "up", "up_scale"),
+        when=lambda found: len(_group_sizes([found.nodes["gate"], found.nodes["up"]])) == 1,
+    ),
     # Logits: a linear with a stored weight whose result leaves the graph, in f32.
+    Fusion(
+        INT4_LM_HEAD,
+        _int4_linear("weight", name="head"),
+        ("x", "weight", "weight_scale"),
+        only_results=True,
+        through_casts=True,
+    ),
     Fusion(
         LM_HEAD,
         Op("Einsum", (Value("x"), Value("weight", stored=True)), when=_is_linear),
@@ -196,8 +224,14 @@ def _halves(found: Match) -> tuple[list[int], list[int]]:
     return found.constants["q_start"], found.constants["gate_start"]
 
 
-# The op of some linears of one x, by how many are block FP8 and how many are plain.
-PROJECTIONS = {(3, 0): ATTENTION_PROJECTIONS.name, (2, 2): DELTA_NET_PROJECTIONS.name}
+# The op of some linears of one x, by what the quantized ones are, how many, and how many plain ones there are.
+PROJECTIONS = {
+    (FP8_BLOCK_LINEAR.name, 3, 0): ATTENTION_PROJECTIONS,
+    (FP8_BLOCK_LINEAR.name, 2, 2): DELTA_NET_PROJECTIONS,
+    (INT4_GROUP_LINEAR.name, 3, 0): INT4_ATTENTION_PROJECTIONS,
+    (INT4_GROUP_LINEAR.name, 2, 2): INT4_DELTA_NET_PROJECTIONS,
+}
+QUANTIZED = {kind for kind, _, _ in PROJECTIONS}
 
 
 def fuse(nodes: Nodes, results: Sequence[str]) -> Nodes:
@@ -215,25 +249,38 @@ def replaced(nodes: Nodes, results: Sequence[str], fusions: Sequence[Fusion]) ->
 
 
 def projections(nodes: Nodes) -> Nodes:
-    """`nodes` with the linears that read one x as one node: three block FP8, or two and two plain ones."""
+    """`nodes` with the linears that read one x as one node: three quantized ones, or two and two plain ones."""
     made = {output for node in nodes for output in node.output}
     by_x: dict[str, Nodes] = {}
     for node in nodes:
-        if node.op_type == FP8_BLOCK_LINEAR.name or (_is_linear(node) and node.input[1] not in made):
+        if node.op_type in QUANTIZED or (_is_linear(node) and node.input[1] not in made):
             by_x.setdefault(node.input[0], []).append(node)
     joined: dict[str, onnx.NodeProto] = {}  # by the name of the first node
     replaced: set[str] = set()
     for members in by_x.values():
-        fp8 = [node for node in members if node.op_type == FP8_BLOCK_LINEAR.name]
-        ordered = fp8 + [node for node in members if node.op_type != FP8_BLOCK_LINEAR.name]
-        op = PROJECTIONS.get((len(fp8), len(members) - len(fp8)))
-        if op:
-            inputs = [members[0].input[0], *(name for node in ordered for name in node.input[1:])]
-            outputs = [node.output[0] for node in ordered]
-            joined[members[0].name] = onnx.helper.make_node(op, inputs, outputs, members[0].name, domain=DOMAIN)
-            joined[members[0].name].attribute.extend(fp8[0].attribute)
+        one = _as_one(members)
+        if one is not None:
+            joined[members[0].name] = one
             replaced |= {node.name for node in members}
     return [joined.get(n.name, n) for n in nodes if n.name in joined or n.name not in replaced]
+
+
+def _as_one(members: Nodes) -> onnx.NodeProto | None:
+    """The node that stands for linears of one x; None where no op is all of them."""
+    quantized = [node for node in members if node.op_type in QUANTIZED]
+    plain = [node for node in members if node.op_type not in QUANTIZED]
+    kinds = {node.op_type for node in quantized}
+    if len(kinds) != 1 or len(_group_sizes(quantized)) > 1:
+        return None
+    op = PROJECTIONS.get((kinds.pop(), len(quantized), len(plain)))
+    if op is None:
+        return None
+    ordered = [*quantized, *plain]
+    inputs = [members[0].input[0], *(name for node in ordered for name in node.input[1:])]
+    outputs = [node.output[0] for node in ordered]
+    one = onnx.helper.make_node(op.name, inputs, outputs, members[0].name, domain=DOMAIN)
+    one.attribute.extend(a for a in quantized[0].attribute if a.name in op.attributes)
+    return one
 
 
 def needed(nodes: Nodes, results: Sequence[str]) -> Nodes:

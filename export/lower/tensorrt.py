@@ -1,7 +1,8 @@
 """TensorRT: layers inlined, chains fused, composite nodes without bodies for the plugins, weights as network inputs.
 
 Nothing of the checkpoint but shapes and dtypes is in the lowered graph, so checkpoints of one shape lower to the
-same bytes. FP8 weights are typed INT8: with FP8-typed tensors a plan can't serve GPUs without FP8 arithmetic.
+same bytes. FP8 weights are typed INT8: with FP8-typed tensors a plan can't serve GPUs without FP8 arithmetic. So are
+packed ones: TensorRT has no use for UINT8.
 """
 
 from __future__ import annotations
@@ -14,23 +15,21 @@ from deltart.errors import BuildError
 from deltart.export.check import check_inlined
 from deltart.export.lower.fuse import LINEAR_EQUATION, fuse
 from deltart.export.trace import FUNCTION_DOMAIN
-from deltart.plugins.registry import HOST_OPS
 from deltart.plugins.spec import DOMAIN
 from deltart.plurals import counted
 
 TARGET = "tensorrt"
-CARRIERS = {onnx.TensorProto.FLOAT8E4M3FN: onnx.TensorProto.INT8}
+CARRIERS = dict.fromkeys((onnx.TensorProto.FLOAT8E4M3FN, onnx.TensorProto.UINT8), onnx.TensorProto.INT8)
 
 
 def lower(model: onnx.ModelProto) -> onnx.ModelProto:
     """A copy of an assembled `model` in TensorRT's terms; inputs are the model's own, then its weights by name.
 
     Raises:
-        BuildError: an op has no kernel for GPUs, or a weight's type none.
+        BuildError: the type of a weight has no kernel for GPUs.
         ExportError: see `check_inlined`.
     """
     functions = {f.name: f for f in model.functions}
-    _check_kernels(model)
     nodes = _contract_weights([node for call in model.graph.node for node in _inline(call, functions)])
     nodes = fuse(nodes, [output.name for output in model.graph.output])
     _check_storage(nodes, model.graph.initializer)
@@ -43,18 +42,6 @@ def lower(model: onnx.ModelProto) -> onnx.ModelProto:
     lowered = onnx.helper.make_model(graph, opset_imports=opsets, ir_version=model.ir_version, producer_name="deltart")
     check_inlined(lowered)
     return lowered
-
-
-def _check_kernels(model: onnx.ModelProto) -> None:
-    """Raises BuildError for ops that only ONNX Runtime has bodies for."""
-    used = {node.op_type for function in model.functions for node in function.node if node.domain == DOMAIN}
-    for spec in HOST_OPS:
-        if spec.name in used:
-            raise BuildError(
-                f"the model's linears are {spec.name}, which has no GPU kernel and no TensorRT plugin",
-                f"ops that plugins serve ({spec.package.rpartition('.')[2]}/ holds bodies for ONNX Runtime only)",
-                "run the artifact on ONNX Runtime, or build from the BF16 or FP8 checkpoint",
-            )
 
 
 def _check_storage(nodes: list[onnx.NodeProto], weights: Sequence[onnx.TensorProto]) -> None:

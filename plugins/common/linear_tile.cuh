@@ -1,7 +1,7 @@
 // The tile of the memory-bound linear layers: 16 rows of a weight [N, K] times up to 8 MT tokens, one warp.
 //
-// Weights go from memory to mma's left operand without shared memory: a lane reads 16 consecutive bytes of a row,
-// and since a sum over K may be taken in any order, the lane's k-th value is whatever k-th value of x the right
+// Weights go from memory to mma's left operand without an exchange between lanes: a lane reads 16 consecutive bytes of
+// a row, and since a sum over K may be taken in any order, the lane's k-th value is whatever k-th value of x the right
 // operand is given. f32 activations are split into three bf16 terms, so products are exact either way.
 #pragma once
 #include "fp8.cuh"
@@ -9,9 +9,14 @@
 
 constexpr int kRows = 16, kTileStride = 20;
 
+template <class Act, class Weight, int MT, bool Gathered>
+struct WarpTile;
+
 // E4M3 [N, K], a scale per 128 x 128 block.
 struct BlockFp8 {
   static constexpr int kBlock = 128, kChunk = 16;  // values of K per warp step, and in 16 bytes
+  template <class Act, int MT>
+  using Tile = WarpTile<Act, BlockFp8, MT, false>;
   const uint8_t* weight;
   Parameter scale;
   int N, K;
@@ -30,6 +35,8 @@ struct BlockFp8 {
 // bf16 [N, K].
 struct Bf16 {
   static constexpr int kBlock = 64, kChunk = 8;
+  template <class Act, int MT>
+  using Tile = WarpTile<Act, Bf16, MT, false>;
   const bf16* weight;
   int N, K;
 
@@ -132,21 +139,28 @@ __device__ __forceinline__ void run_blocks(Tile& tile, int blocks, int first, in
 }
 
 // Gathered: the rows are those that `ids` names, each with its own scale.
+//
+// A lane copies its own pieces of the weight into a ring in shared memory and reads them back itself, so nobody has to
+// be met: groups of cp.async are counted in order, and a warp waits for the oldest block alone. Loads to registers share
+// the few scoreboards that the assembler deals out, and waiting for one is waiting for all.
 template <class Act, class Weight, int MT, bool Gathered>
 struct WarpTile {
   static constexpr int kTerms = sizeof(Act) == 2 ? 1 : 3, kBlock = Weight::kBlock, kChunk = Weight::kChunk;
-  static constexpr int kAhead = MT <= 2 ? 3 : 2;
-  static constexpr int kFloats = 8 * MT * kTileStride;  // of shared memory that `save` takes
+  static constexpr int kStages = 4, kStage = 4 * 512;       // blocks in the ring; bytes of one: 16 by row, half and lane
+  static constexpr int kRingBytes = kStages * kStage;       // of shared memory that `run` takes
+  static constexpr int kFloats = 8 * MT * kTileStride;      // of shared memory that `save` takes
 
   const Weight& W;
-  const Act* x;  // [tokens, K]
+  const Act* x;         // [tokens, K]
+  unsigned char* ring;  // this lane's part
   int tokens, g, t, first_token, row[2];
   float sum[MT][4] = {};
 
   // Rows [first_row, + 16) of W, or those that ids[first_row, + 16) names; `rows` is how many there are in all.
   __device__ WarpTile(const Weight& W, const Act* x, int tokens, int first_row, int first_token, int rows,
-                      const int* ids = nullptr)
-      : W(W), x(x), tokens(tokens), g(threadIdx.x % 32 / 4), t(threadIdx.x % 4), first_token(first_token) {
+                      unsigned char* ring, const int* ids = nullptr)
+      : W(W), x(x), ring(ring + threadIdx.x % 32 * 16), tokens(tokens), g(threadIdx.x % 32 / 4), t(threadIdx.x % 4),
+        first_token(first_token) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       row[half] = min(first_row + g + 8 * half, rows - 1);
@@ -154,20 +168,31 @@ struct WarpTile {
     }
   }
 
-  __device__ __forceinline__ void fetch(int block, Piece& w) const {
-    const uint4 zero = {0, 0, 0, 0};
+  __device__ __forceinline__ unsigned char* at(int stage, int half, int i) const {
+    return ring + stage * kStage + (half * 2 + i) * 512;
+  }
+
+  __device__ __forceinline__ void fetch(int block, int blocks, int stage) const {
+    if (block < blocks) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half)
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          const int column = lane_column<Weight>(block, i);
+          copy_async(at(stage, half, i), W.at(row[half], column), column < W.K);
+        }
+    }
+    commit_copies();
+  }
+
+  __device__ __forceinline__ void multiply(int block, int stage) {
+    Piece w;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
 #pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        const int column = lane_column<Weight>(block, i);
-        w.at[half][i] = column < W.K ? load_once(W.at(row[half], column)) : zero;
-      }
+      for (int i = 0; i < 2; ++i) w.at[half][i] = *reinterpret_cast<const uint4*>(at(stage, half, i));
       w.scale[half] = half && !Gathered ? w.scale[0] : W.scale_of(row[half], block);
     }
-  }
-
-  __device__ __forceinline__ void multiply(int block, const Piece& w) {
     multiply_piece<Weight, kTerms>(block, w, sum, [&](int m, int column, Activations<kChunk / 4, kTerms>& b) {
       const int token = first_token + 8 * m + g;
       if (token < tokens && column < W.K) b.get(x + size_t(token) * W.K + column);
@@ -175,7 +200,19 @@ struct WarpTile {
     });
   }
 
-  __device__ void run(int first, int step) { run_blocks<kAhead>(*this, (W.K + kBlock - 1) / kBlock, first, step); }
+  // Blocks first, first + step, ... of K, with kStages - 1 of them on their way while one is multiplied.
+  __device__ void run(int first, int step) {
+    const int blocks = (W.K + kBlock - 1) / kBlock;
+#pragma unroll
+    for (int i = 0; i < kStages - 1; ++i) fetch(first + i * step, blocks, i);
+    int stage = 0;
+    for (int block = first; block < blocks; block += step) {
+      wait_copies<kStages - 2>();
+      fetch(block + (kStages - 1) * step, blocks, stage ? stage - 1 : kStages - 1);
+      multiply(block, stage);
+      stage = stage + 1 == kStages ? 0 : stage + 1;
+    }
+  }
 
   // Element (row, token) of the tile goes to tile[token * kTileStride + row].
   __device__ void save(float* tile) const {

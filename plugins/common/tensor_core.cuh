@@ -51,6 +51,7 @@ inline void load_matrices(BfPair (&to)[4], const bf16* row) {
 inline void copy_async(void* to, const void* from, bool live) {
   shim::current->copies.back().push_back({to, from, 16, live ? 16 : 0});
 }
+inline void copy_word_async(void* to, const void* from, int live) { shim::current->copies.back().push_back({to, from, 4, live}); }
 inline void commit_copies() { shim::current->copies.emplace_back(); }
 template <int Pending>
 inline void wait_copies() {
@@ -96,6 +97,12 @@ __device__ __forceinline__ void copy_async(void* to, const void* from, bool live
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(
                    static_cast<uint32_t>(__cvta_generic_to_shared(to))),
                "l"(from), "r"(live ? 16 : 0)
+               : "memory");
+}
+// Four bytes, of which the first `live` are read and the others zero.
+__device__ __forceinline__ void copy_word_async(void* to, const void* from, int live) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(static_cast<uint32_t>(__cvta_generic_to_shared(to))),
+               "l"(from), "r"(live)
                : "memory");
 }
 __device__ __forceinline__ void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }

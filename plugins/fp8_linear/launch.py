@@ -12,6 +12,7 @@ from deltart.plugins.launch import Arguments, Launch, ints, pointers
 TILES = (1, 2, 4)  # tokens per block, in eights
 ROWS = 16  # of the weight, per warp
 TILE_STRIDE = 20
+RING_BYTES = 4 * 2048  # of a warp: four blocks of 16 rows
 ENOUGH_WARPS = 2048  # with 2 KiB on the way for each: covers the memory latency of any of the targets
 MAX_WARPS, MAX_GROUPS = 8, 4
 
@@ -31,7 +32,7 @@ class Split:
 
     @property
     def shared_bytes(self) -> int:
-        return 4 * self.warps * 8 * self.tiles * TILE_STRIDE
+        return self.warps * (4 * 8 * self.tiles * TILE_STRIDE + RING_BYTES)
 
 
 def split(shape: Shape, weights: int = 1) -> Split:

@@ -9,6 +9,7 @@ namespace deltart::fp8_block_linear {
 constexpr int64_t TILES[] = {1, 2, 4};  // tokens per block, in eights
 constexpr int64_t ROWS = 16;            // of the weight, per warp
 constexpr int64_t TILE_STRIDE = 20;
+constexpr int64_t RING_BYTES = 4 * 2048;  // of a warp
 constexpr int64_t ENOUGH_WARPS = 2048;
 constexpr int64_t MAX_WARPS = 8, MAX_GROUPS = 4;
 
@@ -17,7 +18,7 @@ struct Split {
   int64_t tiles, row_groups, parts, weights;
 
   int64_t warps() const { return row_groups * parts * weights; }
-  int64_t shared_bytes() const { return 4 * warps() * 8 * tiles * TILE_STRIDE; }
+  int64_t shared_bytes() const { return warps() * (4 * 8 * tiles * TILE_STRIDE + RING_BYTES); }
 };
 
 inline Split split(const Shape& shape, int64_t weights) {

@@ -39,16 +39,16 @@ __device__ inline void add_splits(const float* partial, bf16* y, int splits, int
   y[at] = from_float<bf16>(sum);
 }
 
-#define ADD_SPLITS_KERNEL                                                                  \
-  extern "C" __global__ void __launch_bounds__(256)                                        \
-      fp8_block_linear_add_splits(const float* partial, bf16* y, int splits, int size) {   \
-    add_splits(partial, y, splits, size);                                                  \
-  }                                                                                        \
-  EXPORT_KERNEL(fp8_block_linear_add_splits)
+#define ADD_SPLITS_KERNEL(family)                                                  \
+  extern "C" __global__ void __launch_bounds__(256)                                \
+      family##_add_splits(const float* partial, bf16* y, int splits, int size) {   \
+    add_splits(partial, y, splits, size);                                          \
+  }                                                                                \
+  EXPORT_KERNEL(family##_add_splits)
 
-#define SILU_MUL_KERNEL                                                         \
-  extern "C" __global__ void __launch_bounds__(256)                             \
-      fp8_block_linear_silu_mul(const bf16* gate, bf16* y, long long count) {   \
-    silu_mul(gate, y, y, count);                                                \
-  }                                                                             \
-  EXPORT_KERNEL(fp8_block_linear_silu_mul)
+#define SILU_MUL_KERNEL(family)                                         \
+  extern "C" __global__ void __launch_bounds__(256)                     \
+      family##_silu_mul(const bf16* gate, bf16* y, long long count) {   \
+    silu_mul(gate, y, y, count);                                        \
+  }                                                                     \
+  EXPORT_KERNEL(family##_silu_mul)

@@ -194,8 +194,8 @@ extern "C" __global__ void __launch_bounds__(kThreads)
 EXPORT_KERNEL(fp8_block_linear_prefill_w8a16)
 EXPORT_KERNEL(fp8_block_linear_prefill_w8a8)
 QUANTIZE_KERNEL
-ADD_SPLITS_KERNEL
-SILU_MUL_KERNEL
+ADD_SPLITS_KERNEL(fp8_block_linear)
+SILU_MUL_KERNEL(fp8_block_linear)
 PROJECTIONS_KERNEL(bf16, bf16, 1, 2)
 PROJECTIONS_KERNEL(bf16, bf16, 2, 2)
 PROJECTIONS_KERNEL(bf16, bf16, 4, 1)

@@ -17,24 +17,6 @@ struct Projections {
   int M, row_groups;
 };
 
-// Picks the weight that the `block`th of all blocks belongs to, and its place there; where there is none, counts these
-// weights' blocks off.
-template <int N, class Act, class Weight>
-__device__ __forceinline__ bool pick(const Weight (&weights)[N], Act* const (&ys)[N], int rows, int& block, Weight& weight,
-                                     Act*& y) {
-  bool found = false;
-#pragma unroll
-  for (int i = 0; i < N; ++i) {
-    const int blocks = (weights[i].N + rows - 1) / rows;
-    if (!found && block < blocks) {
-      weight = weights[i], y = ys[i];
-      found = true;
-    }
-    if (!found) block -= blocks;
-  }
-  return found;
-}
-
 template <int MT, class Act>
 __device__ void project(const Projections<Act>& in, float* memory) {
   const int rows = kRows * in.row_groups;

@@ -1,4 +1,4 @@
-"""Bodies of the int4 linear. All sizes are attributes of the node, so one function serves every shape of a model."""
+"""Bodies of the int4 linears. Sizes are the node's attributes or its inputs', so one function serves every shape."""
 
 from __future__ import annotations
 
@@ -13,28 +13,94 @@ from deltart.plugins.bodies import Bodies
 from deltart.plugins.int4_linear.reference import ZERO
 
 
+def dequantized(name: str, W_t: str) -> str:
+    """The nodes that split a weight's bytes into nibbles, scale them by group and transpose the result: [K, N]."""
+    w = name
+    return f"""
+  {w}_sixteen = Constant <value = uint8 {{16}}> ()
+  {w}_low = Mod ({w}_groups, {w}_sixteen)
+  {w}_high = Div ({w}_groups, {w}_sixteen)
+  {w}_behind = Constant <value_ints: ints = [3]> ()
+  {w}_low_4d = Unsqueeze ({w}_low, {w}_behind)
+  {w}_high_4d = Unsqueeze ({w}_high, {w}_behind)
+  {w}_nibbles = Concat <axis = 3> ({w}_low_4d, {w}_high_4d)
+  {w}_wide = Cast <to = 1> ({w}_nibbles)
+  {w}_zero = Constant <value_float: float = {ZERO}.0> ()
+  {w}_integers = Sub ({w}_wide, {w}_zero)
+  {w}_scale_wide = Cast <to = 1> ({w}_scale)
+  {w}_value_axes = Constant <value_ints: ints = [2, 3]> ()
+  {w}_scale_4d = Unsqueeze ({w}_scale_wide, {w}_value_axes)
+  {w}_values = Mul ({w}_integers, {w}_scale_4d)
+  {w}_matrix_shape = Constant <value_ints: ints = [0, -1]> ()
+  {w}_matrix = Reshape ({w}_values, {w}_matrix_shape)
+  {W_t} = Transpose <perm = [1, 0]> ({w}_matrix)
+"""
+
+
 def portable(attributes: Mapping[str, Any]) -> str:
-    """Splits the bytes into nibbles, scales them by group, then multiplies; a runtime may fold the constant part."""
+    """Dequantizes the weight by its groups, then multiplies; a runtime may fold the constant part."""
     return f"""
 Int4GroupLinear <K, N, group_size> (x, weight_groups, weight_scale) => (y) {{
-  sixteen_8 = Constant <value = uint8 {{16}}> ()
-  low = Mod (weight_groups, sixteen_8)
-  high = Div (weight_groups, sixteen_8)
-  behind = Constant <value_ints: ints = [3]> ()
-  low_4d = Unsqueeze (low, behind)
-  high_4d = Unsqueeze (high, behind)
-  nibbles = Concat <axis = 3> (low_4d, high_4d)
-  wide = Cast <to = 1> (nibbles)
-  zero = Constant <value_float: float = {ZERO}.0> ()
-  integers = Sub (wide, zero)
-  scale = Cast <to = 1> (weight_scale)
-  value_axes = Constant <value_ints: ints = [2, 3]> ()
-  scale_4d = Unsqueeze (scale, value_axes)
-  values = Mul (integers, scale_4d)
-  matrix = Constant <value_ints: ints = [0, -1]> ()
-  W = Reshape (values, matrix)
-  W_t = Transpose <perm = [1, 0]> (W)
+  {dequantized("weight", "W_t")}
   y = MatMul (x, W_t)
+}}
+"""
+
+
+def gate_up(attributes: Mapping[str, Any]) -> str:
+    """Two linears, the first through SiLU."""
+    return f"""
+Int4GroupGateUp <group_size> (x, weight_groups, weight_scale, up_groups, up_scale) => (y) {{
+  {dequantized("weight", "W_t")}
+  {dequantized("up", "U_t")}
+  gate = MatMul (x, W_t)
+  up = MatMul (x, U_t)
+  opened = Sigmoid (gate)
+  activated = Mul (gate, opened)
+  y = Mul (activated, up)
+}}
+"""
+
+
+def lm_head(attributes: Mapping[str, Any]) -> str:
+    """One product."""
+    return f"""
+Int4LmHead <group_size> (x, weight_groups, weight_scale) => (logits) {{
+  {dequantized("weight", "W_t")}
+  logits = MatMul (x, W_t)
+}}
+"""
+
+
+def attention_projections(attributes: Mapping[str, Any]) -> str:
+    """Three linears."""
+    return f"""
+Int4AttentionProjections <group_size> (x, q_groups, q_scale, k_groups, k_scale, v_groups, v_scale) => (q, k, v) {{
+  {dequantized("q", "Q_t")}
+  {dequantized("k", "K_t")}
+  {dequantized("v", "V_t")}
+  q = MatMul (x, Q_t)
+  k = MatMul (x, K_t)
+  v = MatMul (x, V_t)
+}}
+"""
+
+
+def delta_net_projections(attributes: Mapping[str, Any]) -> str:
+    """Four linears, two of them with plain weights."""
+    return f"""
+Int4DeltaNetProjections <group_size>
+  (x, qkv_groups, qkv_scale, z_groups, z_scale, a_weight, b_weight) => (qkv, z, a, b) {{
+  {dequantized("qkv", "QKV_t")}
+  {dequantized("z", "Z_t")}
+  a_wide = Cast <to = 1> (a_weight)
+  b_wide = Cast <to = 1> (b_weight)
+  A_t = Transpose <perm = [1, 0]> (a_wide)
+  B_t = Transpose <perm = [1, 0]> (b_wide)
+  qkv = MatMul (x, QKV_t)
+  z = MatMul (x, Z_t)
+  a = MatMul (x, A_t)
+  b = MatMul (x, B_t)
 }}
 """
 
@@ -57,4 +123,10 @@ def fast(x: Tensor, weight_groups: Tensor, weight_scale: Tensor, K: int, N: int,
     return F.linear(x, (nibbles * weight_scale.to(x.dtype)[..., None, None]).view(N, K))
 
 
-BODIES = {"Int4GroupLinear": Bodies(portable, lambda attributes: matmul_n_bits(0), torch=fast)}
+BODIES = {
+    "Int4GroupLinear": Bodies(portable, lambda attributes: matmul_n_bits(0), torch=fast),
+    "Int4GroupGateUp": Bodies(gate_up),
+    "Int4LmHead": Bodies(lm_head),
+    "Int4AttentionProjections": Bodies(attention_projections),
+    "Int4DeltaNetProjections": Bodies(delta_net_projections),
+}

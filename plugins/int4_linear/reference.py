@@ -36,3 +36,41 @@ def int4_group_linear(
     if weight_groups.shape != (N, K // group_size, group_size // 2) or K % group_size:
         raise ValueError(f"groups {weight_groups.shape} of {group_size}, expected those of a weight [{N}, {K}]")
     return (x @ dequantize(weight_groups, weight_scale).T,)
+
+
+def _product(x: np.ndarray, groups: np.ndarray, scale: np.ndarray, group_size: int) -> np.ndarray:
+    return int4_group_linear(x, groups, scale, x.shape[-1], len(groups), group_size)[0]
+
+
+def int4_group_gate_up(
+    x: np.ndarray, weight_groups: np.ndarray, weight_scale: np.ndarray, up_groups: np.ndarray, up_scale: np.ndarray,
+    group_size: int,
+) -> tuple[np.ndarray]:  # fmt: skip
+    """x [B, T, K], weights as in int4_group_linear -> silu(x W^T) * (x U^T) [B, T, N]."""
+    gate, up = _product(x, weight_groups, weight_scale, group_size), _product(x, up_groups, up_scale, group_size)
+    return (gate / (1.0 + np.exp(-gate)) * up,)
+
+
+def int4_lm_head(
+    x: np.ndarray, weight_groups: np.ndarray, weight_scale: np.ndarray, group_size: int
+) -> tuple[np.ndarray]:
+    """x [B, L, K], weight as in int4_group_linear -> logits [B, L, V]."""
+    return (_product(x, weight_groups, weight_scale, group_size),)
+
+
+def int4_attention_projections(
+    x: np.ndarray, q_groups: np.ndarray, q_scale: np.ndarray, k_groups: np.ndarray, k_scale: np.ndarray,
+    v_groups: np.ndarray, v_scale: np.ndarray, group_size: int,
+) -> tuple[np.ndarray, ...]:  # fmt: skip
+    """x [B, T, K], weights as in int4_group_linear -> q, k, v [B, T, N]."""
+    weights = ((q_groups, q_scale), (k_groups, k_scale), (v_groups, v_scale))
+    return tuple(_product(x, groups, scale, group_size) for groups, scale in weights)
+
+
+def int4_delta_net_projections(
+    x: np.ndarray, qkv_groups: np.ndarray, qkv_scale: np.ndarray, z_groups: np.ndarray, z_scale: np.ndarray,
+    a_weight: np.ndarray, b_weight: np.ndarray, group_size: int,
+) -> tuple[np.ndarray, ...]:  # fmt: skip
+    """x [B, T, K], weights as in int4_group_linear and [N, K] -> qkv, z, a, b [B, T, N]."""
+    qkv, z = _product(x, qkv_groups, qkv_scale, group_size), _product(x, z_groups, z_scale, group_size)
+    return qkv, z, x @ a_weight.T, x @ b_weight.T

@@ -70,7 +70,8 @@ template <int MT, class Act, class Weight>
 __device__ void run(const Head<Act, Weight>& in, float* memory) {
   using Tile = WarpTile<Act, Weight, MT, true>;
   const int warp = threadIdx.x / 32, first = blockIdx.x * kBlockRows, first_token = blockIdx.y * 8 * MT;
-  Tile tile(in.W, in.x, in.M, first + warp * kRows, first_token, in.rows, in.ids);
+  unsigned char* rings = reinterpret_cast<unsigned char*>(memory + kWarps * Tile::kFloats);
+  Tile tile(in.W, in.x, in.M, first + warp * kRows, first_token, in.rows, rings + warp * Tile::kRingBytes, in.ids);
   tile.run(0, 1);
   tile.save(memory + warp * Tile::kFloats);
   __syncthreads();

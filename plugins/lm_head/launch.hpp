@@ -8,6 +8,7 @@ constexpr int64_t BLOCK_ROWS = 128;
 constexpr int64_t DECODE_TILES = 1, MAX_TILES = 4;  // tokens per block, in eights
 constexpr int64_t WARPS = 8;
 constexpr int64_t TILE_STRIDE = 20;
+constexpr int64_t RING_BYTES = 4 * 2048;
 
 inline int64_t workspace_bytes(const Call&) { return 0; }
 
@@ -26,7 +27,7 @@ inline Launches launches(const Call& call) {
       .ints({rows, vocabulary, k, vocabulary, vocabulary, 0});
   Launch launch{"lm_head_" + name(call.dtype("x")) + "_bf16_m" + std::to_string(tiles),
                 {ceil_div(vocabulary, BLOCK_ROWS), ceil_div(rows, 8 * tiles), 1}, 32 * WARPS,
-                4 * WARPS * 8 * tiles * TILE_STRIDE, args};
+                WARPS * (4 * 8 * tiles * TILE_STRIDE + RING_BYTES), args};
   return {"kernel.cu", {launch}};
 }
 

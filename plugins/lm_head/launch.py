@@ -9,6 +9,7 @@ BLOCK_ROWS = 128
 TILES = (1, 4)  # tokens per block, in eights
 WARPS = 8
 TILE_STRIDE = 20
+RING_BYTES = 4 * 2048  # of a warp
 MAX_KEPT = 64
 MERGE_THREADS = 1024
 
@@ -54,6 +55,6 @@ def _scores(shape: Shape, at: dict[str, int], keep: int) -> Launch:
         *pointers(optional, "ids", "logits", "block_logits", "block_ids"),
         *ints(shape.rows, shape.vocabulary, shape.k, shape.scored, shape.limit, keep),
     )
-    shared = 4 * WARPS * 8 * tiles * TILE_STRIDE
+    shared = WARPS * (4 * 8 * tiles * TILE_STRIDE + RING_BYTES)
     grid = (lists(shape), -(-shape.rows // (8 * tiles)), 1)
     return Launch(f"lm_head_{shape.dtype}_{shape.weight_dtype}_m{tiles}", grid, 32 * WARPS, shared, args)

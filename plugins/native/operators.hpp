@@ -5,6 +5,7 @@
 #include "../gated_attention/launch.hpp"
 #include "../gated_delta_rule/launch.hpp"
 #include "../gated_rms_norm/launch.hpp"
+#include "../int4_linear/launch.hpp"
 #include "../lm_head/launch.hpp"
 #include "../moe_experts/launch.hpp"
 #include "../qk_norm_rope/launch.hpp"
@@ -29,6 +30,11 @@ constexpr Operator OPERATORS[] = {
     {"Fp8MoeExperts", moe_experts::workspace_bytes, moe_experts::launches},
     {"Fp8SparseMoe", moe_experts::workspace_bytes, moe_experts::launches},
     {"GatedRMSNorm", gated_rms_norm::workspace_bytes, gated_rms_norm::launches},
+    {"Int4AttentionProjections", int4_attention_projections::workspace_bytes, int4_attention_projections::launches},
+    {"Int4DeltaNetProjections", int4_delta_net_projections::workspace_bytes, int4_delta_net_projections::launches},
+    {"Int4GroupGateUp", int4_group_gate_up::workspace_bytes, int4_group_gate_up::launches},
+    {"Int4GroupLinear", int4_group_linear::workspace_bytes, int4_group_linear::launches},
+    {"Int4LmHead", int4_lm_head::workspace_bytes, int4_lm_head::launches},
     {"LmHead", lm_head::workspace_bytes, lm_head::launches},
     {"MoeExperts", moe_experts::workspace_bytes, moe_experts::launches},
     {"QkNormRope", qk_norm_rope::workspace_bytes, qk_norm_rope::launches},

@@ -14,14 +14,18 @@ from deltart.artifact import load_manifest
 from deltart.errors import BuildError
 from deltart.export.pipeline import export_checkpoint
 from deltart.export.targets import lower_artifact
+from deltart.plugins.cpu_shim.host_cuda import HostCuda
 from deltart.plugins.tolerance import relative_rms
+from deltart.runtime.backends.gpu.backend import TensorRtBackend
 from deltart.runtime.backends.inputs import text_inputs
 from deltart.runtime.backends.ort import OrtBackend, OrtState
+from deltart.runtime.backends.tensorrt.builder.build import BuildOptions, build_engine
 from deltart.verify.tolerances import tolerances
 from support.packed import Packer, in_int4, scheme, words_of
 from support.saved import LINEARS, flat, model_of, save, state_of, text
 
 TOLERANCE = 1e-4
+RANDOM_MODEL = 2e-2  # relative RMS of logits that bfloat16 activations cost
 SMALL = ["re:.*in_proj_[ab]$"]
 # name: (group size, scales, packed leaves, ignore list, changes of the config)
 CASES = {
@@ -43,12 +47,17 @@ class Packed:
     model: PreTrainedModel
 
 
-def packed(folder: Path, case: str, pack: Packer = words_of) -> Packed:
+def packed(folder: Path, case: str, pack: Packer = words_of, rounded: bool = False) -> Packed:
+    """`rounded` stores what isn't packed, and the scales, in bfloat16."""
     group_size, scales, leaves, ignore, changes = CASES[case]
-    config = text(hidden_size=256, intermediate_size=384, linear_key_head_dim=64, linear_value_head_dim=64)
+    scales = torch.bfloat16 if rounded else scales
+    config = text(hidden_size=256, intermediate_size=384, linear_key_head_dim=128, linear_value_head_dim=64)
     config |= {"head_dim": 64, "rope_parameters": config["rope_parameters"] | {"mrope_section": [4, 2, 2]}} | changes
     model = model_of(config)
-    stored, plain = in_int4(state_of(model), leaves, group_size, scales, pack)
+    state = {name: t.bfloat16().float() for name, t in state_of(model).items()} if rounded else state_of(model)
+    stored, plain = in_int4(state, leaves, group_size, scales, pack)
+    if rounded:
+        stored = {name: t.bfloat16() if t.is_floating_point() else t for name, t in stored.items()}
     checkpoint = save(folder / "checkpoint", flat(config) | {"quantization_config": scheme(group_size, ignore)}, stored)
     missing, unexpected = model.load_state_dict(plain, strict=False)
     assert not unexpected and set(missing) <= {"lm_head.weight"}
@@ -123,9 +132,26 @@ def test_int8_activations_are_near_labelled_and_no_default(made: Packed, tmp_pat
 
 
 @pytest.mark.slow
-def test_a_gpu_build_says_what_is_missing(made: Packed) -> None:
-    with pytest.raises(BuildError, match="no GPU kernel and no TensorRT plugin"):
-        lower_artifact(made.artifact, "tensorrt")
+@pytest.mark.parametrize("case", CASES)
+def test_native_plans_compute_the_same(case: str, tmp_path: Path) -> None:
+    """Every kernel on the CPU shim: packed and BF16 linears side by side, a packed head."""
+    made = packed(tmp_path, case, rounded=True)
+    lower_artifact(made.artifact, "native")
+    build_engine(made.artifact, BuildOptions("native", None, 2, 128, 96))
+    backend = TensorRtBackend(made.artifact, "native", cuda=HostCuda())
+    for length in (1, 9, 80):
+        ids = np.random.default_rng(length).integers(0, 300, (2, length))
+        with torch.no_grad():
+            expected = made.model(torch.from_numpy(ids)).logits.numpy()[:, -1:]
+        inputs = text_inputs(ids, np.zeros(2, np.int32), logit_index=np.full((2, 1), length - 1))
+        found = backend.run("model", backend.new_state("model", 2, 96), inputs, ["logits"])[0]
+        assert relative_rms(found, expected) <= RANDOM_MODEL
+
+
+@pytest.mark.slow
+def test_scales_in_float16_have_no_kernel(tmp_path: Path) -> None:
+    with pytest.raises(BuildError, match="stored in float16"):
+        lower_artifact(packed(tmp_path, "group-32-and-head").artifact, "native")
 
 
 @pytest.mark.slow

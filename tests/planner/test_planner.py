@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -14,11 +14,21 @@ from bench.planner.fit import fit, left_out, median_errors
 from deltart.artifact import load_manifest
 from deltart.cli import main
 from deltart.errors import PlanError
+from deltart.manifest import Manifest, WeightEntry
 from deltart.planner.devices import DEVICES, device
 from deltart.planner.host import copy_bandwidth, host_device
 from deltart.planner.plan import MAX_CONTEXT, make_plan, most_context, needed
 from deltart.planner.predict import FITTED, IDEAL, predict, prefill, tokens_per_step
-from deltart.planner.traffic import CACHE, DRAFTS, EXPERTS, RECURRENT, Call, Model, read_model
+from deltart.planner.traffic import (
+    CACHE,
+    DRAFTS,
+    EXPERTS,
+    MLP,
+    RECURRENT,
+    Call,
+    Model,
+    read_model,
+)  # fmt: skip
 from support.manifests import manifest_of
 
 # tok/s that peak bandwidth allows at 0, 32k, 128k and 256k tokens, and GB of a token at batch 1: worked out by others.
@@ -39,6 +49,34 @@ def test_bytes_give_the_published_bounds(models: Mapping[str, Model], model: str
     for past, expected in zip((0, 32768, 131072, 262144), PUBLISHED_BOUNDS[model, gpu], strict=True):
         found = 1 / predict(models[model], DEVICES[gpu], Call(past=past), IDEAL).seconds
         assert found == pytest.approx(expected, rel=0.01)
+
+
+def packed(manifest: Manifest) -> Manifest:
+    """The same with its FP8 weights in int4, in groups of 128, under an export's names."""
+    tensors = {name: one for name, one in manifest.tensors.items() if not name.endswith("_scale_inv")}
+    renamed = dict[str, list[str]]()
+    for name, one in [*tensors.items()]:
+        if one.dtype == "F8_E4M3":
+            (n, k), module = one.shape, tensors.pop(name) and name.removesuffix("weight")
+            renamed[name] = [f"{module}weight_groups", f"{module}weight_scale"]
+            groups, scale = renamed[name]
+            tensors[groups] = WeightEntry("bound", "U8", [n, k // 128, 64], "", 0, n * k // 2)
+            tensors[scale] = WeightEntry("bound", "BF16", [n, k // 128], "", 0, n * k // 64)
+    graphs = {
+        name: replace(graph, weights=[n for w in graph.weights for n in renamed.get(w, [w]) if n in tensors])
+        for name, graph in manifest.graphs.items()
+    }
+    return replace(manifest, tensors=tensors, graphs=graphs)
+
+
+@pytest.mark.parametrize("float_weights", [False, True])
+def test_a_packed_byte_is_two_values(models: Mapping[str, Model], float_weights: bool) -> None:
+    """The CPU's kernels hold packed weights as they are; everything that isn't packed they widen."""
+    model = read_model(packed(manifest_of(DENSE)), float_weights=float_weights)
+    nbytes, values = model.weights[MLP]
+    assert values == models[DENSE].weights[MLP][1]
+    assert nbytes / values == pytest.approx(0.5 + 2 / 128, rel=0.001)
+    assert not model.narrow
 
 
 def test_drafts_give_the_published_bound(models: Mapping[str, Model]) -> None:

@@ -20,6 +20,10 @@ from deltart.plugins.gated_attention import inputs as attention_inputs
 from deltart.plugins.gated_attention import launch as attention
 from deltart.plugins.gated_rms_norm import inputs as norm_inputs
 from deltart.plugins.gated_rms_norm import launch as norm
+from deltart.plugins.int4_linear import inputs as int4_inputs
+from deltart.plugins.int4_linear import launch as int4
+from deltart.plugins.int4_linear import prefill as int4_tiles
+from deltart.plugins.int4_linear import projections as int4_together
 from deltart.plugins.launch import Launch
 from deltart.plugins.linear import launch as plain
 from deltart.plugins.lm_head import inputs as head_inputs
@@ -49,6 +53,16 @@ CEILINGS = {
     "fp8_block_linear_prefill": 255,
     "gated_attention": 255,
     "gated_rms_norm": 64,
+    "int4_linear": 168,
+    "int4_linear_decode_bf16_m1": 128,
+    "int4_linear_decode_bf16_m2": 128,
+    "int4_linear_gate_up_bf16_m1": 128,
+    "int4_linear_gate_up_bf16_m2": 128,
+    "int4_linear_logits_bf16_m1": 128,
+    "int4_linear_prefill": 255,
+    "int4_linear_projections_f32": 192,
+    "int4_linear_projections_bf16_m1": 128,
+    "int4_linear_projections_bf16_m2": 128,
     "linear": 168,
     "linear_bf16_m1": 128,
     "linear_bf16_m2": 128,
@@ -72,7 +86,6 @@ CEILINGS = {
 # Bytes, stores and loads. f32 activations serve tests only. The experts' down product of up to 64 tokens is short of
 # registers at 320 threads; whether fewer tokens a block would be faster is for a GPU to say.
 SPILLS = {
-    "lm_head_f32": 64,
     "moe_experts_down_bf16_bf16_m8": 36,
     "moe_experts_down_bf16_e4m3_m8": 780,
     "moe_experts_down_f32": 1424,
@@ -81,6 +94,7 @@ FOLDERS = (
     "fp8_linear",
     "gated_attention",
     "gated_rms_norm",
+    "int4_linear",
     "linear",
     "lm_head",
     "moe_experts",
@@ -100,8 +114,12 @@ def every_launch() -> list[Launch]:
     launches += linear.forward(prompt, at)[1]
     launches += [one for kernel in (tiles.W8A8, tiles.W8A8_WGMMA) for one in tiles.prefill_w8a8(prompt, kernel, at)]
     launches += gate_up.prefill(prompt, tiles.W8A16, at)
+    launches += int4_tiles.gate_up(int4_inputs.Shape(tokens=65, n=1024), at)
     for dtype in ("f32", "bf16"):
         for tokens in (1, 9, 17):
+            packed = int4_inputs.Shape(tokens=tokens, dtype=dtype)
+            launches += [int4.decode(packed, at), int4.decode_gate_up(packed, at), int4.logits(packed, at)]
+            launches.append(int4_together.decode(packed, [Projection(5120, "weight", "y", "scale")], at))
             shape = linear_inputs.Shape(tokens=tokens, dtype=dtype)
             launches += [linear.decode(shape, at), linear.decode_gate_up(shape, at)]
             launches.append(decode(shape, [Projection(5120, "weight", "y", "scale")], at))

@@ -8,6 +8,7 @@ import test_fp8_linear as linear
 import test_fp8_linear_prefill as prefill
 import test_gated_attention as attention
 import test_gated_rms_norm as norm
+import test_int4_linear_kernels as int4
 import test_lm_head as head
 import test_moe_experts as moe
 import test_projections as projections
@@ -25,6 +26,10 @@ from deltart.plugins.gated_attention import inputs as attention_inputs
 from deltart.plugins.gated_attention import launch as attention_launch
 from deltart.plugins.gated_rms_norm import inputs as norm_inputs
 from deltart.plugins.gated_rms_norm import launch as norm_launch
+from deltart.plugins.int4_linear import inputs as int4_inputs
+from deltart.plugins.int4_linear import launch as int4_launch
+from deltart.plugins.int4_linear import prefill as int4_prefill
+from deltart.plugins.int4_linear import projections as int4_projections
 from deltart.plugins.lm_head import inputs as head_inputs
 from deltart.plugins.lm_head import launch as head_launch
 from deltart.plugins.moe_experts import inputs as moe_inputs
@@ -65,6 +70,26 @@ def multiply_many(place: Place) -> None:
             at = place(given | linear_inputs.outputs(shape) | work)
             plan = tiles.prefill if kernel is tiles.W8A16 else tiles.prefill_w8a8
             prefill.module(kernel).run([*plan(shape, kernel, at), *gate_up.prefill(shape, kernel, at)])
+
+
+def multiply_int4(place: Place) -> None:
+    """One scale and an odd number of them: the last one's word is not whole."""
+    for tokens, n, k, group, scales in (
+        (1, 301, 1056, 32, "bf16"),
+        (11, 129, 32, 32, "bf16"),
+        (70, 41, 2080, 32, "f32"),
+    ):
+        shape = int4_inputs.Shape(1, tokens, n, k, group, scale_dtype=scales)
+        given = int4_inputs.make(shape, 0) | int4_inputs.outputs(shape)
+        given |= {name.replace("weight", "up"): given[name] for name in ("weight_groups", "weight_scale")}
+        given["gate"] = np.zeros(int4_prefill.gate_bytes(shape), np.uint8)
+        given["partial"] = np.zeros(int4_prefill.partial_bytes(shape), np.uint8)
+        at = place({name: array for name, array in given.items() if array.size})
+        int4.module().run([int4_launch.decode(shape, at), int4_launch.decode_gate_up(shape, at)])
+        int4.module("prefill").run([*int4_prefill.prefill(shape, at), *int4_prefill.gate_up(shape, at)])
+        given, members = int4.several(shape, (130, 17), (5, 48))
+        at = place(given | {m.y: np.zeros((tokens, m.n), np.uint16) for m in members})
+        int4.module("projections").run([int4_projections.decode(shape, members, at)])
 
 
 def attend(place: Place) -> None:
@@ -126,7 +151,8 @@ def draw(place: Place) -> None:
 
 @pytest.mark.parametrize("behind", [True, False])
 @pytest.mark.parametrize(
-    "run", [multiply, project, multiply_many, attend, turn, normalise, add_and_normalise, score, mix, draw]
+    "run",
+    [multiply, project, multiply_many, multiply_int4, attend, turn, normalise, add_and_normalise, score, mix, draw],
 )
 def test_stays_inside(run: object, behind: bool) -> None:
     assert exit_code(run, behind) == 0

@@ -37,6 +37,11 @@ def multiplies(op: Path) -> bool:
     return all(linear.check(kernels, LinearShape(tokens=t, n=300, k=1040, dtype="f32")) for t in (1, 20))
 
 
+def goes_round(op: Path) -> bool:
+    """More blocks of K for a warp than its ring has stages."""
+    return linear.check(linear.module(op), LinearShape(n=40, k=6160, dtype="f32"))
+
+
 def gates(op: Path) -> bool:
     return linear.gates(linear.module(op), LinearShape(tokens=3, n=48, k=400, dtype="f32"))
 
@@ -103,6 +108,34 @@ BUGS: dict[str, tuple[str, str, str, str, Callable[[Path], bool]]] = {
         "W.scale_of(row[half], max(block - 1, 0))",
         multiplies,
     ),
+    "weights read before they are there": (
+        LINEAR,
+        "../common/linear_tile.cuh",
+        "      wait_copies<kStages - 2>();\n",
+        "",
+        multiplies,
+    ),
+    "weights waited for too late": (
+        LINEAR,
+        "../common/linear_tile.cuh",
+        "wait_copies<kStages - 2>()",
+        "wait_copies<kStages - 1>()",
+        multiplies,
+    ),
+    "weights of another stage": (
+        LINEAR,
+        "../common/linear_tile.cuh",
+        "multiply(block, stage)",
+        "multiply(block, (stage + 1) % kStages)",
+        multiplies,
+    ),
+    "a stage filled that is still to be read": (
+        LINEAR,
+        "../common/linear_tile.cuh",
+        "stage ? stage - 1 : kStages - 1)",
+        "(stage + 1) % kStages)",
+        goes_round,
+    ),
     "a split of K left out": (
         LINEAR,
         "decode.cuh",
@@ -125,8 +158,8 @@ BUGS: dict[str, tuple[str, str, str, str, Callable[[Path], bool]]] = {
         "warp % tiles < in.row_groups",
         gates,
     ),
-    "blocks of one weight not counted off": (LINEAR, "projections.cuh", "if (!found) block -= blocks;", "", projects),
-    "a block too many for a weight": (LINEAR, "projections.cuh", "+ rows - 1) / rows", "+ rows) / rows", projects),
+    "blocks of one weight not counted off": (LINEAR, "decode.cuh", "if (!found) block -= blocks;", "", projects),
+    "a block too few for a weight": (LINEAR, "decode.cuh", "+ rows - 1) / rows", ") / rows", projects),
     "tiles read before they are there": (LINEAR, "prefill.cu", "      wait_copies<kStages - 2>();\n", "", by_w8a16),
     "tiles overwritten too early": (LINEAR, "prefill.cu", "      __syncthreads();\n", "", by_w8a8),
     "last block not scaled": (LINEAR, "prefill.cu", " || step + 1 == stop) promote", ") promote", by_w8a16),

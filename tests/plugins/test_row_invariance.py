@@ -14,6 +14,7 @@ import pytest
 import test_causal_conv1d as conv
 import test_fp8_linear as linear
 import test_gated_attention as attention
+import test_int4_linear_kernels as int4
 import test_lm_head as head
 import test_moe_experts as moe
 import test_projections as projections
@@ -25,6 +26,7 @@ from deltart.plugins.fp8_linear import launch as linear_launch
 from deltart.plugins.gated_attention import launch as attention_launch
 from deltart.plugins.gated_rms_norm import inputs as norm_inputs
 from deltart.plugins.gated_rms_norm import launch as norm_launch
+from deltart.plugins.int4_linear import launch as int4_launch
 from deltart.plugins.qk_norm_rope import inputs as rope_inputs
 from deltart.plugins.qk_norm_rope import launch as rope_launch
 from deltart.plugins.residual_rms_norm import inputs as residual_inputs
@@ -87,6 +89,30 @@ def test_projections(dtype: str) -> None:
     def call(rows: slice) -> Arrays:
         x = np.ascontiguousarray(given["x"][rows])
         return projections.run(projections.module(), replace(shape, slots=len(x)), given | {"x": x}, members)
+
+    rows_alone(call)
+
+
+@TYPES
+def test_int4(dtype: str) -> None:
+    """Alone, gated, and together: with two parts of K the plain weights have more than the packed ones."""
+    shape = int4.Shape(MOST, k=288, group=32, dtype=dtype)
+    given, members = int4.several(shape, (48, 130), (16, 5))
+
+    def together(rows: slice) -> Arrays:
+        x = np.ascontiguousarray(given["x"][rows])
+        return int4.project(int4.module("projections"), replace(shape, slots=len(x)), given | {"x": x}, members)
+
+    rows_alone(together, (1, 8, 17))
+    shape = int4.Shape(MOST, n=48, k=1312, group=32, dtype=dtype)
+    alone, _ = int4.pair(shape)
+
+    def call(rows: slice) -> Arrays:
+        part = alone | {"x": np.ascontiguousarray(alone["x"][rows])}
+        one = replace(shape, slots=len(part["x"]))
+        found = int4.inputs.outputs(one)
+        int4.module().run([int4_launch.decode_gate_up(one, addresses(part, found))])
+        return {"y": int4.run(int4.module(), one, part), "gated": found["y"]}
 
     rows_alone(call)
 

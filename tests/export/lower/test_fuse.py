@@ -86,9 +86,10 @@ def test_a_value_that_is_read_elsewhere_stays() -> None:
 
 def linears(*lines: str) -> list[onnx.NodeProto]:
     plain = 'Einsum <equation = "btk,nk->btn">'
-    nodes = text(
-        "\n".join(lines).replace("PLAIN", plain).replace("FP8", "deltart.Fp8BlockLinear <quantize_activations = 0>")
-    )
+    given = "\n".join(lines).replace("PLAIN", plain).replace("FP8", "deltart.Fp8BlockLinear <quantize_activations = 0>")
+    for size in (32, 64):
+        given = given.replace(f"INT4_{size}", f"deltart.Int4GroupLinear <K = 64, N = 8, group_size = {size}>")
+    nodes = text(given)
     for index, node in enumerate(nodes):
         node.name = str(index)
     return nodes
@@ -118,6 +119,40 @@ def test_other_linears_stay(lines: list[str]) -> None:
     assert [n.op_type for n in kept if n.op_type not in ("Neg", "LmHead", "Einsum")] == [
         n.op_type for n in nodes if n.op_type not in ("Neg", "Einsum")
     ]
+
+
+def test_int4_linears_are_joined() -> None:
+    three = ["p = INT4_32 (x, w, s)", "q = INT4_32 (x, v, t)", "r = INT4_32 (x, u, o)", "y = Sum (p, q, r)"]
+    one, _ = fuse(linears(*three), ["y"])
+    assert (one.op_type, list(one.input)) == ("Int4AttentionProjections", ["x", "w", "s", "v", "t", "u", "o"])
+    assert [(a.name, a.i) for a in one.attribute] == [("group_size", 32)]
+    mixed = ["p = INT4_64 (x, w, s)", "a = PLAIN (x, u)", "q = INT4_64 (x, v, t)", "b = PLAIN (x, o)"]
+    assert fuse(linears(*mixed, "y = Sum (p, q, a, b)"), ["y"])[0].op_type == "Int4DeltaNetProjections"
+    gated = ["g = INT4_32 (x, w, s)", "o = Sigmoid (g)", "i = Mul (g, o)", "u = INT4_32 (x, v, t)", "m = Mul (u, i)"]
+    one, _ = fuse(linears(*gated, "y = Neg (m)"), ["y"])
+    assert (one.op_type, list(one.input)) == ("Int4GroupGateUp", ["x", "w", "s", "v", "t"])
+    assert [(a.name, a.i) for a in one.attribute] == [("group_size", 32)]
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ["p = INT4_32 (x, w, s)", "q = INT4_64 (x, v, t)", "r = INT4_32 (x, u, o)", "y = Sum (p, q, r)"],
+        ["p = INT4_32 (x, w, s)", "q = FP8 (x, v, t)", "r = INT4_32 (x, u, o)", "y = Sum (p, q, r)"],
+        ["g = INT4_32 (x, w, s)", "o = Sigmoid (g)", "i = Mul (g, o)", "u = INT4_64 (x, v, t)", "y = Mul (u, i)"],
+        ["g = INT4_32 (x, w, s)", "o = Sigmoid (g)", "i = Mul (g, o)", "u = FP8 (x, v, t)", "y = Mul (u, i)"],
+    ],
+    ids=["groups", "formats", "pair-groups", "pair-formats"],
+)
+def test_mixed_linears_stay(lines: list[str]) -> None:
+    nodes = linears(*lines)
+    assert [n.op_type for n in fuse(nodes, ["y"])] == [n.op_type for n in nodes]
+
+
+def test_a_packed_head_keeps_its_logits_in_float32() -> None:
+    head = linears("y = INT4_32 (x, w, s)", "logits = Cast <to = 1> (y)")
+    (one,) = fuse(head, ["logits"])
+    assert (one.op_type, list(one.input), list(one.output)) == ("Int4LmHead", ["x", "w", "s"], ["logits"])
 
 
 def test_a_head_must_leave_the_graph() -> None:

@@ -1,4 +1,4 @@
-"""Native engines of the trained nano, as it is and in FP8."""
+"""Native engines of the trained nano: as it is, in FP8 and in packed int4."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ SLOTS, CONTEXT, CHUNK = 3, 256, 32
 
 @pytest.fixture(scope="session")
 def native_nano(nano_artifact: Path, tmp_path_factory: pytest.TempPathFactory) -> Nano:
-    """Artifacts with native plans of the nano, "bf16" or "fp8", made once; copy one before writing to it."""
+    """Artifacts with native plans of the nano, "bf16", "fp8" or "int4", made once; copy one before writing to it."""
+    from deltart.calib.formats import FP8, Int4Groups
     from deltart.calib.pipeline import calibrate
     from deltart.export.pipeline import export_checkpoint
     from deltart.export.targets import lower_artifact
@@ -30,8 +31,9 @@ def native_nano(nano_artifact: Path, tmp_path_factory: pytest.TempPathFactory) -
     def make(stored: str) -> Path:
         if stored not in made:
             folder = tmp_path_factory.mktemp(stored)
-            if stored == "fp8":
-                calibrate(NANO, folder / "checkpoint", method="absmax")
+            if stored != "bf16":
+                form = FP8 if stored == "fp8" else Int4Groups(32)
+                calibrate(NANO, folder / "checkpoint", method="absmax", form=form)
                 export_checkpoint(folder / "checkpoint", folder / "artifact")
             else:
                 shutil.copytree(nano_artifact, folder / "artifact")

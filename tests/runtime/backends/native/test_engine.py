@@ -28,7 +28,7 @@ from support.native_engine import BAR, HELDOUT, NANO, heldout_ids
 from support.twins import Twins, error
 
 Open, Nano = Callable[[str], TensorRtBackend], Callable[[str], Path]
-STORED = ("bf16", "fp8")
+STORED = ("bf16", "fp8", "int4")
 
 
 @pytest.mark.parametrize("stored", STORED)
@@ -55,7 +55,9 @@ def replies(backend: ServingBackend, prompts: Sequence[Sequence[int]], drafts: i
         return [handle.result()[0].drawn for handle in asked]
 
 
-@pytest.mark.parametrize("stored", [pytest.param("bf16", marks=pytest.mark.slow), "fp8"])
+@pytest.mark.parametrize(
+    "stored", ["fp8", *(pytest.param(other, marks=pytest.mark.slow) for other in ("bf16", "int4"))]
+)
 def test_replies_are_its_twins_token_for_token(engine: Open, stored: str) -> None:
     """Two rows at a time and a third that waits; without drafts, where tokens never leave the device, and with the MTP
     head's."""

@@ -1,0 +1,174 @@
+"""`python -m bench.kernels.desk`: what a decoded token of the 27B in packed int4 should take.
+
+A model of events: a launch's blocks are placed as a GPU places them, each warp keeps two stages of its ring on their
+way, one queue stands for the memory, instructions take the schedulers' slots. Instruction counts are of the SASS (nvcc
+13.0); what else a token launches takes a fixed time each. README.md says what the numbers are worth.
+"""
+
+from __future__ import annotations
+
+import argparse
+import heapq
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from deltart.planner.devices import DEVICES
+from deltart.planner.predict import FITTED
+from deltart.plugins.int4_linear import launch
+from deltart.plugins.int4_linear.inputs import Shape
+
+HIDDEN, WIDTH, VOCABULARY = 5120, 17408, 248320
+LAYERS, DELTA_NET, ATTENTION = 64, 48, 16
+STATE_BYTES = DELTA_NET * 2 * 48 * 128 * 128 * 4.0  # of the delta rule, read and written
+INSTRUCTIONS, CHAIN = 565.0, 900.0  # of a stage and warp; cycles from its arrival to its end, where nobody waits
+SETUP, END = 500.0, 400.0  # cycles of a block before its first load and behind its last product
+PLAIN_STEP = 0.45e-6  # seconds of 2 KiB of a plain weight: one load on its way at a time
+OTHERS, EACH = 308, 2.2e-6  # launches of a token besides its linears, and what one takes
+GAP = 0.8e-6  # from the end of a launch to the next one's begin, in a captured graph
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """What the planner's row does not say: multiprocessors, Hz, shared bytes of one, seconds of a read."""
+
+    multiprocessors: int
+    clock: float
+    shared: int
+    latency: float
+    published: float | None = None  # tok/s of llama.cpp's Q4 of this model
+
+
+GPUS = {
+    "rtx-4090": Gpu(128, 2.52e9, 100 << 10, 0.60e-6, 44.7),
+    "rtx-5090": Gpu(170, 2.41e9, 100 << 10, 0.75e-6, 76.5),
+    "rtx-pro-6000": Gpu(188, 2.40e9, 100 << 10, 0.75e-6),
+    "h100": Gpu(132, 1.755e9, 228 << 10, 0.65e-6),
+}
+
+
+@dataclass(frozen=True)
+class Linear:
+    """A launch: rows of its packed weights and, where it has some, of plain ones, how often a token takes it."""
+
+    name: str
+    calls: int
+    n: int
+    k: int
+    weights: int = 1
+    plain: int = 0
+
+    def nbytes(self, group: int) -> float:
+        """Read by a call."""
+        return self.weights * self.n * self.k * (0.5 + 2 / group) + 2.0 * self.plain * self.k
+
+    def split(self) -> launch.Split:
+        """How its blocks divide their work."""
+        return launch.split(Shape(n=self.n + self.plain, k=self.k), self.weights)
+
+
+LINEARS = (
+    Linear("DeltaNet projections", DELTA_NET, 16384, HIDDEN, plain=96),
+    Linear("attention projections", ATTENTION, 14336, HIDDEN),
+    Linear("out, o", LAYERS, HIDDEN, 6144),
+    Linear("gate, up", LAYERS, WIDTH, HIDDEN, weights=2),
+    Linear("down", LAYERS, HIDDEN, WIDTH),
+    Linear("head", 1, VOCABULARY, HIDDEN),
+)
+
+
+def seconds(gpu: Gpu, bandwidth: float, linear: Linear, group: int) -> float:
+    """Of one call, from its first block's begin to its last one's end."""
+    by, rows = linear.split(), launch.ROWS
+    row_groups = launch.MAX_WARPS // by.parts if linear.plain else by.row_groups
+    warps = row_groups * by.parts * by.weights
+    shared = by.shared_bytes // by.warps * warps + 1024  # the driver's own
+    per_gpu = min(gpu.shared // shared, 48 // warps, 16 // warps) * gpu.multiprocessors
+    stages = math.ceil(linear.k / launch.BLOCK / by.parts)
+    stage_bytes = rows * launch.BLOCK * (0.5 + 2 / group)
+    blocks = math.ceil(linear.n / (rows * row_groups))
+    packed = _events(gpu, bandwidth, [(warps, stages)] * blocks, per_gpu, stage_bytes)
+    plain = math.ceil(linear.k / 64 / warps) * PLAIN_STEP if linear.plain else 0.0  # in blocks that start first
+    return max(packed, plain)
+
+
+def _events(gpu: Gpu, bandwidth: float, blocks: Sequence[tuple[int, int]], per_gpu: int, stage: float) -> float:
+    """Seconds until the last of `blocks`, (warps, stages of each), is done."""
+    cycle, ahead = 1 / gpu.clock, 2
+    memory, end, order = 0.0, 0.0, 0
+    schedulers = [0.0] * (4 * gpu.multiprocessors)
+    placed = [0] * gpu.multiprocessors  # warps, so far
+    queue: list[tuple[float, int, int, int, int, list[float]]] = []  # time, order, block, left, scheduler, arrivals
+    live: dict[int, int] = {}
+    waiting = iter(range(len(blocks)))
+
+    def fetch(at: float) -> float:
+        nonlocal memory
+        memory = max(memory, at) + stage / bandwidth
+        return memory + gpu.latency
+
+    def start(at: float, place: int) -> None:
+        nonlocal order
+        block = next(waiting, None)
+        if block is None:
+            return
+        warps, stages = blocks[block]
+        live[block] = warps
+        home = place % gpu.multiprocessors
+        for _ in range(warps):
+            arrivals = [fetch(at + SETUP * cycle) for _ in range(min(ahead, stages))]
+            scheduler = 4 * home + placed[home] % 4
+            placed[home] += 1
+            order += 1
+            heapq.heappush(queue, (arrivals[0], order, block, stages, scheduler, arrivals))
+
+    for place in range(per_gpu):
+        start(0.0, place)
+    while queue:
+        at, _, block, left, scheduler, arrivals = heapq.heappop(queue)
+        stages = blocks[block][1]
+        if stages - left + ahead < stages:
+            arrivals.append(fetch(at))
+        issued = max(at, schedulers[scheduler]) + INSTRUCTIONS * cycle
+        schedulers[scheduler] = issued
+        done = max(issued, at + CHAIN * cycle)
+        if left > 1:
+            order += 1
+            ready = max(done, arrivals[stages - left + 1])
+            heapq.heappush(queue, (ready, order, block, left - 1, scheduler, arrivals))
+            continue
+        live[block] -= 1
+        if not live[block]:
+            end = max(end, done + END * cycle)
+            start(done + END * cycle, scheduler // 4)
+    return end
+
+
+def main() -> None:
+    """Print a table for every GPU, and one of the tokens."""
+    parser = argparse.ArgumentParser(prog="python -m bench.kernels.desk", description=__doc__)
+    parser.add_argument("--group", type=int, choices=launch.GROUPS, default=128)
+    parser.add_argument("--device", nargs="+", choices=list(GPUS), default=list(GPUS))
+    arguments = parser.parse_args()
+    print("| GPU | " + " | ".join(one.name for one in LINEARS) + " | others | ms | tok/s | bound | Q4 elsewhere |")
+    print("|---" * (len(LINEARS) + 6) + "|")
+    for name in arguments.device:
+        gpu, peak = GPUS[name], DEVICES[name].bandwidth
+        took = [seconds(gpu, peak * FITTED.bandwidth, one, arguments.group) for one in LINEARS]
+        launches = sum(one.calls for one in LINEARS) + OTHERS
+        moved = sum(one.calls * one.nbytes(arguments.group) for one in LINEARS) + STATE_BYTES
+        others = OTHERS * EACH + STATE_BYTES / peak + launches * GAP
+        total = sum(one.calls * each for one, each in zip(LINEARS, took, strict=True)) + others
+        cells = [
+            f"{1e6 * each:.1f} us ({one.nbytes(arguments.group) / peak / each:.0%})"
+            for one, each in zip(LINEARS, took, strict=True)
+        ]
+        elsewhere = f"{gpu.published:.1f}" if gpu.published else "-"
+        print(
+            f"| {name} | {' | '.join(cells)} | {1e3 * others:.2f} ms | {1e3 * total:.2f} | {1 / total:.1f} | "
+            f"{peak / moved:.1f} | {elsewhere} |"
+        )
+
+
+if __name__ == "__main__":
+    main()

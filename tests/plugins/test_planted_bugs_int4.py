@@ -1,0 +1,110 @@
+"""Bugs planted in the kernels of the int4 linears are caught by their tests' checks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import test_int4_linear_kernels as int4
+from test_planted_bugs_linear import PLUGINS, passes_check, sources
+
+from deltart.plugins.cpu_shim.runner import FORWARD, REVERSE
+from deltart.plugins.int4_linear.inputs import Shape
+
+__all__ = ["sources"]  # the fixture
+ORDERS = (FORWARD, REVERSE)
+
+
+def multiplies(op: Path) -> bool:
+    """An odd number of groups, so that every other row's scales begin within a word."""
+    kernels = int4.module(folder=op)
+    shapes = [Shape(1, tokens, 145, 2592, 32, "f32") for tokens in (1, 20)]
+    return all(int4.check(kernels, shape, order) for shape in shapes for order in ORDERS)
+
+
+def gates(op: Path) -> bool:
+    return int4.gates(int4.module(folder=op), Shape(1, 3, 48, 1312, 32, "f32"))
+
+
+def projects(op: Path) -> bool:
+    shape = Shape(1, 3, k=288, group=32, dtype="f32")  # two parts of K, four of the plain weights'
+    return int4.projects(int4.module("projections", op), shape, (272, 40), (48, 47))
+
+
+def multiplies_many(op: Path) -> bool:
+    shapes = (Shape(1, 300, 136, 1056, 32), Shape(1, 70, 40, 2080, 32))
+    return all(int4.multiplies_many(int4.module("prefill", op), shape, order) for shape in shapes for order in ORDERS)
+
+
+TILE, PREFILL, SEVERAL, COMMON = "decode.cuh", "prefill.cu", "projections.cuh", "../common/int4.cuh"
+# What is wrong: the file, its line, what replaces it, and the check that fails.
+BUGS: dict[str, tuple[str, str, str, Callable[[Path], bool]]] = {
+    "stage read before it is there": (TILE, "      wait_copies<kStages - 2>();\n", "", multiplies),
+    "stage waited for too late": (TILE, "wait_copies<kStages - 2>()", "wait_copies<kStages - 1>()", multiplies),
+    "stage that is still to be read filled": (TILE, "stage ? stage - 1 : kStages - 1)", "stage)", multiplies),
+    "the stage after": (
+        TILE,
+        "multiply<true>(block, stage)",
+        "multiply<true>(block, (stage + 1) % kStages)",
+        multiplies,
+    ),
+    "copies of a stage not committed": (TILE, "    commit_copies();\n", "", multiplies),
+    "a block of K skipped": (
+        TILE,
+        "block + (kStages - 1) * step, blocks",
+        "block + kStages * step, blocks",
+        multiplies,
+    ),
+    "pieces not swizzled": (
+        TILE,
+        "at(lane % 16, two + lane / 16)",
+        "lane % 16 * kRowBytes + (two + lane / 16) * 16",
+        multiplies,
+    ),
+    "the other half's rows": (TILE, "j % 2 ? bottom : top", "j % 2 ? top : bottom", multiplies),
+    "scale of row g for both": (TILE, "(at_group + 8 * kScaleRow)", "(at_group)", multiplies),
+    "scale of the piece before": (TILE, "(two + i >> W.scale", "(max(two + i - 1, 0) >> W.scale", multiplies),
+    "up with the scales of gate": (TILE, ", scale.data = other.scale.data", "", gates),
+    "a nibble of its own sign": (COMMON, "0x43004300u", "0x43084308u", multiplies),
+    "the nibble beside": (COMMON, "word >> 4 * i & 0x000f000fu", "word >> 4 * (i ^ 1) & 0x000f000fu", multiplies),
+    "activations in their own order": (
+        COMMON,
+        "first[0] = low_halves(a, c), first[1] = high_halves(a, c);",
+        "first[0] = a, first[1] = b;",
+        multiplies,
+    ),
+    "scales from the word's begin": (TILE, " + ((g * W.scale.groups + first) * kScaleBytes & 3)", "", multiplies),
+    "a word of scales too few": (COMMON, "(count * 2 + 5) / 4", "(count * 2 + 3) / 4", multiplies),
+    "blocks of the plain weights miscounted": (
+        SEVERAL,
+        "in.plain_y, kRows, block",
+        "in.plain_y, kRows * in.row_groups, block",
+        projects,
+    ),
+    "tiles read before they are there": (PREFILL, "      wait_copies<kStages - 2>();\n", "", multiplies_many),
+    "tiles overwritten too early": (PREFILL, "      __syncthreads();\n", "", multiplies_many),
+    "scale of the column beside": (PREFILL, "scale[n][e % 2]", "scale[n][0]", multiplies_many),
+    "scale of the piece before it": (PREFILL, "at + (i >> in.scale", "at + (0 >> in.scale", multiplies_many),
+    "scales of an even row": (PREFILL, "((j * in.scale.groups + group)", "((group)", multiplies_many),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("bug", BUGS)
+def test_is_caught(sources: Path, bug: str) -> None:
+    name, right, wrong, passes = BUGS[bug]
+    source = sources / "int4_linear" / name
+    text = source.read_text()
+    source.write_text(text.replace(right, wrong))
+    assert not passes_check(passes, sources / "int4_linear")
+
+
+@pytest.mark.slow
+def test_an_unbroken_copy_passes(sources: Path) -> None:
+    assert all(passes(sources / "int4_linear") for *_, passes in BUGS.values())
+
+
+def test_the_lines_to_break_are_there() -> None:
+    counts = {bug: (PLUGINS / "int4_linear" / name).read_text().count(right) for bug, (name, right, *_) in BUGS.items()}
+    assert set(counts.values()) == {1}, counts
