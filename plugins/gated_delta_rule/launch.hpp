@@ -7,6 +7,7 @@
 namespace deltart::gated_delta_rule {
 
 constexpr int64_t DECODE_TOKENS = 8;  // at most; beyond it the chunked kernels take over
+constexpr int64_t KEY_DIM = 128;      // of the kernels as they are compiled for GPUs
 constexpr int64_t SEGMENT = 2048;     // tokens of all slots per pass
 constexpr int64_t ANY_SHARED = 1 << 30;  // bytes: leaves the choice of chunk open
 
@@ -16,6 +17,8 @@ struct Shape {
 };
 
 inline Shape shape_of(const Call& call) {
+  require(call.size("head_k_dim") == KEY_DIM, "key heads of " + std::to_string(call.size("head_k_dim")),
+          std::to_string(KEY_DIM));
   return {call.size("B"), call.size("T"), call.size("num_k_heads"), call.size("num_v_heads"),
           call.size("head_k_dim"), call.size("head_v_dim"), call.dtype("qkv"), call.dtype("A_log"),
           call.dtype("dt_bias")};

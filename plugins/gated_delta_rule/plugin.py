@@ -7,13 +7,15 @@ from pathlib import Path
 from deltart.plugins.gated_delta_rule.inputs import Shape
 from deltart.plugins.gated_delta_rule.launch import CHUNKS, DECODE_TOKENS, chunking, decode, prefill
 from deltart.plugins.kernel_call import Call, Kernel
-from deltart.plugins.launch import Launch
+from deltart.plugins.launch import Launch, require
 
+KEY_DIM = 128  # of the kernels as they are compiled for GPUs
 ANY_SHARED = 1 << 30  # bytes: leaves the choice of chunk open, for a bound that holds on every GPU
 
 
 def _shape(call: Call) -> Shape:
     sizes, dtypes = call.sizes, call.dtypes
+    require(sizes["head_k_dim"] == KEY_DIM, f"key heads of {sizes['head_k_dim']}", f"{KEY_DIM}")
     return Shape(
         slots=sizes["B"], tokens=sizes["T"], key_heads=sizes["num_k_heads"], value_heads=sizes["num_v_heads"],
         key_dim=sizes["head_k_dim"], value_dim=sizes["head_v_dim"],

@@ -9,7 +9,8 @@ import pytest
 
 from deltart.errors import BuildError
 from deltart.plugins.cpu_shim.runner import FORWARD, REVERSE
-from deltart.plugins.gated_delta_rule import inputs, launch
+from deltart.plugins.gated_delta_rule import inputs, launch, plugin
+from deltart.plugins.gated_delta_rule.cases import calls
 from deltart.plugins.gated_delta_rule.inputs import Shape
 from deltart.plugins.gated_delta_rule.launch import Tiling
 from deltart.plugins.tolerance import relative_rms
@@ -117,6 +118,9 @@ def test_refuses_what_it_cannot_serve() -> None:
         launch.chunking(Shape(tokens=64), shared_limit=16 << 10)
     with pytest.raises(BuildError, match="value heads"):
         launch.chunking(Shape(tokens=64, key_heads=5, value_heads=6))
+    narrow = next(call for call in calls() if call.attributes["head_k_dim"] == 64)
+    with pytest.raises(BuildError, match="key heads of 64"):
+        plugin.launches(narrow.call())
 
 
 @pytest.mark.slow
