@@ -30,7 +30,8 @@ class MappedWeights:
 
     def __init__(self, artifact: Path, manifest: Manifest) -> None:
         self._tensors = manifest.tensors
-        places = self._folder, _ = (artifact / "weights", Path(manifest.checkpoint))
+        self._folder = artifact / "weights"
+        places = (self._folder, Path(manifest.checkpoint))
         self.paths = {entry.name: _find(entry, places) for entry in manifest.files}  # checked files, by name
         self._files = {entry.name: _map(entry, self.paths[entry.name]) for entry in manifest.files}
         self._maps = {name: np.frombuffer(file, np.uint8) for name, file in self._files.items()}

@@ -27,9 +27,6 @@ from tools.nano.sight.corpus import Reader
 from tools.nano.sight.export import CHECKPOINT
 from tools.nano.sight.model import VISION, Seeing
 
-pytestmark = pytest.mark.skipif(
-    not (CHECKPOINT / "model.safetensors").exists(), reason="the checkpoint is not trained yet"
-)
 ROOT = Path(__file__).resolve().parents[2]
 
 

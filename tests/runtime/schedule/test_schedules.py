@@ -48,7 +48,7 @@ def test_many_schedules(cpu: Bench, prompts: list[list[int]], part: int) -> None
     assert run(cpu, prompts, range(20_000 + 200 * part, 20_200 + 200 * part)).ties <= 1
 
 
-def test_a_draw_at_a_border_is_a_tie_and_its_neighbours_are_none(cpu: Bench) -> None:
+def test_a_draw_at_a_border_is_a_tie_and_others_are_none(cpu: Bench) -> None:
     """A request that one schedule in four thousand answered otherwise: its draw is 1e-6 from a border."""
     ids = (1194, 1179, 198, 366, 256, 85, 66, 75, 76, 308, 1195, 198, 1194, 1187, 198, 1217, 198)
     params = SamplingParams(
