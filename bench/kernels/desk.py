@@ -83,7 +83,7 @@ def seconds(gpu: Gpu, bandwidth: float, linear: Linear, group: int) -> float:
     row_groups = launch.MAX_WARPS // by.parts if linear.plain else by.row_groups
     warps = row_groups * by.parts * by.weights
     shared = by.shared_bytes // by.warps * warps + 1024  # the driver's own
-    per_gpu = min(gpu.shared // shared, 48 // warps, 16 // warps) * gpu.multiprocessors
+    per_gpu = min(gpu.shared // shared, 16 // warps) * gpu.multiprocessors
     stages = math.ceil(linear.k / launch.BLOCK / by.parts)
     stage_bytes = rows * launch.BLOCK * (0.5 + 2 / group)
     blocks = math.ceil(linear.n / (rows * row_groups))

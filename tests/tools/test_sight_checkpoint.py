@@ -51,7 +51,8 @@ def loaded() -> tuple[Seeing, Reader]:
 def spread(count: int) -> list[Question]:
     """Held-out questions, the skills in turn."""
     each = heldout.questions()
-    return [each[heldout.EACH * (n % 12) + n // 12] for n in range(count)]
+    skills = len(each) // heldout.EACH
+    return [each[heldout.EACH * (n % skills) + n // skills] for n in range(count)]
 
 
 def expected(loaded: tuple[Seeing, Reader], questions: list[Question]) -> list[list[int]]:
