@@ -335,6 +335,7 @@ constexpr int kResident = D <= 128 && MT == 3 && sizeof(Cache) == 1 ? (D == 128 
       const bf16* q, const bf16* k, const bf16* v, const bf16* gate, Cache* k_cache, Cache* v_cache,                  \
       const int* page_table, const float* k_scale, const float* v_scale, const int* past_len, const int* n_tokens,    \
       bf16* o, float* partial, int tokens, int heads, int kv_heads, int page_size, int max_pages) {                   \
+    begin_dependent();                                                                                                \
     SHARED_MEMORY(memory);                                                                                            \
     const Attention<Cache> in = {q, k, v, gate, k_cache, v_cache, page_table, k_scale, v_scale, past_len, n_tokens,   \
                                  o, partial, tokens, heads, kv_heads, page_size, max_pages};                          \
@@ -355,6 +356,7 @@ ATTENTION_ROWS(256)
 
 extern "C" __global__ void __launch_bounds__(128) gated_attention_combine(
     const float* partial, const bf16* gate, const int* past_len, const int* n_tokens, bf16* o, int splits, int D) {
+  begin_dependent();
   combine(partial, gate, past_len, n_tokens, o, splits, D);
 }
 EXPORT_KERNEL(gated_attention_combine)

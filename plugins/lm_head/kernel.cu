@@ -123,12 +123,14 @@ __device__ void merge(const float* logits, const int* ids, float* best_logits, i
 #define HEAD_KERNELS(Act, suffix, tiles)                                                                              \
   extern "C" __global__ void __launch_bounds__(256) lm_head_##suffix##_bf16_m##tiles(const Act* x, const bf16* weight, \
                                                                                      HEAD_OUTPUTS) {                  \
+    launch_dependents();                                                                                              \
     SHARED_MEMORY(memory);                                                                                            \
     run<tiles>(Head<Act, Bf16>{x, {weight, N, K}, ids, logits, best_logits, best_ids, M, rows, limit, keep},          \
                reinterpret_cast<float*>(memory));                                                                     \
   }                                                                                                                   \
   extern "C" __global__ void __launch_bounds__(256) lm_head_##suffix##_e4m3_m##tiles(                                 \
       const Act* x, const uint8_t* weight, const void* scale, int bf16_scales, HEAD_OUTPUTS) {                        \
+    launch_dependents();                                                                                              \
     SHARED_MEMORY(memory);                                                                                            \
     run<tiles>(Head<Act, BlockFp8>{x, {weight, {scale, bf16_scales}, N, K}, ids, logits, best_logits, best_ids, M,    \
                                    rows, limit, keep},                                                                \
@@ -144,6 +146,7 @@ HEAD_KERNELS(bf16, bf16, 4)
 
 extern "C" __global__ void __launch_bounds__(1024) lm_head_merge(const float* logits, const int* ids, float* best_logits,
                                                                  int* best_ids, int lists, int keep) {
+  begin_dependent();
   SHARED_MEMORY(memory);
   merge(logits, ids, best_logits, best_ids, lists, keep, reinterpret_cast<Candidate*>(memory));
 }
