@@ -59,6 +59,9 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--count", type=int, default=20, metavar="N", help="how many of the prompts to use (default 20)"
     )
+    parser.add_argument(
+        "--serial", action="store_true", help="also decode with launches that wait for the end of the one before"
+    )
     parser.add_argument("--trace", action="store_true", help="also what each kernel takes (torch's profiler)")
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder of the results (default bench/results)")
     parser.add_argument("--dry-run", action="store_true", help="the same steps over host memory; no GPU needed")
@@ -158,6 +161,10 @@ def timings(device: Device, artifact: Path, options: argparse.Namespace) -> dict
     prompts = [n for n in options.prompt if n <= backend.engine.max_context]
     steps = options.steps
     found["decode_steps"] = [said(measure.decode(device, backend, c, steps, copy_gbs, options.trace)) for c in contexts]
+    if options.serial:
+        device.overlap(False)
+        found["serial_steps"] = [said(measure.decode(device, backend, c, steps, copy_gbs)) for c in contexts]
+        device.overlap(True)
     found["speculative_steps"] = [said(measure.speculate(device, backend, c, 4, steps, copy_gbs)) for c in contexts]
     found["prefills"] = [said(measure.prefill(backend, n, options.trace)) for n in prompts]
     if "tokenizer.json" in manifest.text_files:
@@ -185,8 +192,8 @@ def show(result: dict[str, Any]) -> str:
     if result["launches"]:
         lines.append(f"{result['flavour']}: {result['launches']} launches a decoded token")
     lines.append("weights: {bytes:,} bytes in {seconds:.2f} s, {gbs:.2f} GB/s".format(**result["weights"]))
-    for kind in ("decode_steps", "speculative_steps", "prefills"):
-        for row in result[kind]:
+    for kind in ("decode_steps", "serial_steps", "speculative_steps", "prefills"):
+        for row in result.get(kind, []):
             kernels = row.get("kernels", [])
             values = (f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items() if k != "kernels")
             lines.append(f"{kind}: {', '.join(values)}")

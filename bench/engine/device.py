@@ -29,6 +29,9 @@ class Device(Protocol):
     def milliseconds(self, work: Callable[[], None]) -> float:
         """Time that the device takes for what `work` enqueues."""
 
+    def overlap(self, allowed: bool) -> None:
+        """Whether a launch may begin before the one before it ends, where the device can do that."""
+
     def copy_gbs(self) -> float:
         """GB/s of a copy from device memory to device memory, both directions counted."""
 
@@ -39,6 +42,7 @@ class Gpu:
     def __init__(self) -> None:
         self.cuda, self.name = CudaDriver(), device_name()
         self._driver = self.cuda._cu
+        self._attributes = self.cuda.limits.launch_attributes
 
     def load(self, artifact: Path, flavour: str) -> Load | None:
         return None
@@ -54,6 +58,9 @@ class Gpu:
         for event in (begin, end):
             check(self._driver.cuEventDestroy(event))
         return taken
+
+    def overlap(self, allowed: bool) -> None:
+        self.cuda.limits.launch_attributes = self._attributes if allowed else []
 
     def copy_gbs(self) -> float:
         source, target = (self.cuda.allocate(COPY_BYTES) for _ in range(2))
@@ -93,6 +100,9 @@ class HostGpu:
         began = time.perf_counter()
         work()
         return (time.perf_counter() - began) * 1e3
+
+    def overlap(self, allowed: bool) -> None:
+        pass
 
     def copy_gbs(self) -> float:
         return 0.0

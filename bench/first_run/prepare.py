@@ -83,7 +83,8 @@ def _full(folder: Path, preset: str) -> None:
     checkpoint, artifact = folder / "checkpoint", folder / "artifact"
     _deltart("synthesize", preset, "-o", str(checkpoint), "--sparse")
     _deltart("export", str(checkpoint), "-o", str(artifact))
-    _deltart("build", str(artifact), "--flavour", "native", "--max-context", str(TOKENS))
+    narrow = ["--prefill-activations", "fp8"] if preset.endswith("fp8") else []
+    _deltart("build", str(artifact), "--flavour", "native", "--max-context", str(TOKENS), "--chunk", "4096", *narrow)
     strip_weights(folder)
 
 

@@ -41,7 +41,17 @@ def steps(prepared: Path, work: Path) -> list[Step]:
         return (PYTHON, *words)
 
     def native(name: str, *contexts: int) -> Step:
-        asked = ("--flavour", "native", "--as-built", "--random-weights", "--trace", "--prompt", "2048", "8192")
+        asked = (
+            "--flavour",
+            "native",
+            "--as-built",
+            "--random-weights",
+            "--trace",
+            "--serial",
+            "--prompt",
+            "2048",
+            "8192",
+        )
         found = ("--context", *(str(n) for n in contexts), "--steps", "20", "--out", str(work / name))
         model = str(prepared / name / "artifact")
         return Step(f"native-{name}", 2, 120, python("-m", "bench.engine", model, *asked, *found))
