@@ -1,8 +1,9 @@
 // Programmatic dependent launch (PTX: griddepcontrol, from sm_90 on): a kernel may begin while the one before it on the
 // stream still runs. Until it has waited it reads weights alone, and writes nothing but shared memory.
 //
-// Every kernel lets the next one begin first of all, and every block waits before it ends: so the end of a kernel is the
-// end of all before it. A kernel launched without the attribute waits for nothing.
+// Every block waits before it ends: so the end of a kernel is the end of all before it. A kernel lets the next one begin
+// first of all, but for those that keep memory busy: behind their last read, when the next one's first weights can come. A
+// kernel launched without the attribute waits for nothing.
 #pragma once
 
 #ifdef DELTART_CPU_SHIM

@@ -15,6 +15,7 @@ struct WarpTile;
 // E4M3 [N, K], a scale per 128 x 128 block.
 struct BlockFp8 {
   static constexpr int kBlock = 128, kChunk = 16;  // values of K per warp step, and in 16 bytes
+  static constexpr bool kScaled = true;
   template <class Act, int MT>
   using Tile = WarpTile<Act, BlockFp8, MT, false>;
   const uint8_t* weight;
@@ -35,6 +36,7 @@ struct BlockFp8 {
 // bf16 [N, K].
 struct Bf16 {
   static constexpr int kBlock = 64, kChunk = 8;
+  static constexpr bool kScaled = false;
   template <class Act, int MT>
   using Tile = WarpTile<Act, Bf16, MT, false>;
   const bf16* weight;
@@ -89,9 +91,10 @@ __device__ __forceinline__ int lane_column(int block, int half) {
   return block * Weight::kBlock + half * Weight::kBlock / 2 + Weight::kChunk * (threadIdx.x % 4);
 }
 
-// A block's part of the sums of MT groups of eight tokens, scaled; get(m, column, b) gives their activations.
+// A block's part of the sums of MT groups of eight tokens, scaled; get(m, half, b) gives their activations in a half of
+// the block's columns, or is false where there are none.
 template <class Weight, int Terms, int MT, class Get>
-__device__ __forceinline__ void multiply_piece(int block, const Piece& w, float (&sum)[MT][4], Get get) {
+__device__ __forceinline__ void multiply_piece(const Piece& w, float (&sum)[MT][4], Get get) {
   constexpr int kSteps = Weight::kChunk / 4;
   float part[MT][4] = {};
 #pragma unroll
@@ -107,7 +110,7 @@ __device__ __forceinline__ void multiply_piece(int block, const Piece& w, float 
 #pragma unroll
     for (int m = 0; m < MT; ++m) {
       Activations<kSteps, Terms> b = {};
-      if (!get(m, lane_column<Weight>(block, i), b)) break;
+      if (!get(m, i, b)) break;
 #pragma unroll
       for (int j = 0; j < kSteps; ++j)
 #pragma unroll
@@ -140,62 +143,96 @@ __device__ __forceinline__ void run_blocks(Tile& tile, int blocks, int first, in
 
 // Gathered: the rows are those that `ids` names, each with its own scale.
 //
-// A lane copies its own pieces of the weight into a ring in shared memory and reads them back itself, so nobody has to
-// be met: groups of cp.async are counted in order, and a warp waits for the oldest block alone. Loads to registers share
-// the few scoreboards that the assembler deals out, and waiting for one is waiting for all.
+// A warp copies its blocks of the weight into a ring in shared memory that is its own: groups of cp.async are counted in
+// order, and it waits for the oldest block alone. Loads to registers share the few scoreboards that the assembler deals
+// out, and waiting for one is waiting for all. A copy takes whole lines of 128 bytes, which memory gives up faster than
+// halves of them. Nothing in the loop waits for memory: of up to eight bf16 tokens the values of a block are loaded a
+// block ahead, and the scales of 32 blocks, which all rows of a tile share, are dealt out to the lanes long before.
 template <class Act, class Weight, int MT, bool Gathered>
 struct WarpTile {
   static constexpr int kTerms = sizeof(Act) == 2 ? 1 : 3, kBlock = Weight::kBlock, kChunk = Weight::kChunk;
-  static constexpr int kStages = 4, kStage = 4 * 512;       // blocks in the ring; bytes of one: 16 by row, half and lane
+  static constexpr int kLine = 128, kPieces = kLine / 16;   // bytes of a row in a block; copies that they take
+  static constexpr int kStages = 4, kStage = kRows * kLine;  // blocks in the ring; bytes of one
   static constexpr int kRingBytes = kStages * kStage;       // of shared memory that `run` takes
   static constexpr int kFloats = 8 * MT * kTileStride;      // of shared memory that `save` takes
+  static constexpr int kIntoL2 = 4;                         // blocks behind those of the ring that are brought to the L2
+  static constexpr bool kAhead = MT == 1 && kTerms == 1, kShared = Weight::kScaled && !Gathered;
+
+  // The lane's values of its token in a block.
+  struct Inputs {
+    Activations<kChunk / 4, kTerms> half[2];
+  };
 
   const Weight& W;
-  const Act* x;         // [tokens, K]
-  unsigned char* ring;  // this lane's part
-  int tokens, g, t, first_token, row[2];
+  const Act* x;  // [tokens, K]
+  unsigned char* ring;
+  int lane, tokens, g, t, first_token;
+  int row[2], copied[kRows * kPieces / 32];  // the rows that the lane multiplies, and those that it copies a piece of
+  int first_row, rows;
+  const int* ids;
   float sum[MT][4] = {};
 
   // Rows [first_row, + 16) of W, or those that ids[first_row, + 16) names; `rows` is how many there are in all.
   __device__ WarpTile(const Weight& W, const Act* x, int tokens, int first_row, int first_token, int rows,
                       unsigned char* ring, const int* ids = nullptr)
-      : W(W), x(x), ring(ring + threadIdx.x % 32 * 16), tokens(tokens), g(threadIdx.x % 32 / 4), t(threadIdx.x % 4),
-        first_token(first_token) {
+      : W(W), x(x), ring(ring), lane(threadIdx.x % 32), tokens(tokens), g(lane / 4), t(lane % 4), first_token(first_token), first_row(first_row), rows(rows), ids(ids) {
 #pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      row[half] = min(first_row + g + 8 * half, rows - 1);
-      if (Gathered && ids) row[half] = ids[row[half]];
-    }
+    for (int half = 0; half < 2; ++half) row[half] = row_of(g + 8 * half);
+#pragma unroll
+    for (int j = 0; j < kRows * kPieces / 32; ++j) copied[j] = row_of(lane / kPieces + 32 / kPieces * j);
   }
 
-  __device__ __forceinline__ unsigned char* at(int stage, int half, int i) const {
-    return ring + stage * kStage + (half * 2 + i) * 512;
+  // The row of W that the tile's `place`th is.
+  __device__ __forceinline__ int row_of(int place) const {
+    const int at = min(first_row + place, rows - 1);
+    return Gathered && ids ? ids[at] : at;
   }
+
+  // Where a piece of a row is in a stage: the pieces of an odd row's halves change places, or both rows' would be in the
+  // same banks.
+  __device__ static int at(int row, int piece) { return row * kLine + (piece ^ row % 2 * (kPieces / 2)) * 16; }
 
   __device__ __forceinline__ void fetch(int block, int blocks, int stage) const {
     if (block < blocks) {
+      const int piece = lane % kPieces, column = block * kBlock + piece * kChunk;
+      unsigned char* to = ring + stage * kStage;
 #pragma unroll
-      for (int half = 0; half < 2; ++half)
-#pragma unroll
-        for (int i = 0; i < 2; ++i) {
-          const int column = lane_column<Weight>(block, i);
-          copy_async(at(stage, half, i), W.at(row[half], column), column < W.K);
-        }
+      for (int j = 0; j < kRows * kPieces / 32; ++j)
+        copy_async(to + at(lane / kPieces + 32 / kPieces * j, piece), W.at(copied[j], column), column < W.K);
     }
     commit_copies();
   }
 
-  __device__ __forceinline__ void multiply(int block, int stage) {
+  __device__ __forceinline__ void get(int m, int block, int half, Activations<kChunk / 4, kTerms>& b) const {
+    const int token = first_token + 8 * m + g, column = lane_column<Weight>(block, half);
+    if (token < tokens && column < W.K) b.get(x + size_t(token) * W.K + column);
+  }
+  __device__ __forceinline__ void get_all(int block, int blocks, Inputs& b) const {
+    if constexpr (kAhead)
+      if (block < blocks) get(0, block, 0, b.half[0]), get(0, block, 1, b.half[1]);
+  }
+
+  // The lane's scale: that of the lane'th of the blocks first, first + step, ...
+  __device__ __forceinline__ float scale_of(int first, int step, int blocks) const {
+    if constexpr (!kShared) return 1.0f;
+    const int block = first + lane * step;
+    return block < blocks ? W.scale_of(row[0], block) : 0.0f;
+  }
+
+  __device__ __forceinline__ void multiply(int block, int stage, float scale, const Inputs& ahead) {
     Piece w;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
 #pragma unroll
-      for (int i = 0; i < 2; ++i) w.at[half][i] = *reinterpret_cast<const uint4*>(at(stage, half, i));
-      w.scale[half] = half && !Gathered ? w.scale[0] : W.scale_of(row[half], block);
+      for (int i = 0; i < 2; ++i)
+        w.at[half][i] = *reinterpret_cast<const uint4*>(ring + stage * kStage + at(g + 8 * half, i * (kPieces / 2) + t));
+      w.scale[half] = Gathered ? W.scale_of(row[half], block) : scale;
     }
-    multiply_piece<Weight, kTerms>(block, w, sum, [&](int m, int column, Activations<kChunk / 4, kTerms>& b) {
-      const int token = first_token + 8 * m + g;
-      if (token < tokens && column < W.K) b.get(x + size_t(token) * W.K + column);
+    multiply_piece<Weight, kTerms>(w, sum, [&](int m, int half, Activations<kChunk / 4, kTerms>& b) {
+      if constexpr (kAhead)
+        b = ahead.half[half];
+      else
+        get(m, block, half, b);
       return true;
     });
   }
@@ -206,13 +243,31 @@ struct WarpTile {
     const int blocks = (W.K + kBlock - 1) / kBlock;
 #pragma unroll
     for (int i = 0; i < kStages - 1; ++i) fetch(first + i * step, blocks, i);
+    float scales = 1.0f, later = scale_of(first, step, blocks);
+#pragma unroll
+    for (int i = 0; i < kIntoL2; i += 2) {
+      const int block = first + (kStages - 1 + i + lane / kRows) * step;
+      if (block < blocks) prefetch(W.at(row_of(lane % kRows), block * kBlock));
+    }
     wait_for_dependency();
+    Inputs even = {}, odd = {};
+    get_all(first, blocks, even);
     int stage = 0;
-    for (int block = first; block < blocks; block += step) {
+    const auto multiply_next = [&](int block, int turn, const Inputs& now, Inputs& next) {
       wait_copies<kStages - 2>();
+      __syncwarp();  // the other lanes' pieces are here, and the stage before is free
       fetch(block + (kStages - 1) * step, blocks, stage ? stage - 1 : kStages - 1);
-      multiply(block, stage);
+      get_all(block + step, blocks, next);
+      multiply(block, stage, kShared ? __shfl_sync(0xffffffffu, scales, turn) : 1.0f, now);
       stage = stage + 1 == kStages ? 0 : stage + 1;
+    };
+    for (int group = first; group < blocks; group += 32 * step) {
+      scales = later, later = scale_of(group + 32 * step, step, blocks);
+      const int turns = min(32, (blocks - group + step - 1) / step);
+      for (int turn = 0; turn < turns; turn += 2) {  // in pairs: values on their way are not to be moved
+        multiply_next(group + turn * step, turn, even, odd);
+        if (turn + 1 < turns) multiply_next(group + (turn + 1) * step, turn + 1, odd, even);
+      }
     }
   }
 

@@ -56,6 +56,7 @@ inline void copy_word_async(void* to, const void* from, int live) {
   if (live) shim::check_source(from);
   shim::current->copies.back().push_back({to, from, 4, live});
 }
+inline void prefetch(const void* from) { shim::check_source(from); }
 inline void commit_copies() { shim::current->copies.emplace_back(); }
 template <int Pending>
 inline void wait_copies() {
@@ -109,6 +110,8 @@ __device__ __forceinline__ void copy_word_async(void* to, const void* from, int 
                "l"(from), "r"(live)
                : "memory");
 }
+// Brings the line of 128 bytes at this address to the L2.
+__device__ __forceinline__ void prefetch(const void* from) { asm volatile("prefetch.global.L2 [%0];" ::"l"(from)); }
 __device__ __forceinline__ void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 // Waits until at most `Pending` of this thread's committed groups are under way.
 template <int Pending>

@@ -34,6 +34,7 @@ __device__ void run(const Linear<Act, Weight, Out>& in, const Weight& up, int in
   unsigned char* rings = reinterpret_cast<unsigned char*>(memory + blockDim.x / 32 * Tile::kFloats);
   Tile tile(weight, in.x, in.M, first_row + warp % in.row_groups * kRows, first_token, N, rings + warp * Tile::kRingBytes);
   tile.run(warp / tiles, splits);
+  launch_dependents();
   tile.save(memory + warp * Tile::kFloats);
   __syncthreads();
   const int rows = min(kRows * in.row_groups, N - first_row), tokens = min(8 * MT, in.M - first_token);

@@ -13,7 +13,7 @@ TILES = (1, 2, 4)  # tokens per block, in eights
 ROWS = 16  # of the weight, per warp
 TILE_STRIDE = 20
 RING_BYTES = 4 * 2048  # of a warp: four blocks of 16 rows
-ENOUGH_WARPS = 2048  # with 2 KiB on the way for each: covers the memory latency of any of the targets
+ENOUGH_WARPS = 1700  # with 2 KiB on the way for each: covers the memory latency of any of the targets
 MAX_WARPS, MAX_GROUPS = 8, 4
 
 

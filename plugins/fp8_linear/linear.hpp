@@ -10,7 +10,7 @@ constexpr int64_t TILES[] = {1, 2, 4};  // tokens per block, in eights
 constexpr int64_t ROWS = 16;            // of the weight, per warp
 constexpr int64_t TILE_STRIDE = 20;
 constexpr int64_t RING_BYTES = 4 * 2048;  // of a warp
-constexpr int64_t ENOUGH_WARPS = 2048;
+constexpr int64_t ENOUGH_WARPS = 1700;
 constexpr int64_t MAX_WARPS = 8, MAX_GROUPS = 4;
 
 // How a block divides its work: tokens (in eights), 16-row groups of each weight, parts of K, and weights.

@@ -24,12 +24,11 @@ __device__ bool is_last(int* arrived, int blocks, float* memory) {
 
 }  // namespace
 
-#define LINEAR_NORM_KERNEL(Act, suffix)                                                                            \
-  extern "C" __global__ void __launch_bounds__(kNormThreads, 2) fp8_block_linear_norm_##suffix(                    \
+#define LINEAR_NORM_KERNEL(Act, suffix, resident)                                                                            \
+  extern "C" __global__ void __launch_bounds__(kNormThreads, resident) fp8_block_linear_norm_##suffix(                    \
       const Act* x, const uint8_t* weight, const void* scale, int bf16_scales, Act* y, int M, int N, int K,        \
       int row_groups, const Act* h, const void* norm, int bf16_norm, Act* normed, Act* sum, float epsilon,         \
       int* arrived) {                                                                                              \
-    launch_dependents();                                                                                           \
     SHARED_MEMORY(memory);                                                                                         \
     float* floats = reinterpret_cast<float*>(memory);                                                              \
     const BlockFp8 W = {weight, {scale, bf16_scales}, N, K};                                                       \
@@ -42,5 +41,5 @@ __device__ bool is_last(int* arrived, int blocks, float* memory) {
   }                                                                                                                \
   EXPORT_KERNEL(fp8_block_linear_norm_##suffix)
 
-LINEAR_NORM_KERNEL(float, f32)
-LINEAR_NORM_KERNEL(bf16, bf16)
+LINEAR_NORM_KERNEL(float, f32, 2)
+LINEAR_NORM_KERNEL(bf16, bf16, 3)

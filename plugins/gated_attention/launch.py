@@ -43,8 +43,8 @@ class Plan:
 
 
 def plan(shape: Shape, splits: int = 0) -> Plan:
-    """The fewest rows that hold all tokens, else the most; and `splits`, or for decode and speculation what follows from
-    the model alone, and for more tokens as many as fill the GPU."""
+    """The fewest rows that hold all tokens, else the most; and `splits`, or what follows from the model alone for
+    decode and speculation, and for more tokens as many as fill the GPU."""
     group = shape.heads // shape.kv_heads
     require(shape.head_dim in HEAD_DIMS, f"heads of {shape.head_dim}", f"one of {HEAD_DIMS}")
     require(

@@ -6,14 +6,12 @@
 #define LINEAR_KERNEL(Act, suffix, tiles, resident)                                                                \
   extern "C" __global__ void __launch_bounds__(256, resident) linear_##suffix##_m##tiles(                          \
       const Act* x, const bf16* weight, Act* y, int M, int N, int K, int row_groups) {                             \
-    launch_dependents();                                                                                           \
     SHARED_MEMORY(memory);                                                                                         \
     const Bf16 W = {weight, N, K};                                                                                 \
     run<false, tiles>(Linear<Act, Bf16>{x, W, y, M, row_groups}, W, blockIdx.y, reinterpret_cast<float*>(memory)); \
   }                                                                                                                \
   extern "C" __global__ void __launch_bounds__(256, resident) linear_gate_up_##suffix##_m##tiles(                  \
       const Act* x, const bf16* gate, const bf16* up, Act* y, int M, int N, int K, int row_groups) {               \
-    launch_dependents();                                                                                           \
     SHARED_MEMORY(memory);                                                                                         \
     const Bf16 W = {gate, N, K}, U = {up, N, K};                                                                   \
     run<true, tiles>(Linear<Act, Bf16>{x, W, y, M, row_groups}, U, blockIdx.y, reinterpret_cast<float*>(memory));  \

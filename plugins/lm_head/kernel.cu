@@ -74,6 +74,7 @@ __device__ void run(const Head<Act, Weight>& in, float* memory) {
   unsigned char* rings = reinterpret_cast<unsigned char*>(memory + kWarps * Tile::kFloats);
   Tile tile(in.W, in.x, in.M, first + warp * kRows, first_token, in.rows, rings + warp * Tile::kRingBytes, in.ids);
   tile.run(0, 1);
+  launch_dependents();
   tile.save(memory + warp * Tile::kFloats);
   __syncthreads();
   const int tokens = min(8 * MT, in.M - first_token), rows = min(kBlockRows, in.rows - first);
@@ -122,24 +123,21 @@ __device__ void merge(const float* logits, const int* ids, float* best_logits, i
   const int *ids, float *logits, float *best_logits, int *best_ids, int M, int N, int K, int rows, int limit, int keep
 
 #define HEAD_KERNELS(Act, suffix, tiles)                                                                              \
-  extern "C" __global__ void __launch_bounds__(256) lm_head_##suffix##_bf16_m##tiles(const Act* x, const bf16* weight, \
-                                                                                     HEAD_OUTPUTS) {                  \
-    launch_dependents();                                                                                              \
+  extern "C" __global__ void __launch_bounds__(256, 2) lm_head_##suffix##_bf16_m##tiles(                               \
+      const Act* x, const bf16* weight, HEAD_OUTPUTS) {                                                               \
     SHARED_MEMORY(memory);                                                                                            \
     run<tiles>(Head<Act, Bf16>{x, {weight, N, K}, ids, logits, best_logits, best_ids, M, rows, limit, keep},          \
                reinterpret_cast<float*>(memory));                                                                     \
   }                                                                                                                   \
-  extern "C" __global__ void __launch_bounds__(256) lm_head_##suffix##_e4m3_m##tiles(                                 \
+  extern "C" __global__ void __launch_bounds__(256, 2) lm_head_##suffix##_e4m3_m##tiles(                                 \
       const Act* x, const uint8_t* weight, const void* scale, int bf16_scales, HEAD_OUTPUTS) {                        \
-    launch_dependents();                                                                                              \
     SHARED_MEMORY(memory);                                                                                            \
     run<tiles>(Head<Act, BlockFp8>{x, {weight, {scale, bf16_scales}, N, K}, ids, logits, best_logits, best_ids, M,    \
                                    rows, limit, keep},                                                                \
                reinterpret_cast<float*>(memory));                                                                     \
   }                                                                                                                   \
-  extern "C" __global__ void __launch_bounds__(256) lm_head_few_##suffix##_bf16_m##tiles(                             \
+  extern "C" __global__ void __launch_bounds__(256, 2) lm_head_few_##suffix##_bf16_m##tiles(                             \
       const Act* x, const bf16* weight, float* logits, int M, int N, int K) {                                         \
-    launch_dependents();                                                                                              \
     SHARED_MEMORY(memory);                                                                                            \
     const Bf16 W = {weight, N, K};                                                                                    \
     run<false, tiles>(Linear<Act, Bf16, float>{x, W, logits, M, 1}, W, blockIdx.y, reinterpret_cast<float*>(memory)); \

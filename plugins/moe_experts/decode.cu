@@ -39,7 +39,8 @@ struct ExpertTile {
   }
 
   __device__ __forceinline__ void multiply(int block, const Piece& w) {
-    multiply_piece<Weight, kTerms>(block, w, sum, [&](int m, int column, Activations<kChunk / 4, kTerms>& b) {
+    multiply_piece<Weight, kTerms>(w, sum, [&](int m, int half, Activations<kChunk / 4, kTerms>& b) {
+      const int column = lane_column<Weight>(block, half);
       if (8 * m >= tokens) return false;
       if (x[m] && column < W[0].K) b.get(x[m] + column);
       return true;

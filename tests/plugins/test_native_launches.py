@@ -24,7 +24,7 @@ PLANTED = {
     "Fp8BlockGateUp": ("fp8_linear/gate_up.hpp", ("SHARE = 8 * 256", "SHARE = 8 * 128")),
     "Fp8MoeExperts": ("moe_experts/launch.hpp", ("TILE_STRIDE = 20", "TILE_STRIDE = 24")),
     "Fp8SparseMoe": ("moe_experts/launch.hpp", ("ALIGNMENT = 256", "ALIGNMENT = 512")),
-    "Fp8BlockLinear": ("fp8_linear/linear.hpp", ("ENOUGH_WARPS = 2048", "ENOUGH_WARPS = 2047")),
+    "Fp8BlockLinear": ("fp8_linear/linear.hpp", ("ENOUGH_WARPS = 1700", "ENOUGH_WARPS = 600")),
     "GatedAttention": ("gated_attention/launch.hpp", ("BLOCKS = 264", "BLOCKS = 263")),
     "GatedDeltaRule": (
         "gated_delta_rule/launch.hpp",
