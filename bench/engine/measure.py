@@ -82,7 +82,8 @@ def _replayed(device: Device, backend: TensorRtBackend, row: Timing, graphs: Seq
 
 
 def _against_bandwidth(device: Device, backend: TensorRtBackend, row: Timing, copy_gbs: float) -> Timing:
-    weights, plan = decode_weight_bytes(backend.manifest), backend.engine.plans["model.decode"]
+    weights = decode_weight_bytes(backend.manifest, backend.engine.lm_head is not None)
+    plan = backend.engine.plans["model.decode"]
     moved = weights + row["slots"] * traffic.state_bytes(plan, row["context"])
     found: Timing = {"bytes": moved, "gbs": moved / row.get("device_ms", row["wall_ms"]) / 1e6}
     if copy_gbs:

@@ -32,6 +32,22 @@ struct BlockFp8 {
   __device__ __forceinline__ void become(const BlockFp8& other) { weight = other.weight, scale = other.scale; }
 };
 
+// E4M3 [N, K], a bf16 scale per row and 128 columns.
+struct RowFp8 {
+  static constexpr int kBlock = 128, kChunk = 16;
+  const uint8_t* weight;
+  const bf16* scale;  // [N, ceil(K / 128)]
+  int N, K;
+
+  __device__ __forceinline__ const void* at(int row, int k) const { return weight + size_t(row) * K + k; }
+  __device__ __forceinline__ float scale_of(int row, int block) const {
+    return to_float(scale[size_t(row) * ((K + kBlock - 1) / kBlock) + block]);
+  }
+  __device__ __forceinline__ static void unpack(const uint32_t (&words)[4], int j, BfPair& first, BfPair& second) {
+    e4m3_to_bf16(words[j], first, second);
+  }
+};
+
 // bf16 [N, K].
 struct Bf16 {
   static constexpr int kBlock = 64, kChunk = 8;

@@ -76,6 +76,7 @@ CEILINGS = {
     "residual_rms_norm": 128,
     "lm_head_bf16_bf16": 128,
     "lm_head": 168,
+    "lm_head_quantize": 64,
     "moe_experts": 64,
     "moe_experts_gate_up": 255,
     "moe_experts_gate_up_bf16_e4m3_m1": 128,
@@ -110,6 +111,7 @@ def every_launch() -> list[Launch]:
     """One launch of each kernel that the plans know."""
     at: dict[str, int] = defaultdict(int)
     launches = [*sampler.sample(sampler_inputs.Shape(), at), rows.take(rows.Gather(1, 0, 1, 8), at)]
+    launches.append(head.quantize(1, 16, at))
     prompt = linear_inputs.Shape(tokens=65)
     launches += linear.forward(prompt, at)[1]
     launches += [one for kernel in (tiles.W8A8, tiles.W8A8_WGMMA) for one in tiles.prefill_w8a8(prompt, kernel, at)]
