@@ -15,6 +15,7 @@ from deltart.plugins.moe_experts import inputs
 from deltart.plugins.moe_experts.inputs import Shape
 from deltart.plugins.moe_experts.launch import experts, is_decode, workspace
 from deltart.plugins.moe_experts.op import FP8_MOE_EXPERTS, FP8_SPARSE_MOE, MOE_EXPERTS, SPARSE_MOE
+from deltart.plugins.moe_experts.reference import route
 from deltart.plugins.spec import OpSpec
 from deltart.plugins.tolerance import TOLERANCE
 
@@ -67,7 +68,17 @@ def case(shape: Shape) -> KernelCase:
         launches=lambda at: experts(shape, at),
         expected=lambda given: {"y": reference(shape, given)},
         tolerance={"y": TOLERANCE[shape.dtype]},
+        read=lambda arrays: bytes_read(shape, arrays),
     )
+
+
+def bytes_read(shape: Shape, arrays: dict[str, np.ndarray]) -> int:
+    """The weights of the experts that some token chose, the shared one's, and all else but scratch."""
+    chosen, _ = route(arrays["logits"].reshape(-1, shape.experts), shape.chosen)
+    share = len(np.unique(chosen)) / shape.experts
+    held = [arrays[name].nbytes for name in ("experts", "experts_scale", "gate_up", "down") if name in arrays]
+    others = [array.nbytes for name, array in arrays.items() if name in ("x", "y", "logits") or "shared" in name]
+    return round(share * sum(held)) + sum(others)
 
 
 def timed(small: bool) -> Iterator[KernelCase]:

@@ -11,6 +11,7 @@ from deltart.plugins.fp8_linear import inputs as fp8
 from deltart.plugins.fp8_linear.reference import BLOCK
 
 PARTS = ("gate", "up", "down")
+DRAWN_EXPERTS = 24  # before their values come again, with other scales: a layer of the 35B has a billion
 
 
 @dataclass(frozen=True)
@@ -79,12 +80,15 @@ def make(shape: Shape, seed: int, n_tokens: list[int] | None = None) -> dict[str
 
 def _experts(shape: Shape, rng: np.random.Generator) -> dict[str, np.ndarray]:
     count, size = shape.stored_experts, shape.hidden * shape.width
+    drawn = min(count, DRAWN_EXPERTS)
     if shape.stored == "bf16":
-        gate_up = rng.standard_normal((count, 2 * shape.width, shape.hidden), np.float32) * shape.hidden**-0.5
-        down = rng.standard_normal((count, shape.hidden, shape.width), np.float32) * shape.width**-0.5
-        return {"gate_up": cast(gate_up, "bf16"), "down": cast(down, "bf16")}
+        sizes = np.exp2(np.arange(count) // drawn % 4 - 1.0).astype(np.float32)[:, None, None]
+        gate_up = rng.standard_normal((drawn, 2 * shape.width, shape.hidden), np.float32) * shape.hidden**-0.5
+        down = rng.standard_normal((drawn, shape.hidden, shape.width), np.float32) * shape.width**-0.5
+        again = np.arange(count) % drawn
+        return {"gate_up": cast(gate_up, "bf16")[again], "down": cast(down, "bf16")[again] * cast(sizes, "bf16")}
     blocks = -(-shape.hidden // BLOCK) * -(-shape.width // BLOCK)
-    codes = fp8.weight(rng, count * 3, size).reshape(count, 3, size)
+    codes = fp8.weight(rng, drawn * 3, size).reshape(drawn, 3, size)[np.arange(count) % drawn]
     scale = rng.uniform(0.5, 1.0, (count, 3, blocks)) / np.abs(codes.astype(np.float32)).max(-1, keepdims=True) / 4
     slot_expert = rng.permutation(shape.experts)[:count].astype(np.int32)
     return {"experts": codes, "experts_scale": cast(scale, shape.scale_dtype), "slot_expert": slot_expert}

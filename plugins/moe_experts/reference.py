@@ -1,4 +1,4 @@
-"""Float64 reference of routed experts: a token at a time, an expert at a time."""
+"""Float64 reference of routed experts: an expert at a time, over the tokens that chose it."""
 
 from __future__ import annotations
 
@@ -84,20 +84,27 @@ def _mix(
     present: dict[int, int] | dict[int, None],
     expert: Callable[[int], Expert],
 ) -> tuple[np.ndarray]:
+    real = _real(x, n_tokens)
+    rows, (chosen, weights) = x[real], route(logits[real], count)
+    mixed = np.zeros_like(rows)
+    for number in sorted(present.keys() & set(chosen.ravel().tolist())):
+        token, rank = np.nonzero(chosen == number)
+        mixed[token] += weights[token, rank, None] * swiglu(rows[token], *expert(number))
     y = np.zeros_like(x)
-    for b, real in enumerate(n_tokens):
-        chosen, weights = route(logits[b, :real], count)
-        for t, numbers in enumerate(chosen):
-            for number, weight in zip(numbers.tolist(), weights[t], strict=True):
-                if number in present:
-                    y[b, t] += weight * swiglu(x[b, t], *expert(number))
+    y[real] = mixed
     return (y,)
 
 
+def _real(x: np.ndarray, n_tokens: np.ndarray) -> np.ndarray:
+    """Which tokens are there, [B, T]."""
+    there: np.ndarray = np.arange(x.shape[1]) < n_tokens[:, None]
+    return there
+
+
 def swiglu(x: np.ndarray, gate: np.ndarray, up: np.ndarray, down: np.ndarray) -> np.ndarray:
-    """down(silu(gate x) * (up x)) of x [H]."""
-    opened = gate @ x
-    result: np.ndarray = down @ (opened / (1.0 + np.exp(-opened)) * (up @ x))
+    """down(silu(gate x) * (up x)) of x [N, H]."""
+    opened = x @ gate.T
+    result: np.ndarray = (opened / (1.0 + np.exp(-opened)) * (x @ up.T)) @ down.T
     return result
 
 
@@ -152,8 +159,6 @@ def fp8_sparse_moe(
 
 
 def _shared(x: np.ndarray, n_tokens: np.ndarray, expert: Expert, gate: np.ndarray) -> np.ndarray:
-    y = np.zeros_like(x)
-    for b, real in enumerate(n_tokens):
-        for t in range(real):
-            y[b, t] = swiglu(x[b, t], *expert) / (1.0 + np.exp(-(gate[0] @ x[b, t])))
+    y, real = np.zeros_like(x), _real(x, n_tokens)
+    y[real] = swiglu(x[real], *expert) / (1.0 + np.exp(-x[real] @ gate.T))
     return y
