@@ -64,8 +64,9 @@ def add_parser(commands: Any) -> None:
         "--prefill-activations",
         choices=["bf16", "fp8"],
         default="bf16",
-        help="fp8: prefill rounds the activations of block-FP8 linears to E4M3 per token and 128 values; decode and "
-        "speculation never do (default bf16: exact)",
+        help="fp8: prefill rounds the activations of block-FP8 linears to E4M3 per token and 128 values, those of "
+        "routed experts on GPUs whose mma multiplies E4M3 (sm_89, sm_120); decode and speculation never do (default "
+        "bf16: exact)",
     )
     parser.add_argument(
         "--lm-head",

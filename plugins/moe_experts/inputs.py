@@ -19,7 +19,7 @@ class Shape:
     """Sizes and types of one call: x [slots, tokens, hidden], `chosen` of `experts` a token, each `width` wide.
 
     present: how many of the experts are stored, 0 for all. shared: the width of the shared expert, 0 for none.
-    stored: "e4m3" with block scales of scale_dtype, or "bf16".
+    stored: "e4m3" with block scales of scale_dtype, or "bf16". quantized: activations are rounded to E4M3 (W8A8).
     """
 
     slots: int = 1
@@ -33,6 +33,7 @@ class Shape:
     dtype: str = "bf16"
     stored: str = "e4m3"
     scale_dtype: str = "bf16"
+    quantized: bool = False
 
     @property
     def rows(self) -> int:

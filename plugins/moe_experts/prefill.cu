@@ -2,8 +2,10 @@
 //
 // Every step is a function of the routes alone: no atomics, equal inputs give equal bits.
 //   count    how many places hold each slot               arrange  their order, and the tiles of it
+//   quantize x, and h, to E4M3 with a scale per row and 128 of K, where the products take that (W8A8)
 //   gate_up  h [ordered place] = silu(x gate^T) * (x up^T)  down     rows [ordered place] = weight * (h down^T)
 //   combine  y [token] = the sum of its rows, in the order of its places
+#include "../common/fp8_mma.cuh"
 #include "route.cuh"
 
 namespace {
@@ -82,15 +84,51 @@ __device__ void arrange(const Order& in, int* partial) {
   }
 }
 
-// How weights lie in shared memory and become right operands, for 32 of K of 16 rows.
+// How weights and rows of x lie in shared memory and become operands, for 32 of K of 16 rows.
 struct Fp8Operand {
   using Weight = BlockFp8;
-  static constexpr int kBytes = 1, kStride = 80, kStrideX = 160;
+  static constexpr int kBytes = 1, kStride = 80, kBytesX = 2, kStrideX = 160;
+};
+struct Fp8Fp8Operand {
+  using Weight = BlockFp8;
+  static constexpr int kBytes = 1, kStride = 80, kBytesX = 1, kStrideX = 80;
 };
 struct Bf16Operand {
   using Weight = Bf16;
-  static constexpr int kBytes = 2, kStride = 144, kStrideX = 144;
+  static constexpr int kBytes = 2, kStride = 144, kBytesX = 2, kStrideX = 144;
 };
+
+// x [rows, K] as E4M3 with scale amax / 448 per row and 128 of K, a warp per such group. With `position`, x has the
+// ordered places, of which each is as wide as its expert; what lies beyond is not read.
+struct Rounding {
+  const bf16* x;
+  const int *slot, *position;  // [rows], or null
+  unsigned char* codes;        // [rows, K]
+  float* scales;               // [rows, ceil(K / 128)]
+  int rows, K;
+};
+
+__device__ void quantize(const Rounding& in, int slots, int width, int shared_width) {
+  const int blocks = (in.K + BlockFp8::kBlock - 1) / BlockFp8::kBlock, lane = threadIdx.x % 32;
+  const long long group = blockIdx.x * (long long)(kThreads / 32) + threadIdx.x / 32;
+  const int i = int(group / blocks), block = int(group % blocks), k = block * BlockFp8::kBlock + lane * 4;
+  if (i >= in.rows) return;
+  const int row = in.position ? in.position[i] : i;
+  if (row < 0) return;
+  const int stop = !in.position ? in.K : in.slot[i] == slots ? shared_width : width;
+  float values[4] = {}, most = 0.0f;
+  if (k < stop) load(in.x + size_t(row) * in.K + k, values);
+#pragma unroll
+  for (int j = 0; j < 4; ++j) most = fmaxf(most, fabsf(values[j]));
+#pragma unroll
+  for (int mask = 16; mask; mask /= 2) most = fmaxf(most, __shfl_xor_sync(kFullWarp, most, mask));
+  const float scale = most > 0.0f ? most / 448.0f : 1.0f;
+  uint32_t word = 0;
+#pragma unroll
+  for (int j = 0; j < 4; ++j) word |= uint32_t(to_e4m3(values[j] / scale)) << 8 * j;
+  if (k < stop) *reinterpret_cast<uint32_t*>(in.codes + size_t(row) * in.K + k) = word;
+  if (lane == 0) in.scales[size_t(row) * blocks + block] = scale;
+}
 
 // 64 rows of x times 128 rows of two matrices (Gated: 64 of each) or of one. Eight warps, 32 x 32 each.
 template <class Operand, bool Gated>
@@ -99,18 +137,22 @@ struct GroupTile {
   static constexpr int kStep = 64, kStages = 3, kScaled = 128;  // of K
   static constexpr int kStageX = kTokens * Operand::kStrideX, kStage = kStageX + kTileRows * Operand::kStride;
   static constexpr int kPieces = kStep * Operand::kBytes / 16;  // of a row of W
+  static constexpr int kPiecesX = kStep * Operand::kBytesX / 16;
+  static constexpr bool kQuantized = Operand::kBytesX == 1;
 
   const Weight W[2];
-  const bf16* x;
-  const int* rows;  // of x, of each token of the tile
+  const unsigned char* x;
+  const float* x_scale;  // of E4M3
+  const int* rows;       // of x, of each token of the tile
   size_t stride;    // from one to the next
   unsigned char* memory;
   int tokens, first_row, lane, warp, g, t, token, row;  // token, row: this warp's part
   float sum[2][4][4] = {}, part[2][4][4] = {};
 
-  __device__ GroupTile(const Weight& first, const Weight& second, const bf16* x, int stride, const int* rows,
-                       int tokens, int first_row, unsigned char* memory)
-      : W{first, second}, x(x), rows(rows), stride(stride), memory(memory), tokens(tokens), first_row(first_row),
+  __device__ GroupTile(const Weight& first, const Weight& second, const void* x, const float* x_scale, int stride,
+                       const int* rows, int tokens, int first_row, unsigned char* memory)
+      : W{first, second}, x(static_cast<const unsigned char*>(x)), x_scale(x_scale), rows(rows), stride(stride),
+        memory(memory), tokens(tokens), first_row(first_row),
         lane(threadIdx.x % 32), warp(threadIdx.x / 32), g(lane / 4), t(lane % 4), token(warp / 4 * 32),
         row(warp % 4 * 32) {}
 
@@ -124,10 +166,11 @@ struct GroupTile {
   __device__ void fetch(int step) {
     const int stage = step % kStages, K = W[0].K;
 #pragma unroll
-    for (int e = threadIdx.x; e < kTokens * 8; e += kThreads) {
-      const int r = e / 8, k = step * kStep + e % 8 * 8;
+    for (int e = threadIdx.x; e < kTokens * kPiecesX; e += kThreads) {
+      const int r = e / kPiecesX, piece = e % kPiecesX, k = step * kStep + piece * 16 / Operand::kBytesX;
       const bool is = r < tokens && k < K;
-      copy_async(x_at(stage) + r * Operand::kStrideX + e % 8 * 16, x + (is ? rows[r] * stride + k : 0), is);
+      const size_t from = is ? (rows[r] * stride + k) * Operand::kBytesX : 0;
+      copy_async(x_at(stage) + r * Operand::kStrideX + piece * 16, x + from, is);
     }
 #pragma unroll
     for (int e = threadIdx.x; e < kTileRows * kPieces; e += kThreads) {
@@ -168,6 +211,28 @@ struct GroupTile {
       }
     }
   }
+  __device__ __forceinline__ void multiply(int stage, Fp8Fp8Operand*) {
+#pragma unroll(kConvertsE4m3 ? 1 : kStep / 32)
+    for (int k = 0; k < kStep; k += 32) {
+      BfPair b[2][4];
+#pragma unroll
+      for (int n = 0; n < 2; ++n) load_weights(stage, n, k, b[n]);
+#pragma unroll
+      for (int m = 0; m < 2; ++m) {
+        BfPair a[4];
+        const unsigned char* from = x_at(stage) + (token + m * 16 + lane % 16) * Operand::kStrideX + k + lane / 16 * 16;
+        load_matrices<false>(a, reinterpret_cast<const bf16*>(from));
+#pragma unroll
+        for (int n = 0; n < 4; ++n) {
+          const uint32_t right[2] = {b[n / 2][n % 2 * 2], b[n / 2][n % 2 * 2 + 1]};
+          if constexpr (kConvertsE4m3)  // f16 products of the assembler's making spill here, and are no faster
+            mma_e4m3_widened(part[m][n], a, right);
+          else
+            mma_e4m3(part[m][n], a, right);
+        }
+      }
+    }
+  }
   __device__ __forceinline__ void multiply(int stage, Bf16Operand*) {
 #pragma unroll
     for (int k = 0; k < kStep; k += 16) {
@@ -190,6 +255,17 @@ struct GroupTile {
 
   // The sums of a scaled block of K, to the sums of the tile.
   __device__ __forceinline__ void promote(int block) {
+    float of_token[2][2] = {{1.0f, 1.0f}, {1.0f, 1.0f}};
+    if constexpr (kQuantized) {
+      const size_t blocks = (stride + kScaled - 1) / kScaled;
+#pragma unroll
+      for (int m = 0; m < 2; ++m)
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+          const int r = token + m * 16 + half * 8 + g;
+          if (r < tokens) of_token[m][half] = x_scale[rows[r] * blocks + block];
+        }
+    }
 #pragma unroll
     for (int n = 0; n < 4; ++n) {
       const int r = row + n * 8;  // the tile's rows of one matrix lie in one block of it
@@ -198,7 +274,7 @@ struct GroupTile {
       for (int m = 0; m < 2; ++m)
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
-          sum[m][n][i] = fmaf(by, part[m][n][i], sum[m][n][i]);
+          sum[m][n][i] = fmaf(kQuantized ? by * of_token[m][i / 2] : by, part[m][n][i], sum[m][n][i]);
           part[m][n][i] = 0.0f;
         }
     }
@@ -234,8 +310,8 @@ __device__ void find_rows(const Tiles& in, int tile, int divide, int* rows) {
 }
 
 template <class Operand>
-__device__ void gate_up(const Stored& in, const Tiles& order, const bf16* x, bf16* h, int choices, int stride,
-                        unsigned char* memory) {
+__device__ void gate_up(const Stored& in, const Tiles& order, const void* x, const float* x_scale, bf16* h, int choices,
+                        int stride, unsigned char* memory) {
   using Tile = GroupTile<Operand, true>;
   using Weight = typename Operand::Weight;
   const int slot = order.slot[blockIdx.x], first_row = blockIdx.y * kTileRows / 2;
@@ -243,7 +319,8 @@ __device__ void gate_up(const Stored& in, const Tiles& order, const bf16* x, bf1
   int* rows = reinterpret_cast<int*>(memory + Tile::kStages * Tile::kStage);
   find_rows(order, blockIdx.x, choices, rows);
   const int tokens = order.tokens[blockIdx.x];
-  Tile tile(matrix<Weight>(in, slot, kGate), matrix<Weight>(in, slot, kUp), x, in.H, rows, tokens, first_row, memory);
+  Tile tile(matrix<Weight>(in, slot, kGate), matrix<Weight>(in, slot, kUp), x, x_scale, in.H, rows, tokens, first_row,
+            memory);
   tile.run();
   const int width = in.width(slot);
 #pragma unroll
@@ -261,8 +338,8 @@ __device__ void gate_up(const Stored& in, const Tiles& order, const bf16* x, bf1
 }
 
 template <class Operand>
-__device__ void down(const Stored& in, const Tiles& order, const float* weight, const bf16* h, bf16* rows_out, int stride,
-                     unsigned char* memory) {
+__device__ void down(const Stored& in, const Tiles& order, const float* weight, const void* h, const float* h_scale,
+                     bf16* rows_out, int stride, unsigned char* memory) {
   using Tile = GroupTile<Operand, false>;
   using Weight = typename Operand::Weight;
   const int slot = order.slot[blockIdx.x], first_row = blockIdx.y * kTileRows;
@@ -271,7 +348,7 @@ __device__ void down(const Stored& in, const Tiles& order, const float* weight, 
   find_rows(order, blockIdx.x, 0, rows);
   const int tokens = order.tokens[blockIdx.x];
   const Weight W = matrix<Weight>(in, slot, kDown);
-  Tile tile(W, W, h, stride, rows, tokens, first_row, memory);
+  Tile tile(W, W, h, h_scale, stride, rows, tokens, first_row, memory);
   tile.run();
 #pragma unroll
   for (int m = 0; m < 2; ++m)
@@ -327,22 +404,31 @@ extern "C" __global__ void __launch_bounds__(kThreads)
 
 #define GROUP_KERNELS(Operand, stored)                                                                               \
   extern "C" __global__ void __launch_bounds__(kThreads) moe_experts_group_gate_up_##stored(                         \
-      const bf16* x, ORDER_ARGUMENTS, bf16* h, STORED_ARGUMENTS, int choices, int stride) {                          \
+      const void* x, const float* x_scale, ORDER_ARGUMENTS, bf16* h, STORED_ARGUMENTS, int choices, int stride) {    \
     SHARED_MEMORY(memory);                                                                                           \
     const Stored in = STORED;                                                                                        \
-    gate_up<Operand>(in, {place, tile_slot, tile_first, tile_tokens}, x, h, choices, stride, memory);                \
+    gate_up<Operand>(in, {place, tile_slot, tile_first, tile_tokens}, x, x_scale, h, choices, stride, memory);       \
   }                                                                                                                  \
   extern "C" __global__ void __launch_bounds__(kThreads) moe_experts_group_down_##stored(                            \
-      const bf16* h, const float* weight, ORDER_ARGUMENTS, bf16* rows, STORED_ARGUMENTS, int stride) {               \
+      const void* h, const float* h_scale, const float* weight, ORDER_ARGUMENTS, bf16* rows, STORED_ARGUMENTS,       \
+      int stride) {                                                                                                  \
     SHARED_MEMORY(memory);                                                                                           \
     const Stored in = STORED;                                                                                        \
-    down<Operand>(in, {place, tile_slot, tile_first, tile_tokens}, weight, h, rows, stride, memory);                 \
+    down<Operand>(in, {place, tile_slot, tile_first, tile_tokens}, weight, h, h_scale, rows, stride, memory);        \
   }                                                                                                                  \
   EXPORT_KERNEL(moe_experts_group_gate_up_##stored)                                                                  \
   EXPORT_KERNEL(moe_experts_group_down_##stored)
 
 GROUP_KERNELS(Fp8Operand, e4m3)
+GROUP_KERNELS(Fp8Fp8Operand, w8a8)
 GROUP_KERNELS(Bf16Operand, bf16)
+
+extern "C" __global__ void __launch_bounds__(kThreads)
+    moe_experts_quantize(const bf16* x, const int* slot, const int* position, unsigned char* codes, float* scales, int rows,
+                         int K, int slots, int width, int shared_width) {
+  quantize({x, slot, position, codes, scales, rows, K}, slots, width, shared_width);
+}
+EXPORT_KERNEL(moe_experts_quantize)
 
 extern "C" __global__ void __launch_bounds__(kThreads)
     moe_experts_combine(const bf16* rows, const int* position, bf16* y, int choices, int H, long long count) {

@@ -143,6 +143,7 @@ def every_launch() -> list[Launch]:
             shape = experts_inputs.Shape(tokens=tokens, stored=stored, dtype=dtype)
             launches += experts.experts(shape, at)
         launches += experts.experts(experts_inputs.Shape(tokens=65, stored=stored), at)
+    launches += experts.experts(experts_inputs.Shape(tokens=65, quantized=True), at)
     for dim in attention.HEAD_DIMS:
         launches += [
             one

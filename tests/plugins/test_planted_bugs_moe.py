@@ -32,6 +32,13 @@ mix_many, mix_plain, mix_many_plain = (
     functools.partial(mixes, tokens=tokens, stored=stored)
     for tokens, stored in ((50, "e4m3"), (5, "bf16"), (50, "bf16"))
 )
+
+
+def rounds(op: Path) -> bool:
+    shape = replace(experts.SMALL, slots=2, tokens=40, hidden=208, width=144, shared=48, present=5, quantized=True)
+    return all(experts.by_parts(shape, [40, 9], order, op) for order in (0, REVERSE))
+
+
 mix_few = functools.partial(mixes, count=7, present=5)  # among which equal logits are chosen
 # What is wrong: the file, its line, what replaces it, and the check that fails.
 BUGS: dict[str, tuple[str, str, str, Callable[[Path], bool]]] = {
@@ -119,6 +126,22 @@ BUGS: dict[str, tuple[str, str, str, Callable[[Path], bool]]] = {
     "last scaled block left out": (GROUPS, " || step + 1 == steps) promote", ") promote", mix_many),
     "up with the scales of the gate": (GROUPS, "W[matrix_of(r)].scale_of", "W[0].scale_of", mix_many),
     "up with the rows of the gate": (GROUPS, "Gated ? r / 8 % 2 : 0", "0", mix_many_plain),
+    "codes read as of the place before": (GROUPS, "in.position ? in.position[i] : i", "i", rounds),
+    "h rounded beyond its width": (
+        GROUPS,
+        "== slots ? shared_width : width",
+        "== slots ? width : shared_width",
+        rounds,
+    ),
+    "a lane's own largest value": (GROUPS, "most = fmaxf(most, __shfl", "most = fmaxf(0.0f, __shfl", rounds),
+    "scales of the tile's own rows": (
+        GROUPS,
+        "x_scale[rows[r] * blocks + block]",
+        "x_scale[r * blocks + block]",
+        rounds,
+    ),
+    "one scale for two rows": (GROUPS, "of_token[m][i / 2]", "of_token[m][0]", rounds),
+    "scales of the last block": (GROUPS, "* blocks + block];\n        }", "* blocks + 0];\n        }", rounds),
     "rows of another place": (GROUPS, "weight[order.place[at]]", "weight[at]", mix_many),
 }
 
