@@ -136,24 +136,6 @@ __device__ __forceinline__ void multiply_piece(int block, const Piece& w, float 
     for (int i = 0; i < 4; ++i) sum[m][i] = fmaf(w.scale[i / 2], part[m][i], sum[m][i]);
 }
 
-// tile.fetch and tile.multiply of blocks first, first + step, ..., with Ahead - 1 on their way while one is multiplied.
-template <int Ahead, class Tile>
-__device__ __forceinline__ void run_blocks(Tile& tile, int blocks, int first, int step) {
-  Piece w[Ahead];
-#pragma unroll
-  for (int i = 0; i < Ahead; ++i)
-    if (first + i * step < blocks) tile.fetch(first + i * step, w[i]);
-  for (int block = first; block < blocks; block += Ahead * step) {
-#pragma unroll
-    for (int i = 0; i < Ahead; ++i) {
-      const int now = block + i * step, next = now + Ahead * step;
-      if (now >= blocks) break;
-      tile.multiply(now, w[i]);
-      if (next < blocks) tile.fetch(next, w[i]);
-    }
-  }
-}
-
 // Gathered: the rows are those that `ids` names, each with its own scale.
 //
 // A lane copies its own pieces of the weight into a ring in shared memory and reads them back itself, so nobody has to

@@ -11,9 +11,11 @@ namespace deltart::moe_experts {
 constexpr int64_t TILES[] = {1, 2, 8};  // tokens that chose one expert, in eights
 constexpr int64_t MAX_DECODE_TOKENS = 64, MAX_DECODE_PLACES = 1024;
 constexpr int64_t ALIGNMENT = 256;  // of the arrays in the workspace
-constexpr int64_t TILE_STRIDE = 20;
+constexpr int64_t TILE_STRIDE = 20, SUM_STRIDE = 17;
+constexpr int64_t RING_BYTES = 4 * 2048;     // of a warp
+constexpr int64_t SMALL_SHARED = 99 << 10;  // bytes of shared memory that every GPU gives a block
 constexpr int64_t HALF_ROWS = 8, ROWS = 16;  // of a weight: a block of gate_up, and of down
-constexpr int64_t GATE_UP_WARPS = 4, MIN_WARPS = 4, MAX_WARPS = 10;
+constexpr int64_t GATE_UP_WARPS = 4, MIN_WARPS = 4, MAX_WARPS = 10, MAX_WARPS_OF_MANY = 8;
 constexpr int64_t ROUTE_THREADS = 256, THREADS = 256;
 constexpr int64_t TILE_TOKENS = 64, TILE_ROWS = 128, STAGES = 3, BLOCK = 128;
 
@@ -132,7 +134,9 @@ inline std::string stored(const Shape& shape) { return shape.is_fp8 ? "e4m3" : "
 
 inline void decode(std::vector<Launch>& list, const Call& call, const Shape& shape) {
   int64_t tokens = 8 * *std::find_if(std::begin(TILES), std::end(TILES), [&](int64_t t) { return shape.rows <= 8 * t; });
-  int64_t warps = std::min(MAX_WARPS, std::max(MIN_WARPS, shape.choices()));
+  int64_t of_warp = RING_BYTES + 4 * (tokens + 1), of_block = 4 * (3 * shape.places() + 1 + shape.places() * SUM_STRIDE);
+  int64_t warps = std::min({tokens < 64 ? MAX_WARPS : MAX_WARPS_OF_MANY, std::max(MIN_WARPS, shape.choices()),
+                            (SMALL_SHARED - of_block) / of_warp});
   std::string kind = name(shape.dtype) + "_" + stored(shape) + "_m" + std::to_string(tokens / 8);
   Arguments gate_up, down;
   add_stored(gate_up.pointers(call, {"x", "slot", "h"}), call, shape)
@@ -140,9 +144,11 @@ inline void decode(std::vector<Launch>& list, const Call& call, const Shape& sha
   add_stored(down.pointers(call, {"h", "slot", "weight", "y"}), call, shape)
       .ints({shape.places(), shape.choices(), shape.stride()});
   list.push_back({"moe_experts_gate_up_" + kind, {ceil_div(shape.stride(), HALF_ROWS), shape.places(), 1},
-                  32 * GATE_UP_WARPS, 4 * (shape.places() + tokens + 1 + GATE_UP_WARPS * tokens * TILE_STRIDE), gate_up});
+                  32 * GATE_UP_WARPS,
+                  GATE_UP_WARPS * RING_BYTES + 4 * (shape.places() + tokens + 1 + GATE_UP_WARPS * tokens * TILE_STRIDE),
+                  gate_up});
   list.push_back({"moe_experts_down_" + kind, {ceil_div(shape.hidden, ROWS), 1, 1}, 32 * warps,
-                  4 * (3 * shape.places() + 1 + warps * (tokens + 1) + shape.places() * TILE_STRIDE), down});
+                  warps * of_warp + of_block, down});
 }
 
 // Codes and scales of x, or of h, whose rows are the ordered places.

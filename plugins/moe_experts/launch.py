@@ -11,9 +11,12 @@ from deltart.plugins.moe_experts.inputs import Shape
 TILES = (1, 2, 8)  # tokens that chose one expert, in eights
 MAX_DECODE_TOKENS, MAX_DECODE_PLACES = 8 * TILES[-1], 1024
 ALIGNMENT = 256  # of the arrays in the workspace
-TILE_STRIDE = 20
+TILE_STRIDE, SUM_STRIDE = 20, 17
+RING_BYTES = 4 * 2048  # of a warp
+SMALL_SHARED = 99 << 10  # bytes of shared memory that every GPU gives a block
 HALF_ROWS, ROWS = 8, 16  # of a weight: a block of gate_up, and of down
-GATE_UP_WARPS, MIN_WARPS, MAX_WARPS = 4, 4, 10
+GATE_UP_WARPS, MIN_WARPS = 4, 4
+MAX_WARPS = {1: 10, 2: 10, 8: 8}  # of down, by TILES
 ROUTE_THREADS, THREADS = 256, 256
 TILE_TOKENS, TILE_ROWS, STAGES = 64, 128, 3
 STAGE_BYTES = {
@@ -104,9 +107,10 @@ def _decode(shape: Shape, at: dict[str, int]) -> list[Launch]:
     sizes = ints(shape.places, shape.choices, shape.stride)
     gate_up = (*pointers(at, "x", "slot", "h"), *_stored(shape, at), *sizes)
     down = (*pointers(at, "h", "slot", "weight", "y"), *_stored(shape, at), *sizes)
-    warps = min(MAX_WARPS, max(MIN_WARPS, shape.choices))
-    shared = 4 * (shape.places + tokens + 1 + GATE_UP_WARPS * tokens * TILE_STRIDE)
-    shared_down = 4 * (3 * shape.places + 1 + warps * (tokens + 1) + shape.places * TILE_STRIDE)
+    of_warp, of_block = RING_BYTES + 4 * (tokens + 1), 4 * (3 * shape.places + 1 + shape.places * SUM_STRIDE)
+    warps = min(MAX_WARPS[tile], max(MIN_WARPS, shape.choices), (SMALL_SHARED - of_block) // of_warp)
+    shared = GATE_UP_WARPS * RING_BYTES + 4 * (shape.places + tokens + 1 + GATE_UP_WARPS * tokens * TILE_STRIDE)
+    shared_down = warps * of_warp + of_block
     grid = (-(-shape.stride // HALF_ROWS), shape.places, 1)
     return [
         Launch(f"moe_experts_gate_up_{kind}", grid, 32 * GATE_UP_WARPS, shared, gate_up),

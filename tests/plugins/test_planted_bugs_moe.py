@@ -83,6 +83,8 @@ BUGS: dict[str, tuple[str, str, str, Callable[[Path], bool]]] = {
         "  }\n  const int M",
         mixes,
     ),
+    "blocks read before they are there": (DECODE, "      wait_copies<kStages - 2>();\n", "", mixes),
+    "blocks of the stage before": (DECODE, "      multiply(block, stage);", "      multiply(block, stage ^ 1);", mixes),
     "absent experts added": (DECODE, "if (slots[i] >= 0) sum", "if (true) sum", mixes),
     "h of the tokens instead of the places": (
         DECODE,
