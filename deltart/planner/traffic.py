@@ -176,10 +176,12 @@ def read_model(
     )
 
 
-def decode_weight_bytes(manifest: Manifest, fp8_head: bool = False) -> int:
-    """Bytes of weights that a decode step reads, every expert included; of the embedding it reads a row."""
+def decode_weight_bytes(manifest: Manifest, rows: int = 1, tokens: int = 1, fp8_head: bool = False) -> int:
+    """Bytes of weights, as held, that a step reads: of the embedding a row, of the experts those that are chosen, as
+    many as chance has it."""
     model = read_model(manifest, fp8_head=fp8_head)
-    return round(sum(nbytes for nbytes, _ in model.weights.values()))
+    work = model.work(Call(rows, tokens))
+    return round(sum(work[kind].nbytes for kind in model.weights))
 
 
 def has_bf16_head(manifest: Manifest) -> bool:

@@ -62,6 +62,7 @@ __device__ void quantize(const bf16* weight, uint8_t* codes, bf16* scales, long 
 
 extern "C" __global__ void __launch_bounds__(256)
     lm_head_quantize(const bf16* weight, uint8_t* codes, bf16* scales, long long groups, int K) {
+  begin_dependent();
   quantize(weight, codes, scales, groups, K);
 }
 EXPORT_KERNEL(lm_head_quantize)
