@@ -20,7 +20,7 @@ from deltart.errors import DeltaRTError
 from deltart.files import replacing, write_atomically
 from deltart.plugins.tolerance import relative_rms
 from deltart.verify.shown import Shown
-from deltart.verify.tolerances import allowed, logits_of
+from deltart.verify.tolerances import allowed, logits_of, tolerance_of
 
 
 @dataclass(frozen=True)
@@ -249,5 +249,6 @@ def _differences(
         if found.shape == right.shape and math.isfinite(finite := relative_rms(found, right)):
             error, largest = finite, float(np.abs(found.astype(np.float32) - right).max(initial=0.0))
         names = (point, other.runner_name, expected.runner_name)
-        differences.append(Difference(*names, error, largest, error <= allowed(tolerances, other.runner_name, point)))
+        tolerance = tolerance_of(tolerances, other.runner_name, point)
+        differences.append(Difference(*names, error, largest, error <= allowed(tolerance, point)))
     return differences

@@ -18,10 +18,14 @@ FP8_HEAD = 0.1
 MTP_SHARE = 2  # of a runner's tolerance: the MTP head reads hidden states that are off by as much as its own sums
 
 
-def allowed(tolerances: Mapping[str, float], runner: str, point: str) -> float:
-    """Relative RMS that a point of a runner is allowed."""
-    tolerance = logits_of(tolerances, runner) if point.rpartition(".")[2] == "logits" else tolerances[runner]
+def allowed(tolerance: float, point: str) -> float:
+    """Relative RMS that a runner's tolerance leaves a point."""
     return tolerance * MTP_SHARE if point.startswith("mtp.") else tolerance
+
+
+def tolerance_of(tolerances: Mapping[str, float], runner: str, point: str) -> float:
+    """A runner's tolerance at a point: its logits may have one of their own."""
+    return logits_of(tolerances, runner) if point.rpartition(".")[2] == "logits" else tolerances[runner]
 
 
 def logits_of(tolerances: Mapping[str, float], runner: str) -> float:
