@@ -109,6 +109,7 @@ inline void check(const Shape& shape) {
 
 inline Launch route(const Call& call, const Shape& shape) {
   int64_t threads = std::min(ROUTE_THREADS, ceil_div(shape.experts, 32) * 32);
+  int64_t candidates = ceil_div(shape.experts, 32) * std::min<int64_t>(shape.chosen, 32);
   Arguments args;
   args.pointers(call, {"x", "logits", "n_tokens"})
       .optional(call, {"slot_expert", "shared_expert_gate"})
@@ -116,7 +117,7 @@ inline Launch route(const Call& call, const Shape& shape) {
       .pointers(call, {"slot", "weight"})
       .ints({shape.tokens, shape.experts, shape.stored_experts, shape.chosen, shape.hidden});
   return {"moe_experts_route_" + name(shape.dtype), {shape.rows, 1, 1}, threads,
-          4 * (2 * shape.experts + 2 * shape.chosen + threads / 32), args};
+          4 * (2 * shape.experts + 2 * shape.chosen + 2 * candidates + threads / 32), args};
 }
 
 // Appends all weights, scales and their sizes.

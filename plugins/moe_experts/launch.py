@@ -83,7 +83,8 @@ def _route(shape: Shape, at: dict[str, int]) -> Launch:
         *pointers(at, "slot", "weight"),
         *ints(shape.tokens, shape.experts, shape.stored_experts, shape.chosen, shape.hidden),
     )
-    shared = 4 * (2 * shape.experts + 2 * shape.chosen + threads // 32)
+    candidates = -(-shape.experts // 32) * min(shape.chosen, 32)
+    shared = 4 * (2 * shape.experts + 2 * shape.chosen + 2 * candidates + threads // 32)
     return Launch(f"moe_experts_route_{shape.dtype}", (shape.rows, 1, 1), threads, shared, args)
 
 

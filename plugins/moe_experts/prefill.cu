@@ -139,22 +139,38 @@ struct GroupTile {
   static constexpr int kPieces = kStep * Operand::kBytes / 16;  // of a row of W
   static constexpr int kPiecesX = kStep * Operand::kBytesX / 16;
   static constexpr bool kQuantized = Operand::kBytesX == 1;
+  static constexpr int kCopies = kTileRows * kPieces / kThreads, kCopiesX = kTokens * kPiecesX / kThreads;
 
-  const Weight W[2];
-  const unsigned char* x;
+  const Weight upper, lower;
+  const unsigned char *from_w[kCopies], *from_x[kCopiesX];  // this thread's pieces, at the begin of K; null where none is
   const float* x_scale;  // of E4M3
   const int* rows;       // of x, of each token of the tile
-  size_t stride;    // from one to the next
+  int scale_blocks;      // of a row of x
   unsigned char* memory;
   int tokens, first_row, lane, warp, g, t, token, row;  // token, row: this warp's part
   float sum[2][4][4] = {}, part[2][4][4] = {};
 
-  __device__ GroupTile(const Weight& first, const Weight& second, const void* x, const float* x_scale, int stride,
+  // Rows of x are `stride` values apart.
+  __device__ GroupTile(const Weight& upper, const Weight& lower, const void* x, const float* x_scale, int stride,
                        const int* rows, int tokens, int first_row, unsigned char* memory)
-      : W{first, second}, x(static_cast<const unsigned char*>(x)), x_scale(x_scale), rows(rows), stride(stride),
-        memory(memory), tokens(tokens), first_row(first_row),
-        lane(threadIdx.x % 32), warp(threadIdx.x / 32), g(lane / 4), t(lane % 4), token(warp / 4 * 32),
-        row(warp % 4 * 32) {}
+      : upper(upper), lower(lower), x_scale(x_scale), rows(rows), scale_blocks((stride + kScaled - 1) / kScaled),
+        memory(memory), tokens(tokens), first_row(first_row), lane(threadIdx.x % 32), warp(threadIdx.x / 32),
+        g(lane / 4), t(lane % 4), token(warp / 4 * 32), row(warp % 4 * 32) {
+#pragma unroll
+    for (int i = 0; i < kCopiesX; ++i) {
+      const int e = threadIdx.x + i * kThreads, r = e / kPiecesX;
+      const size_t begin = r < tokens ? size_t(rows[r]) * stride * Operand::kBytesX + e % kPiecesX * 16 : 0;
+      from_x[i] = r < tokens ? static_cast<const unsigned char*>(x) + begin : nullptr;
+    }
+#pragma unroll
+    for (int i = 0; i < kCopies; ++i) {
+      const int e = threadIdx.x + i * kThreads, r = e / kPieces;
+      Weight W = upper;
+      if (matrix_of(r)) W.become(lower);
+      const unsigned char* from = static_cast<const unsigned char*>(W.at(row_of(r), 0)) + e % kPieces * 16;
+      from_w[i] = row_of(r) < W.N ? from : nullptr;
+    }
+  }
 
   __device__ unsigned char* x_at(int stage) const { return memory + stage * kStage; }
   __device__ unsigned char* w_at(int stage) const { return x_at(stage) + kStageX; }
@@ -164,20 +180,20 @@ struct GroupTile {
   __device__ int row_of(int r) const { return first_row + (Gated ? r / 16 * 8 + r % 8 : r); }
 
   __device__ void fetch(int step) {
-    const int stage = step % kStages, K = W[0].K;
+    const int stage = step % kStages, first = step * kStep;
 #pragma unroll
-    for (int e = threadIdx.x; e < kTokens * kPiecesX; e += kThreads) {
-      const int r = e / kPiecesX, piece = e % kPiecesX, k = step * kStep + piece * 16 / Operand::kBytesX;
-      const bool is = r < tokens && k < K;
-      const size_t from = is ? (rows[r] * stride + k) * Operand::kBytesX : 0;
-      copy_async(x_at(stage) + r * Operand::kStrideX + piece * 16, x + from, is);
+    for (int i = 0; i < kCopiesX; ++i) {
+      const int e = threadIdx.x + i * kThreads, r = e / kPiecesX, piece = e % kPiecesX;
+      const bool is = from_x[i] && first + piece * 16 / Operand::kBytesX < upper.K;
+      const void* from = is ? from_x[i] + first * Operand::kBytesX : reinterpret_cast<const unsigned char*>(upper.weight);
+      copy_async(x_at(stage) + r * Operand::kStrideX + piece * 16, from, is);
     }
 #pragma unroll
-    for (int e = threadIdx.x; e < kTileRows * kPieces; e += kThreads) {
-      const int r = e / kPieces, piece = e % kPieces, k = step * kStep + piece * 16 / Operand::kBytes;
-      const Weight& from = W[matrix_of(r)];
-      const bool is = row_of(r) < from.N && k < K;
-      copy_async(w_at(stage) + r * Operand::kStride + piece * 16, is ? from.at(row_of(r), k) : from.at(0, 0), is);
+    for (int i = 0; i < kCopies; ++i) {
+      const int e = threadIdx.x + i * kThreads, r = e / kPieces, piece = e % kPieces;
+      const bool is = from_w[i] && first + piece * 16 / Operand::kBytes < upper.K;
+      const void* from = is ? from_w[i] + first * Operand::kBytes : reinterpret_cast<const unsigned char*>(upper.weight);
+      copy_async(w_at(stage) + r * Operand::kStride + piece * 16, from, is);
     }
   }
 
@@ -200,6 +216,7 @@ struct GroupTile {
         for (int n = 0; n < 4; ++n) e4m3_to_bf16(b[n / 2][n % 2 * 2 + half], right[n][0], right[n][1]);
 #pragma unroll
         for (int m = 0; m < 2; ++m) {
+          if (m && token + 16 >= tokens) break;  // no token there
           // A lane holds values 4 t .. 4 t + 3 of each 16 of K, in W (as ldmatrix deals bytes) and so in x.
           const unsigned char* from = x_at(stage) + (token + m * 16 + g) * Operand::kStrideX + (k + half * 16 + 4 * t) * 2;
           const uint2 top = *reinterpret_cast<const uint2*>(from);
@@ -219,6 +236,7 @@ struct GroupTile {
       for (int n = 0; n < 2; ++n) load_weights(stage, n, k, b[n]);
 #pragma unroll
       for (int m = 0; m < 2; ++m) {
+        if (m && token + 16 >= tokens) break;
         BfPair a[4];
         const unsigned char* from = x_at(stage) + (token + m * 16 + lane % 16) * Operand::kStrideX + k + lane / 16 * 16;
         load_matrices<false>(a, reinterpret_cast<const bf16*>(from));
@@ -241,47 +259,54 @@ struct GroupTile {
       for (int n = 0; n < 2; ++n) load_weights(stage, n, k * 2, b[n]);
 #pragma unroll
       for (int m = 0; m < 2; ++m) {
+        if (m && token + 16 >= tokens) break;
         BfPair a[4];
         const unsigned char* from = x_at(stage) + (token + m * 16 + lane % 16) * Operand::kStrideX + (k + lane / 16 * 8) * 2;
         load_matrices<false>(a, reinterpret_cast<const bf16*>(from));
 #pragma unroll
         for (int n = 0; n < 4; ++n) {
           const BfPair right[2] = {b[n / 2][n % 2 * 2], b[n / 2][n % 2 * 2 + 1]};
-          mma(part[m][n], a, right);
+          mma(sum[m][n], a, right);
         }
       }
     }
   }
 
-  // The sums of a scaled block of K, to the sums of the tile.
-  __device__ __forceinline__ void promote(int block) {
-    float of_token[2][2] = {{1.0f, 1.0f}, {1.0f, 1.0f}};
+  // The scales of a block of K: of either matrix, whose rows in the tile lie in one block of it, and of this lane's tokens.
+  struct Scales {
+    float matrix[2], token[2][2];
+  };
+  __device__ __forceinline__ Scales scales(int block) const {
+    Scales to = {{upper.scale_of(first_row, block), Gated ? lower.scale_of(first_row, block) : 0.0f}};
     if constexpr (kQuantized) {
-      const size_t blocks = (stride + kScaled - 1) / kScaled;
 #pragma unroll
       for (int m = 0; m < 2; ++m)
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
           const int r = token + m * 16 + half * 8 + g;
-          if (r < tokens) of_token[m][half] = x_scale[rows[r] * blocks + block];
+          to.token[m][half] = r < tokens ? x_scale[size_t(rows[r]) * scale_blocks + block] : 0.0f;
         }
     }
+    return to;
+  }
+
+  // The sums of a scaled block of K, to the sums of the tile.
+  __device__ __forceinline__ void promote(const Scales& scales) {
 #pragma unroll
     for (int n = 0; n < 4; ++n) {
-      const int r = row + n * 8;  // the tile's rows of one matrix lie in one block of it
-      const float by = W[matrix_of(r)].scale_of(row_of(r), block);
+      const float by = scales.matrix[Gated ? n % 2 : 0];  // as matrix_of(row + n * 8)
 #pragma unroll
       for (int m = 0; m < 2; ++m)
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
-          sum[m][n][i] = fmaf(kQuantized ? by * of_token[m][i / 2] : by, part[m][n][i], sum[m][n][i]);
+          sum[m][n][i] = fmaf(kQuantized ? by * scales.token[m][i / 2] : by, part[m][n][i], sum[m][n][i]);
           part[m][n][i] = 0.0f;
         }
     }
   }
 
   __device__ void run() {
-    const int steps = (W[0].K + kStep - 1) / kStep;
+    const int steps = (upper.K + kStep - 1) / kStep;
 #pragma unroll
     for (int i = 0; i < kStages - 1; ++i) {
       if (i < steps) fetch(i);
@@ -292,8 +317,13 @@ struct GroupTile {
       __syncthreads();
       if (step + kStages - 1 < steps) fetch(step + kStages - 1);
       commit_copies();
-      multiply(step % kStages, static_cast<Operand*>(nullptr));
-      if ((step + 1) * kStep % kScaled == 0 || step + 1 == steps) promote(step * kStep / kScaled);
+      if constexpr (Operand::kBytes == 1) {
+        const Scales by = scales(step * kStep / kScaled);  // on their way during the products
+        if (token < tokens) multiply(step % kStages, static_cast<Operand*>(nullptr));
+        if ((step + 1) * kStep % kScaled == 0 || step + 1 == steps) promote(by);
+      } else if (token < tokens) {
+        multiply(step % kStages, static_cast<Operand*>(nullptr));
+      }
     }
   }
 };
@@ -405,14 +435,14 @@ extern "C" __global__ void __launch_bounds__(kThreads)
 }
 
 #define GROUP_KERNELS(Operand, stored)                                                                               \
-  extern "C" __global__ void __launch_bounds__(kThreads) moe_experts_group_gate_up_##stored(                         \
+  extern "C" __global__ void __launch_bounds__(kThreads, 2) moe_experts_group_gate_up_##stored(                         \
       const void* x, const float* x_scale, ORDER_ARGUMENTS, bf16* h, STORED_ARGUMENTS, int choices, int stride) {    \
     begin_dependent();                                                                                               \
     SHARED_MEMORY(memory);                                                                                           \
     const Stored in = STORED;                                                                                        \
     gate_up<Operand>(in, {place, tile_slot, tile_first, tile_tokens}, x, x_scale, h, choices, stride, memory);       \
   }                                                                                                                  \
-  extern "C" __global__ void __launch_bounds__(kThreads) moe_experts_group_down_##stored(                            \
+  extern "C" __global__ void __launch_bounds__(kThreads, 2) moe_experts_group_down_##stored(                            \
       const void* h, const float* h_scale, const float* weight, ORDER_ARGUMENTS, bf16* rows, STORED_ARGUMENTS,       \
       int stride) {                                                                                                  \
     begin_dependent();                                                                                               \
