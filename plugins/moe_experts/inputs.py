@@ -89,8 +89,10 @@ def _experts(shape: Shape, rng: np.random.Generator) -> dict[str, np.ndarray]:
         again = np.arange(count) % drawn
         return {"gate_up": cast(gate_up, "bf16")[again], "down": cast(down, "bf16")[again] * cast(sizes, "bf16")}
     blocks = -(-shape.hidden // BLOCK) * -(-shape.width // BLOCK)
-    codes = fp8.weight(rng, drawn * 3, size).reshape(drawn, 3, size)[np.arange(count) % drawn]
-    scale = rng.uniform(0.5, 1.0, (count, 3, blocks)) / np.abs(codes.astype(np.float32)).max(-1, keepdims=True) / 4
+    codes, again = fp8.weight(rng, drawn * 3, size).reshape(drawn, 3, size), np.arange(count) % drawn
+    most = np.abs(codes.astype(np.float32)).max(-1, keepdims=True)
+    codes, most = codes[again], most[again]
+    scale = rng.uniform(0.5, 1.0, (count, 3, blocks)) / most / 4
     slot_expert = rng.permutation(shape.experts)[:count].astype(np.int32)
     return {"experts": codes, "experts_scale": cast(scale, shape.scale_dtype), "slot_expert": slot_expert}
 

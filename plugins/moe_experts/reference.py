@@ -49,8 +49,8 @@ def moe_experts(
     """
 
     def expert(number: int) -> Expert:
-        gate, up = np.split(gate_up[number], 2)
-        return gate, up, down[number]
+        gate, up = np.split(gate_up[number].astype(np.float64), 2)
+        return gate, up, down[number].astype(np.float64)
 
     return _mix(x, logits, n_tokens, num_experts_per_tok, dict.fromkeys(range(len(down))), expert)
 
@@ -77,7 +77,7 @@ def fp8_moe_experts(
     rows, columns = -(-hidden // BLOCK), -(-width // BLOCK)
 
     def expert(slot: int) -> Expert:
-        down, gate, up = experts[slot]
+        down, gate, up = experts[slot].astype(np.float64)
         down_scale, gate_scale, up_scale = experts_scale[slot]
         return (
             dequantize(gate.reshape(width, hidden), gate_scale.reshape(columns, rows)),
