@@ -133,7 +133,7 @@ def _summarize(engine: EngineManifest, seconds: float, as_json: bool) -> None:
 
 
 def _head(head: QuantizedHead) -> str:
-    error = "not measured: the weights are not here"
+    error = "not measured: the weights are zeros, or not here"
     if head.relative_rms is not None:
         error = f"relative RMS error {head.relative_rms:.2%} (of {head.rows} rows)"
     return f"{head.weight} is rounded to E4M3 when it is loaded: {error}"

@@ -107,7 +107,7 @@ class QuantizedHead:
     Attributes:
         weight: the manifest's tensor; `codes` and `scale`, the weights that plans read in its place.
         relative_rms: ||W - W'|| / ||W||, the error of logits of hidden states that favour no direction, measured over
-            `rows` of its rows; None where the weights were not at hand.
+            `rows` of its rows; None where the weights were not at hand, or zeros.
     """
 
     weight: str

@@ -74,6 +74,8 @@ def quantized_head(artifact: Path, manifest: Manifest, weights: Mapping[str, str
         return QuantizedHead(names[0], codes, scale, None, 0)
     rows = _sample(len(found))
     taken = found[rows].astype(np.float32)
+    if not taken.any():  # a sparse checkpoint's
+        return QuantizedHead(names[0], codes, scale, None, 0)
     error = relative_rms(dequantized(*quantize(taken)), taken)
     return QuantizedHead(names[0], codes, scale, error, len(rows))
 

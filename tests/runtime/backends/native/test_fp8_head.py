@@ -30,7 +30,8 @@ from deltart.runtime.backends.base import ServingBackend
 from deltart.runtime.backends.gpu import lm_head
 from deltart.runtime.backends.gpu.backend import TensorRtBackend
 from deltart.runtime.backends.gpu.engine_manifest import load_engine
-from deltart.runtime.backends.native.builder.lm_head import with_fp8_head
+from deltart.runtime.backends.native.builder import lm_head as native_head
+from deltart.runtime.backends.native.builder.lm_head import quantized_head, with_fp8_head
 from deltart.runtime.backends.ort import OrtBackend
 from deltart.runtime.backends.tensorrt.builder.build import BuildOptions, build_engine
 from deltart.runtime.backends.weights import MappedWeights
@@ -131,6 +132,19 @@ def test_the_error_is_measured_and_said(artifact: Path, capsys: pytest.CaptureFi
     assert "not measured" in _head(replace(head, relative_rms=None, rows=0))
 
 
+def test_no_error_is_made_up(artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a sparse checkpoint's zeros, or where the weights are not."""
+    manifest, names = load_manifest(artifact), {"model": HEAD, "mtp": HEAD}
+    monkeypatch.setattr(native_head, "MappedWeights", lambda *where: {HEAD: np.zeros((9, 256), np.float32)})
+    assert quantized_head(artifact, manifest, names).relative_rms is None
+    monkeypatch.undo()
+    elsewhere = replace(manifest, checkpoint=str(artifact / "nowhere"))
+    assert quantized_head(artifact / "nowhere", elsewhere, names).relative_rms is None
+    with pytest.raises(BuildError, match="one head that all graphs share"):
+        quantized_head(artifact, manifest, {"model": HEAD, "mtp": "mtp.lm_head.weight"})
+
+
+@pytest.mark.slow
 def test_tied_weights_keep_the_embedding(tmp_path: Path) -> None:
     text = text_config(hidden=256, ffn=384, layers=2, heads=2, kv_heads=1, k_heads=2, v_heads=2, vocab=300, tied=True)
     write_checkpoint(causal_lm(text), tmp_path / "checkpoint", dtype="BF16")
