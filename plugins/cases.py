@@ -86,6 +86,7 @@ class KernelCase:
         expected: the float64 results by name, those of states included, for some inputs.
         tolerance: relative RMS allowed to each of them.
         rewritten: inputs that are written back, whose bytes count twice.
+        read: the inputs' bytes that the call has to read, where that is not all of them.
     """
 
     name: str
@@ -96,6 +97,7 @@ class KernelCase:
     expected: Callable[[Arrays], Arrays]
     tolerance: Mapping[str, float]
     rewritten: tuple[str, ...] = ()
+    read: Callable[[Arrays], int] | None = None
 
     def errors(self, given: Arrays, found: Callable[[str], np.ndarray]) -> dict[str, float]:
         """Relative RMS of every result, of a call with `given` whose arrays `found` reads by name."""
@@ -107,4 +109,6 @@ class KernelCase:
 
     def moved(self, arrays: Arrays) -> int:
         """The least bytes that the call has to move."""
+        if self.read is not None:
+            return self.read(arrays)
         return sum(array.nbytes * (2 if name in self.rewritten else 1) for name, array in arrays.items())

@@ -19,7 +19,7 @@ from deltart.plugins.int4_linear.op import (
     INT4_LM_HEAD,
 )
 from deltart.plugins.linear.op import LINEAR, LINEAR_GATE_UP, SILU_MUL
-from deltart.plugins.lm_head.op import LM_HEAD
+from deltart.plugins.lm_head.op import FP8_LM_HEAD, LM_HEAD
 from deltart.plugins.moe_experts.op import FP8_MOE_EXPERTS, FP8_SPARSE_MOE, MOE_EXPERTS, SPARSE_MOE
 from deltart.plugins.qk_norm_rope.op import QK_NORM_ROPE
 from deltart.plugins.residual_rms_norm.op import RESIDUAL_RMS_NORM, RMS_NORM
@@ -58,6 +58,7 @@ OPS: tuple[OpSpec, ...] = (*MODEL_OPS, *FUSED_OPS)
 NATIVE_OPS: tuple[OpSpec, ...] = (
     CONCAT_ROWS,
     FP8_LINEAR_NORM,
+    FP8_LM_HEAD,
     EMBEDDING,
     LINEAR,
     LINEAR_GATE_UP,

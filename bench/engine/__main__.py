@@ -37,6 +37,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         "--gpu", nargs="+", metavar="SM", help="as deltart build (default: current, and none for native plans)"
     )
     parser.add_argument("--flavour", choices=["rtx", "tensorrt", "native"], help="as deltart build")
+    parser.add_argument("--lm-head", choices=["bf16", "fp8"], default="bf16", help="as deltart build (default bf16)")
     parser.add_argument(
         "--random-weights", action="store_true",
         help="overwrite the weights on the device: zeros, which a sparse checkpoint has, take less power",
@@ -111,6 +112,7 @@ def run(device: Device, options: argparse.Namespace, scratch: Path) -> dict[str,
     build += ["--gpu", *options.gpu] if options.gpu else []
     build += ["--max-context", str(min(max(longest, 256), load_manifest(artifact).max_context))]
     build += ["--flavour", options.flavour] if options.flavour else []
+    build += ["--lm-head", options.lm_head]
     result["build"] = command([*build, "--cache", str(scratch / "plans")])
     result["verify"] = verify(artifact, options, scratch)
     return result | timings(device, artifact, options)
@@ -144,6 +146,8 @@ def timings(device: Device, artifact: Path, options: argparse.Namespace) -> dict
     backend = TensorRtBackend(artifact, flavour, cuda=device.cuda, load=device.load(artifact, flavour))
     seconds, manifest = time.perf_counter() - began, backend.manifest
     names = {b.name for plan in backend.engine.plans.values() for b in plan.by_role["weight"]}
+    head = backend.engine.lm_head
+    names = names if head is None else names - {head.codes, head.scale} | {head.weight}
     loaded = sum(manifest.tensors[name].nbytes for name in names)
     if options.random_weights:
         randomize(device.cuda, backend)
@@ -154,7 +158,8 @@ def timings(device: Device, artifact: Path, options: argparse.Namespace) -> dict
         "machine": platform.machine(),
         "copy_gbs": copy_gbs,
         "weights": {"bytes": loaded, "seconds": seconds, "gbs": loaded / seconds / 1e9},
-        "weight_bytes_per_step": decode_weight_bytes(manifest),
+        "lm_head": "bf16" if head is None else "fp8",
+        "weight_bytes_per_step": decode_weight_bytes(manifest, fp8_head=head is not None),
     }
     room = backend.engine.max_context - ROOM - options.steps
     contexts = [context for context in options.context if context <= room]

@@ -88,7 +88,8 @@ def _replayed(device: Device, backend: TensorRtBackend, row: Timing, graphs: Seq
 
 
 def _against_bandwidth(device: Device, backend: TensorRtBackend, row: Timing, copy_gbs: float) -> Timing:
-    weights = decode_weight_bytes(backend.manifest, row["slots"], row["tokens"])
+    fp8_head = backend.engine.lm_head is not None
+    weights = decode_weight_bytes(backend.manifest, row["slots"], row["tokens"], fp8_head)
     plan = backend.engine.plans["model.decode"]
     moved = weights + row["slots"] * traffic.state_bytes(plan, row["context"])
     found: Timing = {"bytes": moved, "gbs": moved / row.get("device_ms", row["wall_ms"]) / 1e6}

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from deltart.dtypes import BY_STORED, E4M3_MAX
+from deltart.dtypes import BF16, BY_STORED, E4M3, E4M3_MAX
+from deltart.plugins.lm_head.reference import GROUP
 from deltart.runtime.backends.gpu.backend import TensorRtBackend
 from deltart.runtime.backends.gpu.cuda import Cuda
 
@@ -14,14 +15,16 @@ SPREAD = 0.02
 
 def randomize(cuda: Cuda, backend: TensorRtBackend, seed: int = 0) -> None:
     """Overwrite every weight of the engine: normals, E4M3 codes over their whole range."""
-    rng, tiles = np.random.default_rng(seed), dict[str, np.ndarray]()
-    for name, address in backend.weights.items():
-        entry = backend.manifest.tensors[name]
-        if entry.dtype not in tiles:
-            tiles[entry.dtype] = _tile(cuda, rng, entry.dtype)
-        tile = tiles[entry.dtype]
-        for begin in range(0, entry.nbytes, TILE_BYTES):
-            cuda.to_device(address + begin, tile[: min(TILE_BYTES, entry.nbytes - begin)])
+    rng, tiles, tensors = np.random.default_rng(seed), dict[str, np.ndarray](), backend.manifest.tensors
+    kinds = {name: (tensors[name].dtype, tensors[name].nbytes) for name in backend.weights if name in tensors}
+    if (head := backend.engine.lm_head) is not None:
+        rows, k = tensors[head.weight].shape
+        kinds[head.codes], kinds[head.scale] = (E4M3.stored, rows * k), (BF16.stored, 2 * rows * -(-k // GROUP))
+    for name, (dtype, nbytes) in kinds.items():
+        if dtype not in tiles:
+            tiles[dtype] = _tile(cuda, rng, dtype)
+        for begin in range(0, nbytes, TILE_BYTES):
+            cuda.to_device(backend.weights[name] + begin, tiles[dtype][: min(TILE_BYTES, nbytes - begin)])
     cuda.synchronize()
     for tile in tiles.values():
         cuda.unpin(tile)

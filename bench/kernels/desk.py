@@ -11,7 +11,7 @@ import argparse
 import heapq
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from deltart.planner.devices import DEVICES
 from deltart.planner.predict import FITTED
@@ -49,7 +49,10 @@ GPUS = {
 
 @dataclass(frozen=True)
 class Linear:
-    """A launch: rows of its packed weights and, where it has some, of plain ones, how often a token takes it."""
+    """A launch: rows of its packed weights and, where it has some, of plain ones, how often a token takes it.
+
+    bytes_each: of a value, where the weight isn't packed in int4.
+    """
 
     name: str
     calls: int
@@ -57,9 +60,12 @@ class Linear:
     k: int
     weights: int = 1
     plain: int = 0
+    bytes_each: float = 0.0
 
     def nbytes(self, group: int) -> float:
         """Read by a call."""
+        if self.bytes_each:
+            return self.bytes_each * self.n * self.k
         return self.weights * self.n * self.k * (0.5 + 2 / group) + 2.0 * self.plain * self.k
 
     def split(self) -> launch.Split:
@@ -67,6 +73,7 @@ class Linear:
         return launch.split(Shape(n=self.n + self.plain, k=self.k), self.weights)
 
 
+HEADS = {"int4": 0.0, "fp8": 1 + 2 / 128, "bf16": 2.0}  # bytes of a value, 0 for what the group says
 LINEARS = (
     Linear("DeltaNet projections", DELTA_NET, 16384, HIDDEN, plain=96),
     Linear("attention projections", ATTENTION, 14336, HIDDEN),
@@ -79,6 +86,8 @@ LINEARS = (
 
 def seconds(gpu: Gpu, bandwidth: float, linear: Linear, group: int) -> float:
     """Of one call, from its first block's begin to its last one's end."""
+    if linear.bytes_each:  # many blocks with little to do beside their loads
+        return linear.nbytes(group) / bandwidth + gpu.latency + (SETUP + END) / gpu.clock
     by, rows = linear.split(), launch.ROWS
     row_groups = launch.MAX_WARPS // by.parts if linear.plain else by.row_groups
     warps = row_groups * by.parts * by.weights
@@ -149,19 +158,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.kernels.desk", description=__doc__)
     parser.add_argument("--group", type=int, choices=launch.GROUPS, default=128)
     parser.add_argument("--device", nargs="+", choices=list(GPUS), default=list(GPUS))
+    parser.add_argument("--lm-head", choices=list(HEADS), default="int4", help="how it is held (default int4)")
     arguments = parser.parse_args()
-    print("| GPU | " + " | ".join(one.name for one in LINEARS) + " | others | ms | tok/s | bound | Q4 elsewhere |")
-    print("|---" * (len(LINEARS) + 6) + "|")
+    linears = (*LINEARS[:-1], replace(LINEARS[-1], bytes_each=HEADS[arguments.lm_head]))
+    print("| GPU | " + " | ".join(one.name for one in linears) + " | others | ms | tok/s | bound | Q4 elsewhere |")
+    print("|---" * (len(linears) + 6) + "|")
     for name in arguments.device:
         gpu, peak = GPUS[name], DEVICES[name].bandwidth
-        took = [seconds(gpu, peak * FITTED.bandwidth, one, arguments.group) for one in LINEARS]
-        launches = sum(one.calls for one in LINEARS) + OTHERS
-        moved = sum(one.calls * one.nbytes(arguments.group) for one in LINEARS) + STATE_BYTES
+        took = [seconds(gpu, peak * FITTED.bandwidth, one, arguments.group) for one in linears]
+        launches = sum(one.calls for one in linears) + OTHERS
+        moved = sum(one.calls * one.nbytes(arguments.group) for one in linears) + STATE_BYTES
         others = OTHERS * EACH + STATE_BYTES / peak + launches * GAP
-        total = sum(one.calls * each for one, each in zip(LINEARS, took, strict=True)) + others
+        total = sum(one.calls * each for one, each in zip(linears, took, strict=True)) + others
         cells = [
             f"{1e6 * each:.1f} us ({one.nbytes(arguments.group) / peak / each:.0%})"
-            for one, each in zip(LINEARS, took, strict=True)
+            for one, each in zip(linears, took, strict=True)
         ]
         elsewhere = f"{gpu.published:.1f}" if gpu.published else "-"
         print(

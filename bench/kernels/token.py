@@ -34,6 +34,7 @@ LAYERS = {
     ("head", "M=1 bf16 of 248320"): 1,
     ("sampler", "thinking"): 1,
 }
+FP8_HEAD = ("head", "M=1 e4m3 of 248320")
 ATTENTION = 16
 PASTS = (1024, 32768)
 SMALL = {  # the dry run's names of the same kernels
@@ -77,4 +78,7 @@ def token(run: Run) -> Iterator[Row]:
     yield together(run, ONE_BY_ONE, "linears one by one, without in_proj_a and in_proj_b")
     yield together(run, LINEARS, "linears alone")
     for past in PASTS:
-        yield together(run, LINEARS | LAYERS | {("attention", f"B=1 T=1 past={past} bf16"): ATTENTION}, f"past={past}")
+        everything = LINEARS | LAYERS | {("attention", f"B=1 T=1 past={past} bf16"): ATTENTION}
+        yield together(run, everything, f"past={past}")
+        in_fp8 = {key: count for key, count in everything.items() if key[0] != "head"} | {FP8_HEAD: 1}
+        yield together(run, in_fp8, f"past={past}, FP8 head")

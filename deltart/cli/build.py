@@ -6,19 +6,20 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deltart import caches
 from deltart.cli import cache_option
 from deltart.cli.bounds import whole
-from deltart.cli.screen import console, table
+from deltart.cli.screen import console, line, table
 from deltart.cli.steps import Steps
 from deltart.cli.streams import print_json
 from deltart.runtime.backends.gpu.limits import MAX_CHUNK, MAX_SLOTS
 
 if TYPE_CHECKING:
-    from deltart.runtime.backends.gpu.engine_manifest import EngineManifest
+    from deltart.runtime.backends.gpu.engine_manifest import EngineManifest, QuantizedHead
 
 
 def add_parser(commands: Any) -> None:
@@ -63,8 +64,16 @@ def add_parser(commands: Any) -> None:
         "--prefill-activations",
         choices=["bf16", "fp8"],
         default="bf16",
-        help="fp8: prefill rounds the activations of block-FP8 linears to E4M3 per token and 128 values; decode and "
-        "speculation never do (default bf16: exact)",
+        help="fp8: prefill rounds the activations of block-FP8 linears to E4M3 per token and 128 values, those of "
+        "routed experts on GPUs whose mma multiplies E4M3 (sm_89, sm_120); decode and speculation never do (default "
+        "bf16: exact)",
+    )
+    parser.add_argument(
+        "--lm-head",
+        choices=["bf16", "fp8"],
+        default="bf16",
+        help="fp8: loading rounds the LM head to E4M3, with a scale per row and 128 columns; native plans only "
+        "(default bf16: as it is stored)",
     )
     cache_option.add(parser)
     parser.add_argument("--plugins", type=Path, metavar="FILE", help="C++ plugin library (default: Python classes)")
@@ -91,6 +100,7 @@ def run(arguments: argparse.Namespace) -> None:
             max_context=arguments.max_context,
             chunk=arguments.chunk,
             prefill_activations=arguments.prefill_activations,
+            lm_head=arguments.lm_head,
             cache=caches.folder(caches.PLANS),
             plugins=arguments.plugins,
         )
@@ -105,7 +115,8 @@ def _summarize(engine: EngineManifest, seconds: float, as_json: bool) -> None:
             name: {"key": p.key, "bytes": p.nbytes, "scratch_bytes": p.scratch_bytes, "plugins": p.plugins}
             for name, p in engine.plans.items()
         }
-        chosen = {"flavour": engine.flavour, "prefill_activations": engine.prefill_activations}
+        head = asdict(engine.lm_head) if engine.lm_head else None
+        chosen = {"flavour": engine.flavour, "prefill_activations": engine.prefill_activations, "lm_head": head}
         print_json({**chosen, "seconds": round(seconds, 2), "plans": plans})
         return
     rows = []
@@ -117,3 +128,12 @@ def _summarize(engine: EngineManifest, seconds: float, as_json: bool) -> None:
     out.print(table(("plan", "key", "MB", "scratch MB", "ops", "weights bound"), rows))
     gpus = sorted({gpu for plan in engine.plans.values() for gpu in plan.gpus}) or ["any GPU"]
     out.print(f"{engine.flavour} for {', '.join(gpus)}: {seconds:.1f} s")
+    if engine.lm_head is not None:
+        out.print(line(_head(engine.lm_head)))
+
+
+def _head(head: QuantizedHead) -> str:
+    error = "not measured: the weights are zeros, or not here"
+    if head.relative_rms is not None:
+        error = f"relative RMS error {head.relative_rms:.2%} (of {head.rows} rows)"
+    return f"{head.weight} is rounded to E4M3 when it is loaded: {error}"

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from deltart.cli.screen import console, table
 from deltart.cli.streams import print_json
+from deltart.plugins.lm_head.reference import fp8_head_bytes
 from deltart.plurals import counted
 
 if TYPE_CHECKING:
@@ -83,11 +84,24 @@ def _model_table(spec: ModelSpec, checkpoint: Checkpoint) -> Table:
         "attention": f"{spec.num_attention_heads} q, {spec.num_key_value_heads} kv, {spec.head_dim} wide, "
         f"{spec.rope.rotary_dim} rotary{', YaRN x' + str(spec.rope.yarn.factor) if spec.rope.yarn else ''}",
         "vocabulary / context": f"{spec.vocab_size} / {spec.context_limit}",
+        "LM head": _head(spec, checkpoint),
         "weights": f"{size / 1e9:.2f} GB in {counted(len(checkpoint.files), 'file')}, "
         f"{'FP8 block-128' if spec.fp8 else 'packed int4' if spec.int4 else 'unquantized'}",
         "MTP / vision": f"{'yes' if spec.mtp_num_hidden_layers else 'no'} / {_tower(spec)}",
     }
     return table((), rows.items(), title=str(checkpoint.folder))
+
+
+def _head(spec: ModelSpec, checkpoint: Checkpoint) -> str:
+    """What every token reads of it, and what `build --lm-head fp8` would make of that."""
+    end = "embed_tokens.weight" if spec.tie_word_embeddings else "lm_head.weight"
+    found = next((info for name, info in checkpoint.items() if name.endswith(end)), None)
+    if found is None:
+        return "packed"
+    text = f"{found.dtype}, {found.nbytes / 1e6:,.1f} MB{', the embedding' if spec.tie_word_embeddings else ''}"
+    if found.dtype != "BF16":
+        return text
+    return f"{text}; E4M3 once loaded (build --lm-head fp8): {fp8_head_bytes(*found.shape) / 1e6:,.1f} MB"
 
 
 def _tower(spec: ModelSpec) -> str:

@@ -48,6 +48,9 @@ def add_parser(commands: Any) -> None:
         help="how often a draft is right, given that those before were (default 0.8)",
     )  # fmt: skip
     sizes.add_argument("--kv", choices=["bf16", "fp8"], default="bf16", help="K/V type on GPUs (default bf16)")
+    sizes.add_argument(
+        "--lm-head", choices=["bf16", "fp8"], default="bf16", help="how GPUs hold the LM head (default bf16)"
+    )
     parser.add_argument("--json", action="store_true", help="print the plan as JSON")
     parser.set_defaults(run=run)
 
@@ -73,6 +76,7 @@ def run(arguments: argparse.Namespace) -> None:
             drafts=arguments.drafts,
             acceptance=arguments.acceptance,
             cache_bytes=2 if arguments.kv == "bf16" else 1,
+            fp8_head=arguments.lm_head == "fp8",
         )
         for device in chosen
     ]

@@ -95,7 +95,8 @@ def run(arguments: argparse.Namespace) -> int:
             arguments.max_new_tokens if prompts else None, caches.folder(caches.PLANS),
         )  # fmt: skip
         found = collect(runners.by_name(), ids, prompts, steps.line, runners.shown(ids))
-        report = judge(arguments.artifact, found, tolerances(arguments.prefill_activations, manifest.int4_activations))
+        allowed = tolerances(arguments.prefill_activations, manifest.int4_activations, runners.fp8_heads())
+        report = judge(arguments.artifact, found, allowed)
     try:
         if arguments.save_outputs:
             found.save(arguments.save_outputs)

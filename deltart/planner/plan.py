@@ -10,7 +10,7 @@ from deltart.errors import PlanError
 from deltart.manifest import Manifest
 from deltart.planner.devices import Device
 from deltart.planner.predict import FITTED, MEASURED, Factors, Prediction, predict, prefill, tokens_per_step
-from deltart.planner.traffic import Call, Model, read_model
+from deltart.planner.traffic import Call, Model, has_bf16_head, read_model
 
 RESERVE = 0.05  # of a device's memory: its driver's context, plans, scratch, the allocator's rounding
 MAX_CONTEXT, MAX_BATCH = 1_048_576, 256
@@ -81,6 +81,7 @@ class Plan:
 def make_plan(
     manifest: Manifest, device: Device, contexts: Sequence[int] = CONTEXTS, batches: Sequence[int] = BATCHES, *,
     parallel: int = 1, replicas: int = 1, drafts: int = 0, acceptance: float = 0.8, cache_bytes: int = 2,
+    fp8_head: bool = False,
 ) -> Plan:  # fmt: skip
     """The plan of an artifact for a device.
 
@@ -91,11 +92,16 @@ def make_plan(
         replicas: independent copies of the whole.
         drafts: of the MTP head in each step, each right with probability `acceptance` if those before were.
         cache_bytes: of an element of K/V on a GPU.
+        fp8_head: whether a GPU holds the LM head in E4M3.
 
     Raises:
-        PlanError: there is no MTP head, or a number is out of its range.
+        PlanError: there is no MTP head, no bfloat16 head for `fp8_head`, or a number is out of its range.
     """
-    model = read_model(manifest, float_weights=device.float_weights, cache_bytes=cache_bytes)
+    on_gpu = not device.float_weights
+    if fp8_head and not (on_gpu and has_bf16_head(manifest)):
+        found = "this CPU" if not on_gpu else "a head that is not stored in bfloat16"
+        raise PlanError(f"an FP8 head on {found}", "a bfloat16 head, on a GPU", "leave --lm-head away")
+    model = read_model(manifest, float_weights=not on_gpu, cache_bytes=cache_bytes, fp8_head=fp8_head)
     if drafts and not model.draft_weights:
         raise PlanError(f"{drafts} drafts", "none: the artifact has no MTP head", "export it with its MTP head")
     if not all(1 <= c <= MAX_CONTEXT for c in contexts) or not all(1 <= b <= MAX_BATCH for b in batches):

@@ -7,7 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
+from deltart.dtypes import BF16
 from deltart.manifest import Manifest, StateEntry
+from deltart.plugins.lm_head.reference import fp8_head_bytes
 from deltart.runtime.memory_plan import TOWER_BYTES
 from deltart.runtime.vision.encoder import CALL_PATCHES
 
@@ -120,12 +122,15 @@ class Model:
         return Work(nbytes, 2.0 * elements * fed)
 
 
-def read_model(manifest: Manifest, *, float_weights: bool = False, cache_bytes: int = 2) -> Model:
+def read_model(
+    manifest: Manifest, *, float_weights: bool = False, cache_bytes: int = 2, fp8_head: bool = False
+) -> Model:
     """The sizes of an exported model.
 
     Args:
         float_weights: weights and caches as ONNX Runtime holds them on a CPU, in float32.
         cache_bytes: of an element of K/V elsewhere: 2 for BF16, 1 for FP8.
+        fp8_head: an unquantized LM head is held in E4M3; an embedding that is tied to it stays besides.
     """
     spec, graphs = manifest.spec, manifest.graphs
     tied, moe = bool(spec["tie_word_embeddings"]), spec.get("moe") or {}
@@ -136,6 +141,10 @@ def read_model(manifest: Manifest, *, float_weights: bool = False, cache_bytes: 
             nbytes, elements = _size(manifest, name, float_weights)
             embedding += nbytes
             text[HEAD] = (text[HEAD][0] - nbytes, text[HEAD][1] - elements)
+    if fp8_head:
+        held, elements = text[HEAD]
+        embedding += held if tied else 0.0
+        text[HEAD] = (float(fp8_head_bytes(manifest.vocab_size, int(spec["hidden_size"]))), elements)
     mtp = _by_kind(manifest, "mtp", float_weights) if "mtp" in graphs else {}
     mtp.pop(HEAD, None)  # the text model's
     others = {name for graph, entry in graphs.items() if graph not in ("model", "mtp") for name in entry.weights}
@@ -167,12 +176,19 @@ def read_model(manifest: Manifest, *, float_weights: bool = False, cache_bytes: 
     )
 
 
-def decode_weight_bytes(manifest: Manifest, rows: int = 1, tokens: int = 1) -> int:
-    """Bytes of weights, as stored, that a step reads: of the embedding a row, of the experts those that are chosen, as
+def decode_weight_bytes(manifest: Manifest, rows: int = 1, tokens: int = 1, fp8_head: bool = False) -> int:
+    """Bytes of weights, as held, that a step reads: of the embedding a row, of the experts those that are chosen, as
     many as chance has it."""
-    model = read_model(manifest)
+    model = read_model(manifest, fp8_head=fp8_head)
     work = model.work(Call(rows, tokens))
     return round(sum(work[kind].nbytes for kind in model.weights))
+
+
+def has_bf16_head(manifest: Manifest) -> bool:
+    """Whether the LM head is plain bfloat16."""
+    tied = bool(manifest.spec["tie_word_embeddings"])
+    names = [n for n in manifest.graphs["model"].weights if n.endswith(EMBEDDING if tied else "lm_head.weight")]
+    return [manifest.tensors[name].dtype for name in names] == [BF16.stored]
 
 
 def _by_kind(manifest: Manifest, graph: str, float_weights: bool) -> dict[str, tuple[float, float]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from deltart.runtime.backends.base import ServingBackend
 from deltart.runtime.backends.gpu.backend import TensorRtBackend
 from deltart.runtime.backends.gpu.engine_manifest import Activations, load_engine
 from deltart.runtime.backends.ort import WeightMode
+from deltart.runtime.backends.tensorrt.load import built_flavour
 from deltart.runtime.text.tokenizer import Tokenizer
 from deltart.verify.compare import Runner
 from deltart.verify.runners import backend_points, backend_reply, backend_sees, logit_index, logit_positions
@@ -54,6 +56,17 @@ class ArtifactRunners:
             "engine": self._engine,
             "engine by block": self._engine_by_block,
         }
+
+    def fp8_heads(self) -> list[str]:
+        """The runners whose engine has its LM head in E4M3."""
+        engines = {NATIVE_ON_SHIM: "native"} | dict.fromkeys(
+            ("engine", "engine by block"), built_flavour(self._artifact)
+        )
+        found = []
+        for runner, flavour in engines.items():
+            with suppress(ArtifactError):
+                found += [runner] if load_engine(self._artifact, flavour).lm_head is not None else []
+        return found
 
     def shown(self, ids: np.ndarray) -> list[Shown]:
         """The media that runners which see are shown, between tokens of `ids`; none where the artifact sees none."""
@@ -141,7 +154,6 @@ class ArtifactRunners:
 def _open_engine(artifact: Path, cache: Path) -> TensorRtBackend:
     """The artifact's engine, with plans that return every block's state; they are built where they are missing."""
     from deltart.runtime.backends.gpu.cuda import CudaDriver
-    from deltart.runtime.backends.tensorrt.load import built_flavour
     from deltart.verify.tensorrt_exposed import build_exposed
 
     flavour = built_flavour(artifact)

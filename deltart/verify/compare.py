@@ -20,7 +20,7 @@ from deltart.errors import DeltaRTError
 from deltart.files import replacing, write_atomically
 from deltart.plugins.tolerance import relative_rms
 from deltart.verify.shown import Shown
-from deltart.verify.tolerances import allowed
+from deltart.verify.tolerances import allowed, logits_of, tolerance_of
 
 
 @dataclass(frozen=True)
@@ -218,7 +218,7 @@ def judge(artifact: Path, found: Collected, tolerances: Mapping[str, float]) -> 
     best = {name: result["logits"].argmax(-1) for name, result in results.items()}
     greedy = {name: float(np.mean(best[name] == best[reference])) for name in others}
     _, *rest = found.divergences or [""]
-    replies = [Agreement(name, found.prompts, found.divergences[name], tolerances[name]) for name in rest]
+    replies = [Agreement(name, found.prompts, found.divergences[name], logits_of(tolerances, name)) for name in rest]
     return VerifyReport(
         str(artifact), found.outside, reference, found.tokens, found.shown, dict(tolerances),
         _compared(results, tolerances), greedy, replies, found.skipped,
@@ -232,14 +232,14 @@ def _compared(results: Mapping[str, IterationResult], tolerances: Mapping[str, f
         fresh = [point for point in results[base] if point not in seen]
         seen |= set(fresh)
         for other in names[place + 1 :]:
-            found += _differences(results[base], results[other], fresh, tolerances[other])
+            found += _differences(results[base], results[other], fresh, tolerances)
     longest = max((list(result) for result in results.values()), key=len, default=[])
     order = {point: place for place, point in enumerate(longest)}
     return sorted(found, key=lambda d: (names.index(d.runner), order.get(d.point, len(order))))
 
 
 def _differences(
-    expected: IterationResult, other: IterationResult, points: Sequence[str], tolerance: float
+    expected: IterationResult, other: IterationResult, points: Sequence[str], tolerances: Mapping[str, float]
 ) -> list[Difference]:
     """Those of `points` that `other` has; infinite where shapes differ or a value is not finite."""
     differences = []
@@ -249,5 +249,6 @@ def _differences(
         if found.shape == right.shape and math.isfinite(finite := relative_rms(found, right)):
             error, largest = finite, float(np.abs(found.astype(np.float32) - right).max(initial=0.0))
         names = (point, other.runner_name, expected.runner_name)
+        tolerance = tolerance_of(tolerances, other.runner_name, point)
         differences.append(Difference(*names, error, largest, error <= allowed(tolerance, point)))
     return differences

@@ -13,6 +13,7 @@ from deltart.errors import ArtifactError
 from deltart.manifest import GraphEntry, TensorEntry
 from deltart.runtime.backends.gpu import engine_manifest as plans
 from deltart.runtime.backends.gpu.engine_manifest import EngineManifest, Flavour
+from deltart.runtime.backends.native.builder.lm_head import with_fp8_head
 from deltart.runtime.backends.tensorrt.builder.compile import Log
 from deltart.runtime.backends.tensorrt.builder.makers import TARGET, plan_maker
 from deltart.runtime.backends.tensorrt.builder.precision import with_activations
@@ -53,6 +54,8 @@ def exposed_graph(artifact: Path, engine: EngineManifest, target: str = TARGET) 
     manifest = load_manifest(artifact)
     entry = manifest.graphs["model"]
     lowered = read_graph(artifact, manifest, "model", target)
+    if engine.lm_head is not None:
+        lowered, entry, _ = with_fp8_head(lowered, entry)
     if hashlib.sha256(lowered).hexdigest() != engine.plans["model.decode"].onnx_sha256:
         raise ArtifactError(
             f"{artifact / entry.files[target]} is not the graph that the plans were built from",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
+
 NATIVE_ON_SHIM = "native on the CPU shim"
 # transformers, "portable" and "ort" compute in float32, engines in bfloat16.
 EXACT, ENGINES = ("transformers", "portable", "ort"), (NATIVE_ON_SHIM, "engine", "engine by block")
@@ -11,6 +13,8 @@ TOLERANCES = dict.fromkeys(EXACT, 1e-3) | dict.fromkeys(ENGINES, 2e-2)
 FP8_PREFILL = dict.fromkeys(("fp8 prefill", *ENGINES), 0.3)
 
 
+# Of an engine's logits where its head is in E4M3, which alone moves them by 2 to 4 %.
+FP8_HEAD = 0.1
 MTP_SHARE = 2  # of a runner's tolerance: the MTP head reads hidden states that are off by as much as its own sums
 
 
@@ -19,10 +23,30 @@ def allowed(tolerance: float, point: str) -> float:
     return tolerance * MTP_SHARE if point.startswith("mtp.") else tolerance
 
 
+def tolerance_of(tolerances: Mapping[str, float], runner: str, point: str) -> float:
+    """A runner's tolerance at a point: its logits may have one of their own."""
+    return logits_of(tolerances, runner) if point.rpartition(".")[2] == "logits" else tolerances[runner]
+
+
+def logits_of(tolerances: Mapping[str, float], runner: str) -> float:
+    """What a runner's logits are allowed: where they have a bound of their own, that one."""
+    return tolerances.get(_logits(runner), tolerances[runner])
+
+
+def _logits(runner: str) -> str:
+    return f"{runner}: logits"
+
+
 INT8 = {"ort": 0.3}  # the same, where the activations of int4 linears are rounded to int8
 
 
-def tolerances(prefill_activations: str, int4_activations: str = "exact") -> dict[str, float]:
-    """Relative RMS allowed to each runner, with "bf16" or "fp8" activations in prefill, "exact" or "int8" on `ort`."""
+def tolerances(
+    prefill_activations: str, int4_activations: str = "exact", fp8_heads: Collection[str] = ()
+) -> dict[str, float]:
+    """Relative RMS allowed to each runner, with "bf16" or "fp8" activations in prefill, "exact" or "int8" on `ort`.
+
+    `fp8_heads` names the runners whose LM head is in E4M3.
+    """
     fp8, int8 = prefill_activations == "fp8", int4_activations == "int8"
-    return TOLERANCES | (FP8_PREFILL if fp8 else {}) | (INT8 if int8 else {})
+    found = TOLERANCES | (FP8_PREFILL if fp8 else {}) | (INT8 if int8 else {})
+    return found | {_logits(runner): max(FP8_HEAD, found[runner]) for runner in fp8_heads}

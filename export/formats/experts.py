@@ -39,7 +39,12 @@ class FusedExperts(nn.Module):
 
 
 class ExpertRun(nn.Module):
-    """Experts that lie one after the other in a file: `numbers` in the order of the slots. forward: as FusedExperts."""
+    """Experts that lie one after the other in a file: `numbers` in the order of the slots. forward: as FusedExperts.
+
+    `quantize_activations` makes it W8A8, as Fp8Linear's does.
+    """
+
+    quantize_activations = False
 
     def __init__(self, numbers: Sequence[int], moe: MoeSpec, hidden: int) -> None:
         super().__init__()
@@ -55,7 +60,14 @@ class ExpertRun(nn.Module):
 
     def forward(self, x: Tensor, logits: Tensor, n_tokens: Tensor) -> Tensor:
         y: Tensor = ops.fp8_moe_experts(
-            x, logits, n_tokens, self.weight, self.weight_scale_inv, self.slot_expert, *self.sizes
+            x,
+            logits,
+            n_tokens,
+            self.weight,
+            self.weight_scale_inv,
+            self.slot_expert,
+            *self.sizes,
+            int(self.quantize_activations),
         )
         return y
 

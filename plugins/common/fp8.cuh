@@ -21,7 +21,6 @@ inline uint32_t float_bits(float x) {
   memcpy(&bits, &x, 4);
   return bits;
 }
-inline uint4 load_once(const void* from) { return *static_cast<const uint4*>(from); }
 
 #else
 
@@ -35,14 +34,6 @@ __device__ __forceinline__ BfPair times_2_to_120(BfPair p) {
   return scaled;
 }
 __device__ __forceinline__ uint32_t float_bits(float x) { return __float_as_uint(x); }
-// 16 bytes that nobody will read again.
-__device__ __forceinline__ uint4 load_once(const void* from) {
-  uint4 to;
-  asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
-               : "=r"(to.x), "=r"(to.y), "=r"(to.z), "=r"(to.w)
-               : "l"(from));
-  return to;
-}
 
 #endif
 

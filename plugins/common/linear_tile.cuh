@@ -33,6 +33,23 @@ struct BlockFp8 {
   __device__ __forceinline__ void become(const BlockFp8& other) { weight = other.weight, scale = other.scale; }
 };
 
+// E4M3 [N, K], a bf16 scale per row and 128 columns.
+struct RowFp8 {
+  static constexpr int kBlock = 128, kChunk = 16;
+  static constexpr bool kScaled = true;
+  const uint8_t* weight;
+  const bf16* scale;  // [N, ceil(K / 128)]
+  int N, K;
+
+  __device__ __forceinline__ const void* at(int row, int k) const { return weight + size_t(row) * K + k; }
+  __device__ __forceinline__ float scale_of(int row, int block) const {
+    return to_float(scale[size_t(row) * ((K + kBlock - 1) / kBlock) + block]);
+  }
+  __device__ __forceinline__ static void unpack(const uint32_t (&words)[4], int j, BfPair& first, BfPair& second) {
+    e4m3_to_bf16(words[j], first, second);
+  }
+};
+
 // bf16 [N, K].
 struct Bf16 {
   static constexpr int kBlock = 64, kChunk = 8;
@@ -121,24 +138,6 @@ __device__ __forceinline__ void multiply_piece(const Piece& w, float (&sum)[MT][
   for (int m = 0; m < MT; ++m)
 #pragma unroll
     for (int i = 0; i < 4; ++i) sum[m][i] = fmaf(w.scale[i / 2], part[m][i], sum[m][i]);
-}
-
-// tile.fetch and tile.multiply of blocks first, first + step, ..., with Ahead - 1 on their way while one is multiplied.
-template <int Ahead, class Tile>
-__device__ __forceinline__ void run_blocks(Tile& tile, int blocks, int first, int step) {
-  Piece w[Ahead];
-#pragma unroll
-  for (int i = 0; i < Ahead; ++i)
-    if (first + i * step < blocks) tile.fetch(first + i * step, w[i]);
-  for (int block = first; block < blocks; block += Ahead * step) {
-#pragma unroll
-    for (int i = 0; i < Ahead; ++i) {
-      const int now = block + i * step, next = now + Ahead * step;
-      if (now >= blocks) break;
-      tile.multiply(now, w[i]);
-      if (next < blocks) tile.fetch(next, w[i]);
-    }
-  }
 }
 
 // Gathered: the rows are those that `ids` names, each with its own scale.

@@ -9,12 +9,12 @@ import numpy as np
 from deltart.dtypes import BF16
 from deltart.plugins.dtypes import cast
 from deltart.plugins.fp8_linear import inputs as fp8
-from deltart.plugins.fp8_linear.reference import BLOCK
+from deltart.plugins.lm_head.reference import GROUP
 
 
 @dataclass(frozen=True)
 class Shape:
-    """Sizes and types of one call: x [rows, k], weight [vocabulary, k] as "bf16" or "e4m3" with block scales.
+    """Sizes and types of one call: x [rows, k], weight [vocabulary, k] as "bf16" or "e4m3" with scales.
 
     limit: ids from here on are padding. keep: how many best tokens. subset: how many of the weight's rows are used.
     """
@@ -27,7 +27,6 @@ class Shape:
     subset: int = 0
     dtype: str = "bf16"
     weight_dtype: str = "bf16"
-    scale_dtype: str = "bf16"
 
     @property
     def scored(self) -> int:
@@ -36,15 +35,14 @@ class Shape:
 
 
 def make(shape: Shape, seed: int) -> dict[str, np.ndarray]:
-    """x, weight, weight_scale_inv for E4M3, and ids (in no order) for a subset."""
+    """x, weight, weight_scale for E4M3, and ids (in no order) for a subset."""
     rng = np.random.default_rng(seed)
     given = {"x": cast(rng.standard_normal((shape.rows, shape.k)), shape.dtype)}
     if shape.weight_dtype == "bf16":
         given["weight"] = _weight(rng, shape)
     else:
         given["weight"] = fp8.weight(rng, shape.vocabulary, shape.k)
-        blocks = (-(-shape.vocabulary // BLOCK), -(-shape.k // BLOCK))
-        given["weight_scale_inv"] = cast(rng.uniform(1e-4, 1e-3, blocks), shape.scale_dtype)
+        given["weight_scale"] = cast(rng.uniform(1e-4, 1e-3, (shape.vocabulary, -(-shape.k // GROUP))), "bf16")
     if shape.subset:
         given["ids"] = rng.permutation(shape.vocabulary)[: shape.subset].astype(np.int32)
     return given

@@ -129,14 +129,13 @@ __device__ void merge(const float* logits, const int* ids, float* best_logits, i
     run<tiles>(Head<Act, Bf16>{x, {weight, N, K}, ids, logits, best_logits, best_ids, M, rows, limit, keep},          \
                reinterpret_cast<float*>(memory));                                                                     \
   }                                                                                                                   \
-  extern "C" __global__ void __launch_bounds__(256, 2) lm_head_##suffix##_e4m3_m##tiles(                                 \
-      const Act* x, const uint8_t* weight, const void* scale, int bf16_scales, HEAD_OUTPUTS) {                        \
+  extern "C" __global__ void __launch_bounds__(256, 2) lm_head_##suffix##_e4m3_m##tiles(                              \
+      const Act* x, const uint8_t* weight, const bf16* scale, HEAD_OUTPUTS) {                                         \
     SHARED_MEMORY(memory);                                                                                            \
-    run<tiles>(Head<Act, BlockFp8>{x, {weight, {scale, bf16_scales}, N, K}, ids, logits, best_logits, best_ids, M,    \
-                                   rows, limit, keep},                                                                \
+    run<tiles>(Head<Act, RowFp8>{x, {weight, scale, N, K}, ids, logits, best_logits, best_ids, M, rows, limit, keep}, \
                reinterpret_cast<float*>(memory));                                                                     \
   }                                                                                                                   \
-  extern "C" __global__ void __launch_bounds__(256, 2) lm_head_few_##suffix##_bf16_m##tiles(                             \
+  extern "C" __global__ void __launch_bounds__(256, 2) lm_head_few_##suffix##_bf16_m##tiles(                          \
       const Act* x, const bf16* weight, float* logits, int M, int N, int K) {                                         \
     SHARED_MEMORY(memory);                                                                                            \
     const Bf16 W = {weight, N, K};                                                                                    \

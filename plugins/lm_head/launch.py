@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
+
 from deltart.plugins.launch import Arguments, Launch, ints, pointers, require
 from deltart.plugins.lm_head.inputs import Shape
+from deltart.plugins.lm_head.reference import GROUP
 
 BLOCK_ROWS = 128
 FEW_ROWS = 8192  # up to as many of a whole bf16 weight, logits alone are made by blocks of ROWS
@@ -28,14 +31,14 @@ def workspace(shape: Shape) -> dict[str, int]:
 
 
 def logits(shape: Shape, at: dict[str, int]) -> Launch:
-    """All logits and no best tokens. `at`: x weight logits; weight_scale_inv for E4M3; ids for a subset."""
+    """All logits and no best tokens. `at`: x weight logits; weight_scale for E4M3; ids for a subset."""
     if shape.weight_dtype == "bf16" and not shape.subset and shape.vocabulary <= FEW_ROWS:
         return _few(shape, at)
     return _scores(shape, {"block_logits": 0, "block_ids": 0} | at, keep=0)
 
 
 def head(shape: Shape, at: dict[str, int], merge_threads: int = MERGE_THREADS) -> list[Launch]:
-    """`at`: x weight best_logits best_ids block_logits block_ids; weight_scale_inv for E4M3; ids for a subset; logits
+    """`at`: x weight best_logits best_ids block_logits block_ids; weight_scale for E4M3; ids for a subset; logits
     where they are wanted."""
     require(0 < shape.keep <= MAX_KEPT, f"{shape.keep} best tokens", f"1 to {MAX_KEPT}")
     merged = (*pointers(at, "block_logits", "block_ids", "best_logits", "best_ids"), *ints(lists(shape), shape.keep))
@@ -44,6 +47,14 @@ def head(shape: Shape, at: dict[str, int], merge_threads: int = MERGE_THREADS) -
         _scores(shape, at, shape.keep),
         Launch("lm_head_merge", (shape.rows, 1, 1), merge_threads, shared, merged),
     ]
+
+
+def quantize(rows: int, k: int, at: dict[str, int]) -> Launch:
+    """Codes and scales of `rows` rows of a bf16 weight. `at`: weight codes scale."""
+    require(k % 16 == 0, f"K = {k}", "a multiple of 16")
+    groups = rows * -(-k // GROUP)
+    args = (*pointers(at, "weight", "codes", "scale"), ctypes.c_longlong(groups), *ints(k))
+    return Launch("lm_head_quantize", (-(-groups // WARPS), 1, 1), 32 * WARPS, 0, args)
 
 
 def _tiles(shape: Shape) -> int:
@@ -67,7 +78,7 @@ def _scores(shape: Shape, at: dict[str, int], keep: int) -> Launch:
     optional = {"ids": 0, "logits": 0} | at
     scale: Arguments = ()
     if shape.weight_dtype == "e4m3":
-        scale = (*pointers(at, "weight_scale_inv"), *ints(shape.scale_dtype == "bf16"))
+        scale = pointers(at, "weight_scale")
     args = (
         *pointers(at, "x", "weight"),
         *scale,

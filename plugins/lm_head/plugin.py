@@ -1,4 +1,4 @@
-"""Which kernel serves a TensorRT call of the LM head: logits alone, bf16 weight."""
+"""Which kernel serves a call of the LM head: logits alone, of a bf16 weight or an E4M3 one."""
 
 from __future__ import annotations
 
@@ -18,15 +18,19 @@ def workspace_bytes(call: Call) -> int:
 def launches(call: Call) -> tuple[str, list[Launch]]:
     """The source and launch of one call."""
     sizes, dtypes = call.sizes, call.dtypes
-    require(dtypes["weight"] == "bf16", f"a weight stored as {dtypes['weight']}", "bf16")
+    is_fp8 = "weight_scale" in dtypes
+    stored = dtypes["weight_scale" if is_fp8 else "weight"]
+    require(stored == "bf16", f"a {'scale' if is_fp8 else 'weight'} stored as {stored}", "bf16")
     shape = Shape(
         rows=sizes["B"] * sizes["L"],
         vocabulary=sizes["V"],
         k=sizes["K"],
         limit=sizes["V"],
         dtype=dtypes["x"],
+        weight_dtype="e4m3" if is_fp8 else "bf16",
     )
     return "kernel.cu", [logits(shape, call.at)]
 
 
-KERNELS = {"LmHead": Kernel(Path(__file__).resolve().parent, ("kernel.cu",), workspace_bytes, launches)}
+KERNEL = Kernel(Path(__file__).resolve().parent, ("kernel.cu",), workspace_bytes, launches)
+KERNELS = {"LmHead": KERNEL, "Fp8LmHead": KERNEL}

@@ -30,7 +30,7 @@ MoeExperts <num_experts_per_tok, hidden_size, intermediate_size>
 def fp8_moe_experts(attributes: Mapping[str, Any]) -> str:
     """Experts in a region of the vendor's file, each down, gate and up with their scales."""
     return f"""
-Fp8MoeExperts <num_experts_per_tok, hidden_size, intermediate_size>
+Fp8MoeExperts <num_experts_per_tok, hidden_size, intermediate_size, quantize_activations>
   (x, logits, n_tokens, experts, experts_scale, slot_expert) => (y) {{
 {_fp8_experts(attributes, "y")}
 }}
@@ -44,7 +44,7 @@ SparseMoe <num_experts_per_tok, hidden_size, intermediate_size>
   (x, logits, n_tokens, gate_up, down, shared_gate, shared_up, shared_down, shared_expert_gate) => (y) {{
 {_plain_experts(attributes, "routed_y")}
 {"".join(_transposed(part) for part in SHARED)}
-{SHARED_EXPERT}
+{_shared_expert(attributes)}
 }}
 """
 
@@ -52,25 +52,30 @@ SparseMoe <num_experts_per_tok, hidden_size, intermediate_size>
 def fp8_sparse_moe(attributes: Mapping[str, Any]) -> str:
     """The same of block-FP8 weights."""
     return f"""
-Fp8SparseMoe <num_experts_per_tok, hidden_size, intermediate_size>
+Fp8SparseMoe <num_experts_per_tok, hidden_size, intermediate_size, quantize_activations>
   (x, logits, n_tokens, experts, experts_scale, slot_expert, shared_gate, shared_gate_scale_inv, shared_up,
    shared_up_scale_inv, shared_down, shared_down_scale_inv, shared_expert_gate) => (y) {{
 {_fp8_experts(attributes, "routed_y")}
 {"".join(dequantized(part, f"{part}_scale_inv", f"{part}_t") for part in SHARED)}
-{SHARED_EXPERT}
+{_shared_expert(attributes)}
 }}
 """
 
 
 SHARED = ("shared_gate", "shared_up", "shared_down")
-# y of routed_y, x, the transposed weights and the `real` tokens [B, T].
-SHARED_EXPERT = """
-  shared_gate_y = MatMul (x, shared_gate_t)
-  shared_up_y = MatMul (x, shared_up_t)
+
+
+def _shared_expert(attributes: Mapping[str, Any]) -> str:
+    """y of routed_y, x, the transposed weights and the `real` tokens [B, T]."""
+    read_x, x = _read(attributes, "x", 3)
+    read_activated, activated = _read(attributes, "shared_activated", 3)
+    return f"""{read_x}
+  shared_gate_y = MatMul ({x}, shared_gate_t)
+  shared_up_y = MatMul ({x}, shared_up_t)
   shared_opened = Sigmoid (shared_gate_y)
   shared_silu = Mul (shared_gate_y, shared_opened)
-  shared_activated = Mul (shared_silu, shared_up_y)
-  shared_y = MatMul (shared_activated, shared_down_t)
+  shared_activated = Mul (shared_silu, shared_up_y){read_activated}
+  shared_y = MatMul ({activated}, shared_down_t)
   own_gate_wide = Cast <to = 1> (shared_expert_gate)
   own_gate_t = Transpose <perm = [1, 0]> (own_gate_wide)
   own_gate_y = MatMul (x, own_gate_t)
@@ -80,6 +85,43 @@ SHARED_EXPERT = """
   real_3d = Unsqueeze (real, last)
   no_y = Constant <value_float: float = 0.0> ()
   y = Where (real_3d, all_y, no_y)"""
+
+
+def _read(attributes: Mapping[str, Any], name: str, rank: int) -> tuple[str, str]:
+    """(nodes, name) of what a product reads of the activations `name`: all, or with `quantize_activations` what E4M3
+    leaves, with a scale of amax / 448 per row and 128 of its values."""
+    if not attributes.get("quantize_activations"):
+        return "", name
+    to, kept = f"{name}_read", "0, " * (rank - 1)  # a 0 keeps the axis
+    nodes = f"""
+  {to}_unpadded = Constant <value_ints: ints = [{"0, " * (2 * rank - 2)}0]> ()
+  {to}_block = Constant <value_int: int = {BLOCK}> ()
+  {to}_width = Shape <start = {rank - 1}, end = {rank}> ({name})
+  {to}_negative = Neg ({to}_width)
+  {to}_missing = Mod ({to}_negative, {to}_block)
+  {to}_padding = Concat <axis = 0> ({to}_unpadded, {to}_missing)
+  {to}_padded = Pad ({name}, {to}_padding)
+  {to}_shape = Constant <value_ints: ints = [{kept}-1, {BLOCK}]> ()
+  {to}_blocks = Reshape ({to}_padded, {to}_shape)
+  {to}_size = Abs ({to}_blocks)
+  {to}_last = Constant <value_ints: ints = [-1]> ()
+  {to}_most = ReduceMax <keepdims = 1> ({to}_size, {to}_last)
+  {to}_nothing = Constant <value_float: float = 0.0> ()
+  {to}_any = Greater ({to}_most, {to}_nothing)
+  {to}_largest = Constant <value_float: float = 448.0> ()
+  {to}_fitting = Div ({to}_most, {to}_largest)
+  {to}_unit = Constant <value_float: float = 1.0> ()
+  {to}_scale = Where ({to}_any, {to}_fitting, {to}_unit)
+  {to}_scaled = Div ({to}_blocks, {to}_scale)
+  {to}_codes = Cast <to = 17> ({to}_scaled)
+  {to}_values = Cast <to = 1> ({to}_codes)
+  {to}_wide = Mul ({to}_values, {to}_scale)
+  {to}_flat_shape = Constant <value_ints: ints = [{kept}-1]> ()
+  {to}_flat = Reshape ({to}_wide, {to}_flat_shape)
+  {to}_from = Constant <value_ints: ints = [0]> ()
+  {to}_axis = Constant <value_ints: ints = [{rank - 1}]> ()
+  {to} = Slice ({to}_flat, {to}_from, {to}_width, {to}_axis)"""
+    return nodes, to
 
 
 def _transposed(weight: str) -> str:
@@ -112,6 +154,8 @@ def _fp8_experts(attributes: Mapping[str, Any], y: str) -> str:
 def _scan(attributes: Mapping[str, Any], stored: tuple[str, ...], weights: str, y: str) -> str:
     """`y` of `slot_expert` and the `stored` tensors; `weights` makes gate_up_weight and down_weight of a slot."""
     hidden = attributes["hidden_size"]
+    read_taken, taken = _read(attributes, "taken", 2)
+    read_activated, activated = _read(attributes, "activated", 2)
     return f"""
   row_shape = Constant <value_ints: ints = [-1, {hidden}]> ()
   x_rows = Reshape (x, row_shape)
@@ -153,18 +197,18 @@ def _scan(attributes: Mapping[str, Any], stored: tuple[str, ...], weights: str, 
         tokens, ranks = Split <axis = 0, num_outputs = 2> (places)
         token_axis = Constant <value_ints: ints = [0]> ()
         tokens_1d = Squeeze (tokens, token_axis)
-        taken = Gather <axis = 0> (x_rows, tokens_1d)
+        taken = Gather <axis = 0> (x_rows, tokens_1d){read_taken}
         places_t = Transpose <perm = [1, 0]> (places)
         share_1d = GatherND (share, places_t)
         share_axis = Constant <value_ints: ints = [1]> ()
         share_2d = Unsqueeze (share_1d, share_axis)
 {weights}
-        gate_and_up = Gemm <transB = 1> (taken, gate_up_weight)
+        gate_and_up = Gemm <transB = 1> ({taken}, gate_up_weight)
         gate, up = Split <axis = 1, num_outputs = 2> (gate_and_up)
         opened = Sigmoid (gate)
         silu = Mul (gate, opened)
-        activated = Mul (silu, up)
-        mixed = Gemm <transB = 1> (activated, down_weight)
+        activated = Mul (silu, up){read_activated}
+        mixed = Gemm <transB = 1> ({activated}, down_weight)
         weighted = Mul (mixed, share_2d)
         tokens_2d = Unsqueeze (tokens_1d, share_axis)
         added = ScatterND <reduction = "add"> (sum, tokens_2d, weighted)
@@ -250,9 +294,11 @@ def fast(
 
 def fast_fp8(
     x: Tensor, logits: Tensor, n_tokens: Tensor, experts: Tensor, experts_scale: Tensor, slot_expert: Tensor,
-    num_experts_per_tok: int, hidden_size: int, intermediate_size: int,
+    num_experts_per_tok: int, hidden_size: int, intermediate_size: int, quantize_activations: int,
 ) -> Tensor:  # fmt: skip
-    """The experts one after the other, each over its tokens."""
+    """The experts one after the other, each over its tokens; activations as they are."""
+    if quantize_activations:
+        raise ValueError("calibration runs on activations as they are")
     rows, columns = -(-hidden_size // BLOCK), -(-intermediate_size // BLOCK)
 
     def expanded(slot: int, part: int, shape: tuple[int, int], blocks: tuple[int, int]) -> Tensor:

@@ -15,9 +15,13 @@ from deltart.plugins.moe_experts import inputs
 from deltart.plugins.moe_experts.inputs import Shape
 from deltart.plugins.moe_experts.launch import experts, is_decode, workspace
 from deltart.plugins.moe_experts.op import FP8_MOE_EXPERTS, FP8_SPARSE_MOE, MOE_EXPERTS, SPARSE_MOE
+from deltart.plugins.moe_experts.reference import route
 from deltart.plugins.spec import OpSpec
 from deltart.plugins.tolerance import TOLERANCE
 
+# h is rounded to bfloat16 before it is rounded to E4M3, where that makes a neighbour of some: 1.1e-2 was seen.
+W8A8_TOLERANCE = 2e-2
+WIDENED = 1 << 24  # values at most that are made float64 at once: of all experts' weights those of one at a time
 SPECS = {
     ("bf16", False): MOE_EXPERTS,
     ("bf16", True): SPARSE_MOE,
@@ -37,7 +41,12 @@ def calls(spec: OpSpec) -> Iterator[OpCall]:
             sizes |= {"blocks": -(-hidden // 128) * -(-width // 128)}
             sizes |= {"hidden_blocks": -(-hidden // 128), "shared_blocks": -(-shared // 128)}
             attributes = {"num_experts_per_tok": k, "hidden_size": hidden, "intermediate_size": width}
-            yield op_call(spec, sizes, attributes, types)
+            if "quantize_activations" not in spec.attributes:
+                yield op_call(spec, sizes, attributes, types)
+                continue
+            for capability in (80, 89, 90, 120):
+                attributes |= {"quantize_activations": int(capability != 80)}
+                yield replace(op_call(spec, sizes, attributes, types), capability=capability)
     one = op_call(spec, sizes, attributes, ("bf16", "bf16"))
     for tensor in spec.inputs:
         if tensor.name.startswith("shared") or tensor.name in ("down", "experts_scale"):
@@ -48,8 +57,9 @@ def reference(shape: Shape, given: dict[str, np.ndarray]) -> np.ndarray:
     """The float64 result of the op that the shape is a call of."""
     spec = SPECS[shape.stored, shape.shared > 0]
     arrays = [given[tensor.name] for tensor in spec.inputs]
-    wide = [a if a.dtype.kind in "iu" else a.astype(np.float64) for a in arrays]
-    return spec.reference(*wide, shape.chosen, shape.hidden, shape.width)[0]
+    wide = [a if a.dtype.kind in "iu" or a.size > WIDENED else a.astype(np.float64) for a in arrays]
+    quantized = (1,) if shape.quantized else ()
+    return spec.reference(*wide, shape.chosen, shape.hidden, shape.width, *quantized)[0]
 
 
 def case(shape: Shape) -> KernelCase:
@@ -60,21 +70,34 @@ def case(shape: Shape) -> KernelCase:
         return inputs.outputs(shape) | scratch
 
     return KernelCase(
-        name=f"{shape.stored} {shape.experts} x {shape.width} B={shape.slots} T={shape.tokens}",
+        name=f"{'w8a8' if shape.quantized else shape.stored} {shape.experts} x {shape.width} B={shape.slots} "
+        f"T={shape.tokens}",
         source=Path(__file__).parent / ("decode.cu" if is_decode(shape) else "prefill.cu"),
         given=lambda seed: inputs.make(shape, seed),
         outputs=outputs,
         launches=lambda at: experts(shape, at),
         expected=lambda given: {"y": reference(shape, given)},
-        tolerance={"y": TOLERANCE[shape.dtype]},
+        tolerance={"y": W8A8_TOLERANCE if shape.quantized else TOLERANCE[shape.dtype]},
+        read=lambda arrays: bytes_read(shape, arrays),
     )
+
+
+def bytes_read(shape: Shape, arrays: dict[str, np.ndarray]) -> int:
+    """The weights of the experts that some token chose, the shared one's, and all else but scratch."""
+    chosen, _ = route(arrays["logits"].reshape(-1, shape.experts), shape.chosen)
+    share = len(np.unique(chosen)) / shape.experts
+    held = [arrays[name].nbytes for name in ("experts", "experts_scale", "gate_up", "down") if name in arrays]
+    others = [array.nbytes for name, array in arrays.items() if name in ("x", "y", "logits") or "shared" in name]
+    return round(share * sum(held)) + sum(others)
 
 
 def timed(small: bool) -> Iterator[KernelCase]:
     """Decode, verify and prefill of a layer of the 35B model, or `small` ones."""
     layer = Shape(hidden=128, experts=8, chosen=2, width=64, shared=64) if small else Shape()
-    for stored, tokens in product(("e4m3", "bf16"), (1, 65) if small else (1, 4, 16, 64, 512, 2048)):
-        yield case(replace(layer, tokens=tokens, stored=stored))
+    for stored, tokens in (("e4m3", (1, 4, 16, 64, 1024)), ("bf16", (1, 1024))):
+        for count in (1, 65) if small else tokens:
+            yield case(replace(layer, tokens=count, stored=stored))
+    yield case(replace(layer, tokens=65 if small else 1024, quantized=True))
 
 
 CALLS = {spec.name: partial(calls, spec) for spec in SPECS.values()}

@@ -1,4 +1,5 @@
-// The routed experts of few tokens: every matrix that a token chose is read once, by `mma` straight from memory.
+// The routed experts of few tokens: every matrix that a token chose is read once, by `mma`, through a ring of copies. A
+// lane copies what it multiplies itself, so it waits for nobody.
 //
 // gate_up: grid (rows of eight, places). The block of an expert's first place works for all tokens that chose it.
 // down: grid (rows of sixteen). A warp takes every `warps`-th expert; a token's sum is taken in the order of its places.
@@ -6,39 +7,53 @@
 
 namespace {
 
-constexpr int kHalf = kRows / 2;
+constexpr int kHalf = kRows / 2, kSumStride = kRows + 1;
 
 // 16 rows: eight of one matrix and eight of another, times up to 8 MT rows of x, wherever they lie.
 template <class Act, class Weight, int MT>
 struct ExpertTile {
-  static constexpr int kTerms = sizeof(Act) == 2 ? 1 : 3, kBlock = Weight::kBlock, kChunk = Weight::kChunk, kAhead = 3;
+  static constexpr int kTerms = sizeof(Act) == 2 ? 1 : 3, kBlock = Weight::kBlock, kChunk = Weight::kChunk;
+  static constexpr int kStages = 4, kStage = 4 * 512, kRingBytes = kStages * kStage;
 
   const Weight W[2];
-  const Act* x[MT];  // of this lane's tokens, null where there is none
+  const Act* x[MT];     // of this lane's tokens, null where there is none
+  unsigned char* ring;  // this lane's part
   int tokens, g, t, row[2];
   float sum[MT][4] = {};
 
-  __device__ ExpertTile(const Weight& upper, const Weight& lower, int upper_row, int lower_row, int tokens)
-      : W{upper, lower}, tokens(tokens), g(threadIdx.x % 32 / 4), t(threadIdx.x % 4),
+  __device__ ExpertTile(const Weight& upper, const Weight& lower, int upper_row, int lower_row, int tokens,
+                        unsigned char* ring)
+      : W{upper, lower}, ring(ring + threadIdx.x % 32 * 16), tokens(tokens), g(threadIdx.x % 32 / 4), t(threadIdx.x % 4),
         row{min(upper_row + g, upper.N - 1), min(lower_row + g, lower.N - 1)} {
 #pragma unroll
     for (int m = 0; m < MT; ++m) x[m] = nullptr;
   }
 
-  __device__ __forceinline__ void fetch(int block, Piece& w) const {
-    const uint4 zero = {0, 0, 0, 0};
+  __device__ __forceinline__ unsigned char* at(int stage, int half, int i) const {
+    return ring + stage * kStage + (half * 2 + i) * 512;
+  }
+
+  __device__ __forceinline__ void fetch(int block, int blocks, int stage) const {
+    if (block < blocks) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half)
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          const int column = lane_column<Weight>(block, i);
+          copy_async(at(stage, half, i), W[half].at(row[half], column), column < W[half].K);
+        }
+    }
+    commit_copies();
+  }
+
+  __device__ __forceinline__ void multiply(int block, int stage) {
+    Piece w;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
 #pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        const int column = lane_column<Weight>(block, i);
-        w.at[half][i] = column < W[half].K ? load_once(W[half].at(row[half], column)) : zero;
-      }
+      for (int i = 0; i < 2; ++i) w.at[half][i] = *reinterpret_cast<const uint4*>(at(stage, half, i));
       w.scale[half] = W[half].scale_of(row[half], block);
     }
-  }
-
-  __device__ __forceinline__ void multiply(int block, const Piece& w) {
     multiply_piece<Weight, kTerms>(w, sum, [&](int m, int half, Activations<kChunk / 4, kTerms>& b) {
       const int column = lane_column<Weight>(block, half);
       if (8 * m >= tokens) return false;
@@ -47,7 +62,19 @@ struct ExpertTile {
     });
   }
 
-  __device__ void run(int first, int step) { run_blocks<kAhead>(*this, (W[0].K + kBlock - 1) / kBlock, first, step); }
+  // Blocks first, first + step, ... of K, with kStages - 1 of them on their way while one is multiplied.
+  __device__ void run(int first, int step) {
+    const int blocks = (W[0].K + kBlock - 1) / kBlock;
+#pragma unroll
+    for (int i = 0; i < kStages - 1; ++i) fetch(first + i * step, blocks, i);
+    int stage = 0;
+    for (int block = first; block < blocks; block += step) {
+      wait_copies<kStages - 2>();
+      fetch(block + (kStages - 1) * step, blocks, stage ? stage - 1 : kStages - 1);
+      multiply(block, stage);
+      stage = stage + 1 == kStages ? 0 : stage + 1;
+    }
+  }
 
   // Calls to(row of 16, token, value) for every element that this lane holds.
   template <class To>
@@ -113,9 +140,9 @@ __device__ inline void find_firsts(const Places& in, const int* slots, int* is_f
 template <class Act, class Weight, int MT>
 __device__ void gate_up(const Stored& in, const Places& places, const Act* x, Act* h, int stride, unsigned char* memory) {
   using Tile = ExpertTile<Act, Weight, MT>;
-  int *slots = reinterpret_cast<int*>(memory), *list = slots + places.count;
-  float* tiles = reinterpret_cast<float*>(list + 8 * MT + 1);
   const int place = blockIdx.y, warp = threadIdx.x / 32, warps = blockDim.x / 32, first_row = blockIdx.x * kHalf;
+  int *slots = reinterpret_cast<int*>(memory + warps * Tile::kRingBytes), *list = slots + places.count;
+  float* tiles = reinterpret_cast<float*>(list + 8 * MT + 1);
   for (int i = threadIdx.x; i < places.count; i += blockDim.x) slots[i] = places.slot[i];
   __syncthreads();
   const int slot = slots[place];
@@ -124,7 +151,8 @@ __device__ void gate_up(const Stored& in, const Places& places, const Act* x, Ac
   __syncthreads();
   const int tokens = list[8 * MT];
   if (list[0] != place) return;
-  Tile tile(matrix<Weight>(in, slot, kGate), matrix<Weight>(in, slot, kUp), first_row, first_row, tokens);
+  Tile tile(matrix<Weight>(in, slot, kGate), matrix<Weight>(in, slot, kUp), first_row, first_row, tokens,
+            memory + warp * Tile::kRingBytes);
 #pragma unroll
   for (int m = 0; m < MT; ++m)
     if (8 * m + tile.g < tokens) tile.x[m] = x + size_t(list[8 * m + tile.g] / places.choices) * in.H;
@@ -147,10 +175,10 @@ __device__ void gate_up(const Stored& in, const Places& places, const Act* x, Ac
 template <class Act, class Weight, int MT>
 __device__ void down(const Stored& in, const Places& places, const Act* h, int stride, Act* y, unsigned char* memory) {
   using Tile = ExpertTile<Act, Weight, MT>;
-  int *slots = reinterpret_cast<int*>(memory), *is_first = slots + places.count, *firsts = is_first + places.count;
-  int* lists = firsts + places.count + 1;
   const int warp = threadIdx.x / 32, warps = blockDim.x / 32, first_row = blockIdx.x * kRows;
-  float* sums = reinterpret_cast<float*>(lists + warps * (8 * MT + 1));  // [places][kTileStride]
+  int *slots = reinterpret_cast<int*>(memory + warps * Tile::kRingBytes), *is_first = slots + places.count;
+  int *firsts = is_first + places.count, *lists = firsts + places.count + 1;
+  float* sums = reinterpret_cast<float*>(lists + warps * (8 * MT + 1));  // [places][kSumStride]
   for (int i = threadIdx.x; i < places.count; i += blockDim.x) slots[i] = places.slot[i];
   __syncthreads();
   find_firsts(places, slots, is_first, firsts);
@@ -159,13 +187,13 @@ __device__ void down(const Stored& in, const Places& places, const Act* h, int s
     find_places<8 * MT>(places, slots[firsts[n]], slots, list);
     const int tokens = list[8 * MT];
     const Weight W = matrix<Weight>(in, slots[firsts[n]], kDown);
-    Tile tile(W, W, first_row, first_row + kHalf, tokens);
+    Tile tile(W, W, first_row, first_row + kHalf, tokens, memory + warp * Tile::kRingBytes);
 #pragma unroll
     for (int m = 0; m < MT; ++m)
       if (8 * m + tile.g < tokens) tile.x[m] = h + size_t(list[8 * m + tile.g]) * stride;
     tile.run(0, 1);
     tile.each([&](int row, int token, float value) {
-      if (token < tokens) sums[list[token] * kTileStride + row] = places.weight[list[token]] * value;
+      if (token < tokens) sums[list[token] * kSumStride + row] = places.weight[list[token]] * value;
     });
     __syncwarp();  // the list is read
   }
@@ -176,7 +204,7 @@ __device__ void down(const Stored& in, const Places& places, const Act* h, int s
     if (first_row + row >= in.H) continue;
     float sum = 0.0f;
     for (int i = token * places.choices; i < (token + 1) * places.choices; ++i)
-      if (slots[i] >= 0) sum += sums[i * kTileStride + row];
+      if (slots[i] >= 0) sum += sums[i * kSumStride + row];
     y[size_t(token) * in.H + first_row + row] = from_float<Act>(sum);
   }
 }
@@ -191,7 +219,7 @@ __device__ void down(const Stored& in, const Places& places, const Act* h, int s
     const Stored in = STORED;                                                                                            \
     gate_up<Act, Weight, tiles>(in, {slot, nullptr, places, choices}, x, h, stride, memory);                             \
   }                                                                                                                      \
-  extern "C" __global__ void __launch_bounds__(320) moe_experts_down_##suffix##_##stored##_m##tiles(                     \
+  extern "C" __global__ void __launch_bounds__(tiles < 8 ? 320 : 256) moe_experts_down_##suffix##_##stored##_m##tiles(   \
       const Act* h, const int* slot, const float* weight, Act* y, STORED_ARGUMENTS, int places, int choices,             \
       int stride) {                                                                                                      \
     begin_dependent();                                                                                                   \

@@ -11,6 +11,7 @@ from deltart.plugins.fp8_linear import inputs as fp8
 from deltart.plugins.fp8_linear.reference import BLOCK
 
 PARTS = ("gate", "up", "down")
+DRAWN_EXPERTS = 24  # before their values come again, with other scales: a layer of the 35B has a billion
 
 
 @dataclass(frozen=True)
@@ -18,7 +19,7 @@ class Shape:
     """Sizes and types of one call: x [slots, tokens, hidden], `chosen` of `experts` a token, each `width` wide.
 
     present: how many of the experts are stored, 0 for all. shared: the width of the shared expert, 0 for none.
-    stored: "e4m3" with block scales of scale_dtype, or "bf16".
+    stored: "e4m3" with block scales of scale_dtype, or "bf16". quantized: activations are rounded to E4M3 (W8A8).
     """
 
     slots: int = 1
@@ -32,6 +33,7 @@ class Shape:
     dtype: str = "bf16"
     stored: str = "e4m3"
     scale_dtype: str = "bf16"
+    quantized: bool = False
 
     @property
     def rows(self) -> int:
@@ -79,13 +81,18 @@ def make(shape: Shape, seed: int, n_tokens: list[int] | None = None) -> dict[str
 
 def _experts(shape: Shape, rng: np.random.Generator) -> dict[str, np.ndarray]:
     count, size = shape.stored_experts, shape.hidden * shape.width
+    drawn = min(count, DRAWN_EXPERTS)
     if shape.stored == "bf16":
-        gate_up = rng.standard_normal((count, 2 * shape.width, shape.hidden), np.float32) * shape.hidden**-0.5
-        down = rng.standard_normal((count, shape.hidden, shape.width), np.float32) * shape.width**-0.5
-        return {"gate_up": cast(gate_up, "bf16"), "down": cast(down, "bf16")}
+        sizes = np.exp2(np.arange(count) // drawn % 4 - 1.0).astype(np.float32)[:, None, None]
+        gate_up = rng.standard_normal((drawn, 2 * shape.width, shape.hidden), np.float32) * shape.hidden**-0.5
+        down = rng.standard_normal((drawn, shape.hidden, shape.width), np.float32) * shape.width**-0.5
+        again = np.arange(count) % drawn
+        return {"gate_up": cast(gate_up, "bf16")[again], "down": cast(down, "bf16")[again] * cast(sizes, "bf16")}
     blocks = -(-shape.hidden // BLOCK) * -(-shape.width // BLOCK)
-    codes = fp8.weight(rng, count * 3, size).reshape(count, 3, size)
-    scale = rng.uniform(0.5, 1.0, (count, 3, blocks)) / np.abs(codes.astype(np.float32)).max(-1, keepdims=True) / 4
+    codes, again = fp8.weight(rng, drawn * 3, size).reshape(drawn, 3, size), np.arange(count) % drawn
+    most = np.abs(codes.astype(np.float32)).max(-1, keepdims=True)
+    codes, most = codes[again], most[again]
+    scale = rng.uniform(0.5, 1.0, (count, 3, blocks)) / most / 4
     slot_expert = rng.permutation(shape.experts)[:count].astype(np.int32)
     return {"experts": codes, "experts_scale": cast(scale, shape.scale_dtype), "slot_expert": slot_expert}
 

@@ -11,23 +11,25 @@ namespace deltart::moe_experts {
 constexpr int64_t TILES[] = {1, 2, 8};  // tokens that chose one expert, in eights
 constexpr int64_t MAX_DECODE_TOKENS = 64, MAX_DECODE_PLACES = 1024;
 constexpr int64_t ALIGNMENT = 256;  // of the arrays in the workspace
-constexpr int64_t TILE_STRIDE = 20;
+constexpr int64_t TILE_STRIDE = 20, SUM_STRIDE = 17;
+constexpr int64_t RING_BYTES = 4 * 2048;     // of a warp
+constexpr int64_t SMALL_SHARED = 99 << 10;  // bytes of shared memory that every GPU gives a block
 constexpr int64_t HALF_ROWS = 8, ROWS = 16;  // of a weight: a block of gate_up, and of down
-constexpr int64_t GATE_UP_WARPS = 4, MIN_WARPS = 4, MAX_WARPS = 10;
+constexpr int64_t GATE_UP_WARPS = 4, MIN_WARPS = 4, MAX_WARPS = 10, MAX_WARPS_OF_MANY = 8;
 constexpr int64_t ROUTE_THREADS = 256, THREADS = 256;
-constexpr int64_t TILE_TOKENS = 64, TILE_ROWS = 128, STAGES = 3;
+constexpr int64_t TILE_TOKENS = 64, TILE_ROWS = 128, STAGES = 3, BLOCK = 128;
 
 struct Shape {
   int64_t rows, tokens, hidden, experts, chosen, width, shared, stored_experts;
   DType dtype, scale_dtype;
-  bool is_fp8;
+  bool is_fp8, quantized;
 
   int64_t choices() const { return chosen + (shared > 0); }
   int64_t places() const { return rows * choices(); }
   int64_t stride() const { return std::max(width, shared); }
   int64_t groups() const { return stored_experts + (shared > 0); }
   int64_t tiles() const { return places() / TILE_TOKENS + groups(); }
-  bool is_decode() const { return rows <= MAX_DECODE_TOKENS && places() <= MAX_DECODE_PLACES; }
+  bool is_decode() const { return !quantized && rows <= MAX_DECODE_TOKENS && places() <= MAX_DECODE_PLACES; }
 };
 
 inline std::string joined(const std::set<std::string>& names) {
@@ -36,7 +38,13 @@ inline std::string joined(const std::set<std::string>& names) {
   return text;
 }
 
-inline Shape shape_of(const Call& call) {
+// Whether activations may be rounded to E4M3, and whether `mma` multiplies them so on a GPU.
+inline bool is_quantized(const Call& call) {
+  return call.sizes.count("quantize_activations") && call.size("quantize_activations");
+}
+inline bool multiplies_e4m3(int64_t capability) { return capability == 89 || capability >= 120; }
+
+inline Shape shape_of(const Call& call, bool quantizes) {
   auto kinds_of = [&](Names tensors) {
     std::set<std::string> kinds;
     for (std::string_view tensor : tensors)
@@ -60,7 +68,8 @@ inline Shape shape_of(const Call& call) {
           is_fp8 ? call.size("S") : call.size("E"),
           call.dtype("x"),
           is_fp8 ? call.dtype("experts_scale") : DType::f32,
-          is_fp8};
+          is_fp8,
+          quantizes};
 }
 
 // Bytes of the scratch arrays by name; enough for any call with fewer tokens too.
@@ -72,6 +81,11 @@ inline std::vector<std::pair<std::string_view, int64_t>> workspace(const Shape& 
   arrays.insert(arrays.end(), {{"count", 4 * shape.groups()}, {"place", places}, {"position", places}});
   for (std::string_view array : {"tile_slot", "tile_first", "tile_tokens"}) arrays.emplace_back(array, 4 * shape.tiles());
   arrays.emplace_back("rows", 2 * shape.places() * shape.hidden);
+  if (shape.quantized) {
+    int64_t groups = std::max(shape.rows * ceil_div(shape.hidden, BLOCK), shape.places() * ceil_div(shape.stride(), BLOCK));
+    arrays.emplace_back("codes", std::max(shape.rows * shape.hidden, shape.places() * shape.stride()));
+    arrays.emplace_back("scales", 4 * groups);
+  }
   return arrays;
 }
 
@@ -79,7 +93,7 @@ inline int64_t aligned(int64_t size) { return ceil_div(size, ALIGNMENT) * ALIGNM
 
 inline int64_t workspace_bytes(const Call& call) {
   int64_t bytes = 0;
-  for (auto [array, size] : workspace(shape_of(call))) bytes += aligned(size);
+  for (auto [array, size] : workspace(shape_of(call, is_quantized(call)))) bytes += aligned(size);
   return bytes;
 }
 
@@ -90,10 +104,12 @@ inline void check(const Shape& shape) {
   require(shape.hidden % 16 == 0 && shape.width % 16 == 0 && shape.shared % 16 == 0, found, "multiples of 16");
   require(0 < shape.chosen && shape.chosen <= shape.experts,
           std::to_string(shape.chosen) + " of " + std::to_string(shape.experts) + " experts", "1 to all of them");
+  require(shape.is_fp8 || !shape.quantized, "E4M3 activations of bf16 experts", "bf16");
 }
 
 inline Launch route(const Call& call, const Shape& shape) {
   int64_t threads = std::min(ROUTE_THREADS, ceil_div(shape.experts, 32) * 32);
+  int64_t candidates = ceil_div(shape.experts, 32) * std::min<int64_t>(shape.chosen, 32);
   Arguments args;
   args.pointers(call, {"x", "logits", "n_tokens"})
       .optional(call, {"slot_expert", "shared_expert_gate"})
@@ -101,7 +117,7 @@ inline Launch route(const Call& call, const Shape& shape) {
       .pointers(call, {"slot", "weight"})
       .ints({shape.tokens, shape.experts, shape.stored_experts, shape.chosen, shape.hidden});
   return {"moe_experts_route_" + name(shape.dtype), {shape.rows, 1, 1}, threads,
-          4 * (2 * shape.experts + 2 * shape.chosen + threads / 32), args};
+          4 * (2 * shape.experts + 2 * shape.chosen + 2 * candidates + threads / 32), args};
 }
 
 // Appends all weights, scales and their sizes.
@@ -119,7 +135,9 @@ inline std::string stored(const Shape& shape) { return shape.is_fp8 ? "e4m3" : "
 
 inline void decode(std::vector<Launch>& list, const Call& call, const Shape& shape) {
   int64_t tokens = 8 * *std::find_if(std::begin(TILES), std::end(TILES), [&](int64_t t) { return shape.rows <= 8 * t; });
-  int64_t warps = std::min(MAX_WARPS, std::max(MIN_WARPS, shape.choices()));
+  int64_t of_warp = RING_BYTES + 4 * (tokens + 1), of_block = 4 * (3 * shape.places() + 1 + shape.places() * SUM_STRIDE);
+  int64_t warps = std::min({tokens < 64 ? MAX_WARPS : MAX_WARPS_OF_MANY, std::max(MIN_WARPS, shape.choices()),
+                            (SMALL_SHARED - of_block) / of_warp});
   std::string kind = name(shape.dtype) + "_" + stored(shape) + "_m" + std::to_string(tokens / 8);
   Arguments gate_up, down;
   add_stored(gate_up.pointers(call, {"x", "slot", "h"}), call, shape)
@@ -127,9 +145,23 @@ inline void decode(std::vector<Launch>& list, const Call& call, const Shape& sha
   add_stored(down.pointers(call, {"h", "slot", "weight", "y"}), call, shape)
       .ints({shape.places(), shape.choices(), shape.stride()});
   list.push_back({"moe_experts_gate_up_" + kind, {ceil_div(shape.stride(), HALF_ROWS), shape.places(), 1},
-                  32 * GATE_UP_WARPS, 4 * (shape.places() + tokens + 1 + GATE_UP_WARPS * tokens * TILE_STRIDE), gate_up});
+                  32 * GATE_UP_WARPS,
+                  GATE_UP_WARPS * RING_BYTES + 4 * (shape.places() + tokens + 1 + GATE_UP_WARPS * tokens * TILE_STRIDE),
+                  gate_up});
   list.push_back({"moe_experts_down_" + kind, {ceil_div(shape.hidden, ROWS), 1, 1}, 32 * warps,
-                  4 * (3 * shape.places() + 1 + warps * (tokens + 1) + shape.places() * TILE_STRIDE), down});
+                  warps * of_warp + of_block, down});
+}
+
+// Codes and scales of x, or of h, whose rows are the ordered places.
+inline Launch quantize(const Call& call, const Shape& shape, bool of_x) {
+  int64_t rows = of_x ? shape.rows : shape.places(), k = of_x ? shape.hidden : shape.stride();
+  Arguments args;
+  if (of_x)
+    args.pointers(call, {"x"}).address(0).address(0);
+  else
+    args.pointers(call, {"h", "slot", "position"});
+  args.pointers(call, {"codes", "scales"}).ints({rows, k, shape.stored_experts, shape.width, shape.shared});
+  return {"moe_experts_quantize", {ceil_div(rows * ceil_div(k, BLOCK), THREADS / 32), 1, 1}, THREADS, 0, args};
 }
 
 inline void prefill(std::vector<Launch>& list, const Call& call, const Shape& shape) {
@@ -137,28 +169,35 @@ inline void prefill(std::vector<Launch>& list, const Call& call, const Shape& sh
           "bf16");
   Names order = {"place", "tile_slot", "tile_first", "tile_tokens"};
   int64_t partial = 4 * (THREADS / 32), count = shape.rows * shape.hidden;
-  int64_t stage = shape.is_fp8 ? TILE_TOKENS * 160 + TILE_ROWS * 80 : (TILE_TOKENS + TILE_ROWS) * 144;
+  std::string kind = shape.quantized ? "w8a8" : stored(shape);
+  int64_t stage = shape.quantized ? (TILE_TOKENS + TILE_ROWS) * 80
+                  : shape.is_fp8 ? TILE_TOKENS * 160 + TILE_ROWS * 80 : (TILE_TOKENS + TILE_ROWS) * 144;
   int64_t shared = STAGES * stage + 4 * TILE_TOKENS;
   Arguments counted, arranged, gate_up, down, combined;
   counted.pointers(call, {"slot", "count"}).ints({shape.places()});
   arranged.pointers(call, {"slot", "count", "place", "position", "tile_slot", "tile_first", "tile_tokens"})
       .ints({shape.places(), shape.groups(), shape.tiles()});
-  add_stored(gate_up.pointers(call, {"x"}).pointers(call, order).pointers(call, {"h"}), call, shape)
+  auto add_read = [&](Arguments& args, std::string_view tensor) -> Arguments& {
+    return shape.quantized ? args.pointers(call, {"codes", "scales"}) : args.pointers(call, {tensor}).address(0);
+  };
+  add_stored(add_read(gate_up, "x").pointers(call, order).pointers(call, {"h"}), call, shape)
       .ints({shape.choices(), shape.stride()});
-  add_stored(down.pointers(call, {"h", "weight"}).pointers(call, order).pointers(call, {"rows"}), call, shape)
+  add_stored(add_read(down, "h").pointers(call, {"weight"}).pointers(call, order).pointers(call, {"rows"}), call, shape)
       .ints({shape.stride()});
   combined.pointers(call, {"rows", "position", "y"}).ints({shape.choices(), shape.hidden}).count(count);
   list.push_back({"moe_experts_count", {shape.groups(), 1, 1}, THREADS, partial, counted});
   list.push_back({"moe_experts_arrange", {shape.groups(), 1, 1}, THREADS, partial, arranged});
-  list.push_back({"moe_experts_group_gate_up_" + stored(shape),
+  if (shape.quantized) list.push_back(quantize(call, shape, true));
+  list.push_back({"moe_experts_group_gate_up_" + kind,
                   {shape.tiles(), ceil_div(shape.stride(), TILE_ROWS / 2), 1}, THREADS, shared, gate_up});
-  list.push_back({"moe_experts_group_down_" + stored(shape), {shape.tiles(), ceil_div(shape.hidden, TILE_ROWS), 1},
+  if (shape.quantized) list.push_back(quantize(call, shape, false));
+  list.push_back({"moe_experts_group_down_" + kind, {shape.tiles(), ceil_div(shape.hidden, TILE_ROWS), 1},
                   THREADS, shared, down});
   list.push_back({"moe_experts_combine", {ceil_div(count, 8 * THREADS), 1, 1}, THREADS, 0, combined});
 }
 
 inline Launches launches(const Call& call) {
-  Shape shape = shape_of(call);
+  Shape shape = shape_of(call, is_quantized(call) && multiplies_e4m3(call.capability));
   check(shape);
   Call with = call;
   uint64_t end = call.address("workspace");

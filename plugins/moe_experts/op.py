@@ -9,6 +9,7 @@ TOKENS = (
     TensorSpec("n_tokens", I32, ("B",)),
 )
 SIZES = {"num_experts_per_tok": int, "hidden_size": int, "intermediate_size": int}
+FP8_SIZES = {**SIZES, "quantize_activations": int}
 MIXED = "the k experts of the largest logits, weighted by the softmax over these; none where t >= n_tokens"
 
 MOE_EXPERTS = OpSpec(
@@ -29,7 +30,8 @@ FP8_MOE_EXPERTS = OpSpec(
     doc=f"""y as in MoeExperts, over {MIXED}, of experts that are block-128 FP8.
 
     Slot s of `experts` holds down, gate and up of expert slot_expert[s], row by row, and `experts_scale` their scales.
-    Experts that are in no slot add nothing.""",
+    Experts that are in no slot add nothing. With `quantize_activations` = 1, x and what down reads are rounded to E4M3
+    first, with a scale of amax / 448 per row and 128 of it.""",
     inputs=(
         *TOKENS,
         TensorSpec("experts", FP8, ("S", "parts", "values")),
@@ -37,7 +39,7 @@ FP8_MOE_EXPERTS = OpSpec(
         TensorSpec("slot_expert", I32, ("S",)),
     ),
     outputs=(TensorSpec("y", ACT, ("B", "T", "hidden_size")),),
-    attributes=SIZES,
+    attributes=FP8_SIZES,
     reference=fp8_moe_experts,
 )
 
@@ -70,6 +72,6 @@ FP8_SPARSE_MOE = OpSpec(
         TensorSpec("shared_expert_gate", STORED, ("one", "hidden_size")),
     ),
     outputs=FP8_MOE_EXPERTS.outputs,
-    attributes=SIZES,
+    attributes=FP8_SIZES,
     reference=fp8_sparse_moe,
 )

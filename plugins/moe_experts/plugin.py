@@ -15,10 +15,27 @@ SCALES = ("experts_scale", "shared_gate_scale_inv", "shared_up_scale_inv", "shar
 PLAIN = ("gate_up", "down", "shared_gate", "shared_up", "shared_down", "shared_expert_gate")
 
 
-def shape_of(call: Call) -> Shape:
-    """The call's sizes and types; raises BuildError for types that no kernel takes."""
+def is_quantized(call: Call) -> bool:
+    """Whether activations may be rounded to E4M3."""
+    return bool(call.sizes.get("quantize_activations", 0))
+
+
+def multiplies_e4m3(capability: int) -> bool:
+    """Whether `mma` multiplies E4M3 on a GPU by its compute capability times ten; sm_90 and sm_100 widen it first, and
+    there activations stay as they are."""
+    return capability == 89 or capability >= 120
+
+
+def shape_of(call: Call, quantizes: bool | None = None) -> Shape:
+    """The call's sizes and types; `quantizes` is what it does on this GPU where it is None.
+
+    Raises:
+        BuildError: for types that no kernel takes.
+    """
     sizes, dtypes = call.sizes, call.dtypes
     is_fp8 = "experts" in dtypes
+    if quantizes is None:
+        quantizes = is_quantized(call) and multiplies_e4m3(call.capability)
     kinds = sorted({dtypes[name] for name in SCALES if name in dtypes})
     require(len(kinds) <= 1, f"scales stored as {' and '.join(kinds)}", "one type for all")
     plain = sorted({dtypes[name] for name in PLAIN if dtypes.get(name) not in (None, "i8")} - {"bf16"})
@@ -35,12 +52,13 @@ def shape_of(call: Call) -> Shape:
         dtype=dtypes["x"],
         stored="e4m3" if is_fp8 else "bf16",
         scale_dtype=kinds[0] if kinds else "f32",
+        quantized=quantizes,
     )
 
 
 def workspace_bytes(call: Call) -> int:
-    """Of all scratch arrays."""
-    return sum(_aligned(size) for size in workspace(shape_of(call)).values())
+    """Of all scratch arrays, on the GPUs that take the most."""
+    return sum(_aligned(size) for size in workspace(shape_of(call, is_quantized(call))).values())
 
 
 def launches(call: Call) -> tuple[str, list[Launch]]:

@@ -2,8 +2,10 @@
 //
 // Every step is a function of the routes alone: no atomics, equal inputs give equal bits.
 //   count    how many places hold each slot               arrange  their order, and the tiles of it
+//   quantize x, and h, to E4M3 with a scale per row and 128 of K, where the products take that (W8A8)
 //   gate_up  h [ordered place] = silu(x gate^T) * (x up^T)  down     rows [ordered place] = weight * (h down^T)
 //   combine  y [token] = the sum of its rows, in the order of its places
+#include "../common/fp8_mma.cuh"
 #include "route.cuh"
 
 namespace {
@@ -82,15 +84,51 @@ __device__ void arrange(const Order& in, int* partial) {
   }
 }
 
-// How weights lie in shared memory and become right operands, for 32 of K of 16 rows.
+// How weights and rows of x lie in shared memory and become operands, for 32 of K of 16 rows.
 struct Fp8Operand {
   using Weight = BlockFp8;
-  static constexpr int kBytes = 1, kStride = 80, kStrideX = 160;
+  static constexpr int kBytes = 1, kStride = 80, kBytesX = 2, kStrideX = 160;
+};
+struct Fp8Fp8Operand {
+  using Weight = BlockFp8;
+  static constexpr int kBytes = 1, kStride = 80, kBytesX = 1, kStrideX = 80;
 };
 struct Bf16Operand {
   using Weight = Bf16;
-  static constexpr int kBytes = 2, kStride = 144, kStrideX = 144;
+  static constexpr int kBytes = 2, kStride = 144, kBytesX = 2, kStrideX = 144;
 };
+
+// x [rows, K] as E4M3 with scale amax / 448 per row and 128 of K, a warp per such group. With `position`, x has the
+// ordered places, of which each is as wide as its expert; what lies beyond is not read.
+struct Rounding {
+  const bf16* x;
+  const int *slot, *position;  // [rows], or null
+  unsigned char* codes;        // [rows, K]
+  float* scales;               // [rows, ceil(K / 128)]
+  int rows, K;
+};
+
+__device__ void quantize(const Rounding& in, int slots, int width, int shared_width) {
+  const int blocks = (in.K + BlockFp8::kBlock - 1) / BlockFp8::kBlock, lane = threadIdx.x % 32;
+  const long long group = blockIdx.x * (long long)(kThreads / 32) + threadIdx.x / 32;
+  const int i = int(group / blocks), block = int(group % blocks), k = block * BlockFp8::kBlock + lane * 4;
+  if (i >= in.rows) return;
+  const int row = in.position ? in.position[i] : i;
+  if (row < 0) return;
+  const int stop = !in.position ? in.K : in.slot[i] == slots ? shared_width : width;
+  float values[4] = {}, most = 0.0f;
+  if (k < stop) load(in.x + size_t(row) * in.K + k, values);
+#pragma unroll
+  for (int j = 0; j < 4; ++j) most = fmaxf(most, fabsf(values[j]));
+#pragma unroll
+  for (int mask = 16; mask; mask /= 2) most = fmaxf(most, __shfl_xor_sync(kFullWarp, most, mask));
+  const float scale = most > 0.0f ? most / 448.0f : 1.0f;
+  uint32_t word = 0;
+#pragma unroll
+  for (int j = 0; j < 4; ++j) word |= uint32_t(to_e4m3(values[j] / scale)) << 8 * j;
+  if (k < stop) *reinterpret_cast<uint32_t*>(in.codes + size_t(row) * in.K + k) = word;
+  if (lane == 0) in.scales[size_t(row) * blocks + block] = scale;
+}
 
 // 64 rows of x times 128 rows of two matrices (Gated: 64 of each) or of one. Eight warps, 32 x 32 each.
 template <class Operand, bool Gated>
@@ -99,20 +137,40 @@ struct GroupTile {
   static constexpr int kStep = 64, kStages = 3, kScaled = 128;  // of K
   static constexpr int kStageX = kTokens * Operand::kStrideX, kStage = kStageX + kTileRows * Operand::kStride;
   static constexpr int kPieces = kStep * Operand::kBytes / 16;  // of a row of W
+  static constexpr int kPiecesX = kStep * Operand::kBytesX / 16;
+  static constexpr bool kQuantized = Operand::kBytesX == 1;
+  static constexpr int kCopies = kTileRows * kPieces / kThreads, kCopiesX = kTokens * kPiecesX / kThreads;
 
-  const Weight W[2];
-  const bf16* x;
-  const int* rows;  // of x, of each token of the tile
-  size_t stride;    // from one to the next
+  const Weight upper, lower;
+  const unsigned char *from_w[kCopies], *from_x[kCopiesX];  // this thread's pieces, at the begin of K; null where none is
+  const float* x_scale;  // of E4M3
+  const int* rows;       // of x, of each token of the tile
+  int scale_blocks;      // of a row of x
   unsigned char* memory;
   int tokens, first_row, lane, warp, g, t, token, row;  // token, row: this warp's part
   float sum[2][4][4] = {}, part[2][4][4] = {};
 
-  __device__ GroupTile(const Weight& first, const Weight& second, const bf16* x, int stride, const int* rows,
-                       int tokens, int first_row, unsigned char* memory)
-      : W{first, second}, x(x), rows(rows), stride(stride), memory(memory), tokens(tokens), first_row(first_row),
-        lane(threadIdx.x % 32), warp(threadIdx.x / 32), g(lane / 4), t(lane % 4), token(warp / 4 * 32),
-        row(warp % 4 * 32) {}
+  // Rows of x are `stride` values apart.
+  __device__ GroupTile(const Weight& upper, const Weight& lower, const void* x, const float* x_scale, int stride,
+                       const int* rows, int tokens, int first_row, unsigned char* memory)
+      : upper(upper), lower(lower), x_scale(x_scale), rows(rows), scale_blocks((stride + kScaled - 1) / kScaled),
+        memory(memory), tokens(tokens), first_row(first_row), lane(threadIdx.x % 32), warp(threadIdx.x / 32),
+        g(lane / 4), t(lane % 4), token(warp / 4 * 32), row(warp % 4 * 32) {
+#pragma unroll
+    for (int i = 0; i < kCopiesX; ++i) {
+      const int e = threadIdx.x + i * kThreads, r = e / kPiecesX;
+      const size_t begin = r < tokens ? size_t(rows[r]) * stride * Operand::kBytesX + e % kPiecesX * 16 : 0;
+      from_x[i] = r < tokens ? static_cast<const unsigned char*>(x) + begin : nullptr;
+    }
+#pragma unroll
+    for (int i = 0; i < kCopies; ++i) {
+      const int e = threadIdx.x + i * kThreads, r = e / kPieces;
+      Weight W = upper;
+      if (matrix_of(r)) W.become(lower);
+      const unsigned char* from = static_cast<const unsigned char*>(W.at(row_of(r), 0)) + e % kPieces * 16;
+      from_w[i] = row_of(r) < W.N ? from : nullptr;
+    }
+  }
 
   __device__ unsigned char* x_at(int stage) const { return memory + stage * kStage; }
   __device__ unsigned char* w_at(int stage) const { return x_at(stage) + kStageX; }
@@ -122,19 +180,20 @@ struct GroupTile {
   __device__ int row_of(int r) const { return first_row + (Gated ? r / 16 * 8 + r % 8 : r); }
 
   __device__ void fetch(int step) {
-    const int stage = step % kStages, K = W[0].K;
+    const int stage = step % kStages, first = step * kStep;
 #pragma unroll
-    for (int e = threadIdx.x; e < kTokens * 8; e += kThreads) {
-      const int r = e / 8, k = step * kStep + e % 8 * 8;
-      const bool is = r < tokens && k < K;
-      copy_async(x_at(stage) + r * Operand::kStrideX + e % 8 * 16, x + (is ? rows[r] * stride + k : 0), is);
+    for (int i = 0; i < kCopiesX; ++i) {
+      const int e = threadIdx.x + i * kThreads, r = e / kPiecesX, piece = e % kPiecesX;
+      const bool is = from_x[i] && first + piece * 16 / Operand::kBytesX < upper.K;
+      const void* from = is ? from_x[i] + first * Operand::kBytesX : reinterpret_cast<const unsigned char*>(upper.weight);
+      copy_async(x_at(stage) + r * Operand::kStrideX + piece * 16, from, is);
     }
 #pragma unroll
-    for (int e = threadIdx.x; e < kTileRows * kPieces; e += kThreads) {
-      const int r = e / kPieces, piece = e % kPieces, k = step * kStep + piece * 16 / Operand::kBytes;
-      const Weight& from = W[matrix_of(r)];
-      const bool is = row_of(r) < from.N && k < K;
-      copy_async(w_at(stage) + r * Operand::kStride + piece * 16, is ? from.at(row_of(r), k) : from.at(0, 0), is);
+    for (int i = 0; i < kCopies; ++i) {
+      const int e = threadIdx.x + i * kThreads, r = e / kPieces, piece = e % kPieces;
+      const bool is = from_w[i] && first + piece * 16 / Operand::kBytes < upper.K;
+      const void* from = is ? from_w[i] + first * Operand::kBytes : reinterpret_cast<const unsigned char*>(upper.weight);
+      copy_async(w_at(stage) + r * Operand::kStride + piece * 16, from, is);
     }
   }
 
@@ -157,6 +216,7 @@ struct GroupTile {
         for (int n = 0; n < 4; ++n) e4m3_to_bf16(b[n / 2][n % 2 * 2 + half], right[n][0], right[n][1]);
 #pragma unroll
         for (int m = 0; m < 2; ++m) {
+          if (m && token + 16 >= tokens) break;  // no token there
           // A lane holds values 4 t .. 4 t + 3 of each 16 of K, in W (as ldmatrix deals bytes) and so in x.
           const unsigned char* from = x_at(stage) + (token + m * 16 + g) * Operand::kStrideX + (k + half * 16 + 4 * t) * 2;
           const uint2 top = *reinterpret_cast<const uint2*>(from);
@@ -164,6 +224,29 @@ struct GroupTile {
           const BfPair a[4] = {top.x, bottom.x, top.y, bottom.y};
 #pragma unroll
           for (int n = 0; n < 4; ++n) mma(part[m][n], a, right[n]);
+        }
+      }
+    }
+  }
+  __device__ __forceinline__ void multiply(int stage, Fp8Fp8Operand*) {
+#pragma unroll(kConvertsE4m3 ? 1 : kStep / 32)
+    for (int k = 0; k < kStep; k += 32) {
+      BfPair b[2][4];
+#pragma unroll
+      for (int n = 0; n < 2; ++n) load_weights(stage, n, k, b[n]);
+#pragma unroll
+      for (int m = 0; m < 2; ++m) {
+        if (m && token + 16 >= tokens) break;
+        BfPair a[4];
+        const unsigned char* from = x_at(stage) + (token + m * 16 + lane % 16) * Operand::kStrideX + k + lane / 16 * 16;
+        load_matrices<false>(a, reinterpret_cast<const bf16*>(from));
+#pragma unroll
+        for (int n = 0; n < 4; ++n) {
+          const uint32_t right[2] = {b[n / 2][n % 2 * 2], b[n / 2][n % 2 * 2 + 1]};
+          if constexpr (kConvertsE4m3)  // f16 products of the assembler's making spill here, and are no faster
+            mma_e4m3_widened(part[m][n], a, right);
+          else
+            mma_e4m3(part[m][n], a, right);
         }
       }
     }
@@ -176,36 +259,54 @@ struct GroupTile {
       for (int n = 0; n < 2; ++n) load_weights(stage, n, k * 2, b[n]);
 #pragma unroll
       for (int m = 0; m < 2; ++m) {
+        if (m && token + 16 >= tokens) break;
         BfPair a[4];
         const unsigned char* from = x_at(stage) + (token + m * 16 + lane % 16) * Operand::kStrideX + (k + lane / 16 * 8) * 2;
         load_matrices<false>(a, reinterpret_cast<const bf16*>(from));
 #pragma unroll
         for (int n = 0; n < 4; ++n) {
           const BfPair right[2] = {b[n / 2][n % 2 * 2], b[n / 2][n % 2 * 2 + 1]};
-          mma(part[m][n], a, right);
+          mma(sum[m][n], a, right);
         }
       }
     }
   }
 
+  // The scales of a block of K: of either matrix, whose rows in the tile lie in one block of it, and of this lane's tokens.
+  struct Scales {
+    float matrix[2], token[2][2];
+  };
+  __device__ __forceinline__ Scales scales(int block) const {
+    Scales to = {{upper.scale_of(first_row, block), Gated ? lower.scale_of(first_row, block) : 0.0f}};
+    if constexpr (kQuantized) {
+#pragma unroll
+      for (int m = 0; m < 2; ++m)
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+          const int r = token + m * 16 + half * 8 + g;
+          to.token[m][half] = r < tokens ? x_scale[size_t(rows[r]) * scale_blocks + block] : 0.0f;
+        }
+    }
+    return to;
+  }
+
   // The sums of a scaled block of K, to the sums of the tile.
-  __device__ __forceinline__ void promote(int block) {
+  __device__ __forceinline__ void promote(const Scales& scales) {
 #pragma unroll
     for (int n = 0; n < 4; ++n) {
-      const int r = row + n * 8;  // the tile's rows of one matrix lie in one block of it
-      const float by = W[matrix_of(r)].scale_of(row_of(r), block);
+      const float by = scales.matrix[Gated ? n % 2 : 0];  // as matrix_of(row + n * 8)
 #pragma unroll
       for (int m = 0; m < 2; ++m)
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
-          sum[m][n][i] = fmaf(by, part[m][n][i], sum[m][n][i]);
+          sum[m][n][i] = fmaf(kQuantized ? by * scales.token[m][i / 2] : by, part[m][n][i], sum[m][n][i]);
           part[m][n][i] = 0.0f;
         }
     }
   }
 
   __device__ void run() {
-    const int steps = (W[0].K + kStep - 1) / kStep;
+    const int steps = (upper.K + kStep - 1) / kStep;
 #pragma unroll
     for (int i = 0; i < kStages - 1; ++i) {
       if (i < steps) fetch(i);
@@ -216,8 +317,13 @@ struct GroupTile {
       __syncthreads();
       if (step + kStages - 1 < steps) fetch(step + kStages - 1);
       commit_copies();
-      multiply(step % kStages, static_cast<Operand*>(nullptr));
-      if ((step + 1) * kStep % kScaled == 0 || step + 1 == steps) promote(step * kStep / kScaled);
+      if constexpr (Operand::kBytes == 1) {
+        const Scales by = scales(step * kStep / kScaled);  // on their way during the products
+        if (token < tokens) multiply(step % kStages, static_cast<Operand*>(nullptr));
+        if ((step + 1) * kStep % kScaled == 0 || step + 1 == steps) promote(by);
+      } else if (token < tokens) {
+        multiply(step % kStages, static_cast<Operand*>(nullptr));
+      }
     }
   }
 };
@@ -234,8 +340,8 @@ __device__ void find_rows(const Tiles& in, int tile, int divide, int* rows) {
 }
 
 template <class Operand>
-__device__ void gate_up(const Stored& in, const Tiles& order, const bf16* x, bf16* h, int choices, int stride,
-                        unsigned char* memory) {
+__device__ void gate_up(const Stored& in, const Tiles& order, const void* x, const float* x_scale, bf16* h, int choices,
+                        int stride, unsigned char* memory) {
   using Tile = GroupTile<Operand, true>;
   using Weight = typename Operand::Weight;
   const int slot = order.slot[blockIdx.x], first_row = blockIdx.y * kTileRows / 2;
@@ -243,7 +349,8 @@ __device__ void gate_up(const Stored& in, const Tiles& order, const bf16* x, bf1
   int* rows = reinterpret_cast<int*>(memory + Tile::kStages * Tile::kStage);
   find_rows(order, blockIdx.x, choices, rows);
   const int tokens = order.tokens[blockIdx.x];
-  Tile tile(matrix<Weight>(in, slot, kGate), matrix<Weight>(in, slot, kUp), x, in.H, rows, tokens, first_row, memory);
+  Tile tile(matrix<Weight>(in, slot, kGate), matrix<Weight>(in, slot, kUp), x, x_scale, in.H, rows, tokens, first_row,
+            memory);
   tile.run();
   const int width = in.width(slot);
 #pragma unroll
@@ -261,8 +368,8 @@ __device__ void gate_up(const Stored& in, const Tiles& order, const bf16* x, bf1
 }
 
 template <class Operand>
-__device__ void down(const Stored& in, const Tiles& order, const float* weight, const bf16* h, bf16* rows_out, int stride,
-                     unsigned char* memory) {
+__device__ void down(const Stored& in, const Tiles& order, const float* weight, const void* h, const float* h_scale,
+                     bf16* rows_out, int stride, unsigned char* memory) {
   using Tile = GroupTile<Operand, false>;
   using Weight = typename Operand::Weight;
   const int slot = order.slot[blockIdx.x], first_row = blockIdx.y * kTileRows;
@@ -271,7 +378,7 @@ __device__ void down(const Stored& in, const Tiles& order, const float* weight, 
   find_rows(order, blockIdx.x, 0, rows);
   const int tokens = order.tokens[blockIdx.x];
   const Weight W = matrix<Weight>(in, slot, kDown);
-  Tile tile(W, W, h, stride, rows, tokens, first_row, memory);
+  Tile tile(W, W, h, h_scale, stride, rows, tokens, first_row, memory);
   tile.run();
 #pragma unroll
   for (int m = 0; m < 2; ++m)
@@ -328,25 +435,35 @@ extern "C" __global__ void __launch_bounds__(kThreads)
 }
 
 #define GROUP_KERNELS(Operand, stored)                                                                               \
-  extern "C" __global__ void __launch_bounds__(kThreads) moe_experts_group_gate_up_##stored(                         \
-      const bf16* x, ORDER_ARGUMENTS, bf16* h, STORED_ARGUMENTS, int choices, int stride) {                          \
+  extern "C" __global__ void __launch_bounds__(kThreads, 2) moe_experts_group_gate_up_##stored(                         \
+      const void* x, const float* x_scale, ORDER_ARGUMENTS, bf16* h, STORED_ARGUMENTS, int choices, int stride) {    \
     begin_dependent();                                                                                               \
     SHARED_MEMORY(memory);                                                                                           \
     const Stored in = STORED;                                                                                        \
-    gate_up<Operand>(in, {place, tile_slot, tile_first, tile_tokens}, x, h, choices, stride, memory);                \
+    gate_up<Operand>(in, {place, tile_slot, tile_first, tile_tokens}, x, x_scale, h, choices, stride, memory);       \
   }                                                                                                                  \
-  extern "C" __global__ void __launch_bounds__(kThreads) moe_experts_group_down_##stored(                            \
-      const bf16* h, const float* weight, ORDER_ARGUMENTS, bf16* rows, STORED_ARGUMENTS, int stride) {               \
+  extern "C" __global__ void __launch_bounds__(kThreads, 2) moe_experts_group_down_##stored(                            \
+      const void* h, const float* h_scale, const float* weight, ORDER_ARGUMENTS, bf16* rows, STORED_ARGUMENTS,       \
+      int stride) {                                                                                                  \
     begin_dependent();                                                                                               \
     SHARED_MEMORY(memory);                                                                                           \
     const Stored in = STORED;                                                                                        \
-    down<Operand>(in, {place, tile_slot, tile_first, tile_tokens}, weight, h, rows, stride, memory);                 \
+    down<Operand>(in, {place, tile_slot, tile_first, tile_tokens}, weight, h, h_scale, rows, stride, memory);        \
   }                                                                                                                  \
   EXPORT_KERNEL(moe_experts_group_gate_up_##stored)                                                                  \
   EXPORT_KERNEL(moe_experts_group_down_##stored)
 
 GROUP_KERNELS(Fp8Operand, e4m3)
+GROUP_KERNELS(Fp8Fp8Operand, w8a8)
 GROUP_KERNELS(Bf16Operand, bf16)
+
+extern "C" __global__ void __launch_bounds__(kThreads)
+    moe_experts_quantize(const bf16* x, const int* slot, const int* position, unsigned char* codes, float* scales, int rows,
+                         int K, int slots, int width, int shared_width) {
+  begin_dependent();
+  quantize({x, slot, position, codes, scales, rows, K}, slots, width, shared_width);
+}
+EXPORT_KERNEL(moe_experts_quantize)
 
 extern "C" __global__ void __launch_bounds__(kThreads)
     moe_experts_combine(const bf16* rows, const int* position, bf16* y, int choices, int H, long long count) {

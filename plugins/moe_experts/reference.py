@@ -1,4 +1,4 @@
-"""Float64 reference of routed experts: a token at a time, an expert at a time."""
+"""Float64 reference of routed experts: an expert at a time, over the tokens that chose it."""
 
 from __future__ import annotations
 
@@ -6,9 +6,20 @@ from collections.abc import Callable
 
 import numpy as np
 
-from deltart.plugins.fp8_linear.reference import BLOCK, dequantize
+from deltart.plugins.fp8_linear.reference import BLOCK, dequantize, quantize, scaled
 
 Expert = tuple[np.ndarray, np.ndarray, np.ndarray]  # gate [I, H], up [I, H], down [H, I]
+Read = Callable[[np.ndarray], np.ndarray]
+
+
+def exact(rows: np.ndarray) -> np.ndarray:
+    """What a product reads of its activations [N, K]: all."""
+    return rows
+
+
+def rounded(rows: np.ndarray) -> np.ndarray:
+    """The same, rounded to E4M3 with a scale per row and 128 of K."""
+    return scaled(*quantize(rows.astype(np.float32)))
 
 
 def route(logits: np.ndarray, num_experts_per_tok: int) -> tuple[np.ndarray, np.ndarray]:
@@ -38,8 +49,8 @@ def moe_experts(
     """
 
     def expert(number: int) -> Expert:
-        gate, up = np.split(gate_up[number], 2)
-        return gate, up, down[number]
+        gate, up = np.split(gate_up[number].astype(np.float64), 2)
+        return gate, up, down[number].astype(np.float64)
 
     return _mix(x, logits, n_tokens, num_experts_per_tok, dict.fromkeys(range(len(down))), expert)
 
@@ -54,17 +65,19 @@ def fp8_moe_experts(
     num_experts_per_tok: int,
     hidden_size: int,
     intermediate_size: int,
+    quantize_activations: int = 0,
 ) -> tuple[np.ndarray]:
     """As `moe_experts`, of the experts that lie in the region: slot s holds expert slot_expert[s].
 
     experts [S, 3, H*I] (E4M3 values): down [H, I], gate [I, H] and up [I, H] of each slot; experts_scale
-    [S, 3, blocks]: their scales, one per 128 x 128 block. An expert in no slot adds nothing.
+    [S, 3, blocks]: their scales, one per 128 x 128 block. An expert in no slot adds nothing. `quantize_activations`: 1
+    rounds what each product reads to E4M3 first, in f32 arithmetic.
     """
     hidden, width = hidden_size, intermediate_size
     rows, columns = -(-hidden // BLOCK), -(-width // BLOCK)
 
     def expert(slot: int) -> Expert:
-        down, gate, up = experts[slot]
+        down, gate, up = experts[slot].astype(np.float64)
         down_scale, gate_scale, up_scale = experts_scale[slot]
         return (
             dequantize(gate.reshape(width, hidden), gate_scale.reshape(columns, rows)),
@@ -73,7 +86,8 @@ def fp8_moe_experts(
         )
 
     slots = {int(number): slot for slot, number in enumerate(slot_expert)}
-    return _mix(x, logits, n_tokens, num_experts_per_tok, slots, lambda number: expert(slots[number]))
+    read = rounded if quantize_activations else exact
+    return _mix(x, logits, n_tokens, num_experts_per_tok, slots, lambda number: expert(slots[number]), read)
 
 
 def _mix(
@@ -83,21 +97,30 @@ def _mix(
     count: int,
     present: dict[int, int] | dict[int, None],
     expert: Callable[[int], Expert],
+    read: Read = exact,
 ) -> tuple[np.ndarray]:
+    real = _real(x, n_tokens)
+    rows, (chosen, weights) = x[real], route(logits[real], count)
+    mixed = np.zeros_like(rows)
+    for number in sorted(present.keys() & set(chosen.ravel().tolist())):
+        token, rank = np.nonzero(chosen == number)
+        mixed[token] += weights[token, rank, None] * swiglu(rows[token], *expert(number), read)
     y = np.zeros_like(x)
-    for b, real in enumerate(n_tokens):
-        chosen, weights = route(logits[b, :real], count)
-        for t, numbers in enumerate(chosen):
-            for number, weight in zip(numbers.tolist(), weights[t], strict=True):
-                if number in present:
-                    y[b, t] += weight * swiglu(x[b, t], *expert(number))
+    y[real] = mixed
     return (y,)
 
 
-def swiglu(x: np.ndarray, gate: np.ndarray, up: np.ndarray, down: np.ndarray) -> np.ndarray:
-    """down(silu(gate x) * (up x)) of x [H]."""
-    opened = gate @ x
-    result: np.ndarray = down @ (opened / (1.0 + np.exp(-opened)) * (up @ x))
+def _real(x: np.ndarray, n_tokens: np.ndarray) -> np.ndarray:
+    """Which tokens are there, [B, T]."""
+    there: np.ndarray = np.arange(x.shape[1]) < n_tokens[:, None]
+    return there
+
+
+def swiglu(x: np.ndarray, gate: np.ndarray, up: np.ndarray, down: np.ndarray, read: Read = exact) -> np.ndarray:
+    """down(silu(gate x) * (up x)) of x [N, H]; `read` is what products read of their activations."""
+    taken = read(x)
+    opened = taken @ gate.T
+    result: np.ndarray = read(opened / (1.0 + np.exp(-opened)) * (taken @ up.T)) @ down.T
     return result
 
 
@@ -137,23 +160,24 @@ def fp8_sparse_moe(
     num_experts_per_tok: int,
     hidden_size: int,
     intermediate_size: int,
+    quantize_activations: int = 0,
 ) -> tuple[np.ndarray]:
     """`fp8_moe_experts`, and the expert that every token takes through its own sigmoid gate [1, H]."""
     (routed,) = fp8_moe_experts(
-        x, logits, n_tokens, experts, experts_scale, slot_expert, num_experts_per_tok, hidden_size, intermediate_size
-    )
+        x, logits, n_tokens, experts, experts_scale, slot_expert, num_experts_per_tok, hidden_size, intermediate_size,
+        quantize_activations,
+    )  # fmt: skip
     pairs = (
         (shared_gate, shared_gate_scale_inv),
         (shared_up, shared_up_scale_inv),
         (shared_down, shared_down_scale_inv),
     )
     gate, up, down = (dequantize(*pair) for pair in pairs)
-    return (routed + _shared(x, n_tokens, (gate, up, down), shared_expert_gate),)
+    read = rounded if quantize_activations else exact
+    return (routed + _shared(x, n_tokens, (gate, up, down), shared_expert_gate, read),)
 
 
-def _shared(x: np.ndarray, n_tokens: np.ndarray, expert: Expert, gate: np.ndarray) -> np.ndarray:
-    y = np.zeros_like(x)
-    for b, real in enumerate(n_tokens):
-        for t in range(real):
-            y[b, t] = swiglu(x[b, t], *expert) / (1.0 + np.exp(-(gate[0] @ x[b, t])))
+def _shared(x: np.ndarray, n_tokens: np.ndarray, expert: Expert, gate: np.ndarray, read: Read = exact) -> np.ndarray:
+    y, real = np.zeros_like(x), _real(x, n_tokens)
+    y[real] = swiglu(x[real], *expert, read) / (1.0 + np.exp(-x[real] @ gate.T))
     return y

@@ -1,4 +1,5 @@
-// Tokens to experts: the k largest logits of each by counting how many are larger, and the weights of its places.
+// Tokens to experts: the k largest logits of each by counting how many are larger, first among 32 neighbours, then among
+// the best of all of these; and the weights of its places. Everything from memory is asked for before anything is used.
 #pragma once
 #include "../common/warp.cuh"
 #include "experts.cuh"
@@ -23,29 +24,62 @@ __device__ inline float block_sum(float x, float* partial) {
   return sum;
 }
 
-// One block per token. Of equal logits the lower expert comes first.
+// How many of `count` logits at `from`, those of experts `first`, `first` + 1, ..., come before expert e's. Of equal logits
+// the lower expert comes first.
+__device__ __forceinline__ int count_larger(const float* from, int first, int count, int e, float mine) {
+  int larger = 0;
+#pragma unroll 8
+  for (int i = 0; i < count; ++i) larger += from[i] > mine || (from[i] == mine && first + i < e);
+  return larger;
+}
+
+// One block per token.
 template <class Act>
 __device__ void route(const Routing& in, unsigned char* memory) {
+  const int groups = (in.experts + 31) / 32, kept = min(in.chosen, 32);  // kept: of 32 experts
   float *logits = reinterpret_cast<float*>(memory), *best = logits + in.experts, *partial = best + in.chosen;
-  int *expert = reinterpret_cast<int*>(partial + blockDim.x / 32), *slot_of = expert + in.chosen;
+  float* candidate = partial + blockDim.x / 32;  // [groups * kept]
+  int *number = reinterpret_cast<int*>(candidate + groups * kept), *expert = number + groups * kept;
+  int* slot_of = expert + in.chosen;
   const int row = blockIdx.x, choices = in.chosen + (in.shared_gate.data != nullptr);
   const size_t at = size_t(row) * choices;
-  if (row % in.tokens >= in.n_tokens[row / in.tokens]) {
-    for (int i = threadIdx.x; i < choices; i += blockDim.x) in.slot[at + i] = -1, in.weight[at + i] = 0.0f;
-    return;
+  const bool is_there = row % in.tokens < in.n_tokens[row / in.tokens];
+  const int own = in.slot_expert && threadIdx.x < in.slots ? in.slot_expert[threadIdx.x] : 0;
+  const Act* x = static_cast<const Act*>(in.x) + size_t(row) * in.H;
+  float gate = 0.0f;
+  for (int k = 8 * threadIdx.x; in.shared_gate.data && k < in.H; k += 8 * blockDim.x) {
+    float values[8], weights[8];
+    load(x + k, values);
+    in.shared_gate.get(k, weights);
+#pragma unroll
+    for (int i = 0; i < 8; ++i) gate = fmaf(values[i], weights[i], gate);
   }
   for (int e = threadIdx.x; e < in.experts; e += blockDim.x) {
     logits[e] = in.logits[size_t(row) * in.experts + e];
     slot_of[e] = in.slot_expert ? -1 : e;
   }
+  if (!is_there) {
+    for (int i = threadIdx.x; i < choices; i += blockDim.x) in.slot[at + i] = -1, in.weight[at + i] = 0.0f;
+    return;
+  }
+  for (int i = threadIdx.x; i < groups * kept; i += blockDim.x) number[i] = -1;
   for (int i = threadIdx.x; i < in.chosen; i += blockDim.x) best[i] = NAN, expert[i] = 0;  // kept if logits are NaN
   __syncthreads();
-  for (int s = threadIdx.x; in.slot_expert && s < in.slots; s += blockDim.x) slot_of[in.slot_expert[s]] = s;
+  for (int s = threadIdx.x; in.slot_expert && s < in.slots; s += blockDim.x)
+    slot_of[s < blockDim.x ? own : in.slot_expert[s]] = s;
   for (int e = threadIdx.x; e < in.experts; e += blockDim.x) {
+    const int first = e / 32 * 32;
+    const int larger = count_larger(logits + first, first, min(32, in.experts - first), e, logits[e]);
+    if (larger < kept && logits[e] == logits[e]) candidate[e / 32 * kept + larger] = logits[e], number[e / 32 * kept + larger] = e;
+  }
+  __syncthreads();
+  for (int c = threadIdx.x; c < groups * kept; c += blockDim.x) {
+    if (number[c] < 0) continue;
     int larger = 0;
-    for (int other = 0; other < in.experts; ++other)
-      larger += logits[other] > logits[e] || (logits[other] == logits[e] && other < e);
-    if (larger < in.chosen && logits[e] == logits[e]) best[larger] = logits[e], expert[larger] = e;
+#pragma unroll 8
+    for (int other = 0; other < groups * kept; ++other)
+      larger += number[other] >= 0 && (candidate[other] > candidate[c] || (candidate[other] == candidate[c] && other < c));
+    if (larger < in.chosen) best[larger] = candidate[c], expert[larger] = number[c];
   }
   __syncthreads();
   float sum = 0.0f;
@@ -55,9 +89,6 @@ __device__ void route(const Routing& in, unsigned char* memory) {
     in.weight[at + i] = expf(best[i] - best[0]) / sum;
   }
   if (!in.shared_gate.data) return;
-  const Act* x = static_cast<const Act*>(in.x) + size_t(row) * in.H;
-  float gate = 0.0f;
-  for (int k = threadIdx.x; k < in.H; k += blockDim.x) gate = fmaf(to_float(x[k]), in.shared_gate[k], gate);
   gate = block_sum(gate, partial);
   if (threadIdx.x == 0) in.slot[at + in.chosen] = in.slots, in.weight[at + in.chosen] = sigmoid(gate);
 }

@@ -79,4 +79,4 @@ def test_moe_experts(length: int) -> None:
     assert_same(ops.moe_experts, x, logits, n_tokens, random(rng, 7, 320, 200), random(rng, 7, 200, 160), *sizes)
     codes, scale = random(rng, 5, 3, 200 * 160).to(torch.float8_e4m3fn), random(rng, 5, 3, 4).abs().bfloat16()
     slot_expert = torch.tensor([4, 0, 6, 1, 3], dtype=torch.int32)
-    assert_same(ops.fp8_moe_experts, x, logits, n_tokens, codes, scale, slot_expert, *sizes)
+    assert_same(ops.fp8_moe_experts, x, logits, n_tokens, codes, scale, slot_expert, *sizes, 0)

@@ -23,6 +23,7 @@ from deltart.planner.traffic import (
     CACHE,
     DRAFTS,
     EXPERTS,
+    HEAD,
     MLP,
     RECURRENT,
     Call,
@@ -49,6 +50,36 @@ def test_bytes_give_the_published_bounds(models: Mapping[str, Model], model: str
     for past, expected in zip((0, 32768, 131072, 262144), PUBLISHED_BOUNDS[model, gpu], strict=True):
         found = 1 / predict(models[model], DEVICES[gpu], Call(past=past), IDEAL).seconds
         assert found == pytest.approx(expected, rel=0.01)
+
+
+@pytest.mark.parametrize(("gpu", "expected"), [("h100", 1080), ("h200", 1548), ("rtx-5090", 577)])
+def test_bytes_of_an_fp8_head_give_the_bound(models: Mapping[str, Model], gpu: str, expected: int) -> None:
+    """The bound was worked out by others, without the scales: 1.6 % of the head."""
+    model = read_model(manifest_of(SPARSE), fp8_head=True)
+    assert 1 / predict(model, DEVICES[gpu], Call(), IDEAL).seconds == pytest.approx(expected, rel=0.01)
+    rows = 248320 * 2048
+    assert models[SPARSE].stored_bytes - model.stored_bytes == pytest.approx(rows * (1 - 2 / 128))
+
+
+def test_an_fp8_head_leaves_a_tied_embedding_where_it_is(models: Mapping[str, Model]) -> None:
+    manifest = manifest_of(SPARSE)
+    names = [name for name in manifest.graphs["model"].weights if not name.startswith("lm_head")]
+    graphs = {**manifest.graphs, "model": replace(manifest.graphs["model"], weights=names)}
+    tied = replace(manifest, spec={**manifest.spec, "tie_word_embeddings": True}, graphs=graphs)
+    before, after = read_model(tied), read_model(tied, fp8_head=True)
+    assert after.weights[HEAD] == read_model(manifest, fp8_head=True).weights[HEAD]
+    assert after.stored_bytes - before.stored_bytes == pytest.approx(248320 * 2048 * (1 + 2 / 128))
+
+
+def test_an_fp8_head_needs_a_plain_one_and_a_gpu() -> None:
+    manifest = manifest_of(DENSE)
+    (name,) = [name for name in manifest.tensors if name.endswith("lm_head.weight")]
+    other = replace(manifest, tensors={**manifest.tensors, name: replace(manifest.tensors[name], dtype="F32")})
+    for plan, gpu in ((other, DEVICES["h100"]), (manifest, replace(DEVICES["h100"], float_weights=True))):
+        with pytest.raises(PlanError, match="an FP8 head on"):
+            make_plan(plan, gpu, (1024,), (1,), fp8_head=True)
+    one, two = (make_plan(manifest, DEVICES["h100"], (1024,), (1,), fp8_head=fp8).points[0] for fp8 in (False, True))
+    assert one.step.nbytes - two.step.nbytes == pytest.approx(248320 * 5120 * (1 - 2 / 128))
 
 
 def packed(manifest: Manifest) -> Manifest:

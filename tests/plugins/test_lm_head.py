@@ -5,15 +5,20 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 import pytest
 
+from deltart.errors import BuildError
 from deltart.plugins import lm_head
 from deltart.plugins.cpu_shim.runner import FORWARD, REVERSE, CpuModule, compile_cpu
-from deltart.plugins.fp8_linear.reference import dequantize
+from deltart.plugins.dtypes import cast
+from deltart.plugins.kernel_call import Call, addresses, kernel_of
 from deltart.plugins.lm_head import inputs, launch
 from deltart.plugins.lm_head.inputs import Shape
-from deltart.plugins.lm_head.reference import best
+from deltart.plugins.lm_head.op import FP8_LM_HEAD, LM_HEAD
+from deltart.plugins.lm_head.reference import GROUP, STEPS, best, dequantized, quantize
+from deltart.plugins.spec import OpSpec
 from deltart.plugins.tolerance import TOLERANCE, relative_rms
 
 FOLDER = Path(lm_head.__file__).parent
@@ -44,7 +49,7 @@ def check(kernels: CpuModule, shape: Shape, seed: int = 0) -> bool:
     found = run(kernels, shape, given)
     weight = given["weight"].astype(np.float64)
     if shape.weight_dtype == "e4m3":
-        weight = dequantize(weight, given["weight_scale_inv"].astype(np.float64))
+        weight = dequantized(given["weight"], given["weight_scale"])
     expected = given["x"].astype(np.float64) @ weight[ids(shape, given)].T
     kept = best(found["logits"], ids(shape, given), shape.limit, shape.keep)
     return relative_rms(found["logits"], expected) <= TOLERANCE["f32"] and all(
@@ -112,10 +117,81 @@ def test_fewer_tokens_than_are_wanted() -> None:
     assert (found["best_ids"][0, 3:] == np.iinfo(np.int32).max).all()
 
 
+@pytest.mark.parametrize("spec", [LM_HEAD, FP8_LM_HEAD], ids=lambda spec: spec.name)
 @pytest.mark.parametrize("rows", [1, 11])
-def test_logits_alone(rows: int) -> None:
-    shape = Shape(rows, 400, 64, 400)
-    given, found = inputs.make(shape, 0), inputs.outputs(shape)
-    at = {name: array.ctypes.data for name, array in (given | {"logits": found["logits"]}).items()}
-    module().run([launch.logits(shape, at)])
-    assert (found["logits"] == run(module(), shape, given)["logits"]).all()
+def test_the_ops_are_logits_alone(rows: int, spec: OpSpec) -> None:
+    shape = Shape(rows, 400, 208, 400, weight_dtype="bf16" if spec is LM_HEAD else "e4m3")
+    given, found = inputs.make(shape, 0), inputs.outputs(shape)["logits"]
+    arrays = [given["x"][None], *(given[tensor.name] for tensor in spec.inputs[1:])]
+    at = addresses(spec, [array.ctypes.data for array in arrays], [found.ctypes.data])
+    kinds = {"bfloat16": "bf16", "float8_e4m3fn": "i8"}
+    dtypes = {tensor.name: kinds[str(array.dtype)] for tensor, array in zip(spec.inputs, arrays, strict=True)}
+    call = Call(spec.bind_axes([array.shape for array in arrays], {}), dtypes, at)
+    source, launches = kernel_of(spec).launches(call)
+    compile_cpu(FOLDER / source).run(launches)
+    (expected,) = spec.reference(*(array.astype(np.float64) for array in arrays))
+    assert relative_rms(found, expected[0]) <= TOLERANCE["f32"]
+    assert (found == run(module(), shape, given)["logits"]).all()
+    odd = {name: "f32" if name.startswith("weight") else kind for name, kind in dtypes.items()}
+    with pytest.raises(BuildError, match="stored as f32"):
+        kernel_of(spec).launches(replace(call, dtypes=odd))
+
+
+@pytest.mark.parametrize("k", [2048, 5120])
+def test_the_models_widths(k: int) -> None:
+    for dtype, weight_dtype in (("bf16", "e4m3"), ("f32", "e4m3"), ("bf16", "bf16")):
+        assert check(module(), Shape(1, 260, k, 250, 2, 0, dtype, weight_dtype), k)
+
+
+def quantized(weight: np.ndarray, folder: Path = FOLDER, order: int = FORWARD) -> tuple[np.ndarray, np.ndarray]:
+    """Codes and scales by the kernel, in two launches of different sizes, as a load takes the weight in pieces."""
+    rows, k = weight.shape
+    codes = np.full(weight.shape, 0xFF, np.uint8).view(ml_dtypes.float8_e4m3fn)
+    scale = np.full((rows, -(-k // GROUP)), np.nan, ml_dtypes.bfloat16)
+    for begin, end in ((0, rows // 3), (rows // 3, rows)):
+        parts = {"weight": weight, "codes": codes, "scale": scale}
+        at = {name: array[begin:].ctypes.data for name, array in parts.items()}
+        compile_cpu(folder / "quantize.cu").run([launch.quantize(end - begin, k, at)], order)
+    return codes, scale
+
+
+def quantizes(folder: Path, k: int = 336) -> bool:
+    """The codes are ml_dtypes' of the quotients by the scales found, and no scale that is tried errs less."""
+    rng = np.random.default_rng(k)
+    rows = rng.standard_t(4, (24, k)) * np.exp2(rng.integers(-20, 20, (24, 1)))
+    rows[3, :130], rows[5, 7] = 0, 0
+    weight = cast(rows, "bf16")
+    codes, scale = quantized(weight, folder)
+    wide, found = weight.astype(np.float32), np.repeat(scale.astype(np.float32), GROUP, 1)[:, :k]
+    right = np.clip(wide / found, -448, 448).astype(ml_dtypes.float8_e4m3fn)
+
+    def errors(made: np.ndarray) -> np.ndarray:
+        groups = np.pad(np.square(made - wide.astype(np.float64)), ((0, 0), (0, -k % GROUP))).reshape(24, -1, GROUP)
+        return groups.sum(-1)
+
+    off = errors(dequantized(codes, scale))
+    amax = np.pad(np.abs(wide), ((0, 0), (0, -k % GROUP))).reshape(24, -1, GROUP).max(-1)
+    others = [cast(amax / 448 * ((STEPS + step) / STEPS), "bf16") for step in range(STEPS)]
+    tried = [np.repeat(np.where(amax > 0, one.astype(np.float32), 1), GROUP, 1)[:, :k] for one in others]
+    least = [errors(np.clip(wide / s, -448, 448).astype(ml_dtypes.float8_e4m3fn).astype(np.float64) * s) for s in tried]
+    return bool((codes.view(np.uint8) == right.view(np.uint8)).all() and (off <= np.min(least, 0) * (1 + 1e-5)).all())
+
+
+@pytest.mark.parametrize("k", [16, 128, 336])
+def test_a_head_is_quantized(k: int) -> None:
+    assert quantizes(FOLDER, k)
+
+
+def test_the_reference_quantizes_alike() -> None:
+    weight = inputs.make(Shape(vocabulary=300, k=208), 4)["weight"]
+    for order in (FORWARD, REVERSE):
+        for found, right in zip(quantized(weight, order=order), quantize(weight), strict=True):
+            assert (found == right).all()
+
+
+def test_groups_that_are_no_numbers_stay_none() -> None:
+    weight = cast(np.random.default_rng(0).standard_normal((4, 256)), "bf16")
+    weight[1, 5], weight[2, 200], weight[3, 0] = np.nan, np.inf, -np.inf
+    _, scale = quantized(weight)
+    assert np.isnan(scale.astype(np.float32)).tolist() == [[False] * 2, [True, False], [False, True], [True, False]]
+    assert (np.isnan(quantize(weight)[1].astype(np.float32)) == np.isnan(scale.astype(np.float32))).all()

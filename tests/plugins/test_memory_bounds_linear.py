@@ -17,6 +17,7 @@ import test_residual_rms_norm as residual
 import test_sampler as sampler
 from test_memory_bounds import Place, exit_code
 
+from deltart.plugins.cpu_shim.runner import compile_cpu
 from deltart.plugins.fp8_linear import gate_up
 from deltart.plugins.fp8_linear import inputs as linear_inputs
 from deltart.plugins.fp8_linear import launch as linear_launch
@@ -129,6 +130,9 @@ def score(place: Place) -> None:
         work = {name: np.zeros(size, np.uint8) for name, size in head_launch.workspace(shape).items()}
         at = place(head_inputs.make(shape, 0) | head_inputs.outputs(shape) | work)
         head.module().run(head_launch.head(shape, at, 64))
+    weight = head_inputs.make(head_inputs.Shape(vocabulary=5, k=208), 0)["weight"]
+    made = {"weight": weight, "codes": np.zeros(weight.shape, np.uint8), "scale": np.zeros((5, 2), np.uint16)}
+    compile_cpu(head.FOLDER / "quantize.cu").run([head_launch.quantize(5, 208, place(made))])
 
 
 def mix(place: Place) -> None:

@@ -5,16 +5,20 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 import pytest
 
 import deltart.plugins.moe_experts
 from deltart.errors import BuildError
 from deltart.plugins.cpu_shim.runner import FORWARD, REVERSE, CpuModule, compile_cpu
+from deltart.plugins.fp8_linear.reference import dequantize
+from deltart.plugins.kernel_call import Call, kernel_of
 from deltart.plugins.moe_experts import inputs, launch
-from deltart.plugins.moe_experts.cases import reference
+from deltart.plugins.moe_experts.cases import W8A8_TOLERANCE, reference
 from deltart.plugins.moe_experts.inputs import Shape
-from deltart.plugins.moe_experts.reference import route
+from deltart.plugins.moe_experts.op import FP8_SPARSE_MOE
+from deltart.plugins.moe_experts.reference import rounded, route
 from deltart.plugins.tolerance import TOLERANCE, relative_rms
 
 FOLDER = Path(deltart.plugins.moe_experts.__file__).parent
@@ -39,7 +43,8 @@ def check(
     shape: Shape, n_tokens: list[int] | None = None, seed: int = 0, order: int = FORWARD, folder: Path = FOLDER
 ) -> bool:
     given = inputs.make(shape, seed, n_tokens)
-    return relative_rms(run(shape, given, order, folder)["y"], reference(shape, given)) <= TOLERANCE[shape.dtype]
+    tolerance = W8A8_TOLERANCE if shape.quantized else TOLERANCE[shape.dtype]
+    return relative_rms(run(shape, given, order, folder)["y"], reference(shape, given)) <= tolerance
 
 
 @pytest.mark.parametrize("dtype", ["f32", "bf16"])
@@ -68,6 +73,70 @@ def test_tokens_that_are_not_there_go_nowhere(tokens: int, stored: str) -> None:
     y = run(shape, given)["y"].astype(np.float32)
     assert relative_rms(y, reference(shape, given)) <= TOLERANCE["bf16"]
     assert all(not y[slot, count:].any() for slot, count in enumerate(counts))
+
+
+def by_parts(shape: Shape, n_tokens: list[int] | None = None, order: int = FORWARD, folder: Path = FOLDER) -> bool:
+    """W8A8, each product against the codes that it reads: h by the codes of x, y by those of the h that was found."""
+    given = inputs.make(shape, 5, n_tokens)
+    found = run(shape, given, order, folder)
+    wide = {name: array.astype(np.float64) for name, array in given.items()}
+    slot, weight = (found[name].view(kind).reshape(shape.rows, -1) for name, kind in (("slot", "i4"), ("weight", "f4")))
+    position = found["position"].view(np.int32).reshape(slot.shape)
+    h = found["h"].view(ml_dtypes.bfloat16).reshape(shape.places, shape.stride).astype(np.float64)
+    x, y = wide["x"].reshape(shape.rows, -1), np.zeros((shape.rows, shape.hidden))
+    errors = [0.0]
+    for token, place in np.argwhere(slot >= 0):
+        gate, up, down = matrices(shape, wide, slot[token, place])
+        taken, mine = rounded(x[token][None]), h[position[token, place]][None, : len(gate)]
+        opened = taken @ gate.T
+        errors.append(relative_rms(mine, opened / (1 + np.exp(-opened)) * (taken @ up.T)))
+        y[token] += weight[token, place] * (rounded(mine) @ down.T)[0]
+    return max(errors) <= TOLERANCE["bf16"] and relative_rms(found["y"].reshape(y.shape), y) <= TOLERANCE["bf16"]
+
+
+def matrices(shape: Shape, wide: Arrays, slot: int) -> tuple[np.ndarray, ...]:
+    """Gate, up and down of a slot, the shared expert's of the last."""
+    if slot == shape.stored_experts:
+        return tuple(dequantize(wide[f"shared_{p}"], wide[f"shared_{p}_scale_inv"]) for p in ("gate", "up", "down"))
+    across, blocks = (shape.width, shape.hidden), (-(-shape.width // 128), -(-shape.hidden // 128))
+    parts = ((1, across, blocks), (2, across, blocks), (0, across[::-1], blocks[::-1]))
+    values, scales = wide["experts"][slot], wide["experts_scale"][slot]
+    return tuple(dequantize(values[p].reshape(size), scales[p].reshape(count)) for p, size, count in parts)
+
+
+@pytest.mark.parametrize("shared", [0, 48, 160])
+def test_quantized_activations(shared: int) -> None:
+    """With one slot's tokens in part, and widths that are no multiples of 128."""
+    shape = replace(SMALL, slots=3, tokens=25, hidden=208, width=144, shared=shared, present=5, quantized=True)
+    assert by_parts(shape, [25, 0, 7])
+    assert check(replace(shape, tokens=2), seed=1)  # few tokens take the same kernels
+    given = inputs.make(shape, 1)
+    exact = reference(replace(shape, quantized=False), given)
+    off = relative_rms(run(shape, given)["y"], exact)
+    assert 5e-3 < off < 6e-2, off
+
+
+def test_activations_are_quantized_where_the_gpu_multiplies_them() -> None:
+    """sm_90 and sm_100 would widen them first: there the exact kernels run, in the same workspace."""
+    shape = replace(SMALL, tokens=70)
+    spec, given = FP8_SPARSE_MOE, inputs.make(shape, 0)
+    attributes = {"num_experts_per_tok": 3, "hidden_size": 128, "intermediate_size": 80, "quantize_activations": 1}
+    sizes = spec.bind_axes([given[t.name].shape for t in spec.inputs], attributes)
+    kinds = {"bfloat16": "bf16", "float32": "f32", "int32": "i32", "float8_e4m3fn": "i8"}
+    dtypes = {t.name: kinds[str(given[t.name].dtype)] for t in spec.inputs}
+    at, kernel = dict.fromkeys([*given, "y", "workspace"], 0), kernel_of(spec)
+    for capability, quantizes in ((80, False), (89, True), (90, False), (100, False), (120, True)):
+        call = Call(sizes, dtypes, at, capability=capability)
+        _, launches = kernel.launches(call)
+        assert any("w8a8" in one.kernel for one in launches) == quantizes
+        assert kernel.workspace_bytes(call) == kernel.workspace_bytes(replace(call, capability=0))
+        used = replace(shape, quantized=quantizes)
+        assert sum(launch.workspace(used).values()) <= kernel.workspace_bytes(call)
+    assert not any(
+        "w8a8" in one.kernel for one in kernel.launches(replace(call, sizes={**sizes, "quantize_activations": 0}))[1]
+    )
+    with pytest.raises(BuildError, match="E4M3 activations of bf16 experts"):
+        launch.experts(replace(shape, stored="bf16", quantized=True), {})
 
 
 @pytest.mark.parametrize("tokens", [3, 80])

@@ -296,7 +296,7 @@ BUGS: dict[str, tuple[str, str, str, str, Callable[[Path], bool]]] = {
     "residual not kept": (NORM, "norm.cuh", "      store(in.sum + base + at, h[i]);\n", "", adds_and_norms),
     "padding chosen": (HEAD, KERNEL, "if (id < in.limit)", "if (id >= 0)", heads),
     "the same list's head twice": (HEAD, KERNEL, "++used[from]", "used[from] += 0", heads),
-    "one scale for rows of many blocks": (HEAD, "../common/linear_tile.cuh", "half && !Gathered ?", "half ?", heads),
+    "one scale for two rows": (HEAD, "../common/linear_tile.cuh", "half && !Gathered ?", "half ?", heads),
     "top-k one short": (
         SAMPLER,
         DRAW,

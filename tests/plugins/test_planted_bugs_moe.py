@@ -12,6 +12,8 @@ import test_moe_experts as experts
 from test_planted_bugs_linear import sources
 
 from deltart.plugins.cpu_shim.runner import REVERSE
+from deltart.plugins.moe_experts.cases import reference
+from deltart.plugins.tolerance import TOLERANCE, relative_rms
 from support.planted import is_caught
 
 __all__ = ["sources"]  # the fixture
@@ -32,6 +34,21 @@ mix_many, mix_plain, mix_many_plain = (
     functools.partial(mixes, tokens=tokens, stored=stored)
     for tokens, stored in ((50, "e4m3"), (5, "bf16"), (50, "bf16"))
 )
+
+
+def rounds(op: Path) -> bool:
+    shape = replace(experts.SMALL, slots=2, tokens=40, hidden=208, width=144, shared=48, present=5, quantized=True)
+    return all(experts.by_parts(shape, [40, 9], order, op) for order in (0, REVERSE))
+
+
+def ties_across(op: Path) -> bool:
+    """Experts of two groups are equal, and one of them is the last that is chosen."""
+    shape = replace(experts.SMALL, tokens=3, experts=40, chosen=3)
+    given = experts.inputs.make(shape, 0)
+    given["logits"][..., [3, 35]], given["logits"][..., [0, 39]] = 9, 8
+    return relative_rms(experts.run(shape, given, folder=op)["y"], reference(shape, given)) <= TOLERANCE["bf16"]
+
+
 mix_few = functools.partial(mixes, count=7, present=5)  # among which equal logits are chosen
 # What is wrong: the file, its line, what replaces it, and the check that fails.
 BUGS: dict[str, tuple[str, str, str, Callable[[Path], bool]]] = {
@@ -39,15 +56,18 @@ BUGS: dict[str, tuple[str, str, str, Callable[[Path], bool]]] = {
     "up rows before the gate's": (STORED, "2 + (part == kUp)", "2 + (part != kUp)", mix_plain),
     "experts by number instead of slot": (
         ROUTE,
-        "slot_of[in.slot_expert[s]] = s",
+        "slot_of[s < blockDim.x ? own : in.slot_expert[s]] = s",
         "slot_of[s] = s",
         mixes,
     ),
     "scales of the slot before": (STORED, "at * blocks)", "(at < 3 ? at : at - 3) * blocks)", mixes),
-    "the upper expert of equal ones": (ROUTE, "&& other < e)", "&& other > e)", mix_few),
+    "the upper expert of equal ones": (ROUTE, "&& first + i < e)", "&& first + i > e)", mix_few),
     "weights not renormalised": (ROUTE, "- best[0]) / sum;", "- best[0]);", mixes),
-    "one expert too few": (ROUTE, "larger < in.chosen &&", "larger < in.chosen - 1 &&", mixes),
-    "padded tokens routed": (ROUTE, "in.n_tokens[row / in.tokens])", "in.tokens)", mixes),
+    "one expert too few": (ROUTE, "if (larger < in.chosen)", "if (larger < in.chosen - 1)", mixes),
+    "padded tokens routed": (ROUTE, "in.n_tokens[row / in.tokens];", "in.tokens;", mixes),
+    "the best of a group alone": (ROUTE, "if (larger < kept &&", "if (larger < 1 &&", mixes),
+    "the upper group of equal ones": (ROUTE, "&& other < c))", "&& other > c))", ties_across),
+    "candidates read before they are there": (ROUTE, "  __syncthreads();\n  for (int c", "  for (int c", mixes),
     "logits read before they are there": (
         ROUTE,
         "  // kept if logits are NaN\n  __syncthreads();\n",
@@ -76,6 +96,8 @@ BUGS: dict[str, tuple[str, str, str, Callable[[Path], bool]]] = {
         "  }\n  const int M",
         mixes,
     ),
+    "blocks read before they are there": (DECODE, "      wait_copies<kStages - 2>();\n", "", mixes),
+    "blocks of the stage before": (DECODE, "      multiply(block, stage);", "      multiply(block, stage ^ 1);", mixes),
     "absent experts added": (DECODE, "if (slots[i] >= 0) sum", "if (true) sum", mixes),
     "h of the tokens instead of the places": (
         DECODE,
@@ -117,8 +139,24 @@ BUGS: dict[str, tuple[str, str, str, Callable[[Path], bool]]] = {
         mix_many,
     ),
     "last scaled block left out": (GROUPS, " || step + 1 == steps) promote", ") promote", mix_many),
-    "up with the scales of the gate": (GROUPS, "W[matrix_of(r)].scale_of", "W[0].scale_of", mix_many),
+    "up with the scales of the gate": (GROUPS, "Gated ? lower.scale_of", "Gated ? upper.scale_of", mix_many),
     "up with the rows of the gate": (GROUPS, "Gated ? r / 8 % 2 : 0", "0", mix_many_plain),
+    "codes read as of the place before": (GROUPS, "in.position ? in.position[i] : i", "i", rounds),
+    "h rounded beyond its width": (
+        GROUPS,
+        "== slots ? shared_width : width",
+        "== slots ? width : shared_width",
+        rounds,
+    ),
+    "a lane's own largest value": (GROUPS, "most = fmaxf(most, __shfl", "most = fmaxf(0.0f, __shfl", rounds),
+    "scales of the tile's own rows": (
+        GROUPS,
+        "size_t(rows[r]) * scale_blocks + block]",
+        "size_t(r) * scale_blocks + block]",
+        rounds,
+    ),
+    "one scale for two rows": (GROUPS, "scales.token[m][i / 2]", "scales.token[m][0]", rounds),
+    "scales of the first block": (GROUPS, "* scale_blocks + block] :", "* scale_blocks] :", rounds),
     "rows of another place": (GROUPS, "weight[order.place[at]]", "weight[at]", mix_many),
 }
 

@@ -12,7 +12,7 @@ from deltart.cli import main
 from deltart.export.targets import lower_artifact
 from deltart.runtime.backends.tensorrt.builder.build import BuildOptions, build_engine
 from deltart.verify import artifact_runners
-from deltart.verify.tolerances import NATIVE_ON_SHIM, allowed
+from deltart.verify.tolerances import FP8_HEAD, NATIVE_ON_SHIM, allowed, tolerance_of, tolerances
 
 
 def verified(artifact: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> dict:
@@ -55,3 +55,19 @@ def test_a_column_beside_portable_and_ort(
 
 def test_the_mtp_head_stands_on_the_text_model() -> None:
     assert allowed(0.02, "mtp.hidden") == 0.04 and allowed(0.02, "hidden") == 0.02
+
+
+@pytest.mark.slow
+def test_an_fp8_head_has_a_bound_of_its_own(artifact: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lower_artifact(artifact, "native")
+    build_engine(artifact, BuildOptions("native", None, 1, 64, 16, lm_head="fp8"))
+    report = verified(artifact, tmp_path, capsys)
+    errors = {d["point"]: d["relative_rms"] for d in report["differences"] if d["runner"] == NATIVE_ON_SHIM}
+    assert report["passed"] and report["tolerances"][f"{NATIVE_ON_SHIM}: logits"] == FP8_HEAD
+    assert 5e-3 < errors["logits"] <= FP8_HEAD and errors["hidden"] <= report["tolerances"][NATIVE_ON_SHIM]
+
+
+def test_a_tolerance_of_logits_is_theirs_alone() -> None:
+    given = tolerances("bf16", fp8_heads=["engine"])
+    assert [tolerance_of(given, "engine", point) for point in ("hidden", "logits", "mtp.logits")] == [0.02, 0.1, 0.1]
+    assert tolerance_of(given, "engine by block", "logits") == 0.02

@@ -32,6 +32,7 @@ SECTIONS: dict[str, Callable[[Run], Iterator[Row]]] = {
     "sampler": sampler.draw,
     "projections": fp8_projections.projections,
     "rope": simple.rope,
+    "experts": simple.experts,
     "token": token.token,  # sums over the rows of the others
 }
 RIVALRIES = ("decode", "prefill", "conv", "linear", "attention")  # where others' kernels are timed beside ours

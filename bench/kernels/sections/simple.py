@@ -1,4 +1,4 @@
-"""The ops of one kernel, whose cases are in their folders: the convolution, the norms and the rotation."""
+"""The ops whose cases are in their folders: the convolution, the norms, the rotation and the routed experts."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from bench.kernels.run import Run, checked_and_timed
 from bench.kernels.table import Row
 from deltart.plugins.causal_conv1d import cases as convolution
 from deltart.plugins.gated_rms_norm import cases as gated_norm
+from deltart.plugins.moe_experts import cases as routed
 from deltart.plugins.qk_norm_rope import cases as rotation
 from deltart.plugins.residual_rms_norm import cases as residual_norm
 
@@ -34,3 +35,8 @@ def rope(run: Run) -> Iterator[Row]:
 def residual(run: Run) -> Iterator[Row]:
     """The residual sum and the norm after it."""
     yield from checked_and_timed(run, "residual", residual_norm.timed(run.small))
+
+
+def experts(run: Run) -> Iterator[Row]:
+    """A layer of the 35B's experts, FP8 and BF16: decode, calls with drafts, prompts."""
+    yield from checked_and_timed(run, "experts", routed.timed(run.small))

@@ -30,6 +30,7 @@ from deltart.runtime.backends.gpu.engine_manifest import (
     load_engine,
 )
 from deltart.runtime.backends.gpu.executor import Executor, Load
+from deltart.runtime.backends.gpu.lm_head import load_quantized
 from deltart.runtime.backends.gpu.slots import GpuSlots
 from deltart.runtime.backends.gpu.weight_stream import ALIGNMENT, align, layout, reads, stream_weights
 from deltart.runtime.backends.inputs import completed
@@ -339,12 +340,17 @@ class TensorRtBackend:
     def _stream(self) -> dict[str, int]:
         """Bring every weight of every plan to the device; addresses by name."""
         names = {b.name for plan in self.engine.plans.values() for b in plan.by_role["weight"]}
-        tensors = {name: self.manifest.tensors[name] for name in sorted(names)}
+        head = self.engine.lm_head
+        stored = names if head is None else names - {head.codes, head.scale}
+        tensors = {name: self.manifest.tensors[name] for name in sorted(stored)}
         place = layout(tensors)
         base = self.cuda.allocate(place.nbytes)
         paths = MappedWeights(self.artifact, self.manifest).paths
         stream_weights(self.cuda, paths, reads(tensors, place), base)
-        return {name: base + offset for name, offset in place.offsets.items()}
+        found = {name: base + offset for name, offset in place.offsets.items()}
+        if head is not None:
+            found |= load_quantized(self.cuda, paths, head, self.manifest.tensors[head.weight])
+        return found
 
     def _entries(self, graph: str) -> dict[str, PlanEntry]:
         return {plan.phase: plan for plan in self.engine.plans.values() if plan.graph == graph}

@@ -24,6 +24,7 @@ from deltart.version import __version__
 
 Flavour = Literal["rtx", "tensorrt", "native"]
 Activations = Literal["bf16", "fp8"]  # of the block-FP8 linears in prefill
+LmHead = Literal["bf16", "fp8"]  # how the LM head is held
 FORMAT = 3
 FILE_NAME = "engine.json"
 AGAIN = "run `deltart build` again"
@@ -100,6 +101,23 @@ class PlanEntry:
 
 
 @dataclass(frozen=True)
+class QuantizedHead:
+    """An LM head that is rounded to E4M3 once, when it is loaded, with a scale per row and 128 columns.
+
+    Attributes:
+        weight: the manifest's tensor; `codes` and `scale`, the weights that plans read in its place.
+        relative_rms: ||W - W'|| / ||W||, the error of logits of hidden states that favour no direction, measured over
+            `rows` of its rows; None where the weights were not at hand, or zeros.
+    """
+
+    weight: str
+    codes: str
+    scale: str
+    relative_rms: float | None
+    rows: int
+
+
+@dataclass(frozen=True)
 class EngineManifest:
     """The plans of one flavour of an artifact. Written last, so a folder with one is complete."""
 
@@ -111,6 +129,7 @@ class EngineManifest:
     plans: Mapping[str, PlanEntry]
     command: str
     versions: Mapping[str, str] = field(default_factory=dict)
+    lm_head: QuantizedHead | None = None  # None: as it is stored
     format: int = FORMAT
 
     def save(self, folder: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,13 +81,15 @@ def reads(tensors: Mapping[str, WeightEntry], place: Layout, buffer_bytes: int =
 
 
 def stream_weights(
-    cuda: Cuda, paths: Mapping[str, Path], plan: Iterable[Read], base: int, buffer_bytes: int = BUFFER_BYTES
-) -> None:
+    cuda: Cuda, paths: Mapping[str, Path], plan: Iterable[Read], base: int, buffer_bytes: int = BUFFER_BYTES,
+    landed: Callable[[Read], None] = lambda read: None,
+) -> None:  # fmt: skip
     """Carry out `plan` into the device block at `base`. Host memory: BUFFERS pinned buffers, nothing else.
 
     Args:
         paths: the weight files by name.
         buffer_bytes: at least the size of the largest read.
+        landed: enqueues what is to be done with a read on the device, before the next one's bytes get there.
 
     Raises:
         OSError: a file can't be read to its end.
@@ -107,6 +109,7 @@ def stream_weights(
             _fill(opened[read.file], read.begin, buffer[: read.nbytes].data)
             for copy in read.copies:
                 cuda.to_device(base + copy.offset, buffer[copy.start : copy.start + copy.nbytes])
+            landed(read)
             events.append(cuda.record())
         for event in events[-BUFFERS:]:
             cuda.wait(event)

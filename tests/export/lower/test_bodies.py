@@ -182,7 +182,9 @@ def test_fp8_moe_experts(hidden: int, width: int, present: int) -> None:
     blocks = -(-hidden // 128) * -(-width // 128)
     scale = rng.uniform(0.01, 0.1, (present, 3, blocks)).astype(ml_dtypes.bfloat16)
     arrays = [*routed(rng, 4, hidden, 7), codes, scale, slots]
-    check(BY_NAME["Fp8MoeExperts"], PORTABLE, arrays, routing(3, hidden, width))
+    for quantize in (0, 1):
+        attributes = {**routing(3, hidden, width), "quantize_activations": quantize}
+        check(BY_NAME["Fp8MoeExperts"], PORTABLE, arrays, attributes)
 
 
 def shared_expert(rng: np.random.Generator, hidden: int, width: int) -> list[np.ndarray]:
@@ -206,7 +208,9 @@ def test_fp8_sparse_moe() -> None:
     shared = [a for n, k in ((200, 192), (200, 192), (192, 200)) for a in stored(rng, n, k)]
     own_gate = rng.standard_normal((1, 192)).astype(ml_dtypes.bfloat16) * 0.1
     arrays = [*routed(rng, 6, 192, 5), codes, scale, rng.permutation(5).astype(np.int32), *shared, own_gate]
-    check(BY_NAME["Fp8SparseMoe"], PORTABLE, arrays, routing(2, 192, 128))
+    for quantize in (0, 1):
+        attributes = {**routing(2, 192, 128), "quantize_activations": quantize}
+        check(BY_NAME["Fp8SparseMoe"], PORTABLE, arrays, attributes)
 
 
 def stored(rng: np.random.Generator, n: int, k: int) -> list[np.ndarray]:

@@ -9,8 +9,9 @@ from deltart.artifact import load_manifest, read_graph
 from deltart.errors import ArtifactError, BuildError
 from deltart.manifest import SEEING, Manifest
 from deltart.runtime.backends.gpu import engine_manifest as plans
-from deltart.runtime.backends.gpu.engine_manifest import Activations, EngineManifest, Flavour
+from deltart.runtime.backends.gpu.engine_manifest import Activations, EngineManifest, Flavour, LmHead
 from deltart.runtime.backends.gpu.limits import MAX_CHUNK, MAX_SLOTS
+from deltart.runtime.backends.native.builder.lm_head import quantized_head, with_fp8_head
 from deltart.runtime.backends.tensorrt.builder.compile import Log, Progress
 from deltart.runtime.backends.tensorrt.builder.makers import plan_maker
 from deltart.runtime.backends.tensorrt.builder.precision import can_quantize, with_activations
@@ -30,6 +31,7 @@ class BuildOptions:
         chunk: tokens of a prefill call.
         prefill_activations: "fp8" rounds the activations of prefill's block-FP8 linears to E4M3 (W8A8); decode and
             speculation take them as they are.
+        lm_head: "fp8" has the LM head rounded to E4M3 when the engine is loaded; native plans alone can read it.
         cache: folder of plans that artifacts share; None keeps them in the artifact alone.
         plugins: the C++ plugin library; None for the Python plugin classes.
     """
@@ -40,6 +42,7 @@ class BuildOptions:
     max_context: int | None = None
     chunk: int = 1024
     prefill_activations: Activations = "bf16"
+    lm_head: LmHead = "bf16"
     cache: Path | None = None
     plugins: Path | None = None
 
@@ -67,21 +70,26 @@ def build_engine(
     context = _context(options, manifest)
     maker = plan_maker(options.flavour, options.plugins)
     gpus = maker.served(options.gpus)
+    if options.lm_head != "bf16" and maker.flavour != "native":
+        raise BuildError(f"--lm-head {options.lm_head} with --flavour {maker.flavour}", "bf16", "--flavour native")
     jobs = []
-    graphs = _lowered(artifact, manifest, maker.target, options)
+    graphs, heads = _lowered(artifact, manifest, maker.target, options), dict[str, str]()
     sees = manifest.vision is not None and manifest.vision.graph in graphs
     for graph, content in graphs.items():
+        entry = manifest.graphs[graph]
         if manifest.vision is not None and graph == manifest.vision.graph:
             profile = plans.frame_profile(manifest.vision)
-            jobs.append(maker.job(graph, manifest.graphs[graph], plans.FRAME, gpus, profile, content))
+            jobs.append(maker.job(graph, entry, plans.FRAME, gpus, profile, content))
             continue
+        if options.lm_head == "fp8":
+            content, entry, heads[graph] = with_fp8_head(content, entry)
         for phase in plans.PHASES:
             profile = plans.profile(phase, options.slots, context, options.chunk)
             if phase == "prefill" and sees:
                 content, profile = read_graph(artifact, manifest, graph, SEEING), plans.seeing_profile(profile)
             if phase == "prefill":
                 content = with_activations(content, options.prefill_activations)
-            jobs.append(maker.job(graph, manifest.graphs[graph], phase, gpus, profile, content))
+            jobs.append(maker.job(graph, entry, phase, gpus, profile, content))
     versions = {"deltart": manifest.versions.get("deltart", ""), **maker.versions}
     with engine_store(artifact, maker.flavour, options.cache, log) as store:
         result = EngineManifest(
@@ -93,6 +101,7 @@ def build_engine(
             plans={job.name: store.obtain(job, log, progress) for job in jobs},
             command=command,
             versions=versions,
+            lm_head=quantized_head(artifact, manifest, heads) if heads else None,
         )
         store.commit(result)
     return result

@@ -1,0 +1,47 @@
+"""Bugs planted in the E4M3 LM head and in what makes it are caught by their tests' checks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import test_lm_head as head
+from test_planted_bugs_linear import heads, sources
+
+from support.planted import is_caught
+
+__all__ = ["sources"]  # the fixture
+
+TILE, MAKER = "../common/linear_tile.cuh", "quantize.cu"
+BUGS: dict[str, tuple[str, str, str, Callable[[Path], bool]]] = {
+    "a row's scales of another width": (
+        TILE,
+        "size_t(row) * ((K + kBlock - 1) / kBlock) + block",
+        "size_t(row) * (K / kBlock) + block",
+        heads,
+    ),
+    "scales by a lane's own columns": (MAKER, "amax = fmaxf(amax, __shfl", "amax = fmaxf(0.0f, __shfl", head.quantizes),
+    "the last scale tried": (MAKER, "if (error < least)", "if (error >= 0.0f)", head.quantizes),
+    "errors of a lane alone": (MAKER, "    error = warp_sum(error);\n", "", head.quantizes),
+    "codes of the row before": (MAKER, "(group / across) * K", "(group / across & ~1ll) * K", head.quantizes),
+    "a scale that is not what was tried": (MAKER, "to_float(from_float<bf16>(", "((", head.quantizes),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("bug", BUGS)
+def test_is_caught(sources: Path, bug: str) -> None:
+    name, right, wrong, passes = BUGS[bug]
+    assert is_caught(sources / head.FOLDER.name, name, right, wrong, passes)
+
+
+@pytest.mark.slow
+def test_an_unbroken_copy_passes(sources: Path) -> None:
+    for passes in {passes for *_, passes in BUGS.values()}:
+        assert passes(sources / head.FOLDER.name)
+
+
+def test_the_lines_to_break_are_there() -> None:
+    counts = {bug: (head.FOLDER / name).read_text().count(right) for bug, (name, right, *_) in BUGS.items()}
+    assert set(counts.values()) == {1}, counts
