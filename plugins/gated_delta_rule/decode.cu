@@ -8,11 +8,12 @@
       int value_heads, int value_dim) {                                                                          \
     begin_dependent();                                                                                           \
     SHARED_MEMORY(memory);                                                                                       \
-    const Inputs<Act> in = {qkv, a, b, {A_log, bf16_A_log}, {dt_bias, bf16_dt_bias}, S, n_tokens, n_commit,      \
-                            tokens, key_heads, value_heads, value_dim};                                          \
+    const Inputs<Act> in = {a, b, {A_log, bf16_A_log}, {dt_bias, bf16_dt_bias}, S, n_tokens, n_commit, tokens,   \
+                            key_heads, value_heads, value_dim};                                                  \
     const Head<W, Act> at(in);                                                                                   \
     Shared<Act> shared(memory, tokens, at.columns);                                                              \
-    run(in, at, shared, first_output(in, at, o), value_heads * value_dim);                                       \
+    Stored<Act> source{qkv};                                                                                     \
+    run(in, source, at, shared, first_output(in, at, o), value_heads * value_dim);                               \
   }                                                                                                              \
   EXPORT_KERNEL(gated_delta_rule_decode_##suffix##_w##W)
 

@@ -28,7 +28,7 @@ struct Token {
 
 template <class Act>
 struct Inputs {
-  const Act *qkv, *a, *b;
+  const Act *a, *b;
   Parameter A_log, dt_bias;
   float* S;
   const int *n_tokens, *n_commit;
@@ -66,16 +66,12 @@ struct Head {
 
 // One warp per token: l2norm of k and q, their product, and the gates; zeros for tokens that don't count. What
 // memory holds is read whether it counts or not, so that no load waits for n_tokens.
-template <int W, class Act>
-__device__ void stage_token(const Inputs<Act>& in, const Head<W, Act>& at, Shared<Act>& shared, int t) {
-  const Act* row = in.qkv + size_t(at.slot * in.tokens + t) * at.qkv_width;
+template <int W, class Act, class Source>
+__device__ void stage_token(const Inputs<Act>& in, const Source& qkv, const Head<W, Act>& at, Shared<Act>& shared, int t) {
   float q[kKeysPerLane] = {}, k[kKeysPerLane] = {};
   const int first = at.lane * kKeysPerLane;
   const int gate = (at.slot * in.tokens + t) * in.value_heads + at.head;
-  if (at.lane < kKeyLanes) {
-    load(row + at.key_head * kKeyDim + first, q);
-    load(row + (in.key_heads + at.key_head) * kKeyDim + first, k);
-  }
+  if (at.lane < kKeyLanes) qkv.read(in, at, shared, t, first, q, k);
   float g = log_decay(to_float(in.a[gate]), in.A_log[at.head], in.dt_bias[at.head]);
   float beta = sigmoid(to_float(in.b[gate]));
   if (t >= at.n) {
@@ -98,6 +94,12 @@ __device__ void stage_token(const Inputs<Act>& in, const Head<W, Act>& at, Share
   if (at.lane == 0) shared.token[t] = {expf(g), beta, kq, 0};
 }
 
+// The channel of the block's first column of v.
+template <int W, class Act>
+__device__ __forceinline__ int first_value(const Inputs<Act>& in, const Head<W, Act>& at) {
+  return 2 * in.key_heads * kKeyDim + at.head * in.value_dim + at.first_column;
+}
+
 // Copies rows of `width` values, `stride` apart, to shared memory in the background.
 template <class T>
 __device__ __forceinline__ void copy_rows(T* to, const T* from, int rows, int width, int stride) {
@@ -109,13 +111,25 @@ __device__ __forceinline__ void copy_rows(T* to, const T* from, int rows, int wi
   }
 }
 
-template <int W, class Act>
-__device__ void start_copies(const Inputs<Act>& in, const Head<W, Act>& at, Shared<Act>& shared) {
-  const int value = at.head * in.value_dim + at.first_column;
-  const Act* v = in.qkv + size_t(at.slot) * in.tokens * at.qkv_width + 2 * in.key_heads * kKeyDim + value;
-  copy_rows(shared.v, v, in.tokens, at.columns, at.qkv_width);
-  commit_copies();
-}
+// Where a block's q, k and v come from: memory, as they are.
+template <class Act>
+struct Stored {
+  const Act* qkv;  // [B, T, width]
+  // v of all tokens is on its way to shared memory when this returns.
+  template <int W>
+  __device__ __forceinline__ void start(const Inputs<Act>& in, const Head<W, Act>& at, Shared<Act>& shared) const {
+    const Act* from = qkv + size_t(at.slot) * in.tokens * at.qkv_width + first_value(in, at);
+    copy_rows(shared.v, from, in.tokens, at.columns, at.qkv_width);
+  }
+  // Elements of q and k from `first` on.
+  template <int W, int N>
+  __device__ __forceinline__ void read(const Inputs<Act>& in, const Head<W, Act>& at, const Shared<Act>&, int t, int first,
+                                       float (&q)[N], float (&k)[N]) const {
+    const Act* row = qkv + size_t(at.slot * in.tokens + t) * at.qkv_width;
+    load(row + at.key_head * kKeyDim + first, q);
+    load(row + (in.key_heads + at.key_head) * kKeyDim + first, k);
+  }
+};
 
 // S = decay S + k u^T
 template <int R>
@@ -152,17 +166,18 @@ __device__ __forceinline__ float step(float (&S)[kRows<W>][4], const Shared<Act>
 }
 
 // Row t of the block's o goes to o + t * stride.
-template <int W, class Act>
-__device__ __forceinline__ void run(const Inputs<Act>& in, const Head<W, Act>& at, Shared<Act>& shared, Act* o,
-                                    int stride) {
+template <int W, class Act, class Source>
+__device__ __forceinline__ void run(const Inputs<Act>& in, Source& qkv, const Head<W, Act>& at, Shared<Act>& shared,
+                                    Act* o, int stride) {
   float* tile = in.S + (size_t(at.slot * in.value_heads + at.head) * kKeyDim + at.first_row) * in.value_dim +
                 at.first_column + at.column;
   float S[kRows<W>][4];
 #pragma unroll
   for (int i = 0; i < kRows<W>; ++i) load(tile + size_t(i) * in.value_dim, S[i]);
-  start_copies(in, at, shared);
+  qkv.start(in, at, shared);
+  commit_copies();
 
-  for (int t = at.warp; t < in.tokens; t += blockDim.x / 32) stage_token(in, at, shared, t);
+  for (int t = at.warp; t < in.tokens; t += blockDim.x / 32) stage_token(in, qkv, at, shared, t);
   wait_copies<0>();
   __syncthreads();
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from deltart.plugins.causal_conv1d.reference import causal_conv1d
 from deltart.plugins.gated_rms_norm.reference import gated_rms_norm
 
 EPSILON = 1e-6
@@ -115,3 +116,32 @@ def gated_delta_norm(
     o, S = gated_delta_rule(qkv, a, b, A_log, dt_bias, S, n_tokens, n_commit, *heads)
     real = np.arange(o.shape[1])[None, :, None] < n_tokens[:, None, None]
     return gated_rms_norm(o, norm_weight, np.where(real, z, 0.0), epsilon)[0], S
+
+
+def conv_gated_delta_norm(
+    x: np.ndarray,
+    conv_weight: np.ndarray,
+    conv_state: np.ndarray,
+    conv_commit: np.ndarray,
+    a: np.ndarray,
+    b: np.ndarray,
+    A_log: np.ndarray,
+    dt_bias: np.ndarray,
+    S: np.ndarray,
+    n_tokens: np.ndarray,
+    n_commit: np.ndarray,
+    norm_weight: np.ndarray,
+    z: np.ndarray,
+    arrived: np.ndarray,
+    num_k_heads: int,
+    num_v_heads: int,
+    head_k_dim: int,
+    head_v_dim: int,
+    epsilon: float,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """causal_conv1d of x [B, T, C] after conv_state [B, 3, C], then gated_delta_norm: y, S', conv_state'; `arrived` is
+    0."""
+    qkv, conv_state = causal_conv1d(x, conv_weight, conv_state, conv_commit)
+    sizes = (num_k_heads, num_v_heads, head_k_dim, head_v_dim, epsilon)
+    y, S = gated_delta_norm(qkv, a, b, A_log, dt_bias, S, n_tokens, n_commit, norm_weight, z, *sizes)
+    return y, S, conv_state

@@ -14,7 +14,7 @@ from deltart.plugins.qk_norm_rope import cases as rotation
 from deltart.plugins.residual_rms_norm import cases as residual_norm
 
 SMALL = [case for op in (convolution, gated_norm, rotation, residual_norm) for case in op.timed(small=True)]
-SMALL += delta_rule.timed_normed(small=True)
+SMALL += delta_rule.timed_joined(small=True)
 
 
 @pytest.mark.parametrize("case", SMALL, ids=lambda case: f"{case.source.parent.name} {case.name}")

@@ -108,15 +108,15 @@ def passes(op: Path) -> bool:
     return all(check(kernels, shape, Norm("f32", 0.1), order, seed) for order in (FORWARD, REVERSE) for seed in (0, 1))
 
 
-NORM_CU, DECODE = "norm.cu", "decode.cuh"
+BEHIND, DECODE = "norm.cuh", "decode.cuh"
 BUGS = {
-    "columns of other warps read too early": (NORM_CU, "  __syncthreads();  // the", "  // the"),
-    "z over the tokens' gates": (NORM_CU, "(before.token + T)", "(before.token)"),
-    "o over z": (NORM_CU, "o = z + T * columns;", "o = z + columns;"),
-    "every token by the first one's z": (NORM_CU, "gate.z + t * in.value_dim", "gate.z"),
-    "padding's NaN": (NORM_CU, "if (t < at.n)", "if (true)"),
-    "no epsilon": (NORM_CU, "in.value_dim, norm.epsilon", "in.value_dim, 0"),
-    "half of a weight": (NORM_CU, "? 2 : 4)", "? 2 : 2)"),
+    "columns of other warps read too early": (BEHIND, "  __syncthreads();  // the", "  // the"),
+    "z over the tokens' gates": (BEHIND, "(before.token + T)", "(before.token)"),
+    "o over z": (BEHIND, "o = z + T * columns;", "o = z + columns;"),
+    "every token by the first one's z": (BEHIND, "gate.z + t * in.value_dim", "gate.z"),
+    "padding's NaN": (BEHIND, "if (t < at.n)", "if (true)"),
+    "no epsilon": (BEHIND, "in.value_dim, norm.epsilon", "in.value_dim, 0"),
+    "half of a weight": (BEHIND, "? 2 : 4)", "? 2 : 2)"),
     "copies not waited for": (DECODE, "wait_copies<0>();", ""),
     "drafts committed": (DECODE, "if (t + 1 == at.commit)", "if (t + 1 == at.n)"),
     "an idle slot's state touched": (DECODE, "min(in.n_commit[slot], n);", "max(in.n_commit[slot], 1);"),

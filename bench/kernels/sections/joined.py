@@ -12,12 +12,14 @@ from deltart.plugins.gated_delta_rule import cases as delta_rule
 PARTS = {
     "delta rule, norm B=1 T=1": (("decode", "B=1 T=1"), ("norm", "T=1")),
     "delta rule, norm B=64 T=1": (("decode", "B=64 T=1"), ("norm", "T=64")),
+    "conv, delta rule, norm B=1 T=1": (("conv", "B=1 T=1"), ("decode", "B=1 T=1"), ("norm", "T=1")),
+    "conv, delta rule, norm B=64 T=1": (("conv", "B=64 T=1"), ("decode", "B=64 T=1"), ("norm", "T=64")),
 }
 
 
 def joined(run: Run) -> Iterator[Row]:
-    """The gated delta rule with the norm behind it."""
-    for row in checked_and_timed(run, "joined", delta_rule.timed_normed(run.small)):
+    """The gated delta rule with the norm behind it, and with the convolution in front as well."""
+    for row in checked_and_timed(run, "joined", delta_rule.timed_joined(run.small)):
         parts = [part for part in PARTS.get(row.case, ()) if _time(run, *part)]
         if row.us and parts and len(parts) == len(PARTS[row.case]):
             apart = sum(_time(run, *part) for part in parts)

@@ -10,18 +10,20 @@ from typing import Any
 import numpy as np
 import onnx
 
+from deltart.plugins.causal_conv1d.op import CAUSAL_CONV1D
 from deltart.plugins.fp8_linear.inputs import Shape as LinearShape
 from deltart.plugins.fp8_linear.norm import can_join as norm_joins_linear
 from deltart.plugins.fp8_linear.op import FP8_BLOCK_LINEAR, FP8_LINEAR_NORM
 from deltart.plugins.gated_delta_rule.inputs import Shape as DeltaShape
+from deltart.plugins.gated_delta_rule.norm import TAPS
 from deltart.plugins.gated_delta_rule.norm import can_join as norm_joins_delta_rule
-from deltart.plugins.gated_delta_rule.op import GATED_DELTA_NORM, GATED_DELTA_RULE
+from deltart.plugins.gated_delta_rule.op import CONV_GATED_DELTA_NORM, GATED_DELTA_NORM, GATED_DELTA_RULE
 from deltart.plugins.gated_rms_norm.op import GATED_RMS_NORM
 from deltart.plugins.residual_rms_norm.op import RESIDUAL_RMS_NORM
 from deltart.plugins.spec import DOMAIN, OpSpec
 from deltart.runtime.backends.gpu.engine_manifest import Binding
 
-ARRIVED = "/arrived"  # the count of blocks that are done, of every launch in turn: 0 between them
+ARRIVED = "/arrived"  # counts of blocks that are done, of every launch in turn: 0 between them
 Nodes = Sequence[onnx.NodeProto]
 Border = Mapping[str, Binding]
 
@@ -30,19 +32,22 @@ Border = Mapping[str, Binding]
 class Pair:
     """Two ops as one.
 
-    `first`'s first output is the first input of `second`, and nothing else reads it; its other outputs stay. `fits`:
-    whether a node of `first` lets them, its inputs from the border, in the largest call.
+    `first`'s first output is the first input of `second`, and nothing else reads it; its other outputs stay.
+
+    Args:
+        fits: whether a node of `first` lets them, its inputs from the border, in the largest call.
+        counts: how many counts of blocks the one takes at most, of a node of `second` in the largest call; 0 for none.
     """
 
     first: OpSpec
     second: OpSpec
     one: OpSpec
     fits: Callable[[onnx.NodeProto, Border, Mapping[str, int]], bool]
-    counts: bool = False  # its blocks count themselves
+    counts: Callable[[onnx.NodeProto, Mapping[str, int]], int] = lambda node, largest: 0
 
-    def join(self, first: onnx.NodeProto, second: onnx.NodeProto) -> onnx.NodeProto:
+    def join(self, first: onnx.NodeProto, second: onnx.NodeProto, counts: int) -> onnx.NodeProto:
         """The node in place of both."""
-        inputs = [*first.input, *second.input[1:], *([ARRIVED] if self.counts else [])]
+        inputs = [*first.input, *second.input[1:], *([ARRIVED] if counts else [])]
         outputs = [*second.output, *first.output[1:]]
         attributes = _attributes(first) | _attributes(second)
         kept = {name: attributes[name] for name in self.one.attributes}
@@ -52,18 +57,20 @@ class Pair:
 def joined(nodes: Nodes, border: Border, results: Sequence[str], largest: Mapping[str, int]) -> list[onnx.NodeProto]:
     """`nodes` with every pair as one, where the largest call, of `largest` by axis, lets it and nothing else reads what
     lies between."""
-    made = list(nodes)
+    made, most = list(nodes), 0
     for pair in PAIRS:
-        made = _paired(pair, made, border, results, largest)
-    if not any(ARRIVED in node.input for node in made):
+        made, counts = _paired(pair, made, border, results, largest)
+        most = max(most, counts)
+    if not most:
         return made
-    count = onnx.numpy_helper.from_array(np.zeros(1, np.int32))
-    return [onnx.helper.make_node("Constant", [], [ARRIVED], ARRIVED, value=count), *made]
+    zeros = onnx.numpy_helper.from_array(np.zeros(most, np.int32))
+    return [onnx.helper.make_node("Constant", [], [ARRIVED], ARRIVED, value=zeros), *made]
 
 
 def _paired(
     pair: Pair, nodes: Nodes, border: Border, results: Sequence[str], largest: Mapping[str, int]
-) -> list[onnx.NodeProto]:
+) -> tuple[list[onnx.NodeProto], int]:
+    """The nodes, and the most counts that one of them takes."""
     readers = Counter(name for node in nodes for name in node.input)
     firsts = {
         node.output[0]: node
@@ -74,13 +81,15 @@ def _paired(
         and pair.fits(node, border, largest)
     }
     made: list[onnx.NodeProto] = []
+    most = 0
     for node in nodes:
         first = firsts.get(node.input[0]) if node.op_type == pair.second.name else None
         if first is not None:
             made = [other for other in made if other is not first]
-            node = pair.join(first, node)
+            counts = pair.counts(node, largest)
+            most, node = max(most, counts), pair.join(first, node, counts)
         made.append(node)
-    return made
+    return made, most
 
 
 def _attributes(node: onnx.NodeProto) -> dict[str, Any]:
@@ -97,7 +106,18 @@ def _delta_rule_fits(rule: onnx.NodeProto, border: Border, largest: Mapping[str,
     return norm_joins_delta_rule(DeltaShape(tokens=largest["T"], value_dim=_attributes(rule)["head_v_dim"]))
 
 
+def _conv_fits(conv: onnx.NodeProto, border: Border, largest: Mapping[str, int]) -> bool:
+    return int(border[conv.input[1]].axes[2]) == TAPS
+
+
 PAIRS = (
-    Pair(FP8_BLOCK_LINEAR, RESIDUAL_RMS_NORM, FP8_LINEAR_NORM, _linear_fits, counts=True),
+    Pair(FP8_BLOCK_LINEAR, RESIDUAL_RMS_NORM, FP8_LINEAR_NORM, _linear_fits, lambda node, largest: 1),
     Pair(GATED_DELTA_RULE, GATED_RMS_NORM, GATED_DELTA_NORM, _delta_rule_fits),
+    Pair(
+        CAUSAL_CONV1D,
+        GATED_DELTA_NORM,
+        CONV_GATED_DELTA_NORM,
+        _conv_fits,
+        lambda node, largest: largest["B"] * int(_attributes(node)["num_k_heads"]),
+    ),
 )
