@@ -9,7 +9,7 @@ from deltart.plugins.fp8_linear.op import (
     FP8_LINEAR_NORM,
 )
 from deltart.plugins.gated_attention.op import GATED_ATTENTION
-from deltart.plugins.gated_delta_rule.op import GATED_DELTA_RULE
+from deltart.plugins.gated_delta_rule.op import CONV_GATED_DELTA_NORM, GATED_DELTA_NORM, GATED_DELTA_RULE
 from deltart.plugins.gated_rms_norm.op import GATED_RMS_NORM
 from deltart.plugins.int4_linear.op import (
     INT4_ATTENTION_PROJECTIONS,
@@ -57,8 +57,10 @@ OPS: tuple[OpSpec, ...] = (*MODEL_OPS, *FUSED_OPS)
 # What the native lowering puts in place of the standard nodes that are left, which TensorRT compiles itself.
 NATIVE_OPS: tuple[OpSpec, ...] = (
     CONCAT_ROWS,
+    CONV_GATED_DELTA_NORM,
     FP8_LINEAR_NORM,
     FP8_LM_HEAD,
+    GATED_DELTA_NORM,
     EMBEDDING,
     LINEAR,
     LINEAR_GATE_UP,

@@ -3,11 +3,10 @@
 // A thread owns kLane neighbouring channels (16 bytes) of one slot and slides over `run` tokens with the window
 // in registers. Grid (ceil(channels / (kLane * block)), ceil(tokens / run), slots).
 // The thread of a slot's first run is the only reader of the old state, and the only writer of the new one.
-#include "../common/vector.cuh"
+#include "taps.cuh"
 
 namespace {
 
-constexpr int kTaps = 4;
 template <class Act>
 constexpr int kLane = 16 / sizeof(Act);
 
@@ -32,18 +31,9 @@ struct Window {
   }
   __device__ __forceinline__ void convolve(const float (&x)[N], float (&y)[N]) const {
 #pragma unroll
-    for (int c = 0; c < N; ++c) {
-      const float sum = weight[c][0] * at[0][c] + weight[c][1] * at[1][c] + weight[c][2] * at[2][c] + weight[c][3] * x[c];
-      y[c] = sum * sigmoid(sum);
-    }
+    for (int c = 0; c < N; ++c) y[c] = convolved(weight[c], at[0][c], at[1][c], at[2][c], x[c]);
   }
 };
-
-// Row t of concat(state, x): t = -3, -2, -1 are the state's.
-template <class Act, int N>
-__device__ __forceinline__ void load_row(const Act* state, const Act* x, int t, int channels, float (&to)[N]) {
-  load(t < 0 ? state + size_t(t + 3) * channels : x + size_t(t) * channels, to);
-}
 
 template <class Act>
 __device__ void run(const Conv<Act>& in) {
@@ -61,13 +51,7 @@ __device__ void run(const Conv<Act>& in) {
 #pragma unroll
   for (int i = 0; i < 3; ++i) load_row(state, x, first - 3 + i, in.channels, window.at[i]);
 
-  if (blockIdx.y == 0 && commit) {
-    float last[3][N];
-#pragma unroll
-    for (int i = 0; i < 3; ++i) load_row(state, x, commit - 3 + i, in.channels, last[i]);
-#pragma unroll
-    for (int i = 0; i < 3; ++i) store(state + size_t(i) * in.channels, last[i]);
-  }
+  if (blockIdx.y == 0 && commit) roll<N>(state, x, commit, in.channels);
   for (int t = first; t < min(first + in.run, in.tokens); ++t) {
     float now[N], out[N];
     load(x + size_t(t) * in.channels, now);

@@ -1,6 +1,10 @@
 """Contract of the gated delta rule (Yang et al., "Gated Delta Networks", 2024), gates and normalisation included."""
 
-from deltart.plugins.gated_delta_rule.reference import gated_delta_rule
+from deltart.plugins.gated_delta_rule.reference import (
+    conv_gated_delta_norm,
+    gated_delta_norm,
+    gated_delta_rule,
+)
 from deltart.plugins.spec import ACT, F32, I32, STORED, OpSpec, TensorSpec
 
 GATED_DELTA_RULE = OpSpec(
@@ -22,4 +26,33 @@ GATED_DELTA_RULE = OpSpec(
     ),
     attributes={"num_k_heads": int, "num_v_heads": int, "head_k_dim": int, "head_v_dim": int},
     reference=gated_delta_rule,
+)
+
+GATED_DELTA_NORM = OpSpec(
+    name="GatedDeltaNorm",
+    doc="GatedDeltaRule with T <= 8 and GatedRMSNorm of its o; y is zero at and beyond n_tokens.",
+    inputs=(
+        *GATED_DELTA_RULE.inputs,
+        TensorSpec("norm_weight", STORED, ("head_v_dim",)),
+        TensorSpec("z", ACT, ("B", "T", "N")),
+    ),
+    outputs=(TensorSpec("y", ACT, ("B", "T", "num_v_heads*head_v_dim")), GATED_DELTA_RULE.outputs[1]),
+    attributes={**GATED_DELTA_RULE.attributes, "epsilon": float},
+    reference=gated_delta_norm,
+)
+
+CONV_GATED_DELTA_NORM = OpSpec(
+    name="ConvGatedDeltaNorm",
+    doc="CausalConv1d and GatedDeltaNorm of its y.",
+    inputs=(
+        TensorSpec("x", ACT, ("B", "T", "C")),
+        TensorSpec("conv_weight", STORED, ("C", "1", "W")),
+        TensorSpec("conv_state", ACT, ("B", "W-1", "C")),
+        TensorSpec("conv_commit", I32, ("B",)),
+        *GATED_DELTA_NORM.inputs[1:],
+        TensorSpec("arrived", I32, ("B*num_k_heads or more",)),  # 0 before and after
+    ),
+    outputs=(*GATED_DELTA_NORM.outputs, TensorSpec("conv_state", ACT, ("B", "W-1", "C"), alias="conv_state")),
+    attributes=GATED_DELTA_NORM.attributes,
+    reference=conv_gated_delta_norm,
 )

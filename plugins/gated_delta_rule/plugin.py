@@ -1,4 +1,4 @@
-"""Which kernels serve a TensorRT call of the gated delta rule: decode up to 8 tokens, chunked prefill beyond."""
+"""Which kernels serve a call of the gated delta rule: decode up to 8 tokens, chunked prefill beyond."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from pathlib import Path
 
 from deltart.plugins.gated_delta_rule.inputs import Shape
 from deltart.plugins.gated_delta_rule.launch import CHUNKS, DECODE_TOKENS, chunking, decode, prefill
+from deltart.plugins.gated_delta_rule.norm import TAPS, Norm, conv_decode_norm, decode_norm
 from deltart.plugins.kernel_call import Call, Kernel
 from deltart.plugins.launch import Launch, require
 
@@ -13,13 +14,13 @@ KEY_DIM = 128  # of the kernels as they are compiled for GPUs
 ANY_SHARED = 1 << 30  # bytes: leaves the choice of chunk open, for a bound that holds on every GPU
 
 
-def _shape(call: Call) -> Shape:
+def _shape(call: Call, qkv: str = "qkv") -> Shape:
     sizes, dtypes = call.sizes, call.dtypes
     require(sizes["head_k_dim"] == KEY_DIM, f"key heads of {sizes['head_k_dim']}", f"{KEY_DIM}")
     return Shape(
         slots=sizes["B"], tokens=sizes["T"], key_heads=sizes["num_k_heads"], value_heads=sizes["num_v_heads"],
         key_dim=sizes["head_k_dim"], value_dim=sizes["head_v_dim"],
-        dtype=dtypes["qkv"], A_log_dtype=dtypes["A_log"], dt_bias_dtype=dtypes["dt_bias"],
+        dtype=dtypes[qkv], A_log_dtype=dtypes["A_log"], dt_bias_dtype=dtypes["dt_bias"],
     )  # fmt: skip
 
 
@@ -39,6 +40,22 @@ def launches(call: Call) -> tuple[str, list[Launch]]:
     return "prefill.cu", prefill(chunking(shape, call.shared_limit), call.at)
 
 
+def normed(call: Call) -> tuple[str, list[Launch]]:
+    """The source and launch of one call with the norm behind it."""
+    norm = Norm(call.dtypes["norm_weight"], call.sizes["epsilon"])
+    return "norm.cu", [decode_norm(_shape(call), norm, call.at)]
+
+
+def convolved(call: Call) -> tuple[str, list[Launch]]:
+    """The source and launch of one call with its norm, and the convolution in front."""
+    require(call.sizes["W"] == TAPS, f"a convolution of {call.sizes['W']} taps", f"{TAPS}")
+    norm = Norm(call.dtypes["norm_weight"], call.sizes["epsilon"])
+    return "conv.cu", [conv_decode_norm(_shape(call, "x"), norm, call.dtypes["conv_weight"], call.at)]
+
+
+FOLDER = Path(__file__).resolve().parent
 KERNELS = {
-    "GatedDeltaRule": Kernel(Path(__file__).resolve().parent, ("decode.cu", "prefill.cu"), workspace_bytes, launches)
+    "GatedDeltaRule": Kernel(FOLDER, ("decode.cu", "prefill.cu"), workspace_bytes, launches),
+    "GatedDeltaNorm": Kernel(FOLDER, ("norm.cu",), lambda call: 0, normed),
+    "ConvGatedDeltaNorm": Kernel(FOLDER, ("conv.cu",), lambda call: 0, convolved),
 }

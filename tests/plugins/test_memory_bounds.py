@@ -11,11 +11,13 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import test_causal_conv1d as conv
+import test_conv_delta_norm as fused
 
 from deltart.plugins.causal_conv1d import inputs as conv_inputs
 from deltart.plugins.causal_conv1d import launch as conv_launch
 from deltart.plugins.gated_delta_rule import inputs, launch
 from deltart.plugins.gated_delta_rule.inputs import Shape
+from deltart.plugins.gated_delta_rule.norm import Norm, conv_decode_norm, decode_norm
 from support import gdr_on_shim as shim
 
 ALIGNMENT = 16
@@ -42,6 +44,15 @@ def decode(place: Place) -> None:
         shape = Shape(slots=3, tokens=tokens, key_heads=1, value_heads=3)
         given = inputs.make(shape, 0, 0.5, np.array([tokens, 0, 1]), np.array([tokens // 2, 0, 1]))
         shim.module("decode").run([launch.decode(shape, place(given | inputs.outputs(shape)))])
+
+
+def decode_joined(place: Place) -> None:
+    """With the norm behind it, and with the convolution in front as well."""
+    for tokens in (1, 5):
+        shape = Shape(slots=3, tokens=tokens, key_heads=1, value_heads=3)
+        arrays = fused.made(shape, Norm()) | {"qkv": inputs.make(shape, 0)["qkv"]}
+        shim.module("norm").run([decode_norm(shape, Norm(), place(arrays))])
+        shim.module("conv").run([conv_decode_norm(shape, Norm(), "bf16", place(arrays))])
 
 
 def prefill(place: Place) -> None:
@@ -84,7 +95,7 @@ def exit_code(run: Callable[[Place], None], behind: bool) -> int | None:
 
 
 @pytest.mark.parametrize("behind", [False, True])
-@pytest.mark.parametrize("run", [decode, prefill, convolve])
+@pytest.mark.parametrize("run", [decode, decode_joined, prefill, convolve])
 def test_stays_inside(run: Callable[[Place], None], behind: bool) -> None:
     assert exit_code(run, behind) == 0
 

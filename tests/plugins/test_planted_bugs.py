@@ -57,10 +57,10 @@ class Bug:
     passes: Callable[[Path], bool]
 
 
-DECODE, CHUNK, SCAN = (f"gated_delta_rule/{name}" for name in ("decode.cu", "prefill_chunk.cuh", "prefill_scan.cuh"))
-CONV = "causal_conv1d/kernel.cu"
+DECODE, CHUNK, SCAN = (f"gated_delta_rule/{name}" for name in ("decode.cuh", "prefill_chunk.cuh", "prefill_scan.cuh"))
+CONV, TAPS = "causal_conv1d/kernel.cu", "causal_conv1d/taps.cuh"
 BUGS = {
-    "decode without its barrier": Bug(DECODE, "  __syncthreads();\n\n  const", "  const", decodes),
+    "decode without its barrier": Bug(DECODE, "  __syncthreads();\n\n  o +=", "  o +=", decodes),
     "decode without waiting for copies": Bug(DECODE, "wait_copies<0>();", "", decodes),
     "padded tokens counted": Bug(DECODE, "n = min(in.n_tokens[slot], in.tokens);", "n = in.tokens;", decodes),
     "output of the wrong column": Bug(DECODE, "lane / 4 % 4;\n  for", "lane / 8 % 4;\n  for", decodes),
@@ -72,7 +72,7 @@ BUGS = {
     "merge without its barrier": Bug(CHUNK, "        __syncthreads();\n      }", "      }", prefills),
     "keys overwritten too early": Bug(CHUNK, "__syncthreads();  // the keys", "// the keys", prefills),
     "decay of the wrong token": Bug(CHUNK, "g[row].over(g[j])", "g[row].over(g[min(j + 1, C - 1)])", prefills),
-    "state one input late": Bug(CONV, "commit - 3 + i", "commit - 2 + i", convolves),
+    "state one input late": Bug(TAPS, "commit - 3 + i", "commit - 2 + i", convolves),
     "conv keeps drafts": Bug(CONV, "min(in.n_commit[slot], in.tokens)", "in.tokens", convolution_speculates),
 }
 

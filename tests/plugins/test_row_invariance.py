@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import test_causal_conv1d as conv
+import test_conv_delta_norm as fused
 import test_fp8_linear as linear
 import test_gated_attention as attention
 import test_int4_linear_kernels as int4
@@ -221,6 +222,21 @@ def test_delta_rule(dtype: str, tokens: int) -> None:
         part = given | {name: np.array(given[name][rows]) for name in names}
         o = shim.decode(shim.module("decode"), replace(shape, slots=len(part["S"])), part)
         return {"o": o, "S": part["S"]}
+
+    rows_alone(call, (1, 2, 5, 6), 6)
+
+
+@TYPES
+@pytest.mark.parametrize("tokens", [1, 4])
+def test_delta_rule_with_its_neighbours(dtype: str, tokens: int) -> None:
+    shape, norm = shim.inputs.Shape(6, tokens, 2, 6, value_dim=32, dtype=dtype), fused.Norm()
+    given = fused.made(shape, norm)
+
+    def call(rows: slice) -> Arrays:
+        shared = ("A_log", "dt_bias", "norm_weight", "conv_weight", "arrived")
+        part = {name: array.copy() if name in shared else np.array(array[rows]) for name, array in given.items()}
+        fused.run(shim.module("conv"), replace(shape, slots=len(part["S"])), norm, part)
+        return {name: part[name] for name in ("y", "S", "conv_state")}
 
     rows_alone(call, (1, 2, 5, 6), 6)
 

@@ -3,58 +3,121 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx
 
-from deltart.plugins.fp8_linear.inputs import Shape
-from deltart.plugins.fp8_linear.norm import can_join
+from deltart.plugins.causal_conv1d.op import CAUSAL_CONV1D
+from deltart.plugins.fp8_linear.inputs import Shape as LinearShape
+from deltart.plugins.fp8_linear.norm import can_join as norm_joins_linear
 from deltart.plugins.fp8_linear.op import FP8_BLOCK_LINEAR, FP8_LINEAR_NORM
+from deltart.plugins.gated_delta_rule.inputs import Shape as DeltaShape
+from deltart.plugins.gated_delta_rule.norm import TAPS
+from deltart.plugins.gated_delta_rule.norm import can_join as norm_joins_delta_rule
+from deltart.plugins.gated_delta_rule.op import CONV_GATED_DELTA_NORM, GATED_DELTA_NORM, GATED_DELTA_RULE
+from deltart.plugins.gated_rms_norm.op import GATED_RMS_NORM
 from deltart.plugins.residual_rms_norm.op import RESIDUAL_RMS_NORM
-from deltart.plugins.spec import DOMAIN
+from deltart.plugins.spec import DOMAIN, OpSpec
 from deltart.runtime.backends.gpu.engine_manifest import Binding
 
-ARRIVED = "/arrived"  # the count of blocks that are done, of every launch in turn: 0 between them
+ARRIVED = "/arrived"  # counts of blocks that are done, of every launch in turn: 0 between them
+Nodes = Sequence[onnx.NodeProto]
+Border = Mapping[str, Binding]
 
 
-def joined(
-    nodes: Sequence[onnx.NodeProto], border: Mapping[str, Binding], results: Sequence[str], rows: int
-) -> list[onnx.NodeProto]:
-    """`nodes`, each block-FP8 linear with the residual norm behind it as one, where the largest call of `rows` tokens
-    lets them and nothing else reads the linear's result."""
+@dataclass(frozen=True)
+class Pair:
+    """Two ops as one.
+
+    `first`'s first output is the first input of `second`, and nothing else reads it; its other outputs stay.
+
+    Args:
+        fits: whether a node of `first` lets them, its inputs from the border, in the largest call.
+        counts: how many counts of blocks the one takes at most, of a node of `second` in the largest call; 0 for none.
+    """
+
+    first: OpSpec
+    second: OpSpec
+    one: OpSpec
+    fits: Callable[[onnx.NodeProto, Border, Mapping[str, int]], bool]
+    counts: Callable[[onnx.NodeProto, Mapping[str, int]], int] = lambda node, largest: 0
+
+    def join(self, first: onnx.NodeProto, second: onnx.NodeProto, counts: int) -> onnx.NodeProto:
+        """The node in place of both."""
+        inputs = [*first.input, *second.input[1:], *([ARRIVED] if counts else [])]
+        outputs = [*second.output, *first.output[1:]]
+        attributes = _attributes(first) | _attributes(second)
+        kept = {name: attributes[name] for name in self.one.attributes}
+        return onnx.helper.make_node(self.one.name, inputs, outputs, first.name, domain=DOMAIN, **kept)
+
+
+def joined(nodes: Nodes, border: Border, results: Sequence[str], largest: Mapping[str, int]) -> list[onnx.NodeProto]:
+    """`nodes` with every pair as one, where the largest call, of `largest` by axis, lets it and nothing else reads what
+    lies between."""
+    made, most = list(nodes), 0
+    for pair in PAIRS:
+        made, counts = _paired(pair, made, border, results, largest)
+        most = max(most, counts)
+    if not most:
+        return made
+    zeros = onnx.numpy_helper.from_array(np.zeros(most, np.int32))
+    return [onnx.helper.make_node("Constant", [], [ARRIVED], ARRIVED, value=zeros), *made]
+
+
+def _paired(
+    pair: Pair, nodes: Nodes, border: Border, results: Sequence[str], largest: Mapping[str, int]
+) -> tuple[list[onnx.NodeProto], int]:
+    """The nodes, and the most counts that one of them takes."""
     readers = Counter(name for node in nodes for name in node.input)
-    linears = {
+    firsts = {
         node.output[0]: node
         for node in nodes
-        if node.op_type == FP8_BLOCK_LINEAR.name and _is_small(node, border, rows) and not _quantizes(node)
+        if node.op_type == pair.first.name
+        and readers[node.output[0]] == 1
+        and node.output[0] not in results
+        and pair.fits(node, border, largest)
     }
     made: list[onnx.NodeProto] = []
+    most = 0
     for node in nodes:
-        linear = linears.get(node.input[0]) if node.op_type == RESIDUAL_RMS_NORM.name else None
-        if linear is None or readers[linear.output[0]] > 1 or linear.output[0] in results:
-            made.append(node)
-            continue
-        made = [other for other in made if other is not linear]
-        made.append(_as_one(linear, node))
-    if len(made) == len(nodes):
-        return made
-    count = onnx.numpy_helper.from_array(np.zeros(1, np.int32))
-    return [onnx.helper.make_node("Constant", [], [ARRIVED], ARRIVED, value=count), *made]
+        first = firsts.get(node.input[0]) if node.op_type == pair.second.name else None
+        if first is not None:
+            made = [other for other in made if other is not first]
+            counts = pair.counts(node, largest)
+            most, node = max(most, counts), pair.join(first, node, counts)
+        made.append(node)
+    return made, most
 
 
-def _is_small(linear: onnx.NodeProto, border: Mapping[str, Binding], rows: int) -> bool:
+def _attributes(node: onnx.NodeProto) -> dict[str, Any]:
+    return {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in node.attribute}
+
+
+def _linear_fits(linear: onnx.NodeProto, border: Border, largest: Mapping[str, int]) -> bool:
     n, k = border[linear.input[1]].axes
-    return can_join(Shape(1, rows, int(n), int(k)))
+    shape = LinearShape(1, largest["B"] * largest["T"], int(n), int(k))
+    return norm_joins_linear(shape) and not _attributes(linear).get("quantize_activations")
 
 
-def _quantizes(linear: onnx.NodeProto) -> bool:
-    return any(a.name == "quantize_activations" and a.i for a in linear.attribute)
+def _delta_rule_fits(rule: onnx.NodeProto, border: Border, largest: Mapping[str, int]) -> bool:
+    return norm_joins_delta_rule(DeltaShape(tokens=largest["T"], value_dim=_attributes(rule)["head_v_dim"]))
 
 
-def _as_one(linear: onnx.NodeProto, norm: onnx.NodeProto) -> onnx.NodeProto:
-    _, h, weight = norm.input
-    inputs = [*linear.input, h, weight, ARRIVED]
-    one = onnx.helper.make_node(FP8_LINEAR_NORM.name, inputs, list(norm.output), linear.name, domain=DOMAIN)
-    one.attribute.extend(norm.attribute)
-    return one
+def _conv_fits(conv: onnx.NodeProto, border: Border, largest: Mapping[str, int]) -> bool:
+    return int(border[conv.input[1]].axes[2]) == TAPS
+
+
+PAIRS = (
+    Pair(FP8_BLOCK_LINEAR, RESIDUAL_RMS_NORM, FP8_LINEAR_NORM, _linear_fits, lambda node, largest: 1),
+    Pair(GATED_DELTA_RULE, GATED_RMS_NORM, GATED_DELTA_NORM, _delta_rule_fits),
+    Pair(
+        CAUSAL_CONV1D,
+        GATED_DELTA_NORM,
+        CONV_GATED_DELTA_NORM,
+        _conv_fits,
+        lambda node, largest: largest["B"] * int(_attributes(node)["num_k_heads"]),
+    ),
+)

@@ -140,6 +140,46 @@ def test_a_norm_joins_the_linear_before_it_in_small_calls(
     assert all(not constant.array().any() for constant in made.constants.values())
 
 
+def delta_rule(read_again: bool = False) -> onnx.ModelProto:
+    """Convolution, gated delta rule and norm of a layer with two key heads; `read_again`: o is a result too."""
+    heads = {"num_k_heads": 2, "num_v_heads": 4, "head_k_dim": 128, "head_v_dim": 64}
+    tail = ["a", "b", "A_log", "dt_bias", "S", "n_tokens", "n_commit"]
+    nodes = [
+        op("CausalConv1d", ["x", "taps", "state", "n_commit"], ["qkv", "state_out"]),
+        op("GatedDeltaRule", ["qkv", *tail], ["o", "S_out"], **heads),
+        op("GatedRMSNorm", ["o", "weight", "z"], ["y"], epsilon=1e-6),
+    ]
+    state, matrix = (BF16, ["B", 3, 768]), (FLOAT, ["B", 4, 128, 64])
+    given = {"x": (BF16, ["B", "T", 768]), "taps": (BF16, [768, 1, 4]), "state": state, "z": (BF16, ["B", "T", 256])}
+    given |= {name: (BF16, ["B", "T", 4]) for name in ("a", "b")} | {"weight": (BF16, [64]), "S": matrix}
+    given |= {name: (BF16, [4]) for name in ("A_log", "dt_bias")}
+    given |= {name: (TensorProto.INT32, ["B"]) for name in ("n_tokens", "n_commit")}
+    made = {"y": (BF16, ["B", "T", 256]), "S_out": matrix, "state_out": state}
+    made |= {"o": (BF16, ["B", "T", 256])} if read_again else {}
+    values = [[make_tensor_value_info(name, *kind) for name, kind in side.items()] for side in (given, made)]
+    return make_model(make_graph(nodes, "g", *values))
+
+
+@pytest.mark.parametrize(
+    ("phase", "slots", "read_again", "expected"),
+    [
+        ("decode", 3, False, ["ConvGatedDeltaNorm"]),
+        ("speculate", 2, False, ["ConvGatedDeltaNorm"]),
+        ("prefill", 1, False, ["CausalConv1d", "GatedDeltaRule", "GatedRMSNorm"]),
+        ("decode", 1, True, ["CausalConv1d", "GatedDeltaRule", "GatedRMSNorm"]),
+    ],
+)
+def test_a_delta_rule_and_its_neighbours_join_in_small_calls(
+    phase: str, slots: int, read_again: bool, expected: list[str]
+) -> None:
+    made = compile_plan(delta_rule(read_again).SerializeToString(), profile(phase, slots, 256, 128)).plan
+    assert [step.op for step in made.steps] == expected
+    for step in made.steps[:1] if expected[0].startswith("ConvGated") else ():
+        assert step.outputs == ["y", "S_out", "state_out"] and made.launches == 1
+        (counts,) = made.constants.values()
+        assert counts.array().tolist() == [0] * (2 * slots)
+
+
 @pytest.mark.parametrize("array", [np.arange(6, dtype=np.int32).reshape(2, 3), np.float32(0.25), np.zeros((0, 4))])
 def test_constants_keep_their_values(array: np.ndarray) -> None:
     dtype = "i32" if array.dtype == np.int32 else "f32"
