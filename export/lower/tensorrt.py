@@ -13,6 +13,7 @@ import onnx
 
 from deltart.errors import BuildError
 from deltart.export.check import check_inlined
+from deltart.export.compressed_tensors import CONVERT_BLOCK
 from deltart.export.lower.fuse import LINEAR_EQUATION, fuse
 from deltart.export.trace import FUNCTION_DOMAIN
 from deltart.plugins.spec import DOMAIN
@@ -45,7 +46,17 @@ def lower(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _check_storage(nodes: list[onnx.NodeProto], weights: Sequence[onnx.TensorProto]) -> None:
-    """Raises BuildError for float16 weights of plugins: TensorRT would abort where no plugin takes their type."""
+    """Raises BuildError for float16 weights of plugins: TensorRT would abort where no plugin takes their type; and for
+    FP8 weights that no plugin reads."""
+    narrow = {weight.name for weight in weights if weight.data_type == onnx.TensorProto.FLOAT8E4M3FN}
+    bare = sorted({name for node in nodes if node.domain != DOMAIN for name in node.input} & narrow)
+    if bare:
+        more = f" and {counted(len(bare) - 1, 'more tensor')}" if len(bare) > 1 else ""
+        raise BuildError(
+            f"'{bare[0]}'{more} in FP8 with a scale per row, which no kernel for GPUs reads",
+            "a scale per 128 x 128 values",
+            f"{CONVERT_BLOCK}; ONNX Runtime runs it as it is",
+        )
     half = {weight.name for weight in weights if weight.data_type == onnx.TensorProto.FLOAT16}
     read = sorted({name for node in nodes if node.domain == DOMAIN for name in node.input} & half)
     if read:

@@ -99,7 +99,7 @@ def tensor_plans(spec: ModelSpec, dtype: str = "BF16", scale_dtype: str = "BF16"
     for graph in graphs_of(spec, torch.float32, mtp=True, vision=True):
         for block in graph.blocks:
             with torch.device("meta"):
-                module = block.make(Linears(spec.fp8, spec.int4, block.prefixes.get("", "")))
+                module = block.make(Linears(spec.fp8, spec.compressed, block.prefixes.get("", "")))
             for parameter, value in module.named_parameters():
                 stored = E4M3.stored if value.dtype == torch.float8_e4m3fn else dtype
                 for name, kind, shape in _members(module, parameter, tuple(value.shape), stored):
