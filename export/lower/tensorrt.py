@@ -16,7 +16,8 @@ from deltart.export.check import check_inlined
 from deltart.export.compressed_tensors import CONVERT_BLOCK
 from deltart.export.lower.fuse import LINEAR_EQUATION, fuse
 from deltart.export.trace import FUNCTION_DOMAIN
-from deltart.plugins.spec import DOMAIN
+from deltart.plugins.registry import OPS
+from deltart.plugins.spec import DOMAIN, SCALE
 from deltart.plurals import counted
 
 TARGET = "tensorrt"
@@ -46,8 +47,8 @@ def lower(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _check_storage(nodes: list[onnx.NodeProto], weights: Sequence[onnx.TensorProto]) -> None:
-    """Raises BuildError for float16 weights of plugins: TensorRT would abort where no plugin takes their type; and for
-    FP8 weights that no plugin reads."""
+    """Raises BuildError for float16 weights of plugins that don't take them, where TensorRT would abort, and for FP8
+    weights that no plugin reads."""
     narrow = {weight.name for weight in weights if weight.data_type == onnx.TensorProto.FLOAT8E4M3FN}
     bare = sorted({name for node in nodes if node.domain != DOMAIN for name in node.input} & narrow)
     if bare:
@@ -58,7 +59,16 @@ def _check_storage(nodes: list[onnx.NodeProto], weights: Sequence[onnx.TensorPro
             f"{CONVERT_BLOCK}; ONNX Runtime runs it as it is",
         )
     half = {weight.name for weight in weights if weight.data_type == onnx.TensorProto.FLOAT16}
-    read = sorted({name for node in nodes if node.domain == DOMAIN for name in node.input} & half)
+    taken = {spec.name: [tensor.dtype == SCALE for tensor in spec.inputs] for spec in OPS}
+    read = sorted(
+        {
+            name
+            for node in nodes
+            if node.domain == DOMAIN
+            for name, takes in zip(node.input, taken[node.op_type], strict=True)
+            if name in half and not takes
+        }
+    )
     if read:
         more = f" and {counted(len(read) - 1, 'more tensor')}" if len(read) > 1 else ""
         raise BuildError(

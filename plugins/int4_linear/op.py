@@ -12,13 +12,13 @@ from deltart.plugins.int4_linear.reference import (
     int4_group_linear,
     int4_lm_head,
 )
-from deltart.plugins.spec import ACT, F32, STORED, U8, OpSpec, TensorSpec
+from deltart.plugins.spec import ACT, F32, SCALE, STORED, U8, OpSpec, TensorSpec
 
 
 def _weight(name: str, n: str) -> tuple[TensorSpec, TensorSpec]:
     return (
         TensorSpec(f"{name}_groups", U8, (n, "groups", "group_bytes")),
-        TensorSpec(f"{name}_scale", STORED, (n, "groups")),
+        TensorSpec(f"{name}_scale", SCALE, (n, "groups")),
     )
 
 
