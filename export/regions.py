@@ -23,7 +23,7 @@ PARTS = ("down_proj", "gate_proj", "up_proj")  # of an expert, as they lie
 KINDS = ("weight", "weight_scale_inv")
 PACKED, PACKED_SCALE, PACKED_SHAPE = "weight_packed", "weight_scale", "weight_shape"  # of compressed-tensors
 GROUPS = "weight_groups"  # the region of a packed weight
-NAME = re.compile(rf"(.+\.experts)\.(\d+)\.({'|'.join(PARTS)})\.({'|'.join(KINDS)})")
+NAME = re.compile(rf"(.+\.experts)\.(\d+)\.({'|'.join(PARTS)})\.({'|'.join((*KINDS, PACKED_SCALE))})")
 
 Expert = dict[str, TensorInfo]  # by name from the expert on: "down_proj.weight"
 
@@ -59,12 +59,14 @@ def packed_regions(tensors: Mapping[str, TensorInfo]) -> Iterator[Region]:
 
 
 def expert_regions(tensors: Iterable[TensorInfo]) -> Iterator[Region]:
-    """Runs of whole experts, as many as there are gaps: `<experts>.runs.<n>.weight` and `.weight_scale_inv`."""
+    """Runs of whole experts, as many as there are gaps: `<experts>.runs.<n>.weight` and `.weight_scale_inv`, whichever
+    of the two names the scales have."""
     layers: dict[str, dict[int, Expert]] = {}
     for tensor in tensors:
         found = NAME.fullmatch(tensor.name)
         if found:
-            experts, number, part, kind = found.groups()
+            experts, number, part, leaf = found.groups()
+            kind = KINDS[1] if leaf == PACKED_SCALE else leaf
             layers.setdefault(experts, {}).setdefault(int(number), {})[f"{part}.{kind}"] = tensor
     for experts, members in layers.items():
         for number, run in enumerate(_runs(members)):

@@ -13,8 +13,9 @@ from deltart.export.compressed_tensors import CompressedSpec, Int4Scheme, Scheme
 from deltart.export.formats.bf16 import Linear
 from deltart.export.formats.experts import Fp8Experts, FusedExperts, as_written, stored_runs
 from deltart.export.formats.fp8_block import FUSED_EXPERTS, Fp8BlockLinear
-from deltart.export.formats.fp8_compressed import fp8_linear, stored_fp8
+from deltart.export.formats.fp8_compressed import are_compressed, fp8_linear, stored_fp8
 from deltart.export.formats.int4_group import Int4GroupLinear, stored_group_size
+from deltart.export.regions import PACKED_SCALE
 from deltart.export.spec import Fp8Spec, MoeSpec
 
 
@@ -50,6 +51,10 @@ class Linears:
 
         Raises CheckpointError where they lie in a way that can't be bound.
         """
+        if self.compressed and self.checkpoint:
+            module = self._stored_name(self.prefix + name)
+            if are_compressed(self.checkpoint, module, self.compressed):
+                return Fp8Experts(stored_runs(self.checkpoint, module, moe, hidden, PACKED_SCALE), moe, hidden)
         if not self._is_quantized(name):
             return FusedExperts(moe, hidden)
         if self.checkpoint is None:

@@ -88,8 +88,10 @@ def as_written(count: int) -> tuple[int, ...]:
     return tuple(sorted(range(count), key=str))
 
 
-def stored_runs(checkpoint: Checkpoint, experts: str, moe: MoeSpec, hidden: int) -> list[tuple[int, ...]]:
-    """The runs of the module `experts`: which experts, in the order of their slots.
+def stored_runs(
+    checkpoint: Checkpoint, experts: str, moe: MoeSpec, hidden: int, scale: str = KINDS[1]
+) -> list[tuple[int, ...]]:
+    """The runs of the module `experts`: which experts, in the order of their slots. `scale` is what scales are called.
 
     Raises:
         CheckpointError: an expert is missing, in pieces, misshapen or not in the config, or there are too many runs.
@@ -101,7 +103,8 @@ def stored_runs(checkpoint: Checkpoint, experts: str, moe: MoeSpec, hidden: int)
     found = sorted(number for run in runs for number in run)
     if found != every:
         odd = min(set(found) ^ set(every))
-        raise CheckpointError(*_why_not(checkpoint, f"{experts}.{odd}", odd in found, moe.num_experts))
+        kinds = (KINDS[0], scale)
+        raise CheckpointError(*_why_not(checkpoint, f"{experts}.{odd}", odd in found, moe.num_experts, kinds))
     if len(runs) > MAX_RUNS:
         where = " ".join(str(run[0]) for run in runs)
         raise CheckpointError(
@@ -109,15 +112,17 @@ def stored_runs(checkpoint: Checkpoint, experts: str, moe: MoeSpec, hidden: int)
             f"at most {MAX_RUNS}",
             "write the layer into one file with safetensors",
         )
-    for run in runs:
-        _check_shapes(checkpoint, experts, ExpertRun(run, moe, hidden))
+    for number, run in enumerate(runs):
+        _check_shapes(checkpoint, f"{experts}.runs.{number}", ExpertRun(run, moe, hidden))
     return runs
 
 
-def _why_not(checkpoint: Checkpoint, expert: str, found: bool, count: int) -> tuple[str, str, str]:
+def _why_not(
+    checkpoint: Checkpoint, expert: str, found: bool, count: int, kinds: tuple[str, str]
+) -> tuple[str, str, str]:
     if found:
         return f"the checkpoint holds '{expert}'", f"experts 0 to {count - 1}", "correct num_experts in config.json"
-    names = [f"{expert}.{part}.{kind}" for kind in KINDS for part in PARTS]
+    names = [f"{expert}.{part}.{kind}" for kind in kinds for part in PARTS]
     missing = [name for name in names if name not in checkpoint]
     if missing:
         return (
@@ -133,13 +138,14 @@ def _why_not(checkpoint: Checkpoint, expert: str, found: bool, count: int) -> tu
     )
 
 
-def _check_shapes(checkpoint: Checkpoint, experts: str, run: ExpertRun) -> None:
+def _check_shapes(checkpoint: Checkpoint, place: str, run: ExpertRun) -> None:
     for kind in KINDS:
-        for name, shape in run.members(kind):
-            found = checkpoint[f"{experts}.{name}"].shape
+        region = checkpoint.regions[f"{place}.{kind}"]
+        for name, (_, shape) in zip(region.members, run.members(kind), strict=True):
+            found = checkpoint[name].shape
             if found != shape:
                 raise CheckpointError(
-                    f"tensor '{experts}.{name}' has shape {list(found)}",
+                    f"tensor '{name}' has shape {list(found)}",
                     f"{list(shape)}, as config.json implies",
                     "config.json and weights are of different models",
                 )
