@@ -9,6 +9,7 @@ from typing import Any
 from deltart.errors import BuildError, MissingDependencyError
 from deltart.plugins.launch import Launch
 
+DEPENDENT_LAUNCH = 90  # the compute capability, times ten, from which a launch may begin before the one before it ends
 DEFAULT_SHARED_BYTES = 48 << 10  # what a block gets without asking
 
 
@@ -50,6 +51,16 @@ class GpuDevice:
         self.multiprocessors = self._attribute("MULTIPROCESSOR_COUNT")
         major, minor = (self._attribute(f"COMPUTE_CAPABILITY_{part}") for part in ("MAJOR", "MINOR"))
         self.capability = 10 * major + minor
+        self.launch_attributes = self._launch_attributes()
+
+    def _launch_attributes(self) -> list[Any]:
+        """Of every launch: programmatic dependent launch, where there is such a thing (common/dependency.cuh)."""
+        if self.capability < DEPENDENT_LAUNCH:
+            return []
+        attribute = self.driver.CUlaunchAttribute()
+        attribute.id = self.driver.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
+        attribute.value.programmaticStreamSerializationAllowed = 1
+        return [attribute]
 
     def _attribute(self, name: str) -> int:
         attribute = getattr(self.driver.CUdevice_attribute, f"CU_DEVICE_ATTRIBUTE_{name}")
@@ -85,18 +96,12 @@ class GpuModule:
 
     def run(self, launches: list[Launch], stream: int = 0) -> None:
         """Enqueues `launches` on `stream` (a CUstream handle). Nothing is allocated; a stream may be capturing."""
+        config = self.driver.CUlaunchConfig()
+        config.attrs, config.numAttrs = self.device.launch_attributes, len(self.device.launch_attributes)
+        config.blockDimY = config.blockDimZ = 1
+        config.hStream = stream
         for launch in launches:
             arguments = (ctypes.c_void_p * len(launch.args))(*(ctypes.addressof(arg) for arg in launch.args))
-            check(
-                self.driver.cuLaunchKernel(
-                    self._function(launch),
-                    *launch.grid,
-                    launch.block,
-                    1,
-                    1,
-                    launch.shared_bytes,
-                    stream,
-                    ctypes.addressof(arguments),
-                    0,
-                )
-            )
+            config.gridDimX, config.gridDimY, config.gridDimZ = launch.grid
+            config.blockDimX, config.sharedMemBytes = launch.block, launch.shared_bytes
+            check(self.driver.cuLaunchKernelEx(config, self._function(launch), ctypes.addressof(arguments), 0))

@@ -59,6 +59,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--count", type=int, default=20, metavar="N", help="how many of the prompts to use (default 20)"
     )
+    parser.add_argument("--trace", action="store_true", help="also what each kernel takes (torch's profiler)")
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder of the results (default bench/results)")
     parser.add_argument("--dry-run", action="store_true", help="the same steps over host memory; no GPU needed")
     options = parser.parse_args(arguments)
@@ -92,7 +93,8 @@ def main(arguments: list[str]) -> int:
 
 def run(device: Device, options: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     """Everything that is measured, as JSON."""
-    name = "nano" if options.model == NANO else options.model.resolve().name
+    place = options.model.resolve()
+    name = "nano" if options.model == NANO else place.parent.name if place.name == "artifact" else place.name
     artifact = options.model
     result: dict[str, Any] = {"device": device.name, "model": name}
     if not (artifact / "manifest.json").exists():
@@ -155,9 +157,9 @@ def timings(device: Device, artifact: Path, options: argparse.Namespace) -> dict
     contexts = [context for context in options.context if context <= room]
     prompts = [n for n in options.prompt if n <= backend.engine.max_context]
     steps = options.steps
-    found["decode_steps"] = [said(measure.decode(device, backend, c, steps, copy_gbs)) for c in contexts]
+    found["decode_steps"] = [said(measure.decode(device, backend, c, steps, copy_gbs, options.trace)) for c in contexts]
     found["speculative_steps"] = [said(measure.speculate(device, backend, c, 4, steps, copy_gbs)) for c in contexts]
-    found["prefills"] = [said(measure.prefill(backend, n)) for n in prompts]
+    found["prefills"] = [said(measure.prefill(backend, n, options.trace)) for n in prompts]
     if "tokenizer.json" in manifest.text_files:
         found["generate"] = measure.generation(backend, Tokenizer.from_folder(artifact), options.steps)
     return found
@@ -173,7 +175,7 @@ def launches(artifact: Path, backend: TensorRtBackend) -> int | None:
 
 def said(row: measure.Timing) -> measure.Timing:
     """`row`, printed as it comes: what follows may not end."""
-    print(json.dumps(row), flush=True)
+    print(json.dumps({key: value for key, value in row.items() if key != "kernels"}), flush=True)
     return row
 
 
@@ -185,8 +187,10 @@ def show(result: dict[str, Any]) -> str:
     lines.append("weights: {bytes:,} bytes in {seconds:.2f} s, {gbs:.2f} GB/s".format(**result["weights"]))
     for kind in ("decode_steps", "speculative_steps", "prefills"):
         for row in result[kind]:
-            values = (f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items())
+            kernels = row.get("kernels", [])
+            values = (f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items() if k != "kernels")
             lines.append(f"{kind}: {', '.join(values)}")
+            lines += ["  {total_us:9.1f} us  {count:6g} x {us:7.2f}  {kernel} {grid}".format(**k) for k in kernels]
     if "generate" in result:
         lines.append("generate: {tokens_per_s:.1f} tok/s over {new_tokens} tokens".format(**result["generate"]))
     checked = result["verify"]

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from bench.engine import traffic
+from bench.engine import trace, traffic
 from bench.engine.device import Device
 from deltart.planner.traffic import decode_weight_bytes
 from deltart.runtime.backends.gpu.backend import TensorRtBackend
@@ -26,11 +26,14 @@ REPLAYS = 20  # of a captured graph, back to back
 Timing = dict[str, Any]
 
 
-def decode(device: Device, backend: TensorRtBackend, context: int, steps: int, copy_gbs: float) -> Timing:
+def decode(
+    device: Device, backend: TensorRtBackend, context: int, steps: int, copy_gbs: float, traced: bool = False
+) -> Timing:
     """A greedy decode step of every slot, over `context` tokens that are there already, as generation takes it.
 
     wall_ms: from token to token, as the host sees it. device_ms: the captured graph of engine and sampler alone,
     replayed back to back. host_ms: the difference. The cache holds zeros: the time does not depend on values.
+    kernels: what each of its kernels takes, if `traced`.
     """
     slots, vocabulary = backend.engine.slots, backend.manifest.vocab_size
     state = backend.new_state("model", slots, context + WARM_UP + steps + REPLAYS + 1)
@@ -44,7 +47,10 @@ def decode(device: Device, backend: TensorRtBackend, context: int, steps: int, c
     wall = median(_seconds(lambda: loop.step(rows)) for _ in range(steps)) * 1e3
     timed: Timing = {"context": context, "tokens": 1, "slots": slots}
     timed |= {"wall_ms": wall, "tokens_per_s": slots / wall * 1e3}
-    return _replayed(device, backend, timed, loop.graphs, copy_gbs)
+    row = _replayed(device, backend, timed, loop.graphs, copy_gbs)
+    if traced and loop.graphs:
+        row["kernels"] = trace.kernel_times(lambda: device.cuda.launch(loop.graphs[0]), device.cuda.synchronize)
+    return row
 
 
 def speculate(
@@ -82,7 +88,8 @@ def _replayed(device: Device, backend: TensorRtBackend, row: Timing, graphs: Seq
 
 
 def _against_bandwidth(device: Device, backend: TensorRtBackend, row: Timing, copy_gbs: float) -> Timing:
-    weights, plan = decode_weight_bytes(backend.manifest), backend.engine.plans["model.decode"]
+    weights = decode_weight_bytes(backend.manifest, row["slots"], row["tokens"])
+    plan = backend.engine.plans["model.decode"]
     moved = weights + row["slots"] * traffic.state_bytes(plan, row["context"])
     found: Timing = {"bytes": moved, "gbs": moved / row.get("device_ms", row["wall_ms"]) / 1e6}
     if copy_gbs:
@@ -94,8 +101,8 @@ def _against_bandwidth(device: Device, backend: TensorRtBackend, row: Timing, co
     return found
 
 
-def prefill(backend: TensorRtBackend, tokens: int, repeats: int = 3) -> Timing:
-    """A prompt of `tokens` into an empty slot, up to its last token's logits."""
+def prefill(backend: TensorRtBackend, tokens: int, traced: bool = False, repeats: int = 3) -> Timing:
+    """A prompt of `tokens` into an empty slot, up to its last token's logits; `kernels` as in `decode`."""
     ids, past = np.zeros((1, tokens), np.int64), np.zeros(1, np.int32)
 
     def call() -> None:
@@ -103,7 +110,10 @@ def prefill(backend: TensorRtBackend, tokens: int, repeats: int = 3) -> Timing:
 
     call()
     wall = median(_seconds(call) for _ in range(repeats))
-    return {"tokens": tokens, "wall_ms": wall * 1e3, "tokens_per_s": tokens / wall}
+    row: Timing = {"tokens": tokens, "wall_ms": wall * 1e3, "tokens_per_s": tokens / wall}
+    if traced:
+        row["kernels"] = trace.kernel_times(call, backend.cuda.synchronize, repeats=1)
+    return row
 
 
 def generation(backend: TensorRtBackend, tokenizer: Tokenizer, new_tokens: int) -> Timing:

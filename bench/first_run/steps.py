@@ -8,6 +8,8 @@ from pathlib import Path
 
 PYTHON = sys.executable
 DECODE = ("ceilings", "decode", "speculate", "conv", "norm", "residual", "rope", "head", "sampler", "projections")
+TWINS = ("nano", "nano-fp8", "nano-int4", "tiny-moe-fp8")  # checked against their CPU twins
+FULL = ("27b", "35b", "27b-int4")  # timed with random weights
 REST = ("linear", "attention", "prefill", "token")
 FACTS = (
     "import sys, numpy; print(sys.version, 'numpy', numpy.__version__)\n"
@@ -38,18 +40,25 @@ def steps(prepared: Path, work: Path) -> list[Step]:
     def python(*words: str) -> tuple[str, ...]:
         return (PYTHON, *words)
 
+    def native(name: str, *contexts: int) -> Step:
+        asked = ("--flavour", "native", "--as-built", "--random-weights", "--trace", "--prompt", "2048", "8192")
+        found = ("--context", *(str(n) for n in contexts), "--steps", "20", "--out", str(work / name))
+        model = str(prepared / name / "artifact")
+        return Step(f"native-{name}", 2, 120, python("-m", "bench.engine", model, *asked, *found))
+
     kernels = python("-m", "bench.kernels", "--out", str(work / "kernels"))
-    native = python("-m", "bench.engine", str(prepared / "27b" / "artifact"), "--flavour", "native", "--as-built")
+    twins = (str(prepared / name) for name in TWINS)
     return [
         Step("machine", 1, 20, ("sh", "-c", "uname -a; nproc; free -g; df -h .; nvidia-smi; nvidia-smi topo -m")),
         Step("packages", 1, 60, python("-c", FACTS)),
         Step("compile", 1, 150, python("-m", "bench.first_run.compile")),
         Step("kernels-check", 1, 150, (*kernels, "--check-only", "--no-rivals")),
-        Step("native-nano", 1, 60, python("-m", "bench.first_run.twin", str(prepared / "nano"))),
+        Step("twins", 1, 90, python("-m", "bench.first_run.twin", *twins)),
         Step("kernels-decode", 1, 150, (*kernels, "--no-rivals", "--minutes", "2", "--section", *DECODE)),
-        Step("weights-27b", 2, 30, python("-m", "bench.first_run.weights", str(prepared / "27b"))),
-        Step("native-27b", 2, 200, (*native, "--random-weights", "--context", "0", "1024", "32768", "131072",
-             "--prompt", "2048", "8192", "--steps", "20", "--out", str(work))),
+        Step("weights", 2, 30, python("-m", "bench.first_run.weights", *(str(prepared / name) for name in FULL))),
+        native("27b", 0, 1024, 32768, 131072),
+        native("35b", 0, 1024, 32768),
+        native("27b-int4", 0, 32768),
         Step("kernels-rest", 2, 200, (*kernels, "--no-rivals", "--minutes", "3", "--section", *REST)),
         Step("gpu-tests", 2, 150, python("-m", "pytest", "-m", "gpu", "-p", "no:cacheprovider", "--junit-xml",
              str(work / "gpu.xml"))),

@@ -1,9 +1,10 @@
-"""`python -m bench.first_run.twin ARTIFACT`: the native engine on this GPU against what its CPU twin left in a file."""
+"""`python -m bench.first_run.twin ARTIFACT...`: native engines on this GPU against what their CPU twins left."""
 
 from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -32,20 +33,26 @@ def compare(artifact: Path, cuda: Cuda) -> dict[str, float]:
     return {point: float(relative_rms(found[point], expected[point])) for point in expected}
 
 
-def main(artifact: Path) -> int:
+def main(artifacts: Sequence[Path]) -> int:
     """0; 1 where a point is further off than engines may be; 2 if something is missing."""
+    codes = [_main(artifact) for artifact in artifacts]
+    return max(codes)
+
+
+def _main(artifact: Path) -> int:
     began = time.monotonic()
     try:
         errors = compare(artifact, CudaDriver())
     except DeltaRTError as error:
-        print(error, file=sys.stderr)
+        print(f"{artifact.name}: {error}", file=sys.stderr)
         return 2
     wrong = [point for point, error in errors.items() if not error <= allowed(BAR, point)]
     for point, error in errors.items():
         print(f"{point:12} {error:.1e}{'  TOO LARGE' if point in wrong else ''}")
-    print(f"{'FAILED' if wrong else 'equal'} within {BAR:g}, {time.monotonic() - began:.1f} s")
+    verdict = "FAILED" if wrong else "equal"
+    print(f"{artifact.name}: {verdict} within {BAR:g}, {time.monotonic() - began:.1f} s", flush=True)
     return int(bool(wrong))
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1])))
+    sys.exit(main([Path(word) for word in sys.argv[1:]]))

@@ -1,4 +1,4 @@
-"""`python -m bench.first_run.weights FOLDER`: an artifact's weight files as holes behind their own headers."""
+"""`python -m bench.first_run.weights FOLDER...`: artifacts' weight files as holes behind their own headers."""
 
 from __future__ import annotations
 
@@ -22,4 +22,5 @@ def restore(folder: Path) -> int:
 
 
 if __name__ == "__main__":
-    print(f"{restore(Path(sys.argv[1])) / 1e9:.1f} GB of holes")
+    for word in sys.argv[1:]:
+        print(f"{word}: {restore(Path(word)) / 1e9:.1f} GB of holes")

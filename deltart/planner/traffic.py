@@ -167,10 +167,12 @@ def read_model(manifest: Manifest, *, float_weights: bool = False, cache_bytes: 
     )
 
 
-def decode_weight_bytes(manifest: Manifest) -> int:
-    """Bytes of weights, as stored, that a decode step reads, every expert included; of the embedding it reads a row."""
+def decode_weight_bytes(manifest: Manifest, rows: int = 1, tokens: int = 1) -> int:
+    """Bytes of weights, as stored, that a step reads: of the embedding a row, of the experts those that are chosen, as
+    many as chance has it."""
     model = read_model(manifest)
-    return round(sum(nbytes for nbytes, _ in model.weights.values()))
+    work = model.work(Call(rows, tokens))
+    return round(sum(work[kind].nbytes for kind in model.weights))
 
 
 def _by_kind(manifest: Manifest, graph: str, float_weights: bool) -> dict[str, tuple[float, float]]:

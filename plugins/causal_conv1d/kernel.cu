@@ -83,6 +83,7 @@ __device__ void run(const Conv<Act>& in) {
   extern "C" __global__ void __launch_bounds__(128) causal_conv1d_##suffix(                                       \
       const Act* x, const void* weight, int bf16_parameters, Act* state, const int* n_commit, Act* y, int tokens, \
       int channels, int run_tokens) {                                                                             \
+    begin_dependent();                                                                                            \
     run<Act>({x, {weight, bf16_parameters}, state, n_commit, y, tokens, channels, run_tokens});                   \
   }                                                                                                               \
   EXPORT_KERNEL(causal_conv1d_##suffix)

@@ -25,3 +25,5 @@
 #endif
 
 typedef __nv_bfloat16 bf16;
+
+#include "dependency.cuh"

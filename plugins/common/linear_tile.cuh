@@ -200,11 +200,13 @@ struct WarpTile {
     });
   }
 
-  // Blocks first, first + step, ... of K, with kStages - 1 of them on their way while one is multiplied.
+  // Blocks first, first + step, ... of K, with kStages - 1 of them on their way while one is multiplied. The first of them
+  // are fetched before x has to be there.
   __device__ void run(int first, int step) {
     const int blocks = (W.K + kBlock - 1) / kBlock;
 #pragma unroll
     for (int i = 0; i < kStages - 1; ++i) fetch(first + i * step, blocks, i);
+    wait_for_dependency();
     int stage = 0;
     for (int block = first; block < blocks; block += step) {
       wait_copies<kStages - 2>();

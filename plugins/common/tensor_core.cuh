@@ -49,9 +49,13 @@ inline void load_matrices(BfPair (&to)[4], const bf16* row) {
 }
 
 inline void copy_async(void* to, const void* from, bool live) {
+  if (live) shim::check_source(from);
   shim::current->copies.back().push_back({to, from, 16, live ? 16 : 0});
 }
-inline void copy_word_async(void* to, const void* from, int live) { shim::current->copies.back().push_back({to, from, 4, live}); }
+inline void copy_word_async(void* to, const void* from, int live) {
+  if (live) shim::check_source(from);
+  shim::current->copies.back().push_back({to, from, 4, live});
+}
 inline void commit_copies() { shim::current->copies.emplace_back(); }
 template <int Pending>
 inline void wait_copies() {

@@ -33,6 +33,7 @@ class HostCuda:
         self.launched = 0
         self.recording: list[Callable[[], None]] | None = None
         self.stream = self
+        self.held: list[tuple[int, int]] = []  # (address, bytes) that kernels may touch only behind their wait
 
     def allocate(self, nbytes: int) -> int:
         block = np.full(nbytes + 256, 0xFF, np.uint8)
@@ -96,7 +97,12 @@ class HostCuda:
 
     def kernels(self, source: Path) -> Callable[[list[Launch]], None]:
         module = compile_cpu(source)
-        return lambda launches: self.do(lambda: module.run(launches))
+
+        def run(launches: list[Launch]) -> None:
+            module.hold(self.held)
+            module.run(launches)
+
+        return lambda launches: self.do(lambda: run(launches))
 
 
 def memory(address: int, nbytes: int) -> np.ndarray:

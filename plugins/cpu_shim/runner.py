@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 from deltart.errors import BuildError, MissingDependencyError
@@ -20,6 +21,13 @@ class CpuModule:
 
     def __init__(self, library: Path) -> None:
         self.library = ctypes.CDLL(str(library))
+
+    def hold(self, regions: Sequence[tuple[int, int]]) -> None:
+        """From now on no launch may touch these (address, bytes) before it waits for the launches before it, as each of
+        its threads must."""
+        places = (ctypes.c_void_p * len(regions))(*(address for address, _ in regions))
+        sizes = (ctypes.c_size_t * len(regions))(*(nbytes for _, nbytes in regions))
+        self.library.shim_hold(places, sizes, len(regions))
 
     def run(self, launches: list[Launch], order: int = FORWARD) -> None:
         """Executes `launches` one after the other, synchronously."""

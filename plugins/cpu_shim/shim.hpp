@@ -4,6 +4,7 @@
 //  * warps run ahead of each other as far as barriers allow (the first, or the last, warp leads: `order`),
 //  * dynamic shared memory starts as NaN in every block,
 //  * cp.async copies land only when they are waited for; Hopper's asynchronous machinery is in async.hpp,
+//  * of what an earlier launch may still be writing (`held`) a block sees nothing until all its threads wait for it,
 //  * a warp-wide call that not all 32 lanes make, or a barrier nobody else reaches, is an error.
 // So a missing barrier, wait or write changes the result. Dynamic shared memory only; full-warp masks only.
 #pragma once
@@ -108,6 +109,14 @@ struct Fiber {
   std::vector<Copy> unfenced = {};  // landed, and not yet visible to the async proxy
   std::vector<std::vector<Product>> products = std::vector<std::vector<Product>>(1);
   bool fenced = false;  // the accumulators are the tensor cores' until they are waited for
+  bool waited = false;  // for the launches before this one
+};
+
+// Memory that earlier launches may still be writing, while a block has not waited for them.
+struct Held {
+  unsigned char* at;
+  size_t bytes;
+  std::vector<unsigned char> kept;
 };
 
 struct Block {
@@ -119,6 +128,7 @@ struct Block {
   size_t shared_bytes;
   int order;
   unsigned round;  // how often every warp had its turn
+  unsigned dependency;  // 1 when the launches before this one are done
 };
 
 inline Fiber* current;
@@ -127,6 +137,7 @@ inline void* scheduler_stack;
 inline char error[256];
 inline void (*entry)();
 inline void** arguments;
+inline std::vector<Held> held;
 
 #if defined(__x86_64__)
 __attribute__((naked, noipa)) static void switch_stack(void** /*save*/, void* /*load*/) {
@@ -217,6 +228,34 @@ inline void land(size_t keep) {
   }
 }
 
+// Takes what is held out of sight (NaN in its place), or shows it as it was.
+inline void hide(bool hidden) {
+  for (Held& h : held) {
+    if (hidden) h.kept.assign(h.at, h.at + h.bytes);
+    if (hidden)
+      memset(h.at, 0xff, h.bytes);
+    else
+      memcpy(h.at, h.kept.data(), h.bytes);
+  }
+}
+
+inline void wait_for_dependency() {
+  if (current->waited || held.empty()) return;
+  if (block.dependency) fail("a thread comes to wait for the launches before this one when others have waited");
+  current->waited = true;
+  current->waits_on = &block.dependency;
+  current->waits_for = 0;
+  yield();
+  current->waits_on = nullptr;
+}
+
+// An asynchronous copy reads its source at once, whenever it lands.
+inline void check_source(const void* from) {
+  for (const Held& h : held)
+    if (!current->waited && from >= h.at && from < h.at + h.bytes)
+      fail("a copy from memory that an earlier launch may still be writing");
+}
+
 // Lets every other warp run as far as it may.
 inline void step_back() {
   current->waits_on = &block.round;
@@ -264,18 +303,30 @@ inline void run_block(std::vector<Fiber>& fibers, std::vector<Warp>& warps, unsi
     fibers[i] = {fresh_stack(stacks + i * kStack, start), {x, y, z}, i % kWarp, false, &warps[i / kWarp],
                  nullptr, 0, std::vector<std::vector<Copy>>(1)};
   }
+  block.dependency = held.empty();
+  if (!block.dependency) hide(true);
   while (block.live > 0 && !error[0]) {
     bool any = false;
     const unsigned opened = block.barrier.generation;
     for (int w = 0; w < n_warps && block.barrier.generation == opened; ++w)
       any |= run_warp(&fibers[(block.order ? n_warps - 1 - w : w) * kWarp]);
     ++block.round;
+    if (!any && !block.dependency) {
+      hide(false);
+      block.dependency = 1;
+      any = true;
+    }
     idle = any ? 0 : idle + 1;
     if (idle == 2) {
       current = &fibers[0];
       snprintf(error, sizeof error, "deadlock: %d threads wait for a barrier that others never reach", block.live);
     }
   }
+  if (!block.dependency) hide(false);
+  for (const Fiber& f : fibers)
+    if (!held.empty() && !f.waited && !error[0])
+      snprintf(error, sizeof error, "thread %u of block %u,%u,%u ended without waiting for the launches before it",
+               f.thread.x, block.index.x, block.index.y, block.index.z);
 }
 
 inline void run_grid(dim3 grid, dim3 size, size_t shared_bytes, int order) {
@@ -302,6 +353,12 @@ inline void run_grid(dim3 grid, dim3 size, size_t shared_bytes, int order) {
   }
   free(shared);
   free(stacks);
+}
+
+// From now on launches find that memory held; none with n = 0.
+extern "C" __attribute__((used)) inline void shim_hold(void** at, const size_t* bytes, int n) {
+  held.clear();
+  for (int i = 0; i < n; ++i) held.push_back({static_cast<unsigned char*>(at[i]), bytes[i], {}});
 }
 
 template <class... A, size_t... I>

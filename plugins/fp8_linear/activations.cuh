@@ -36,6 +36,7 @@ __device__ inline void quantize(const bf16* x, unsigned char* codes, float* scal
 #define QUANTIZE_KERNEL                                                                       \
   extern "C" __global__ void __launch_bounds__(256)                                           \
       fp8_block_linear_quantize(const bf16* x, unsigned char* codes, float* scales, int M, int K) { \
+    begin_dependent();                                                                              \
     quantize(x, codes, scales, M, K);                                                         \
   }                                                                                           \
   EXPORT_KERNEL(fp8_block_linear_quantize)

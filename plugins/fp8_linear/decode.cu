@@ -6,6 +6,7 @@
   extern "C" __global__ void __launch_bounds__(256, resident) fp8_block_linear_decode_##suffix##_m##tiles(        \
       const Act* x, const uint8_t* weight, const void* scale, int bf16_scales, Act* y, int M, int N, int K,       \
       int row_groups) {                                                                                           \
+    launch_dependents();                                                                                          \
     SHARED_MEMORY(memory);                                                                                        \
     const BlockFp8 W = {weight, {scale, bf16_scales}, N, K};                                                      \
     run<false, tiles>(Linear<Act, BlockFp8>{x, W, y, M, row_groups}, W, blockIdx.y, reinterpret_cast<float*>(memory)); \
@@ -13,6 +14,7 @@
   extern "C" __global__ void __launch_bounds__(256, resident) fp8_block_linear_gate_up_##suffix##_m##tiles(       \
       const Act* x, const uint8_t* gate, const void* gate_scale, const uint8_t* up, const void* up_scale,         \
       int bf16_scales, Act* y, int M, int N, int K, int row_groups) {                                             \
+    launch_dependents();                                                                                          \
     SHARED_MEMORY(memory);                                                                                        \
     const BlockFp8 W = {gate, {gate_scale, bf16_scales}, N, K}, U = {up, {up_scale, bf16_scales}, N, K};          \
     run<true, tiles>(Linear<Act, BlockFp8>{x, W, y, M, row_groups}, U, blockIdx.y, reinterpret_cast<float*>(memory)); \

@@ -29,6 +29,7 @@ __device__ bool is_last(int* arrived, int blocks, float* memory) {
       const Act* x, const uint8_t* weight, const void* scale, int bf16_scales, Act* y, int M, int N, int K,        \
       int row_groups, const Act* h, const void* norm, int bf16_norm, Act* normed, Act* sum, float epsilon,         \
       int* arrived) {                                                                                              \
+    launch_dependents();                                                                                           \
     SHARED_MEMORY(memory);                                                                                         \
     float* floats = reinterpret_cast<float*>(memory);                                                              \
     const BlockFp8 W = {weight, {scale, bf16_scales}, N, K};                                                       \

@@ -42,6 +42,7 @@ __device__ inline void add_splits(const float* partial, bf16* y, int splits, int
 #define ADD_SPLITS_KERNEL(family)                                                  \
   extern "C" __global__ void __launch_bounds__(256)                                \
       family##_add_splits(const float* partial, bf16* y, int splits, int size) {   \
+    begin_dependent();                                                             \
     add_splits(partial, y, splits, size);                                          \
   }                                                                                \
   EXPORT_KERNEL(family##_add_splits)
@@ -49,6 +50,7 @@ __device__ inline void add_splits(const float* partial, bf16* y, int splits, int
 #define SILU_MUL_KERNEL(family)                                         \
   extern "C" __global__ void __launch_bounds__(256)                     \
       family##_silu_mul(const bf16* gate, bf16* y, long long count) {   \
+    begin_dependent();                                                  \
     silu_mul(gate, y, y, count);                                        \
   }                                                                     \
   EXPORT_KERNEL(family##_silu_mul)

@@ -178,6 +178,7 @@ struct Tile {
 extern "C" __global__ void __launch_bounds__(kThreads)
     fp8_block_linear_prefill_w8a16(const bf16* x, const uint8_t* weight, const void* scale, int bf16_scales, bf16* y,
                                    float* partial, int M, int N, int K) {
+  begin_dependent();
   SHARED_MEMORY(memory);
   const Product in = {x, nullptr, weight, {scale, bf16_scales}, {y, partial, M, N}, K, (K + kBlock - 1) / kBlock};
   Tile<false>(in, memory).run();
@@ -186,6 +187,7 @@ extern "C" __global__ void __launch_bounds__(kThreads)
 extern "C" __global__ void __launch_bounds__(kThreads)
     fp8_block_linear_prefill_w8a8(const unsigned char* codes, const float* x_scale, const uint8_t* weight, const void* scale,
                                   int bf16_scales, bf16* y, float* partial, int M, int N, int K) {
+  begin_dependent();
   SHARED_MEMORY(memory);
   const Product in = {codes, x_scale, weight, {scale, bf16_scales}, {y, partial, M, N}, K, (K + kBlock - 1) / kBlock};
   Tile<true>(in, memory).run();

@@ -188,6 +188,7 @@ extern "C" __global__ void __launch_bounds__(384, 1)
     fp8_block_linear_prefill_w8a8_wgmma(const unsigned char* codes, const float* x_scale, const uint8_t* weight,
                                         const void* scale, int bf16_scales, bf16* y, float* partial, int M, int N, int K,
                                         int splits) {
+  begin_dependent();
 #if defined(DELTART_CPU_SHIM) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
   SHARED_MEMORY(memory);
   const Product in = {codes, x_scale, weight, {scale, bf16_scales}, {y, partial, M, N}, K, splits, (K + kBlock - 1) / kBlock,

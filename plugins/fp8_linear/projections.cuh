@@ -37,6 +37,7 @@ __device__ void project(const Projections<Act>& in, float* memory) {
       const Act* x, int bf16_scales, const uint8_t* w0, const void* s0, Act* y0, int n0, const uint8_t* w1,            \
       const void* s1, Act* y1, int n1, const uint8_t* w2, const void* s2, Act* y2, int n2, const bf16* w3, Act* y3,    \
       int n3, const bf16* w4, Act* y4, int n4, int M, int K, int row_groups) {                                         \
+    launch_dependents();                                                                                               \
     SHARED_MEMORY(memory);                                                                                             \
     const Projections<Act> in = {x,                                                                                    \
                                  {{w0, {s0, bf16_scales}, n0, K}, {w1, {s1, bf16_scales}, n1, K},                      \

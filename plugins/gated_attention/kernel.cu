@@ -9,7 +9,7 @@
 
 namespace {
 
-constexpr int kKeys = 32, kWarps = 4, kScoreStride = kKeys + 8, kFewestTiles = 2;
+constexpr int kKeys = 32, kWarps = 4, kScoreStride = kKeys + 8, kFewestTiles = 2, kCombiners = 4;
 constexpr float kLog2e = 1.44269504f, kMasked = -INFINITY;
 
 template <class Cache>
@@ -29,14 +29,11 @@ struct Attention {
 __device__ __forceinline__ int tiles_of(int keys) { return (keys + kKeys - 1) / kKeys; }
 
 // How the key tiles that one token sees are dealt out: `each` to every split before `live`. It follows from the token's
-// position, so its sums do not depend on what else is in the call; `each` is a power of two, so that it rarely changes.
+// position, so its sums do not depend on what else is in the call.
 struct Partition {
   int each, live;
-  __device__ Partition(int seen, int splits) {
-    const int fewest = max(kFewestTiles, (tiles_of(seen) + splits - 1) / splits);
-    each = 1 << (32 - __clz(fewest - 1));
-    live = (tiles_of(seen) + each - 1) / each;
-  }
+  __device__ Partition(int seen, int splits)
+      : each(max(kFewestTiles, (tiles_of(seen) + splits - 1) / splits)), live((tiles_of(seen) + each - 1) / each) {}
 };
 
 struct Range {
@@ -170,11 +167,12 @@ struct Block {
             make_float2(c[m][2 * half], c[m][2 * half + 1]);
   }
 
-  // The keys of this split that row r sees. A tile's rows are fewer than the tokens after which `each` doubles again.
+  // The keys of this split that row r sees. With several splits a tile's rows are fewer than the tokens after which `each`
+  // grows again.
   __device__ Range keys_of(int r) const {
-    const int token = first_token + r / group, seen = past + token + 1;
+    const int token = first_token + r / group, seen = past + token + 1, splits = gridDim.x;
     if (token >= live) return {0, 0};
-    const int mine = (each << int(tiles_of(seen) > each * int(gridDim.x))) * kKeys;
+    const int mine = (splits == 1 ? tiles_of(seen) : each + int(tiles_of(seen) > each * splits)) * kKeys;
     return {int(blockIdx.x) * mine, min((int(blockIdx.x) + 1) * mine, seen)};
   }
 
@@ -294,20 +292,23 @@ struct Block {
   }
 };
 
-// The splits of one (token, head), a lane per four columns.
+// The splits of one (token, head): every quarter of the threads takes a quarter of the splits, a thread four columns.
 __device__ void combine(const float* partial, const bf16* gate, const int* past_len, const int* n_tokens, bf16* o,
-                        int splits, int D) {
-  const int head = blockIdx.x, token = blockIdx.y, slot = blockIdx.z, column = threadIdx.x * 4;
-  if (column >= D) return;
+                        int splits, int D, float* memory) {
+  const int head = blockIdx.x, token = blockIdx.y, slot = blockIdx.z, part = threadIdx.x / (D / 4);
+  const int column = threadIdx.x % (D / 4) * 4, live = min(n_tokens[slot], int(gridDim.y));
   const size_t row = (size_t(slot) * gridDim.y + token) * gridDim.x + head, at = row * D + column;
   const size_t rows = size_t(gridDim.z) * gridDim.y * gridDim.x * splits;
-  const int live = min(n_tokens[slot], int(gridDim.y));
-  float sum[4] = {}, total = 0.0f, most = kMasked;
+  float sum[4] = {}, total = 0.0f;
   if (token < live) {
-    const Partition part(past_len[slot] + token + 1, splits);
+    const int seen = Partition(past_len[slot] + token + 1, splits).live, mine = (seen + kCombiners - 1) / kCombiners;
     const float* stats = partial + rows * D + row * splits * 2;
-    for (int i = 0; i < part.live; ++i) most = fmaxf(most, stats[2 * i]);
-    for (int i = 0; i < part.live; ++i) {
+    float most = kMasked;
+    for (int i = threadIdx.x % 32; i < seen; i += 32) most = fmaxf(most, stats[2 * i]);
+#pragma unroll
+    for (int mask = 16; mask; mask /= 2) most = fmaxf(most, __shfl_xor_sync(0xffffffffu, most, mask));
+#pragma unroll 4
+    for (int i = part * mine; i < min(seen, (part + 1) * mine); ++i) {
       const float weight = exp2f(stats[2 * i] - most);
       float x[4];
       load(partial + (row * splits + i) * D + column, x);
@@ -315,6 +316,20 @@ __device__ void combine(const float* partial, const bf16* gate, const int* past_
 #pragma unroll
       for (int j = 0; j < 4; ++j) sum[j] = fmaf(weight, x[j], sum[j]);
     }
+  }
+  float* totals = memory + kCombiners * D;
+  store(memory + part * D + column, sum);
+  if (column == 0) totals[part] = total;
+  __syncthreads();
+  if (part) return;
+  for (int other = 1; other < kCombiners; ++other) {
+    float x[4];
+    load(memory + other * D + column, x);
+    total += totals[other];
+#pragma unroll
+    for (int j = 0; j < 4; ++j) sum[j] += x[j];
+  }
+  if (token < live) {
     float g[4];
     load(gate + at, g);
 #pragma unroll
@@ -335,6 +350,7 @@ constexpr int kResident = D <= 128 && MT == 3 && sizeof(Cache) == 1 ? (D == 128 
       const bf16* q, const bf16* k, const bf16* v, const bf16* gate, Cache* k_cache, Cache* v_cache,                  \
       const int* page_table, const float* k_scale, const float* v_scale, const int* past_len, const int* n_tokens,    \
       bf16* o, float* partial, int tokens, int heads, int kv_heads, int page_size, int max_pages) {                   \
+    begin_dependent();                                                                                                \
     SHARED_MEMORY(memory);                                                                                            \
     const Attention<Cache> in = {q, k, v, gate, k_cache, v_cache, page_table, k_scale, v_scale, past_len, n_tokens,   \
                                  o, partial, tokens, heads, kv_heads, page_size, max_pages};                          \
@@ -353,8 +369,10 @@ ATTENTION_ROWS(64)
 ATTENTION_ROWS(128)
 ATTENTION_ROWS(256)
 
-extern "C" __global__ void __launch_bounds__(128) gated_attention_combine(
+extern "C" __global__ void __launch_bounds__(256) gated_attention_combine(
     const float* partial, const bf16* gate, const int* past_len, const int* n_tokens, bf16* o, int splits, int D) {
-  combine(partial, gate, past_len, n_tokens, o, splits, D);
+  begin_dependent();
+  SHARED_MEMORY(memory);
+  combine(partial, gate, past_len, n_tokens, o, splits, D, reinterpret_cast<float*>(memory));
 }
 EXPORT_KERNEL(gated_attention_combine)

@@ -11,7 +11,9 @@ constexpr int64_t ROW_TILES[] = {1, 3};  // of 16 query rows
 constexpr int64_t KEYS = 32;             // per tile
 constexpr int64_t BLOCK = 128;
 constexpr int64_t BLOCKS = 264;  // in all, two for each multiprocessor of an H100
-constexpr int64_t MAX_SPLITS = 64;
+constexpr int64_t MAX_SPLITS = 128;
+constexpr int64_t DECODE_BLOCKS = 256;  // of one slot's decode: KV heads x splits
+constexpr int64_t COMBINERS = 4;        // parts of the splits that are added side by side
 constexpr int64_t DECODE_TOKENS = 8;  // up to as many a token's sums are the same whatever else is in the call
 
 struct Shape {
@@ -49,8 +51,8 @@ inline Plan plan(const Shape& shape) {
           "1 to 16 query heads per KV head");
   int64_t tiles = 16 * ROW_TILES[0] / group >= shape.tokens ? ROW_TILES[0] : ROW_TILES[1];
   int64_t blocks = shape.slots * shape.kv_heads * Plan{shape, tiles, 1}.token_tiles();
-  if (shape.tokens <= DECODE_TOKENS) return {shape, tiles, MAX_SPLITS};
-  return {shape, tiles, std::max<int64_t>(1, std::min(MAX_SPLITS, BLOCKS / blocks))};
+  int64_t most = shape.tokens <= DECODE_TOKENS ? DECODE_BLOCKS / shape.kv_heads : BLOCKS / blocks;
+  return {shape, tiles, std::max<int64_t>(1, std::min(MAX_SPLITS, most))};
 }
 
 // The most that any number of tokens up to this one takes: few tokens split the keys into more parts.
@@ -82,8 +84,8 @@ inline Launches launches(const Call& call) {
     sums.optional(call, {"workspace"})
         .pointers(call, {"gate", "past_len", "n_tokens", "o"})
         .ints({by.splits, shape.head_dim});
-    int64_t threads = std::max<int64_t>(32, shape.head_dim / 4);
-    list.push_back({"gated_attention_combine", {shape.heads, shape.tokens, shape.slots}, threads, 0, sums});
+    int64_t threads = COMBINERS * shape.head_dim / 4, shared = 4 * COMBINERS * (shape.head_dim + 1);
+    list.push_back({"gated_attention_combine", {shape.heads, shape.tokens, shape.slots}, threads, shared, sums});
   }
   return {"kernel.cu", list};
 }

@@ -12,7 +12,9 @@ ROW_TILES = (1, 3)  # of 16 query rows; three at head 256 fit the 99 KiB of the 
 KEYS = 32  # per tile
 BLOCK = 128
 BLOCKS = 264  # in all, two for each multiprocessor of an H100
-MAX_SPLITS = 64
+MAX_SPLITS = 128
+DECODE_BLOCKS = 256  # of one slot's decode: KV heads x splits
+COMBINERS = 4  # parts of the splits that are added side by side
 DECODE_TOKENS = 8  # up to as many a token's sums are the same whatever else is in the call
 
 
@@ -41,8 +43,8 @@ class Plan:
 
 
 def plan(shape: Shape, splits: int = 0) -> Plan:
-    """The fewest rows that hold all tokens, else the most; and `splits`, or the most for decode and speculation, and
-    for more tokens as many as fill the GPU."""
+    """The fewest rows that hold all tokens, else the most; and `splits`, or for decode and speculation what follows from
+    the model alone, and for more tokens as many as fill the GPU."""
     group = shape.heads // shape.kv_heads
     require(shape.head_dim in HEAD_DIMS, f"heads of {shape.head_dim}", f"one of {HEAD_DIMS}")
     require(
@@ -52,7 +54,8 @@ def plan(shape: Shape, splits: int = 0) -> Plan:
     )
     tiles = next((t for t in ROW_TILES if 16 * t // group >= shape.tokens), ROW_TILES[-1])
     blocks = shape.slots * shape.kv_heads * Plan(shape, tiles, 1).token_tiles
-    limit = MAX_SPLITS if shape.tokens <= DECODE_TOKENS else max(1, min(MAX_SPLITS, BLOCKS // blocks))
+    most = DECODE_BLOCKS // shape.kv_heads if shape.tokens <= DECODE_TOKENS else BLOCKS // blocks
+    limit = max(1, min(MAX_SPLITS, most))
     return Plan(shape, tiles, splits or limit)
 
 
@@ -85,6 +88,6 @@ def attention(by: Plan, at: dict[str, int]) -> list[Launch]:
     launches = [Launch(kernel, grid, BLOCK, by.shared_bytes, args)]
     if by.splits > 1:
         args = (*pointers(optional, "workspace", "gate", "past_len", "n_tokens", "o"), *ints(by.splits, shape.head_dim))
-        threads = max(32, shape.head_dim // 4)
-        launches.append(Launch("gated_attention_combine", (shape.heads, shape.tokens, shape.slots), threads, 0, args))
+        grid, threads = (shape.heads, shape.tokens, shape.slots), COMBINERS * shape.head_dim // 4
+        launches.append(Launch("gated_attention_combine", grid, threads, 4 * COMBINERS * (shape.head_dim + 1), args))
     return launches

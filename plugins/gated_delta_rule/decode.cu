@@ -187,6 +187,7 @@ __device__ void run(const Inputs<Act>& in) {
       const Act* qkv, const Act* a, const Act* b, const void* A_log, const void* dt_bias, int bf16_A_log,        \
       int bf16_dt_bias, float* S, const int* n_tokens, const int* n_commit, Act* o, int tokens, int key_heads,   \
       int value_heads, int value_dim) {                                                                          \
+    begin_dependent();                                                                                           \
     run<W, Act>({qkv, a, b, {A_log, bf16_A_log}, {dt_bias, bf16_dt_bias}, S, n_tokens, n_commit, o, tokens,      \
                  key_heads, value_heads, value_dim});                                                            \
   }                                                                                                              \

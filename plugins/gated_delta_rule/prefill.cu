@@ -5,12 +5,14 @@
 #define PREFILL_KERNELS(Act, suffix, C)                                                                          \
   extern "C" __global__ void __launch_bounds__(2 * C)                                                            \
       gated_delta_rule_prefill_chunk_##suffix##_c##C(PREFILL_INPUTS(Act)) {                                      \
+    begin_dependent();                                                                                           \
     SHARED_MEMORY(memory);                                                                                       \
     const Prefill<Act> in PREFILL_FORWARD;                                                                       \
     ChunkKernel<Act, C>(in, memory).run();                                                                       \
   }                                                                                                              \
   extern "C" __global__ void __launch_bounds__(256)                                                              \
       gated_delta_rule_prefill_scan_##suffix##_c##C(PREFILL_INPUTS(Act)) {                                       \
+    begin_dependent();                                                                                           \
     SHARED_MEMORY(memory);                                                                                       \
     const Prefill<Act> in PREFILL_FORWARD;                                                                       \
     ScanKernel<Act, C>(in, memory).run();                                                                        \

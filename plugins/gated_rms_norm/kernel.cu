@@ -48,6 +48,7 @@ __device__ void run(const Norm<Act>& in) {
 #define NORM_KERNEL(Act, suffix)                                                                                  \
   extern "C" __global__ void __launch_bounds__(128) gated_rms_norm_##suffix(                                      \
       const Act* x, const void* weight, int bf16_weight, const Act* z, Act* y, int rows, int D, float epsilon) {  \
+    begin_dependent();                                                                                            \
     run<Act>({x, z, {weight, bf16_weight}, y, rows, D, epsilon});                                                 \
   }                                                                                                               \
   EXPORT_KERNEL(gated_rms_norm_##suffix)

@@ -6,6 +6,7 @@
   extern "C" __global__ void __launch_bounds__(128, resident) int4_linear_##name##_##suffix##_m##tiles(                  \
       const Act* x, const unsigned char* weight, const void* scale, int scale_type, Out* y, int M, int N, int K,         \
       int groups, int shift, int row_groups) {                                                                           \
+    launch_dependents();                                                                                                 \
     SHARED_MEMORY(memory);                                                                                               \
     const Int4Group W = {weight, {static_cast<const unsigned char*>(scale), scale_type, groups, shift}, N, K};           \
     run<false, tiles>(Linear<Act, Int4Group, Out>{x, W, y, M, row_groups}, W, blockIdx.y, reinterpret_cast<float*>(memory)); \
@@ -16,6 +17,7 @@
   extern "C" __global__ void __launch_bounds__(128, resident) int4_linear_gate_up_##suffix##_m##tiles(                 \
       const Act* x, const unsigned char* gate, const void* gate_scale, const unsigned char* up, const void* up_scale,  \
       int scale_type, Act* y, int M, int N, int K, int groups, int shift, int row_groups) {                            \
+    launch_dependents();                                                                                               \
     SHARED_MEMORY(memory);                                                                                             \
     const Int4Group W = {gate, {static_cast<const unsigned char*>(gate_scale), scale_type, groups, shift}, N, K};      \
     const Int4Group U = {up, {static_cast<const unsigned char*>(up_scale), scale_type, groups, shift}, N, K};          \

@@ -131,6 +131,7 @@ struct Tile {
 extern "C" __global__ void __launch_bounds__(kThreads)
     int4_linear_prefill(const bf16* x, const unsigned char* weight, const void* scale, int scale_type, bf16* y,
                         float* partial, int M, int N, int K, int groups, int shift) {
+  begin_dependent();
   SHARED_MEMORY(memory);
   const GroupScales scales = {static_cast<const unsigned char*>(scale), scale_type, groups, shift};
   const Product in = {x, weight, scales, {y, partial, M, N}, K};

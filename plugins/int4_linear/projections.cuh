@@ -40,6 +40,7 @@ __device__ void project(const Projections<Act>& in, float* memory) {
       const Act* x, int scale_type, const unsigned char* w0, const void* s0, Act* y0, int n0, const unsigned char* w1,  \
       const void* s1, Act* y1, int n1, const unsigned char* w2, const void* s2, Act* y2, int n2, const bf16* w3,        \
       Act* y3, int n3, const bf16* w4, Act* y4, int n4, int M, int K, int groups, int shift, int row_groups) {          \
+    launch_dependents();                                                                                                \
     SHARED_MEMORY(memory);                                                                                              \
     const Projections<Act> in = {                                                                                       \
         x,                                                                                                              \

@@ -6,12 +6,14 @@
 #define LINEAR_KERNEL(Act, suffix, tiles, resident)                                                                \
   extern "C" __global__ void __launch_bounds__(256, resident) linear_##suffix##_m##tiles(                          \
       const Act* x, const bf16* weight, Act* y, int M, int N, int K, int row_groups) {                             \
+    launch_dependents();                                                                                           \
     SHARED_MEMORY(memory);                                                                                         \
     const Bf16 W = {weight, N, K};                                                                                 \
     run<false, tiles>(Linear<Act, Bf16>{x, W, y, M, row_groups}, W, blockIdx.y, reinterpret_cast<float*>(memory)); \
   }                                                                                                                \
   extern "C" __global__ void __launch_bounds__(256, resident) linear_gate_up_##suffix##_m##tiles(                  \
       const Act* x, const bf16* gate, const bf16* up, Act* y, int M, int N, int K, int row_groups) {               \
+    launch_dependents();                                                                                           \
     SHARED_MEMORY(memory);                                                                                         \
     const Bf16 W = {gate, N, K}, U = {up, N, K};                                                                   \
     run<true, tiles>(Linear<Act, Bf16>{x, W, y, M, row_groups}, U, blockIdx.y, reinterpret_cast<float*>(memory));  \
@@ -30,6 +32,7 @@ LINEAR_KERNELS(4, 1)
 #define SILU_MUL_KERNEL(Act, suffix)                                           \
   extern "C" __global__ void __launch_bounds__(256)                            \
       silu_mul_##suffix(const Act* gate, const Act* up, Act* y, long long count) { \
+    begin_dependent();                                                             \
     silu_mul(gate, up, y, count);                                              \
   }                                                                            \
   EXPORT_KERNEL(silu_mul_##suffix)

@@ -2,10 +2,11 @@
 //
 // A block owns 128 rows of W, 16 for each of its warps, and up to 8 MT tokens. It writes its logits if they are
 // wanted, and its `keep` best (logit, id) pairs, best first: lm_head_merge picks the best of all blocks.
-// Equal logits: the lower id is the better one.
+// Equal logits: the lower id is the better one. Of few rows (a router's, one for each expert) logits alone are made as by
+// the other linears, sixteen rows a block, K split over its warps.
 #include <limits.h>
 
-#include "../common/linear_tile.cuh"
+#include "../fp8_linear/decode.cuh"
 
 namespace {
 
@@ -123,17 +124,27 @@ __device__ void merge(const float* logits, const int* ids, float* best_logits, i
 #define HEAD_KERNELS(Act, suffix, tiles)                                                                              \
   extern "C" __global__ void __launch_bounds__(256) lm_head_##suffix##_bf16_m##tiles(const Act* x, const bf16* weight, \
                                                                                      HEAD_OUTPUTS) {                  \
+    launch_dependents();                                                                                              \
     SHARED_MEMORY(memory);                                                                                            \
     run<tiles>(Head<Act, Bf16>{x, {weight, N, K}, ids, logits, best_logits, best_ids, M, rows, limit, keep},          \
                reinterpret_cast<float*>(memory));                                                                     \
   }                                                                                                                   \
   extern "C" __global__ void __launch_bounds__(256) lm_head_##suffix##_e4m3_m##tiles(                                 \
       const Act* x, const uint8_t* weight, const void* scale, int bf16_scales, HEAD_OUTPUTS) {                        \
+    launch_dependents();                                                                                              \
     SHARED_MEMORY(memory);                                                                                            \
     run<tiles>(Head<Act, BlockFp8>{x, {weight, {scale, bf16_scales}, N, K}, ids, logits, best_logits, best_ids, M,    \
                                    rows, limit, keep},                                                                \
                reinterpret_cast<float*>(memory));                                                                     \
   }                                                                                                                   \
+  extern "C" __global__ void __launch_bounds__(256) lm_head_few_##suffix##_bf16_m##tiles(                             \
+      const Act* x, const bf16* weight, float* logits, int M, int N, int K) {                                         \
+    launch_dependents();                                                                                              \
+    SHARED_MEMORY(memory);                                                                                            \
+    const Bf16 W = {weight, N, K};                                                                                    \
+    run<false, tiles>(Linear<Act, Bf16, float>{x, W, logits, M, 1}, W, blockIdx.y, reinterpret_cast<float*>(memory)); \
+  }                                                                                                                   \
+  EXPORT_KERNEL(lm_head_few_##suffix##_bf16_m##tiles)                                                                 \
   EXPORT_KERNEL(lm_head_##suffix##_bf16_m##tiles)                                                                     \
   EXPORT_KERNEL(lm_head_##suffix##_e4m3_m##tiles)
 
@@ -144,6 +155,7 @@ HEAD_KERNELS(bf16, bf16, 4)
 
 extern "C" __global__ void __launch_bounds__(1024) lm_head_merge(const float* logits, const int* ids, float* best_logits,
                                                                  int* best_ids, int lists, int keep) {
+  begin_dependent();
   SHARED_MEMORY(memory);
   merge(logits, ids, best_logits, best_ids, lists, keep, reinterpret_cast<Candidate*>(memory));
 }

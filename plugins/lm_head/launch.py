@@ -6,6 +6,8 @@ from deltart.plugins.launch import Arguments, Launch, ints, pointers, require
 from deltart.plugins.lm_head.inputs import Shape
 
 BLOCK_ROWS = 128
+FEW_ROWS = 8192  # up to as many of a whole bf16 weight, logits alone are made by blocks of ROWS
+ROWS = 16
 TILES = (1, 4)  # tokens per block, in eights
 WARPS = 8
 TILE_STRIDE = 20
@@ -27,6 +29,8 @@ def workspace(shape: Shape) -> dict[str, int]:
 
 def logits(shape: Shape, at: dict[str, int]) -> Launch:
     """All logits and no best tokens. `at`: x weight logits; weight_scale_inv for E4M3; ids for a subset."""
+    if shape.weight_dtype == "bf16" and not shape.subset and shape.vocabulary <= FEW_ROWS:
+        return _few(shape, at)
     return _scores(shape, {"block_logits": 0, "block_ids": 0} | at, keep=0)
 
 
@@ -42,9 +46,24 @@ def head(shape: Shape, at: dict[str, int], merge_threads: int = MERGE_THREADS) -
     ]
 
 
-def _scores(shape: Shape, at: dict[str, int], keep: int) -> Launch:
+def _tiles(shape: Shape) -> int:
     require(shape.k % 16 == 0, f"K = {shape.k}", "a multiple of 16")
-    tiles = TILES[0] if shape.rows <= 8 * TILES[0] else TILES[-1]
+    return TILES[0] if shape.rows <= 8 * TILES[0] else TILES[-1]
+
+
+def _shared_bytes(tiles: int) -> int:
+    return WARPS * (4 * 8 * tiles * TILE_STRIDE + RING_BYTES)
+
+
+def _few(shape: Shape, at: dict[str, int]) -> Launch:
+    tiles = _tiles(shape)
+    args = (*pointers(at, "x", "weight", "logits"), *ints(shape.rows, shape.vocabulary, shape.k))
+    grid = (-(-shape.rows // (8 * tiles)), -(-shape.vocabulary // ROWS), 1)
+    return Launch(f"lm_head_few_{shape.dtype}_bf16_m{tiles}", grid, 32 * WARPS, _shared_bytes(tiles), args)
+
+
+def _scores(shape: Shape, at: dict[str, int], keep: int) -> Launch:
+    tiles = _tiles(shape)
     optional = {"ids": 0, "logits": 0} | at
     scale: Arguments = ()
     if shape.weight_dtype == "e4m3":
@@ -55,6 +74,5 @@ def _scores(shape: Shape, at: dict[str, int], keep: int) -> Launch:
         *pointers(optional, "ids", "logits", "block_logits", "block_ids"),
         *ints(shape.rows, shape.vocabulary, shape.k, shape.scored, shape.limit, keep),
     )
-    shared = WARPS * (4 * 8 * tiles * TILE_STRIDE + RING_BYTES)
     grid = (lists(shape), -(-shape.rows // (8 * tiles)), 1)
-    return Launch(f"lm_head_{shape.dtype}_{shape.weight_dtype}_m{tiles}", grid, 32 * WARPS, shared, args)
+    return Launch(f"lm_head_{shape.dtype}_{shape.weight_dtype}_m{tiles}", grid, 32 * WARPS, _shared_bytes(tiles), args)

@@ -185,6 +185,7 @@ __device__ void down(const Stored& in, const Places& places, const Act* h, int s
 #define DECODE_KERNELS(Act, suffix, Weight, stored, tiles)                                                               \
   extern "C" __global__ void __launch_bounds__(128) moe_experts_gate_up_##suffix##_##stored##_m##tiles(                  \
       const Act* x, const int* slot, Act* h, STORED_ARGUMENTS, int places, int choices, int stride) {                    \
+    begin_dependent();                                                                                                   \
     SHARED_MEMORY(memory);                                                                                               \
     const Stored in = STORED;                                                                                            \
     gate_up<Act, Weight, tiles>(in, {slot, nullptr, places, choices}, x, h, stride, memory);                             \
@@ -192,6 +193,7 @@ __device__ void down(const Stored& in, const Places& places, const Act* h, int s
   extern "C" __global__ void __launch_bounds__(320) moe_experts_down_##suffix##_##stored##_m##tiles(                     \
       const Act* h, const int* slot, const float* weight, Act* y, STORED_ARGUMENTS, int places, int choices,             \
       int stride) {                                                                                                      \
+    begin_dependent();                                                                                                   \
     SHARED_MEMORY(memory);                                                                                               \
     const Stored in = STORED;                                                                                            \
     down<Act, Weight, tiles>(in, {slot, weight, places, choices}, h, stride, y, memory);                                 \

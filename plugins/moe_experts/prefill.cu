@@ -313,6 +313,7 @@ __device__ void combine(const bf16* rows, const int* position, bf16* y, int choi
   const int *place, const int *tile_slot, const int *tile_first, const int *tile_tokens
 
 extern "C" __global__ void __launch_bounds__(kThreads) moe_experts_count(const int* slot, int* count_of, int places) {
+  begin_dependent();
   SHARED_MEMORY(memory);
   count({slot, count_of, nullptr, nullptr, nullptr, nullptr, nullptr, places, 0, 0}, reinterpret_cast<int*>(memory));
 }
@@ -320,6 +321,7 @@ extern "C" __global__ void __launch_bounds__(kThreads) moe_experts_count(const i
 extern "C" __global__ void __launch_bounds__(kThreads)
     moe_experts_arrange(const int* slot, int* count_of, int* place, int* position, int* tile_slot, int* tile_first,
                         int* tile_tokens, int places, int groups, int tiles) {
+  begin_dependent();
   SHARED_MEMORY(memory);
   arrange({slot, count_of, place, position, tile_slot, tile_first, tile_tokens, places, groups, tiles},
           reinterpret_cast<int*>(memory));
@@ -328,12 +330,14 @@ extern "C" __global__ void __launch_bounds__(kThreads)
 #define GROUP_KERNELS(Operand, stored)                                                                               \
   extern "C" __global__ void __launch_bounds__(kThreads) moe_experts_group_gate_up_##stored(                         \
       const bf16* x, ORDER_ARGUMENTS, bf16* h, STORED_ARGUMENTS, int choices, int stride) {                          \
+    begin_dependent();                                                                                               \
     SHARED_MEMORY(memory);                                                                                           \
     const Stored in = STORED;                                                                                        \
     gate_up<Operand>(in, {place, tile_slot, tile_first, tile_tokens}, x, h, choices, stride, memory);                \
   }                                                                                                                  \
   extern "C" __global__ void __launch_bounds__(kThreads) moe_experts_group_down_##stored(                            \
       const bf16* h, const float* weight, ORDER_ARGUMENTS, bf16* rows, STORED_ARGUMENTS, int stride) {               \
+    begin_dependent();                                                                                               \
     SHARED_MEMORY(memory);                                                                                           \
     const Stored in = STORED;                                                                                        \
     down<Operand>(in, {place, tile_slot, tile_first, tile_tokens}, weight, h, rows, stride, memory);                 \
@@ -346,6 +350,7 @@ GROUP_KERNELS(Bf16Operand, bf16)
 
 extern "C" __global__ void __launch_bounds__(kThreads)
     moe_experts_combine(const bf16* rows, const int* position, bf16* y, int choices, int H, long long count) {
+  begin_dependent();
   combine(rows, position, y, choices, H, count);
 }
 

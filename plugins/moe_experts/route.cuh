@@ -66,6 +66,7 @@ __device__ void route(const Routing& in, unsigned char* memory) {
   extern "C" __global__ void __launch_bounds__(256) moe_experts_route_##suffix(                                          \
       const Act* x, const float* logits, const int* n_tokens, const int* slot_expert, const void* shared_gate,           \
       int bf16_gate, int* slot, float* weight, int tokens, int experts, int slots, int chosen, int H) {                  \
+    begin_dependent();                                                                                                   \
     SHARED_MEMORY(memory);                                                                                               \
     const Routing in = {x, logits, n_tokens, slot_expert, {shared_gate, bf16_gate}, slot, weight, tokens, experts, slots, \
                         chosen, H};                                                                                      \

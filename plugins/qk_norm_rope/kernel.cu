@@ -63,6 +63,7 @@ __device__ void run(const Rope<Act>& in) {
       const Act* q_gate, const Act* k, const void* q_weight, const void* k_weight, int bf16_weight, const Act* cos, \
       const Act* sin, Act* q, Act* k_out, Act* gate, int rows, int heads, int kv_heads, int D, int rotary,         \
       float epsilon) {                                                                                             \
+    begin_dependent();                                                                                             \
     run<Act>({q_gate, k, {q_weight, bf16_weight}, {k_weight, bf16_weight}, cos, sin, q, k_out, gate, rows, heads,  \
               kv_heads, D, rotary, epsilon});                                                                      \
   }                                                                                                                \

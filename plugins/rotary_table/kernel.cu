@@ -20,6 +20,7 @@ __device__ void run(const long long* positions, const long long* axes, const flo
   extern "C" __global__ void __launch_bounds__(128)                                                              \
       rotary_table_##suffix(const long long* positions, const long long* axes, const float* inv_freq, Act* cos,  \
                             Act* sin, int rows, int pairs, float scale) {                                        \
+    begin_dependent();                                                                                           \
     run(positions, axes, inv_freq, cos, sin, rows, pairs, scale);                                                \
   }                                                                                                              \
   EXPORT_KERNEL(rotary_table_##suffix)

@@ -14,6 +14,7 @@ __device__ __forceinline__ int piece() { return blockIdx.y * kThreads + threadId
 // y[r] = the source's row index[r], of the group that r lies in where `picked` rows are taken of each.
 extern "C" __global__ void __launch_bounds__(kThreads)
     take_rows(const uint4* source, const long long* index, uint4* y, int picked, int limit, int pieces) {
+  begin_dependent();
   const int row = blockIdx.x, at = piece();
   if (at >= pieces) return;
   const size_t group = picked ? row / picked : 0;
@@ -27,6 +28,7 @@ EXPORT_KERNEL(take_rows)
 
 extern "C" __global__ void __launch_bounds__(kThreads)
     concat_rows(const uint4* first, const uint4* second, uint4* y, int first_pieces, int second_pieces) {
+  begin_dependent();
   const size_t row = blockIdx.x;
   const int at = piece(), pieces = first_pieces + second_pieces;
   if (at >= pieces) return;

@@ -150,6 +150,7 @@ __device__ void draw(Row& row, u64* bins) {
       const float* logits, const float* settings, const int* top_k, u64* seed_step, int* counts, const uint32_t* allowed, \
       float* scores, int* list, void* work, int* token, long long* input_ids, long long* position_ids, int* past_len,   \
       const int* n_tokens, int* history, int V, int limit, int ring) {                                                  \
+    begin_dependent();                                                                                                  \
     SHARED_MEMORY(memory);                                                                                              \
     u64 *bins = reinterpret_cast<u64*>(memory), *sums = bins + kBins;                                                   \
     const Sampler in = {logits, reinterpret_cast<const Settings*>(settings), top_k, seed_step, counts, allowed, scores, \

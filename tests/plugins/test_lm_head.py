@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -49,6 +50,28 @@ def check(kernels: CpuModule, shape: Shape, seed: int = 0) -> bool:
     return relative_rms(found["logits"], expected) <= TOLERANCE["f32"] and all(
         (mine == right).all() for mine, right in zip((found["best_logits"], found["best_ids"]), kept, strict=True)
     )
+
+
+@pytest.mark.parametrize("dtype", ["f32", "bf16"])
+@pytest.mark.parametrize("rows, vocabulary, k", [(1, 256, 2048), (9, 250, 208), (70, 33, 128)])
+def test_logits_of_few_rows(rows: int, vocabulary: int, k: int, dtype: str) -> None:
+    """As a router asks for them; a row's are the same to the bit whatever rows share the call."""
+    shape = Shape(rows, vocabulary, k, vocabulary, dtype=dtype)
+    given = inputs.make(shape, 3)
+    expected = given["x"].astype(np.float64) @ given["weight"].astype(np.float64).T
+
+    def logits(shape: Shape, given: Arrays, order: int) -> np.ndarray:
+        found = inputs.outputs(shape)
+        one = launch.logits(shape, {name: array.ctypes.data for name, array in (given | found).items()})
+        assert one.kernel.startswith("lm_head_few_")
+        module().run([one], order)
+        return found["logits"]
+
+    for order in (FORWARD, REVERSE):
+        found = logits(shape, given, order)
+        assert relative_rms(found, expected) <= TOLERANCE["f32"]
+        last = {**given, "x": np.ascontiguousarray(given["x"][-1:])}
+        np.testing.assert_array_equal(logits(replace(shape, rows=1), last, order), found[-1:])
 
 
 @pytest.mark.parametrize("dtype", ["f32", "bf16"])

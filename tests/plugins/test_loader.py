@@ -31,6 +31,8 @@ class RecordingDriver:
         CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR=9,
         CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR=0,
     )
+    CUlaunchConfig = SimpleNamespace
+    CUlaunchAttributeID = SimpleNamespace(CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION="dependent")
     CUfunction_attribute = SimpleNamespace(CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES="dynamic")
 
     def __init__(self, status: Status = Status.CUDA_SUCCESS) -> None:
@@ -39,10 +41,20 @@ class RecordingDriver:
     def cuDeviceGetAttribute(self, attribute: int, handle: str) -> tuple:  # noqa: N802
         return Status.CUDA_SUCCESS, attribute
 
-    def cuLaunchKernel(self, function: str, *args: Any) -> tuple:  # noqa: N802
-        pointers = (ctypes.c_void_p * 2).from_address(args[-2])
+    @staticmethod
+    def CUlaunchAttribute() -> SimpleNamespace:  # noqa: N802
+        return SimpleNamespace(value=SimpleNamespace())
+
+    def cuLaunchKernelEx(self, config: SimpleNamespace, function: str, arguments: int, extra: int) -> tuple:  # noqa: N802
+        pointers = (ctypes.c_void_p * 2).from_address(arguments)
         values = ctypes.c_void_p.from_address(pointers[0]).value, ctypes.c_int.from_address(pointers[1]).value
-        self.calls.append(("launch", function, args[:8], values))
+        grid = config.gridDimX, config.gridDimY, config.gridDimZ
+        block = config.blockDimX, config.blockDimY, config.blockDimZ
+        attributes = {a.id: a.value.programmaticStreamSerializationAllowed for a in config.attrs}
+        assert len(attributes) == config.numAttrs
+        self.calls.append(
+            ("launch", function, (*grid, *block, config.sharedMemBytes, config.hStream), values, attributes)
+        )
         return (Status.CUDA_SUCCESS,)
 
     def __getattr__(self, name: str) -> Any:
@@ -66,11 +78,18 @@ def test_launch_geometry_and_arguments(recorder: RecordingDriver, tmp_path: Path
     args = (ctypes.c_void_p(0x1234), ctypes.c_int(-7))
     kernels.run([Launch("k", (2, 3, 4), 64, 1024, args), Launch("k", (1, 1, 1), 32, 64 << 10, args)], stream=5)
     launches = [call for call in recorder.calls if call[0] == "launch"]
-    assert launches[0] == ("launch", "cuModuleGetFunction", (2, 3, 4, 64, 1, 1, 1024, 5), (0x1234, -7))
+    geometry = (2, 3, 4, 64, 1, 1, 1024, 5)
+    assert launches[0] == ("launch", "cuModuleGetFunction", geometry, (0x1234, -7), {"dependent": 1})
     assert ("cuFuncSetAttribute", "cuModuleGetFunction", "dynamic", 64 << 10) in recorder.calls
     assert ("cuModuleLoadData", b"fat") in recorder.calls
     with pytest.raises(BuildError, match="shared memory"):
         kernels.run([Launch("k", (1, 1, 1), 32, 101 << 10, args)])
+
+
+def test_launches_overlap_from_hopper_on(recorder: RecordingDriver, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert len(loader.GpuDevice().launch_attributes) == 1
+    monkeypatch.setattr(recorder.CUdevice_attribute, "CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR", 8)
+    assert loader.GpuDevice().launch_attributes == []
 
 
 def test_what_launches_may_depend_on(recorder: RecordingDriver) -> None:

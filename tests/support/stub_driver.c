@@ -51,9 +51,18 @@ static Status load(void** module, const void* image) { return module_count++, *m
 static Status get_function(void** function, void* module, const char* name) {
   return function_count++, *function = handle(4), 0;
 }
-static Status launch(void* function, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz,
-                     unsigned shared, void* stream, void** arguments, void** extra) {
-  if (!gx || !gy || !gz || gy > 65535 || gz > 65535 || bx > 1024 || shared > 232448 || stream != handle(1)) return 1;
+// CUlaunchConfig, and an attribute: 6 is CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION.
+typedef struct { int id; char pad[4]; int value; char rest[60]; } Attribute;
+typedef struct {
+  unsigned gx, gy, gz, bx, by, bz, shared;
+  void* stream;
+  Attribute* attributes;
+  unsigned n_attributes;
+} Config;
+static Status launch(const Config* c, void* function, void** arguments, void** extra) {
+  if (!c->gx || !c->gy || !c->gz || c->gy > 65535 || c->gz > 65535 || c->bx > 1024 || c->by != 1 || c->bz != 1) return 1;
+  if (c->shared > 232448 || c->stream != handle(1)) return 1;
+  if (c->n_attributes != 1 || c->attributes[0].id != 6 || c->attributes[0].value != 1) return 1;
   return launch_count++, 0;
 }
 static Status begin(void* stream, int mode) { return capture_count++, capturing = 1, 0; }
@@ -72,7 +81,7 @@ static const struct {
     {"cuMemFree", mem_free}, {"cuMemHostAlloc", host_alloc}, {"cuMemFreeHost", host_free},
     {"cuMemsetD8Async", memset8}, {"cuMemcpyHtoDAsync", to_device}, {"cuMemcpyDtoHAsync", to_host},
     {"cuStreamCreate", stream_create}, {"cuEventCreate", event_create}, {"cuModuleLoadData", load},
-    {"cuModuleGetFunction", get_function}, {"cuLaunchKernel", launch}, {"cuStreamBeginCapture", begin},
+    {"cuModuleGetFunction", get_function}, {"cuLaunchKernelEx", launch}, {"cuStreamBeginCapture", begin},
     {"cuStreamEndCapture", end}, {"cuGraphInstantiate", instantiate}, {"cuGraphInstantiateWithFlags", instantiate},
     {"cuGraphLaunch", replay}, {"cuStreamSynchronize", synchronize}, {"cuEventElapsedTime", elapsed},
 };

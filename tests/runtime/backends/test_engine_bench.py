@@ -12,7 +12,10 @@ import pytest
 from bench.engine import __main__ as bench
 from bench.engine import measure, traffic, weights
 from bench.engine.device import HostGpu
+from deltart.artifact import load_manifest
 from deltart.dtypes import BY_STORED
+from deltart.export.pipeline import export_checkpoint
+from deltart.export.synthetic.write import synthesize
 from deltart.planner.traffic import decode_weight_bytes
 from deltart.plugins.cpu_shim.host_cuda import memory
 from deltart.runtime.backends.gpu.backend import TensorRtBackend
@@ -57,6 +60,17 @@ def test_bytes_of_a_step(backend: TensorRtBackend) -> None:
     recurrent = 3 * (3 * 128 * 128 * 4 + 3 * 5 * 128 * 2)
     found = traffic.state_bytes(backend.engine.plans["model.decode"], 100)
     assert found == 2 * recurrent + 100 * 2 * 2 * 64 * 2
+
+
+def test_of_the_experts_a_step_reads_the_chosen(tmp_path: Path) -> None:
+    synthesize("tiny-moe", tmp_path / "checkpoint", sparse=True)
+    export_checkpoint(tmp_path / "checkpoint", tmp_path / "artifact")
+    manifest = load_manifest(tmp_path / "artifact")
+    experts = sum(manifest.tensors[n].nbytes for n in manifest.graphs["model"].weights if ".mlp.experts." in n)
+    chosen = manifest.spec["moe"]["num_experts_per_tok"] / manifest.spec["moe"]["num_experts"]
+    most = decode_weight_bytes(manifest, rows=1000)
+    assert most - decode_weight_bytes(manifest) == pytest.approx(experts * (1 - chosen), rel=1e-6)
+    assert most - decode_weight_bytes(manifest, tokens=2) == pytest.approx(experts * (1 - chosen) ** 2, rel=1e-6)
 
 
 def test_published_bounds_are_of_one_model() -> None:

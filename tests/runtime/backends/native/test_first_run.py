@@ -115,7 +115,7 @@ from deltart.plugins.toolchain import sources
 from deltart.runtime.backends.gpu import cuda
 
 cuda.compile_for = lambda source, capability: SimpleNamespace(fatbin=source) if capability == 90 else None
-sys.exit(twin.main(Path(sys.argv[1])))
+sys.exit(twin.main([Path(sys.argv[1])]))
 """
 
 
