@@ -16,6 +16,7 @@ from deltart.plugins.int4_linear.op import (
     INT4_DELTA_NET_PROJECTIONS,
     INT4_GROUP_GATE_UP,
     INT4_GROUP_LINEAR,
+    INT4_LINEAR_NORM,
     INT4_LM_HEAD,
 )
 from deltart.plugins.linear.op import LINEAR, LINEAR_GATE_UP, SILU_MUL
@@ -59,6 +60,7 @@ NATIVE_OPS: tuple[OpSpec, ...] = (
     CONCAT_ROWS,
     FP8_LINEAR_NORM,
     EMBEDDING,
+    INT4_LINEAR_NORM,
     LINEAR,
     LINEAR_GATE_UP,
     RESIDUAL_RMS_NORM,
