@@ -19,12 +19,39 @@ struct Norm {
   float epsilon;
 };
 
+// A vector as it is stored, zeros where it is not there.
+template <class Act>
+struct Raw {
+  static constexpr int kPieces = kVector * sizeof(Act) / 16;
+  uint4 at[kPieces];
+
+  template <bool Fresh>
+  __device__ __forceinline__ void get(const Act* from, bool is) {
+#pragma unroll
+    for (int i = 0; i < kPieces; ++i) {
+      const uint4* piece = reinterpret_cast<const uint4*>(from) + i;
+      at[i] = make_uint4(0, 0, 0, 0);
+      if (is) at[i] = Fresh ? fresh(piece) : *piece;
+    }
+  }
+  __device__ __forceinline__ const Act* values() const { return reinterpret_cast<const Act*>(at); }
+};
+
 // Row `row`, by a block of `Threads`; `sums` holds a float for each warp of kNormThreads. Where there are fewer, each does
 // what several would have done: sums are taken in the same order whatever their number.
 template <bool Fresh, int Threads = kNormThreads, class Act>
 __device__ void norm_row(const Norm<Act>& in, int row, float* sums) {
   constexpr int kParts = kNormThreads / Threads;
   const size_t base = size_t(row) * in.D;
+  Raw<Act> raw_h[kParts][kMostVectors], raw_x[kParts][kMostVectors];
+#pragma unroll
+  for (int part = 0; part < kParts; ++part)  // nothing between the loads: they are on their way together
+#pragma unroll
+    for (int i = 0; i < kMostVectors; ++i) {
+      const int at = (i * kNormThreads + part * Threads + threadIdx.x) * kVector;
+      raw_h[part][i].template get<false>(in.h + base + at, at < in.D);
+      raw_x[part][i].template get<Fresh>(in.x + base + at, in.x && at < in.D);
+    }
   float h[kParts][kMostVectors][kVector];
 #pragma unroll
   for (int part = 0; part < kParts; ++part) {
@@ -33,18 +60,14 @@ __device__ void norm_row(const Norm<Act>& in, int row, float* sums) {
 #pragma unroll
     for (int i = 0; i < kMostVectors; ++i) {
       const int at = (i * kNormThreads + thread) * kVector;
-      if (at >= in.D) continue;
       float(&mine)[kVector] = h[part][i];
-      load(in.h + base + at, mine);
+      load(raw_h[part][i].values(), mine);
       if (in.x) {
         float x[kVector];
-        if constexpr (Fresh)
-          load_fresh(in.x + base + at, x);
-        else
-          load(in.x + base + at, x);
+        load(raw_x[part][i].values(), x);
 #pragma unroll
         for (int j = 0; j < kVector; ++j) mine[j] = to_float(from_float<Act>(mine[j] + x[j]));  // what its readers see
-        store(in.sum + base + at, mine);
+        if (at < in.D) store(in.sum + base + at, mine);
       }
 #pragma unroll
       for (int j = 0; j < kVector; ++j) sum = fmaf(mine[j], mine[j], sum);
