@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from torch import nn
 
@@ -11,11 +12,20 @@ from deltart.dtypes import E4M3
 from deltart.export.checkpoint import Checkpoint
 from deltart.export.compressed_tensors import CompressedSpec, Int4Scheme, Scheme
 from deltart.export.formats.bf16 import Linear
-from deltart.export.formats.experts import Fp8Experts, FusedExperts, as_written, stored_runs
+from deltart.export.formats.experts import (
+    ExpertRun,
+    Experts,
+    FusedExperts,
+    Int4ExpertRun,
+    Run,
+    as_written,
+    compressed_scheme,
+    stored_runs,
+)
 from deltart.export.formats.fp8_block import FUSED_EXPERTS, Fp8BlockLinear
-from deltart.export.formats.fp8_compressed import are_compressed, fp8_linear, stored_fp8
+from deltart.export.formats.fp8_compressed import fp8_linear, stored_fp8
 from deltart.export.formats.int4_group import Int4GroupLinear, stored_group_size
-from deltart.export.regions import PACKED_SCALE
+from deltart.export.regions import KINDS, PACKED, PACKED_SCALE, PARTS
 from deltart.export.spec import Fp8Spec, MoeSpec
 
 
@@ -51,15 +61,29 @@ class Linears:
 
         Raises CheckpointError where they lie in a way that can't be bound.
         """
-        if self.compressed and self.checkpoint:
-            module = self._stored_name(self.prefix + name)
-            if are_compressed(self.checkpoint, module, self.compressed):
-                return Fp8Experts(stored_runs(self.checkpoint, module, moe, hidden, PACKED_SCALE), moe, hidden)
-        if not self._is_quantized(name):
+        module, leaves = self._stored_name(self.prefix + name), KINDS
+        make: Callable[[tuple[int, ...]], Run] = partial(ExpertRun, moe=moe, hidden=hidden)
+        scheme = self._experts_scheme(module, moe, hidden) if self.compressed else None
+        if scheme is None and not self._is_quantized(name):
             return FusedExperts(moe, hidden)
+        if scheme is not None:
+            leaves = (KINDS[0], PACKED_SCALE)
+        if isinstance(scheme, Int4Scheme):
+            leaves = (PACKED, PACKED_SCALE)
+            make = partial(Int4ExpertRun, moe=moe, hidden=hidden, group_size=scheme.group_size)
         if self.checkpoint is None:
-            return Fp8Experts([as_written(moe.num_experts)], moe, hidden)
-        return Fp8Experts(stored_runs(self.checkpoint, self.prefix + name, moe, hidden), moe, hidden)
+            return Experts([make(as_written(moe.num_experts))])
+        return Experts(stored_runs(self.checkpoint, module, moe.num_experts, make, leaves))
+
+    def _experts_scheme(self, module: str, moe: MoeSpec, hidden: int) -> Scheme | None:
+        """How compressed-tensors quantized the experts `module`; None for others."""
+        assert self.compressed is not None
+        if self.checkpoint is not None:
+            return compressed_scheme(self.checkpoint, module, moe, hidden, self.compressed)
+        scheme = self.compressed.scheme(f"{module}.0.{PARTS[0]}")
+        sizes = (moe.moe_intermediate_size, hidden)
+        ragged = isinstance(scheme, Int4Scheme) and any(size % scheme.group_size for size in sizes)
+        return None if ragged else scheme
 
     def _scheme(self, name: str, in_features: int, out_features: int) -> Scheme | None:
         """How compressed-tensors quantized a linear; None for others."""

@@ -9,12 +9,9 @@ from torch.nn import functional as F
 from deltart.dtypes import E4M3
 from deltart.errors import CheckpointError
 from deltart.export.checkpoint import Checkpoint
-from deltart.export.compressed_tensors import BLOCK, CHANNEL, CONVERT_BLOCK, CompressedSpec, Fp8Scheme
+from deltart.export.compressed_tensors import BLOCK, CHANNEL, CompressedSpec, Fp8Scheme
 from deltart.export.formats.fp8_block import Fp8BlockLinear
-from deltart.export.regions import PACKED, PARTS
 from deltart.export.regions import PACKED_SCALE as SCALE
-
-EXPERTS = "FP8 by blocks of 128 x 128, or all in two fused tensors"
 
 
 class Fp8RowLinear(nn.Module):
@@ -35,24 +32,6 @@ def fp8_linear(scheme: Fp8Scheme, in_features: int, out_features: int) -> nn.Mod
     if scheme.strategy == CHANNEL:
         return Fp8RowLinear(in_features, out_features)
     return Fp8BlockLinear(in_features, out_features, SCALE)
-
-
-def are_compressed(checkpoint: Checkpoint, experts: str, spec: CompressedSpec) -> bool:
-    """Whether the module `experts` holds experts one by one, in FP8 by blocks; False where it holds them fused.
-
-    Raises:
-        CheckpointError: they are stored by another scheme, or config.json says something else of them.
-    """
-    first = f"{experts}.0.{PARTS[0]}"
-    if f"{first}.{PACKED}" in checkpoint:
-        raise CheckpointError(f"the experts of '{experts}' are packed one by one in int4", EXPERTS, CONVERT_BLOCK)
-    scheme = stored_fp8(checkpoint, first, spec)
-    if scheme is not None and scheme.strategy != BLOCK:
-        raise CheckpointError(f"the experts of '{experts}' are {scheme}", EXPERTS, CONVERT_BLOCK)
-    if scheme is None and f"{first}.weight" in checkpoint:
-        found = f"the experts of '{experts}' are stored one by one in {checkpoint[f'{first}.weight'].dtype}"
-        raise CheckpointError(found, EXPERTS, "save them as transformers does: fused into gate_up_proj and down_proj")
-    return scheme is not None
 
 
 def stored_fp8(checkpoint: Checkpoint, module: str, spec: CompressedSpec) -> Fp8Scheme | None:

@@ -16,7 +16,7 @@ from deltart.export.check import check_inlined
 from deltart.export.compressed_tensors import CONVERT_BLOCK
 from deltart.export.lower.fuse import LINEAR_EQUATION, fuse
 from deltart.export.trace import FUNCTION_DOMAIN
-from deltart.plugins.registry import OPS
+from deltart.plugins.registry import HOST_OPS, OPS
 from deltart.plugins.spec import DOMAIN, SCALE
 from deltart.plurals import counted
 
@@ -47,8 +47,15 @@ def lower(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _check_storage(nodes: list[onnx.NodeProto], weights: Sequence[onnx.TensorProto]) -> None:
-    """Raises BuildError for float16 weights of plugins that don't take them, where TensorRT would abort, and for FP8
-    weights that no plugin reads."""
+    """Raises BuildError for ops without a plugin, for float16 weights of plugins that don't take them, where TensorRT
+    would abort, and for FP8 weights that no plugin reads."""
+    hosts = [node for node in nodes if node.domain == DOMAIN and node.op_type in {spec.name for spec in HOST_OPS}]
+    if hosts:
+        raise BuildError(
+            f"'{hosts[0].name}' is {hosts[0].op_type}, which has no kernel for GPUs",
+            "experts in FP8 by blocks of 128 x 128, or in bfloat16",
+            f"{CONVERT_BLOCK}; ONNX Runtime runs it as it is",
+        )
     narrow = {weight.name for weight in weights if weight.data_type == onnx.TensorProto.FLOAT8E4M3FN}
     bare = sorted({name for node in nodes if node.domain != DOMAIN for name in node.input} & narrow)
     if bare:

@@ -22,7 +22,7 @@ from deltart.export.synthetic.presets import causal_lm, text_config
 from deltart.export.synthetic.write import synthesize, write_checkpoint
 from deltart.runtime.backends.ort import OrtBackend
 from support.cases import SPARSE_CASES, VOCAB, Exported
-from support.compressed import BLOCK, CHANNEL, INT4, quantization
+from support.compressed import BLOCK, CHANNEL, quantization
 from support.reference import transformers_model
 
 Place = Callable[[str], str]
@@ -124,6 +124,7 @@ def with_config(folder: Path, kind: str) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_experts_of_compressed_tensors_are_bound(sound: Exported, tmp_path: Path) -> None:
     folder = with_config(rewrite(sound, tmp_path / "in", together, compressed), BLOCK)
     export_checkpoint(folder, tmp_path / "out", mtp=False)
@@ -133,15 +134,6 @@ def test_experts_of_compressed_tensors_are_bound(sound: Exported, tmp_path: Path
     with torch.no_grad():
         expected = transformers_model(sound)(torch.from_numpy(ids)).logits.numpy()
     assert np.abs(logits - expected).max() <= TOLERANCE
-
-
-def packed_one_by_one(tensors: dict[str, torch.Tensor]) -> None:
-    """The experts in int4; of the values nothing is asked."""
-    compressed(tensors)
-    for name in [name for name in tensors if ".experts." in name and name.endswith(".weight")]:
-        out, width = tensors.pop(name).shape
-        tensors[f"{name}_packed"] = torch.zeros(out, width // 8, dtype=torch.int32)
-        tensors[f"{name}_scale"], tensors[f"{name}_shape"] = torch.ones(out, width // 32), torch.tensor([out, width])
 
 
 def by_row(tensors: dict[str, torch.Tensor]) -> None:
@@ -160,7 +152,6 @@ def as_they_were(tensors: dict[str, torch.Tensor]) -> None:
 @pytest.mark.parametrize(
     ("change", "kind", "said"),
     [
-        (packed_one_by_one, INT4, "packed one by one in int4"),
         (by_row, CHANNEL, "FP8 with a scale per row"),
         (as_they_were, BLOCK, "stored one by one in BF16"),
         (
