@@ -9,7 +9,7 @@ from deltart.plugins.fp8_linear.op import (
     FP8_LINEAR_NORM,
 )
 from deltart.plugins.gated_attention.op import GATED_ATTENTION
-from deltart.plugins.gated_delta_rule.op import GATED_DELTA_RULE
+from deltart.plugins.gated_delta_rule.op import GATED_DELTA_NORM, GATED_DELTA_RULE
 from deltart.plugins.gated_rms_norm.op import GATED_RMS_NORM
 from deltart.plugins.int4_experts.op import INT4_MOE_EXPERTS
 from deltart.plugins.int4_linear.op import (
@@ -63,6 +63,7 @@ OPS: tuple[OpSpec, ...] = (*(spec for spec in MODEL_OPS if spec not in HOST_OPS)
 NATIVE_OPS: tuple[OpSpec, ...] = (
     CONCAT_ROWS,
     FP8_LINEAR_NORM,
+    GATED_DELTA_NORM,
     EMBEDDING,
     INT4_LINEAR_NORM,
     LINEAR,

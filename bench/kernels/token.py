@@ -27,9 +27,8 @@ LINEARS = {  # as the engine runs them
     ("linear", "down_proj M=1 decode"): 64,
 }
 LAYERS = {
-    ("decode", "B=1 T=1"): 48,
+    ("joined", "delta rule, norm B=1 T=1"): 48,
     ("conv", "B=1 T=1"): 48,
-    ("norm", "T=1"): 48,
     ("rope", "T=1"): 16,
     ("head", "M=1 bf16 of 248320"): 1,
     ("sampler", "thinking"): 1,
@@ -40,9 +39,8 @@ SMALL = {  # the dry run's names of the same kernels
     ("projections", "attention M=1"): 1,
     ("linear", "small M=1 decode"): 2,
     ("linear", "small M=1 gate_up"): 1,
-    ("decode", "B=1 T=1"): 1,
+    ("joined", "delta rule, norm B=2 T=1"): 1,
     ("conv", "B=2 T=1"): 1,
-    ("norm", "T=1"): 1,
     ("rope", "T=1"): 1,
     ("head", "M=1 bf16"): 1,
     ("sampler", "thinking"): 1,

@@ -1,12 +1,19 @@
-"""Calls of the gated delta rule that tests share."""
+"""Calls of the gated delta rule that tests and benchmarks share."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import product
+from pathlib import Path
 
-from deltart.plugins.cases import LIMITS, PAIRS, OpCall, op_call
-from deltart.plugins.gated_delta_rule.op import GATED_DELTA_RULE
+import numpy as np
+
+from deltart.plugins.cases import LIMITS, PAIRS, Arrays, KernelCase, OpCall, op_call
+from deltart.plugins.dtypes import poisoned
+from deltart.plugins.gated_delta_rule import inputs
+from deltart.plugins.gated_delta_rule.norm import Norm, decode_norm
+from deltart.plugins.gated_delta_rule.op import GATED_DELTA_NORM, GATED_DELTA_RULE
+from deltart.plugins.tolerance import TOLERANCE
 
 
 def calls() -> Iterator[OpCall]:
@@ -18,6 +25,33 @@ def calls() -> Iterator[OpCall]:
         for limit in LIMITS if t > 8 else LIMITS[:1]:
             sizes = {"B": b, "T": t, "C": 2 * hk * dk + hv * dv}
             yield op_call(GATED_DELTA_RULE, sizes, attributes, types, limit)
+
+
+def timed_normed(small: bool) -> Iterator[KernelCase]:
+    """The norm behind it, as the 27B model decodes and speculates, or `small`; (slots, tokens)."""
+    key_heads, value_heads = (1, 3) if small else (16, 48)
+    for slots, tokens in ((2, 1), (1, 4)) if small else ((1, 1), (64, 1), (1, 4)):
+        yield _normed(inputs.Shape(slots, tokens, key_heads, value_heads), Norm())
+
+
+def _normed(shape: inputs.Shape, norm: Norm) -> KernelCase:
+    def expected(given: Arrays) -> Arrays:
+        wide = (
+            given[t.name] if t.dtype == "I32" else given[t.name].astype(np.float64) for t in GATED_DELTA_NORM.inputs
+        )
+        heads = (shape.key_heads, shape.value_heads, shape.key_dim, shape.value_dim)
+        return dict(zip(("y", "S"), GATED_DELTA_NORM.reference(*wide, *heads, norm.epsilon), strict=True))
+
+    return KernelCase(
+        name=f"delta rule, norm B={shape.slots} T={shape.tokens}",
+        source=Path(__file__).parent / "norm.cu",
+        given=lambda seed: inputs.make(shape, seed) | inputs.gating(shape, seed, norm.weight_dtype),
+        outputs=lambda: {"y": poisoned((shape.slots, shape.tokens, shape.value_heads * shape.value_dim), shape.dtype)},
+        launches=lambda at: [decode_norm(shape, norm, at)],
+        expected=expected,
+        tolerance={"y": TOLERANCE[shape.dtype], "S": TOLERANCE["state"]},
+        rewritten=("S",),
+    )
 
 
 CALLS = {"GatedDeltaRule": calls}

@@ -84,6 +84,13 @@ def make(
     }
 
 
+def gating(shape: Shape, seed: int, weight_dtype: str = "bf16") -> dict[str, np.ndarray]:
+    """What the norm behind a call takes: its weight, and z [B, T, Hv * Dv]."""
+    rng = np.random.default_rng(seed)
+    z = 3 * normal(rng, shape.slots, shape.tokens, shape.value_heads * shape.value_dim)
+    return {"norm_weight": cast(rng.uniform(0.2, 2, shape.value_dim), weight_dtype), "z": cast(z, shape.dtype)}
+
+
 def expected(shape: Shape, given: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     """The reference's o [B, T, Hv * Dv] and new state for what `make` returned."""
     arrays = {name: array if array.dtype == np.int32 else array.astype(np.float64) for name, array in given.items()}

@@ -1,4 +1,4 @@
-"""Which kernels serve a TensorRT call of the gated delta rule: decode up to 8 tokens, chunked prefill beyond."""
+"""Which kernels serve a call of the gated delta rule: decode up to 8 tokens, chunked prefill beyond."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from pathlib import Path
 
 from deltart.plugins.gated_delta_rule.inputs import Shape
 from deltart.plugins.gated_delta_rule.launch import CHUNKS, DECODE_TOKENS, chunking, decode, prefill
+from deltart.plugins.gated_delta_rule.norm import Norm, decode_norm
 from deltart.plugins.kernel_call import Call, Kernel
 from deltart.plugins.launch import Launch, require
 
@@ -39,6 +40,14 @@ def launches(call: Call) -> tuple[str, list[Launch]]:
     return "prefill.cu", prefill(chunking(shape, call.shared_limit), call.at)
 
 
+def normed(call: Call) -> tuple[str, list[Launch]]:
+    """The source and launch of one call with the norm behind it."""
+    norm = Norm(call.dtypes["norm_weight"], call.sizes["epsilon"])
+    return "norm.cu", [decode_norm(_shape(call), norm, call.at)]
+
+
+FOLDER = Path(__file__).resolve().parent
 KERNELS = {
-    "GatedDeltaRule": Kernel(Path(__file__).resolve().parent, ("decode.cu", "prefill.cu"), workspace_bytes, launches)
+    "GatedDeltaRule": Kernel(FOLDER, ("decode.cu", "prefill.cu"), workspace_bytes, launches),
+    "GatedDeltaNorm": Kernel(FOLDER, ("norm.cu",), lambda call: 0, normed),
 }

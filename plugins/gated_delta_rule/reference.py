@@ -6,6 +6,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from deltart.plugins.gated_rms_norm.reference import gated_rms_norm
+
 EPSILON = 1e-6
 
 
@@ -88,3 +90,28 @@ def gated_delta_rule(
     o, last = recur(fed, S)
     S = last if (n_commit == n_tokens).all() else recur(fed.first(n_commit), S)[1]
     return o.reshape(*a.shape[:2], num_v_heads * head_v_dim), S
+
+
+def gated_delta_norm(
+    qkv: np.ndarray,
+    a: np.ndarray,
+    b: np.ndarray,
+    A_log: np.ndarray,
+    dt_bias: np.ndarray,
+    S: np.ndarray,
+    n_tokens: np.ndarray,
+    n_commit: np.ndarray,
+    norm_weight: np.ndarray,
+    z: np.ndarray,
+    num_k_heads: int,
+    num_v_heads: int,
+    head_k_dim: int,
+    head_v_dim: int,
+    epsilon: float,
+) -> tuple[np.ndarray, np.ndarray]:
+    """As gated_delta_rule, then gated_rms_norm of o by z [B, T, Hv*Dv]: y [B, T, Hv*Dv], S'. y of tokens at or beyond
+    n_tokens is zero."""
+    heads = (num_k_heads, num_v_heads, head_k_dim, head_v_dim)
+    o, S = gated_delta_rule(qkv, a, b, A_log, dt_bias, S, n_tokens, n_commit, *heads)
+    real = np.arange(o.shape[1])[None, :, None] < n_tokens[:, None, None]
+    return gated_rms_norm(o, norm_weight, np.where(real, z, 0.0), epsilon)[0], S

@@ -57,10 +57,10 @@ class Bug:
     passes: Callable[[Path], bool]
 
 
-DECODE, CHUNK, SCAN = (f"gated_delta_rule/{name}" for name in ("decode.cu", "prefill_chunk.cuh", "prefill_scan.cuh"))
+DECODE, CHUNK, SCAN = (f"gated_delta_rule/{name}" for name in ("decode.cuh", "prefill_chunk.cuh", "prefill_scan.cuh"))
 CONV = "causal_conv1d/kernel.cu"
 BUGS = {
-    "decode without its barrier": Bug(DECODE, "  __syncthreads();\n\n  const", "  const", decodes),
+    "decode without its barrier": Bug(DECODE, "  __syncthreads();\n\n  o +=", "  o +=", decodes),
     "decode without waiting for copies": Bug(DECODE, "wait_copies<0>();", "", decodes),
     "padded tokens counted": Bug(DECODE, "n = min(in.n_tokens[slot], in.tokens);", "n = in.tokens;", decodes),
     "output of the wrong column": Bug(DECODE, "lane / 4 % 4;\n  for", "lane / 8 % 4;\n  for", decodes),

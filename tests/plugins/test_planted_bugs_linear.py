@@ -268,12 +268,12 @@ BUGS: dict[str, tuple[str, str, str, str, Callable[[Path], bool]]] = {
     ),
     "epsilon outside the root": (
         "gated_rms_norm",
-        KERNEL,
+        "norm.cuh",
         "rsqrtf(warp_sum(sum) / in.D + in.epsilon)",
         "(rsqrtf(warp_sum(sum) / in.D) + in.epsilon)",
         norms,
     ),
-    "gate without its factor": ("gated_rms_norm", KERNEL, "z[j] * sigmoid(z[j])", "sigmoid(z[j])", norms),
+    "gate without its factor": ("gated_rms_norm", "norm.cuh", "z[j] * sigmoid(z[j])", "sigmoid(z[j])", norms),
     "turned the other way": ("qk_norm_rope", KERNEL, "(second ? other : -other)", "(second ? -other : other)", turns),
     "turned against the neighbour": ("qk_norm_rope", KERNEL, "second ? lane - apart", "second ? lane - 1", turns),
     "angles of the token before": (

@@ -16,6 +16,7 @@ from deltart.plugins.causal_conv1d import launch as conv
 from deltart.plugins.causal_conv1d.inputs import Shape as ConvShape
 from deltart.plugins.gated_delta_rule import launch as gdr
 from deltart.plugins.gated_delta_rule.inputs import Shape
+from deltart.plugins.gated_delta_rule.norm import Norm, decode_norm
 from deltart.plugins.launch import Launch
 
 HOPPER = ("90a",)
@@ -24,6 +25,7 @@ HOPPER = ("90a",)
 CEILINGS = {
     "causal_conv1d": 128,
     "gated_delta_rule_decode": 128,
+    "gated_delta_rule_norm": 128,
     "gated_delta_rule_prefill_chunk": 168,
     "gated_delta_rule_prefill_scan": 255,
 }
@@ -149,11 +151,12 @@ def test_a_damaged_entry_is_made_again(damage: Callable[[Path], object], tmp_pat
 def every_launch() -> list[Launch]:
     """One launch of each kernel that the plans know."""
     names = ["qkv", "a", "b", "A_log", "dt_bias", "S", "n_tokens", "n_commit", "o", "workspace"]
-    names += ["x", "weight", "state", "y"]
+    names += ["x", "weight", "state", "y", "z", "norm_weight"]
     at, launches = dict.fromkeys(names, 0), []
     for dtype in ("f32", "bf16"):
         for tiles in (gdr.Tiling(8, 1), gdr.Tiling(16, 1)):
             launches.append(gdr.decode(Shape(dtype=dtype), at, tiles))
+        launches.append(decode_norm(Shape(dtype=dtype), Norm(), at))
         for limit in (227 << 10, 99 << 10):
             launches += gdr.prefill(gdr.chunking(Shape(tokens=65, dtype=dtype), limit), at)
         launches.append(conv.forward(ConvShape(dtype=dtype), at))

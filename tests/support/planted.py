@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+from deltart import plugins
 from deltart.errors import BuildError
 
 Check = Callable[[Path], bool]  # of an op's folder
+
+
+def copy_kernels(to: Path) -> None:
+    """Copies the kernels of all ops, each in its folder, to where they can be patched."""
+    kernels = Path(plugins.__file__).parent
+    for path in (path for kind in ("cu", "cuh", "hpp") for path in kernels.glob(f"*/*.{kind}")):
+        (to / path.parent.name).mkdir(exist_ok=True)
+        shutil.copy(path, to / path.parent.name)
 
 
 def is_caught(op: Path, name: str, right: str, wrong: str, passes: Check) -> bool:

@@ -12,6 +12,7 @@ from bench.kernels.sections import (
     fp8_projections,
     gated_attention,
     gated_delta_rule,
+    joined,
     lm_head,
     sampler,
     simple,
@@ -32,6 +33,7 @@ SECTIONS: dict[str, Callable[[Run], Iterator[Row]]] = {
     "sampler": sampler.draw,
     "projections": fp8_projections.projections,
     "rope": simple.rope,
+    "joined": joined.joined,  # beside the rows of the others
     "token": token.token,  # sums over the rows of the others
 }
 RIVALRIES = ("decode", "prefill", "conv", "linear", "attention")  # where others' kernels are timed beside ours

@@ -88,7 +88,7 @@ def test_the_table_keeps_yarns_factor(fp8: Models, bf16: Models) -> None:
 def test_every_op_is_met_in_some_graph(fp8: Models, bf16: Models) -> None:
     met = {node.op_type for models in (fp8, bf16) for pair in models.values() for node in pair["native"].graph.node}
     # A gate in FP8 beside an up in BF16; and what single phases join.
-    assert {spec.name for spec in NATIVE_OPS} - met == {"SiluMul", "Fp8LinearNorm", "Int4LinearNorm"}
+    assert {spec.name for spec in NATIVE_OPS} - met == {"SiluMul", "Fp8LinearNorm", "Int4LinearNorm", "GatedDeltaNorm"}
 
 
 def test_a_gate_and_an_up_of_different_kinds(bf16: Models) -> None:

@@ -77,7 +77,7 @@ def compile_plan(content: bytes, profile: Profile) -> Compiled:
         known.dtypes[binding.name], known.axes[binding.name] = BY_NAME[binding.dtype].short, binding.axes
     bound = {binding.name for binding in (*inputs, *outputs)}
     workspaces: list[Life] = []
-    nodes = joined(graph.node, {b.name: b for b in inputs}, [b.name for b in outputs], largest["B"] * largest["T"])
+    nodes = joined(graph.node, {b.name: b for b in inputs}, [b.name for b in outputs], largest)
     for node in nodes:
         if node.domain == "" and node.op_type == "Constant":
             name, constant = node.output[0], _constant(node)

@@ -3,66 +3,110 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx
 
-from deltart.plugins.fp8_linear import inputs as fp8
-from deltart.plugins.fp8_linear import norm as fp8_norm
+from deltart.plugins.fp8_linear.inputs import Shape as LinearShape
+from deltart.plugins.fp8_linear.norm import can_join as norm_joins_linear
 from deltart.plugins.fp8_linear.op import FP8_BLOCK_LINEAR, FP8_LINEAR_NORM
-from deltart.plugins.int4_linear import inputs as int4
-from deltart.plugins.int4_linear import norm as int4_norm
+from deltart.plugins.gated_delta_rule.inputs import Shape as DeltaShape
+from deltart.plugins.gated_delta_rule.norm import can_join as norm_joins_delta_rule
+from deltart.plugins.gated_delta_rule.op import GATED_DELTA_NORM, GATED_DELTA_RULE
+from deltart.plugins.gated_rms_norm.op import GATED_RMS_NORM
+from deltart.plugins.int4_linear.inputs import Shape as Int4Shape
+from deltart.plugins.int4_linear.norm import can_join as norm_joins_int4
 from deltart.plugins.int4_linear.op import INT4_GROUP_LINEAR, INT4_LINEAR_NORM
 from deltart.plugins.residual_rms_norm.op import RESIDUAL_RMS_NORM
-from deltart.plugins.spec import DOMAIN
+from deltart.plugins.spec import DOMAIN, OpSpec
 from deltart.runtime.backends.gpu.engine_manifest import Binding
 
-JOINED = {FP8_BLOCK_LINEAR.name: FP8_LINEAR_NORM, INT4_GROUP_LINEAR.name: INT4_LINEAR_NORM}  # with the norm behind it
 ARRIVED = "/arrived"  # the count of blocks that are done, of every launch in turn: 0 between them
+Nodes = Sequence[onnx.NodeProto]
+Border = Mapping[str, Binding]
 
 
-def joined(
-    nodes: Sequence[onnx.NodeProto], border: Mapping[str, Binding], results: Sequence[str], rows: int
-) -> list[onnx.NodeProto]:
-    """`nodes`, each quantized linear with the residual norm behind it as one, where the largest call of `rows` tokens
-    lets them and nothing else reads the linear's result."""
-    readers = Counter(name for node in nodes for name in node.input)
-    linears = {
-        node.output[0]: node
-        for node in nodes
-        if node.op_type in JOINED and _is_small(node, border, rows) and not _quantizes(node)
-    }
-    made: list[onnx.NodeProto] = []
-    for node in nodes:
-        linear = linears.get(node.input[0]) if node.op_type == RESIDUAL_RMS_NORM.name else None
-        if linear is None or readers[linear.output[0]] > 1 or linear.output[0] in results:
-            made.append(node)
-            continue
-        made = [other for other in made if other is not linear]
-        made.append(_as_one(linear, node))
-    if len(made) == len(nodes):
+@dataclass(frozen=True)
+class Pair:
+    """Two ops as one.
+
+    `first`'s first output is the first input of `second`, and nothing else reads it; its other outputs stay. `fits`:
+    whether a node of `first` lets them, its inputs from the border, in the largest call.
+    """
+
+    first: OpSpec
+    second: OpSpec
+    one: OpSpec
+    fits: Callable[[onnx.NodeProto, Border, Mapping[str, int]], bool]
+    counts: bool = False  # its blocks count themselves
+
+    def join(self, first: onnx.NodeProto, second: onnx.NodeProto) -> onnx.NodeProto:
+        """The node in place of both."""
+        inputs = [*first.input, *second.input[1:], *([ARRIVED] if self.counts else [])]
+        outputs = [*second.output, *first.output[1:]]
+        attributes = _attributes(first) | _attributes(second)
+        kept = {name: attributes[name] for name in self.one.attributes}
+        return onnx.helper.make_node(self.one.name, inputs, outputs, first.name, domain=DOMAIN, **kept)
+
+
+def joined(nodes: Nodes, border: Border, results: Sequence[str], largest: Mapping[str, int]) -> list[onnx.NodeProto]:
+    """`nodes` with every pair as one, where the largest call, of `largest` by axis, lets it and nothing else reads what
+    lies between."""
+    made = list(nodes)
+    for pair in PAIRS:
+        made = _paired(pair, made, border, results, largest)
+    if not any(ARRIVED in node.input for node in made):
         return made
     count = onnx.numpy_helper.from_array(np.zeros(1, np.int32))
     return [onnx.helper.make_node("Constant", [], [ARRIVED], ARRIVED, value=count), *made]
 
 
-def _is_small(linear: onnx.NodeProto, border: Mapping[str, Binding], rows: int) -> bool:
-    n, *inner = map(int, border[linear.input[1]].axes)
-    if linear.op_type == FP8_BLOCK_LINEAR.name:
-        return fp8_norm.can_join(fp8.Shape(1, rows, n, inner[0]))
-    groups, half = inner
-    return int4_norm.can_join(int4.Shape(1, rows, n, groups * half * 2, half * 2))
+def _paired(
+    pair: Pair, nodes: Nodes, border: Border, results: Sequence[str], largest: Mapping[str, int]
+) -> list[onnx.NodeProto]:
+    readers = Counter(name for node in nodes for name in node.input)
+    firsts = {
+        node.output[0]: node
+        for node in nodes
+        if node.op_type == pair.first.name
+        and readers[node.output[0]] == 1
+        and node.output[0] not in results
+        and pair.fits(node, border, largest)
+    }
+    made: list[onnx.NodeProto] = []
+    for node in nodes:
+        first = firsts.get(node.input[0]) if node.op_type == pair.second.name else None
+        if first is not None:
+            made = [other for other in made if other is not first]
+            node = pair.join(first, node)
+        made.append(node)
+    return made
 
 
-def _quantizes(linear: onnx.NodeProto) -> bool:
-    return any(a.name == "quantize_activations" and a.i for a in linear.attribute)
+def _attributes(node: onnx.NodeProto) -> dict[str, Any]:
+    return {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in node.attribute}
 
 
-def _as_one(linear: onnx.NodeProto, norm: onnx.NodeProto) -> onnx.NodeProto:
-    _, h, weight = norm.input
-    inputs = [*linear.input, h, weight, ARRIVED]
-    op = JOINED[linear.op_type]
-    one = onnx.helper.make_node(op.name, inputs, list(norm.output), linear.name, domain=DOMAIN)
-    one.attribute.extend(a for a in (*linear.attribute, *norm.attribute) if a.name in op.attributes)
-    return one
+def _linear_fits(linear: onnx.NodeProto, border: Border, largest: Mapping[str, int]) -> bool:
+    n, k = border[linear.input[1]].axes
+    shape = LinearShape(1, largest["B"] * largest["T"], int(n), int(k))
+    return norm_joins_linear(shape) and not _attributes(linear).get("quantize_activations")
+
+
+def _int4_fits(linear: onnx.NodeProto, border: Border, largest: Mapping[str, int]) -> bool:
+    n, groups, half = map(int, border[linear.input[1]].axes)
+    return norm_joins_int4(Int4Shape(1, largest["B"] * largest["T"], n, groups * half * 2, half * 2))
+
+
+def _delta_rule_fits(rule: onnx.NodeProto, border: Border, largest: Mapping[str, int]) -> bool:
+    return norm_joins_delta_rule(DeltaShape(tokens=largest["T"], value_dim=_attributes(rule)["head_v_dim"]))
+
+
+PAIRS = (
+    Pair(FP8_BLOCK_LINEAR, RESIDUAL_RMS_NORM, FP8_LINEAR_NORM, _linear_fits, counts=True),
+    Pair(INT4_GROUP_LINEAR, RESIDUAL_RMS_NORM, INT4_LINEAR_NORM, _int4_fits, counts=True),
+    Pair(GATED_DELTA_RULE, GATED_RMS_NORM, GATED_DELTA_NORM, _delta_rule_fits),
+)

@@ -1,0 +1,31 @@
+"""What native plans run in one launch where TensorRT has several, beside the sum of the parts' own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from bench.kernels.run import Run, checked_and_timed
+from bench.kernels.table import Row
+from deltart.plugins.gated_delta_rule import cases as delta_rule
+
+# Parts by the start of a case, as (section, start of a case); all of them timed by the sections before this one.
+PARTS = {
+    "delta rule, norm B=1 T=1": (("decode", "B=1 T=1"), ("norm", "T=1")),
+    "delta rule, norm B=64 T=1": (("decode", "B=64 T=1"), ("norm", "T=64")),
+}
+
+
+def joined(run: Run) -> Iterator[Row]:
+    """The gated delta rule with the norm behind it."""
+    for row in checked_and_timed(run, "joined", delta_rule.timed_normed(run.small)):
+        parts = [part for part in PARTS.get(row.case, ()) if _time(run, *part)]
+        if row.us and parts and len(parts) == len(PARTS[row.case]):
+            apart = sum(_time(run, *part) for part in parts)
+            row.notes.append(f"in {len(parts)} launches {apart:.1f} us")
+        yield row
+
+
+def _time(run: Run, section: str, start: str) -> float:
+    """Microseconds of the first such case; 0 if it was not timed."""
+    found = [r.us for r in run.rows if r.section == section and f"{r.case} ".startswith(f"{start} ") and r.us]
+    return found[0] if found else 0.0
