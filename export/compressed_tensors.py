@@ -1,4 +1,4 @@
-"""compressed-tensors' quantization_config: which linears are packed in four bits, and in groups of how many values.
+"""compressed-tensors' quantization_config: which linears are packed in four bits, which are FP8, and by what groups.
 
 https://github.com/vllm-project/compressed-tensors: groups of targets with one scheme each, and a list of what is left
 as it is. An entry is a module's name, "re:" and a pattern that its name begins with, or a class such as "Linear".
@@ -7,7 +7,7 @@ as it is. An entry is a module's name, "re:" and a pattern that its name begins 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from deltart.errors import ConfigError
@@ -15,10 +15,15 @@ from deltart.export.config_fields import Fields
 from deltart.json_files import shown
 
 METHOD, FORMAT = "compressed-tensors", "pack-quantized"
+FP8_FORMATS = ("float-quantized", "naive-quantized")  # one layout: with and without quantized activations
+MIXED = "mixed-precision"  # of a file whose groups have formats of their own
+BLOCK, CHANNEL = "block", "channel"  # strategies of FP8 weights: a scale per 128 x 128 values, or per row
 GROUP_SIZES = (16, 32, 64, 128, 256)  # of MatMulNBits
 PATTERN = "re:"
 CLASSES = ("Linear",)
 CONVERT = "requantize it with llm-compressor, scheme W4A16"
+CONVERT_BLOCK = "requantize it with llm-compressor, scheme FP8_BLOCK"
+CONVERT_FP8 = f"{CONVERT_BLOCK} or FP8_DYNAMIC"
 # Other packings of four bits by quant_method, and how to get to this one.
 OTHERS = {
     "gptq": f"GPTQ's own packing runs along the other axis: {CONVERT} and GPTQModifier",
@@ -33,25 +38,66 @@ OTHERS = {
 
 
 @dataclass(frozen=True)
-class Int4Group:
-    """Modules that `targets` name, packed in groups of `group_size` values of a row."""
+class Int4Scheme:
+    """Packed in groups of `group_size` values of a row."""
 
-    targets: tuple[str, ...]
     group_size: int
+
+    def __str__(self) -> str:
+        return f"int4 in groups of {self.group_size}"
 
 
 @dataclass(frozen=True)
-class Int4Spec:
-    """What config.json says of packed linears. No groups: the tensors alone say it."""
+class Fp8Scheme:
+    """E4M3 with a scale per 128 x 128 values (BLOCK) or per row (CHANNEL). Activations are the runtime's business."""
 
-    groups: tuple[Int4Group, ...] = ()
+    strategy: str
+
+    def __str__(self) -> str:
+        return f"FP8 with a scale per {'128 x 128 values' if self.strategy == BLOCK else 'row'}"
+
+
+Scheme = Int4Scheme | Fp8Scheme
+
+
+@dataclass(frozen=True)
+class Group:
+    """Modules that `targets` name, stored by one scheme."""
+
+    targets: tuple[str, ...]
+    scheme: Scheme
+
+
+@dataclass(frozen=True)
+class CompressedSpec:
+    """What config.json says of quantized linears. No groups: the tensors alone say it."""
+
+    groups: tuple[Group, ...] = ()
     ignore: tuple[str, ...] = ()
 
-    def group_size(self, module: str) -> int | None:
-        """Values per group of the linear `module`; None where it is not to be packed."""
+    def scheme(self, module: str) -> Scheme | None:
+        """How the linear `module` is stored; None where it is left as it is.
+
+        Of several targets that mean it a name counts before a pattern, a pattern before a class, and of two alike the
+        first in the alphabet.
+        """
         if names(module, self.ignore):
             return None
-        return next((group.group_size for group in self.groups if names(module, group.targets)), None)
+        by_target = {target: group.scheme for group in self.groups for target in group.targets}
+        found = [target for target in by_target if names(module, [target])]
+        return by_target[min(found, key=_generality)] if found else None
+
+    def has(self, kind: type[Scheme]) -> bool:
+        """Whether some group is of this kind."""
+        return any(isinstance(group.scheme, kind) for group in self.groups)
+
+    def __str__(self) -> str:
+        names = {Int4Scheme: "packed int4", Fp8Scheme: "FP8"}
+        return " and ".join(name for kind, name in names.items() if self.has(kind))
+
+
+def _generality(target: str) -> tuple[bool, bool, str]:
+    return target in CLASSES, target.startswith(PATTERN), target
 
 
 def names(module: str, entries: Sequence[str]) -> bool:
@@ -62,17 +108,18 @@ def names(module: str, entries: Sequence[str]) -> bool:
     )
 
 
-def read_int4(quantization: Fields) -> Int4Spec:
+def read_compressed(quantization: Fields) -> CompressedSpec:
     """The spec of a compressed-tensors block of config.json.
 
     Raises:
-        ConfigError: it is of another scheme than symmetric int4 weights in groups.
+        ConfigError: it is of another scheme than symmetric int4 weights in groups, or FP8 by blocks of 128 or by row.
     """
     groups = quantization.required("config_groups", dict)
     if not groups:
         raise quantization.error("config_groups", groups, "at least one group")
     section = quantization.section("config_groups")
-    read = tuple(_group(section.section(name), quantization.optional("format", str, FORMAT)) for name in groups)
+    whole = quantization.optional("format", str, MIXED)
+    read = tuple(_group(section.section(name), whole) for name in groups)
     if quantization.optional("kv_cache_scheme", dict, {}):
         raise quantization.error("kv_cache_scheme", quantization.values["kv_cache_scheme"], "none: the cache is f32")
     if quantization.optional("transform_config", dict, {}):
@@ -83,7 +130,7 @@ def read_int4(quantization: Fields) -> Int4Spec:
     if sparsity.get("format", "dense") != "dense":
         raise quantization.error("sparsity_config", sparsity, "none, or format 'dense'")
     quantization.only_if_present("quantization_status", ["compressed"])
-    return Int4Spec(read, _entries(quantization, "ignore"))
+    return CompressedSpec(read, _entries(quantization, "ignore"))
 
 
 def refuse_method(quantization: Fields, method: str) -> ConfigError:
@@ -93,31 +140,57 @@ def refuse_method(quantization: Fields, method: str) -> ConfigError:
     return ConfigError(f"{place} is {shown(method)}", f"'fp8' or '{METHOD}' with format '{FORMAT}'", known)
 
 
-def _group(group: Fields, whole: str) -> Int4Group:
-    form = group.optional("format", str, whole)
-    if form != FORMAT:
-        hint = "NVFP4 has no op here: " + CONVERT if "nvfp4" in form else CONVERT
-        raise ConfigError(f"{group.place('format')} is {shown(form)}", f"'{FORMAT}'", hint)
-    for name in ("input_activations", "output_activations"):
-        if group.optional(name, dict, {}):
-            raise ConfigError(f"{group.place(name)} is given", "weights alone to be quantized", CONVERT)
+def _group(group: Fields, whole: str) -> Group:
     weights = group.section("weights")
-    _demand(weights, "num_bits", 4)
-    _demand(weights, "type", "int")
-    _demand(weights, "symmetric", True)
-    _demand(weights, "strategy", "group")
+    is_fp8 = weights.values.get("type") == "float" and weights.values.get("num_bits") == 8
+    form = group.optional("format", str, whole)
+    if form == MIXED:
+        form = FP8_FORMATS[0] if is_fp8 else FORMAT
+    if form not in (FORMAT, *FP8_FORMATS):
+        hint = "NVFP4 has no op here: " + CONVERT if "nvfp4" in form else CONVERT
+        raise ConfigError(f"{group.place('format')} is {shown(form)}", _or(FORMAT, *FP8_FORMATS), hint)
+    if group.optional("output_activations", dict, {}):
+        raise ConfigError(f"{group.place('output_activations')} is given", "outputs as they are", CONVERT)
+    scheme = _int4(group, weights) if form == FORMAT else _fp8(group, weights)
+    return Group(_entries(group, "targets"), scheme)
+
+
+def _int4(group: Fields, weights: Fields) -> Int4Scheme:
+    if group.optional("input_activations", dict, {}):
+        raise ConfigError(f"{group.place('input_activations')} is given", "weights alone to be quantized", CONVERT)
+    _demand(weights, {"num_bits": 4, "type": "int", "symmetric": True, "strategy": "group"}, CONVERT)
     if weights.optional("actorder", object, None) not in (None, False, "", "weight", "static"):
         hint = "quantize again with actorder='static': it orders the work, not the columns"
         raise ConfigError(
             f"{weights.place('actorder')} is {shown(weights.values['actorder'])}", "'static' or none", hint
         )
-    return Int4Group(_entries(group, "targets"), weights.one_of("group_size", GROUP_SIZES))
+    return Int4Scheme(weights.one_of("group_size", GROUP_SIZES))
 
 
-def _demand(weights: Fields, name: str, value: object) -> None:
-    found = weights.required(name, object)
-    if type(found) is not type(value) or found != value:
-        raise ConfigError(f"{weights.place(name)} is {shown(found)}", shown(value), CONVERT)
+def _fp8(group: Fields, weights: Fields) -> Fp8Scheme:
+    """Of activations only those with scales of their own are refused: dynamic ones leave no trace in the checkpoint."""
+    _demand(weights, {"num_bits": 8, "type": "float", "symmetric": True}, CONVERT_FP8)
+    strategy = weights.required("strategy", str)
+    if strategy not in (BLOCK, CHANNEL):
+        raise ConfigError(f"{weights.place('strategy')} is {shown(strategy)}", _or(BLOCK, CHANNEL), CONVERT_FP8)
+    if strategy == BLOCK:
+        _demand(weights, {"block_structure": [128, 128]}, CONVERT_FP8)
+    inputs = group.optional("input_activations", dict, {})
+    if inputs and inputs.get("dynamic") is not True:
+        place = f"{group.place('input_activations')}: dynamic"
+        raise ConfigError(f"{place} is {shown(inputs.get('dynamic', False))}", "true, or none", CONVERT_FP8)
+    return Fp8Scheme(strategy)
+
+
+def _or(*choices: str) -> str:
+    return " or ".join(shown(choice) for choice in choices)
+
+
+def _demand(weights: Fields, values: Mapping[str, object], hint: str) -> None:
+    for name, value in values.items():
+        found = weights.required(name, object)
+        if type(found) is not type(value) or found != value:
+            raise ConfigError(f"{weights.place(name)} is {shown(found)}", shown(value), hint)
 
 
 def _entries(fields: Fields, name: str) -> tuple[str, ...]:

@@ -83,5 +83,5 @@ def _weight_entries(ledger: Ledger, graphs: Sequence[Written]) -> dict[str, mani
 def _spec_fields(spec: ModelSpec) -> dict[str, Any]:
     fields = asdict(spec)
     fields["fp8"] = spec.fp8 is not None  # which tensors are quantized they say themselves
-    fields["int4"] = spec.int4 is not None
+    fields["compressed"] = spec.compressed is not None
     return fields

@@ -13,6 +13,7 @@ from deltart.errors import ExportError
 from deltart.export.bound import bind
 from deltart.export.check import check_graphs
 from deltart.export.checkpoint import Checkpoint
+from deltart.export.compressed_tensors import Int4Scheme
 from deltart.export.describe import describe
 from deltart.export.ledger import Ledger, ledger_of
 from deltart.export.spec import ModelSpec, read_spec
@@ -58,7 +59,7 @@ def export_checkpoint(
     spec = read_spec(checkpoint)
     if yarn is not None:
         spec = spec.with_yarn(yarn)
-    if int4_activations == "int8" and spec.int4 is None:
+    if int4_activations == "int8" and not (spec.compressed and spec.compressed.has(Int4Scheme)):
         raise ExportError(
             "int8 activations asked for, of a checkpoint without int4 linears",
             "one that compressed-tensors packed",

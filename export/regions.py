@@ -23,7 +23,10 @@ PARTS = ("down_proj", "gate_proj", "up_proj")  # of an expert, as they lie
 KINDS = ("weight", "weight_scale_inv")
 PACKED, PACKED_SCALE, PACKED_SHAPE = "weight_packed", "weight_scale", "weight_shape"  # of compressed-tensors
 GROUPS = "weight_groups"  # the region of a packed weight
-NAME = re.compile(rf"(.+\.experts)\.(\d+)\.({'|'.join(PARTS)})\.({'|'.join(KINDS)})")
+# What a tensor of an expert is, by what formats call it.
+LEAVES = {KINDS[0]: KINDS[0], PACKED: KINDS[0], KINDS[1]: KINDS[1], PACKED_SCALE: KINDS[1]}
+PACKED_KINDS = (GROUPS, PACKED_SCALE)  # KINDS of packed experts
+NAME = re.compile(rf"(.+\.experts)\.(\d+)\.({'|'.join(PARTS)})\.({'|'.join(LEAVES)})")
 
 Expert = dict[str, TensorInfo]  # by name from the expert on: "down_proj.weight"
 
@@ -32,8 +35,8 @@ Expert = dict[str, TensorInfo]  # by name from the expert on: "down_proj.weight"
 class Region(TensorInfo):
     """Tensors that lie one after the other, seen as one.
 
-    `members` are their names in order; of experts the shape is [slots, 3, elements of one matrix], and `experts` the
-    expert in each slot.
+    `members` are their names in order; of experts the shape is [slots, 3, elements of one matrix] (bytes of a packed
+    one), and `experts` the expert in each slot.
     """
 
     members: tuple[str, ...]
@@ -59,17 +62,19 @@ def packed_regions(tensors: Mapping[str, TensorInfo]) -> Iterator[Region]:
 
 
 def expert_regions(tensors: Iterable[TensorInfo]) -> Iterator[Region]:
-    """Runs of whole experts, as many as there are gaps: `<experts>.runs.<n>.weight` and `.weight_scale_inv`."""
+    """Runs of whole experts, as many as there are gaps: `<experts>.runs.<n>.weight` and `.weight_scale_inv`, whatever
+    the scales are called; of packed ones `.weight_groups`, bytes, and `.weight_scale`."""
     layers: dict[str, dict[int, Expert]] = {}
     for tensor in tensors:
         found = NAME.fullmatch(tensor.name)
         if found:
-            experts, number, part, kind = found.groups()
-            layers.setdefault(experts, {}).setdefault(int(number), {})[f"{part}.{kind}"] = tensor
+            experts, number, part, leaf = found.groups()
+            layers.setdefault(experts, {}).setdefault(int(number), {})[f"{part}.{LEAVES[leaf]}"] = tensor
     for experts, members in layers.items():
         for number, run in enumerate(_runs(members)):
-            for kind in KINDS:
-                yield _region(f"{experts}.runs.{number}.{kind}", run, members, kind)
+            is_packed = members[run[0]][f"{PARTS[0]}.{KINDS[0]}"].dtype == I32.stored
+            for kind, name in zip(KINDS, PACKED_KINDS if is_packed else KINDS, strict=True):
+                yield _region(f"{experts}.runs.{number}.{name}", run, members, kind)
 
 
 def _runs(experts: Mapping[int, Expert]) -> list[list[int]]:
@@ -107,7 +112,8 @@ def _adjacent(first: TensorInfo, second: TensorInfo) -> bool:
 
 def _region(name: str, run: list[int], experts: Mapping[int, Expert], kind: str) -> Region:
     tensors = [tensor for number in run for tensor in _in_order(experts[number], kind)]
-    first, shape = tensors[0], (len(run), len(PARTS), math.prod(tensors[0].shape))
-    names = tuple(tensor.name for tensor in tensors)
+    first, names = tensors[0], tuple(tensor.name for tensor in tensors)
+    is_packed = first.dtype == I32.stored
+    dtype, size = (U8.stored, first.nbytes) if is_packed else (first.dtype, math.prod(first.shape))
     nbytes = len(tensors) * first.nbytes
-    return Region(name, first.file, first.offset, nbytes, first.dtype, shape, names, tuple(run))
+    return Region(name, first.file, first.offset, nbytes, dtype, (len(run), len(PARTS), size), names, tuple(run))

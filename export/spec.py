@@ -12,7 +12,7 @@ from typing import Any
 
 from deltart.errors import ConfigError
 from deltart.export import defaults
-from deltart.export.compressed_tensors import METHOD, Int4Spec, read_int4, refuse_method
+from deltart.export.compressed_tensors import METHOD, CompressedSpec, read_compressed, refuse_method
 from deltart.export.config_fields import LARGEST, Fields
 from deltart.export.rope import RopeSpec, YarnSpec, read_rope
 from deltart.json_files import read_json, shown
@@ -29,6 +29,7 @@ ARCHITECTURES = {
 NAMES = re.compile(r"Qwen3_5(Moe)?(ForCausalLM|ForConditionalGeneration|Model|TextModel)")
 # Of transformers' FineGrainedFP8Config.
 FP8_DEFAULTS = {"activation_scheme": "dynamic", "weight_block_size": [128, 128]}
+RENAMED = {"int4": "compressed"}  # fields of the spec that older manifests have under another name
 # Fields of other sparse models, and what leaves the routing as it is here: any other value is another model.
 OTHER_ROUTING = {
     "norm_topk_prob": True,
@@ -108,7 +109,7 @@ class ModelSpec:
     moe: MoeSpec | None
     vision: VisionSpec | None
     fp8: Fp8Spec | None
-    int4: Int4Spec | None = None
+    compressed: CompressedSpec | None = None
     text_prefix: str = "model."  # of the text model's tensors; these four are settled by the checkpoint's names
     head_prefix: str = "lm_head."
     mtp_prefix: str = "mtp."
@@ -216,6 +217,7 @@ def _spec(architecture: str, top: Fields, text: Fields) -> ModelSpec:
 
 def exported_spec(written: Mapping[str, Any]) -> ModelSpec:
     """The spec of an artifact, from its manifest's `spec`; tensors say what is quantized."""
+    written = {RENAMED.get(name, name): value for name, value in written.items()}
     rope = dict(written["rope"])
     parts = {
         "layer_types": tuple(written["layer_types"]),
@@ -228,7 +230,7 @@ def exported_spec(written: Mapping[str, Any]) -> ModelSpec:
         "moe": MoeSpec(**written["moe"]) if written["moe"] else None,
         "vision": VisionSpec(**written["vision"]) if written["vision"] else None,
         "fp8": Fp8Spec(()) if written["fp8"] else None,
-        "int4": Int4Spec() if written["int4"] else None,
+        "compressed": CompressedSpec() if written["compressed"] else None,
         "defaults": tuple(written["defaults"]),
     }
     return ModelSpec(**{**written, **parts})
@@ -327,7 +329,7 @@ def _vision(top: Fields, text: Fields) -> VisionSpec:
 def _quantization(config: Fields) -> dict[str, Any]:
     method = config.section("quantization_config").required("quant_method", str)
     if method == METHOD:
-        return {"fp8": None, "int4": read_int4(config.section("quantization_config"))}
+        return {"fp8": None, "compressed": read_compressed(config.section("quantization_config"))}
     return {"fp8": _fp8(config.section("quantization_config", FP8_DEFAULTS))}
 
 

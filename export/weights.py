@@ -33,7 +33,7 @@ def build_module(block: Block, spec: ModelSpec, checkpoint: Checkpoint) -> nn.Mo
         CheckpointError: a tensor is missing, misshapen, of an unexpected dtype, or contradicts the skip list.
     """
     renamed = {} if "" in block.prefixes else block.prefixes
-    linears = Linears(spec.fp8, spec.int4, block.prefixes.get("", ""), checkpoint, renamed)
+    linears = Linears(spec.fp8, spec.compressed, block.prefixes.get("", ""), checkpoint, renamed)
     with torch.device("meta" if block.prefixes else "cpu"):
         module = block.make(linears)
     for name, parameter in list(module.named_parameters()):

@@ -13,7 +13,7 @@ import numpy as np
 
 from deltart.plugins.kernel_call import Call
 from deltart.plugins.launch import Launch
-from deltart.plugins.spec import ACT, F32, FP8, I32, STORED, U8, OpSpec
+from deltart.plugins.spec import ACT, F32, FP8, I32, SCALE, STORED, U8, OpSpec
 from deltart.plugins.tolerance import relative_rms
 
 Arrays = dict[str, np.ndarray]
@@ -65,7 +65,7 @@ def op_call(
     limit: int = LIMIT,
 ) -> OpCall:
     """A call with the types that its dtype classes allow; `types` are those of activations and stored weights."""
-    kinds = {ACT: types[0], STORED: types[1], FP8: "i8", U8: "i8", F32: "f32", I32: "i32"}
+    kinds = {ACT: types[0], STORED: types[1], SCALE: types[1], FP8: "i8", U8: "i8", F32: "f32", I32: "i32"}
     return OpCall(spec, sizes, attributes, {t.name: kinds[t.dtype] for t in spec.inputs}, limit)
 
 

@@ -22,7 +22,7 @@ class Call:
 
     Args:
         sizes: axis sizes and attributes by the names of the op's contract.
-        dtypes: "f32", "bf16", "i8", "i32" or "i64" by input tensor.
+        dtypes: "f32", "bf16", "f16", "i8", "i32" or "i64" by input tensor.
         at: device addresses by tensor, outputs and "workspace" included; empty while a plan is built.
         shared_limit: bytes of shared memory that the device gives a block.
         capability: the device's compute capability times ten (90 for 9.0).

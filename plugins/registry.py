@@ -11,11 +11,13 @@ from deltart.plugins.fp8_linear.op import (
 from deltart.plugins.gated_attention.op import GATED_ATTENTION
 from deltart.plugins.gated_delta_rule.op import CONV_GATED_DELTA_NORM, GATED_DELTA_NORM, GATED_DELTA_RULE
 from deltart.plugins.gated_rms_norm.op import GATED_RMS_NORM
+from deltart.plugins.int4_experts.op import INT4_MOE_EXPERTS
 from deltart.plugins.int4_linear.op import (
     INT4_ATTENTION_PROJECTIONS,
     INT4_DELTA_NET_PROJECTIONS,
     INT4_GROUP_GATE_UP,
     INT4_GROUP_LINEAR,
+    INT4_LINEAR_NORM,
     INT4_LM_HEAD,
 )
 from deltart.plugins.linear.op import LINEAR, LINEAR_GATE_UP, SILU_MUL
@@ -37,7 +39,10 @@ MODEL_OPS: tuple[OpSpec, ...] = (
     INT4_GROUP_LINEAR,
     MOE_EXPERTS,
     FP8_MOE_EXPERTS,
+    INT4_MOE_EXPERTS,
 )
+# Those of them without a kernel: lowering a graph that has one for a GPU is refused.
+HOST_OPS: tuple[OpSpec, ...] = (INT4_MOE_EXPERTS,)
 # What the TensorRT lowering puts in place of several nodes (export/lower/fuse.py).
 FUSED_OPS: tuple[OpSpec, ...] = (
     FP8_BLOCK_GATE_UP,
@@ -53,7 +58,7 @@ FUSED_OPS: tuple[OpSpec, ...] = (
     FP8_SPARSE_MOE,
 )
 # What TensorRT has plugins of.
-OPS: tuple[OpSpec, ...] = (*MODEL_OPS, *FUSED_OPS)
+OPS: tuple[OpSpec, ...] = (*(spec for spec in MODEL_OPS if spec not in HOST_OPS), *FUSED_OPS)
 # What the native lowering puts in place of the standard nodes that are left, which TensorRT compiles itself.
 NATIVE_OPS: tuple[OpSpec, ...] = (
     CONCAT_ROWS,
@@ -62,6 +67,7 @@ NATIVE_OPS: tuple[OpSpec, ...] = (
     FP8_LM_HEAD,
     GATED_DELTA_NORM,
     EMBEDDING,
+    INT4_LINEAR_NORM,
     LINEAR,
     LINEAR_GATE_UP,
     RESIDUAL_RMS_NORM,

@@ -18,7 +18,8 @@ DOMAIN = "deltart"
 VERSION = 1
 
 ACT = "T"  # activation dtype: f32 on ONNX Runtime, bf16 on TensorRT
-STORED = "W"  # whatever dtype the checkpoint stores: f32, f16, bf16
+STORED = "W"  # whatever dtype the checkpoint stores: f32, f16, bf16; kernels read f32 and bf16
+SCALE = "S"  # the same, where kernels read f16 too
 FP8 = "F8"  # E4M3
 F32 = "F32"
 I32 = "I32"

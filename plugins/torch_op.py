@@ -10,13 +10,14 @@ import torch
 from onnx.defs import OpSchema
 from onnxscript import values
 
-from deltart.plugins.spec import ACT, DOMAIN, F32, FP8, I32, STORED, U8, VERSION, OpSpec
+from deltart.plugins.spec import ACT, DOMAIN, F32, FP8, I32, SCALE, STORED, U8, VERSION, OpSpec
 
 _TORCH_ATTRIBUTE = {int: "int", float: "float"}
 _ONNX_ATTRIBUTE = {int: OpSchema.AttrType.INT, float: OpSchema.AttrType.FLOAT}
 _TYPES = {
     ACT: ["tensor(float)", "tensor(float16)", "tensor(bfloat16)"],
     STORED: ["tensor(float)", "tensor(float16)", "tensor(bfloat16)"],
+    SCALE: ["tensor(float)", "tensor(float16)", "tensor(bfloat16)"],
     FP8: ["tensor(float8e4m3fn)", "tensor(int8)"],
     F32: ["tensor(float)"],
     I32: ["tensor(int32)"],
@@ -94,7 +95,7 @@ def _schema(spec: OpSpec) -> OpSchema:
 
     def parameter(name: str, kind: str) -> OpSchema.FormalParameter:
         # Two stored weights of one op may have different dtypes, so each gets its own type variable.
-        variable = f"{kind}_{name}" if kind in (STORED, FP8) else kind
+        variable = f"{kind}_{name}" if kind in (STORED, SCALE, FP8) else kind
         kinds[variable] = _TYPES[kind]
         return OpSchema.FormalParameter(name, variable)
 

@@ -16,12 +16,13 @@ from deltart.dtypes import BY_SHORT
 from deltart.errors import BuildError
 from deltart.plugins.dims import Dim, expression
 from deltart.plugins.kernel_call import Call, addresses, enqueue, kernel_of
-from deltart.plugins.spec import ACT, F32, FP8, I32, STORED, U8, VERSION, OpSpec, TensorSpec
+from deltart.plugins.spec import ACT, F32, FP8, I32, SCALE, STORED, U8, VERSION, OpSpec, TensorSpec
 
 PLUGIN_VERSION = "1"  # the one that TensorRT's ONNX importer looks for
 CONTRACT_FIELD = "contract"  # serialized beside the attributes: spec.VERSION when the plan was built
 ACCEPTED = {
-    ACT: ("bf16", "f32"), STORED: ("bf16", "f32"), FP8: ("i8",), U8: ("i8",), F32: ("f32",), I32: ("i32",)
+    ACT: ("bf16", "f32"), STORED: ("bf16", "f32"), SCALE: ("bf16", "f32", "f16"), FP8: ("i8",), U8: ("i8",),
+    F32: ("f32",), I32: ("i32",),
 }  # fmt: skip
 _creators: dict[tuple[str, str], Any] = {}  # TensorRT keeps no reference to a Python creator
 _failures: list[BaseException] = []

@@ -23,7 +23,7 @@ def add_parser(commands: Any) -> None:
         "export", help="write ONNX graphs that refer to a checkpoint's own weights", description=__doc__
     )
     parser.add_argument(
-        "checkpoint", type=Path, help="Hugging Face checkpoint folder: BF16, F16, F32, FP8 or packed int4"
+        "checkpoint", type=Path, help="Hugging Face checkpoint folder: BF16, F16, F32, FP8, packed int4, or several"
     )
     parser.add_argument("-o", "--output", type=Path, required=True, help="artifact folder to create")
     parser.add_argument(

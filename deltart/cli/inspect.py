@@ -86,7 +86,7 @@ def _model_table(spec: ModelSpec, checkpoint: Checkpoint) -> Table:
         "vocabulary / context": f"{spec.vocab_size} / {spec.context_limit}",
         "LM head": _head(spec, checkpoint),
         "weights": f"{size / 1e9:.2f} GB in {counted(len(checkpoint.files), 'file')}, "
-        f"{'FP8 block-128' if spec.fp8 else 'packed int4' if spec.int4 else 'unquantized'}",
+        f"{'FP8 block-128' if spec.fp8 else spec.compressed or 'unquantized'}",
         "MTP / vision": f"{'yes' if spec.mtp_num_hidden_layers else 'no'} / {_tower(spec)}",
     }
     return table((), rows.items(), title=str(checkpoint.folder))

@@ -13,8 +13,9 @@ from deltart.cli.streams import plain
 # Of `deltart.export.synthetic.presets`, which takes torch to import.
 PRESETS = (
     "qwen3.6-27b", "qwen3.6-27b-fp8", "qwen3.6-27b-int4", "qwen3.6-35b-a3b", "qwen3.6-35b-a3b-fp8",
+    "qwen3.6-35b-a3b-int4",
     "qwen3.5-0.8b", "qwen3.5-0.8b-int4", "qwen3.5-4b", "qwen3.5-4b-int4", "qwen3.5-9b", "qwen3.5-9b-int4",
-    "tiny", "tiny-fp8", "tiny-int4", "tiny-moe", "tiny-moe-fp8", "mid", "mid-fp8",
+    "tiny", "tiny-fp8", "tiny-int4", "tiny-moe", "tiny-moe-fp8", "tiny-moe-int4", "mid", "mid-fp8",
 )  # fmt: skip
 
 

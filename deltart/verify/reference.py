@@ -24,6 +24,7 @@ from deltart.verify.shown import Shown
 MAX_PARAMETERS = 2_000_000_000  # in float32 that is 8 GB
 SCALE, BLOCK = "_scale_inv", 128  # the vendor's FP8: a scale for every 128 x 128 values, named after its weight
 PACKED = ".weight_packed"  # compressed-tensors' int4: eight values a word, the first lowest, 8 for nothing
+COMPRESSED = ".weight_scale"  # of its FP8, by blocks as the vendor's, or one for every row
 PIXELS = {"image": ("pixel_values", "image_grid_thw"), "video": ("pixel_values_videos", "video_grid_thw")}
 NEEDS = "pip install 'deltart[verify]'"
 
@@ -124,20 +125,22 @@ def _parameters(folder: Path) -> int:
 
 
 def _weights(folder: Path) -> dict[str, torch.Tensor]:
-    """Every tensor in float32: block-FP8 weights times their scales, each repeated over its block of 128 x 128, and
-    packed weights unpacked, times those of their groups.
+    """Every tensor in float32: FP8 weights times their scales, each repeated over its block of 128 x 128 or its row,
+    and packed weights unpacked, times those of their groups.
 
     transformers' own expansion of FP8 takes multiples of 128 only.
     """
     stored = {name: file.get_tensor(name) for file in _files(folder) for name in file.keys()}  # noqa: SIM118
     packed = [name.removesuffix(PACKED) for name in stored if name.endswith(PACKED)]
     stored |= {f"{module}.weight": _unpacked(module, stored) for module in packed}
-    scales = {name: stored.pop(name).float() for name in list(stored) if name.endswith(SCALE)}
+    scales = {name: stored.pop(name).float() for name in list(stored) if name.endswith((SCALE, COMPRESSED))}
     weights = {name: value.float() for name, value in stored.items()}
     for name, scale in scales.items():
-        weight = weights[name.removesuffix(SCALE)]
+        weight = weights[name.removesuffix("_inv").removesuffix("_scale")]
         rows, columns = weight.shape
-        weight *= scale.repeat_interleave(BLOCK, 0)[:rows].repeat_interleave(BLOCK, 1)[:, :columns]
+        if scale.shape != (rows, 1):
+            scale = scale.repeat_interleave(BLOCK, 0)[:rows].repeat_interleave(BLOCK, 1)[:, :columns]
+        weight *= scale
     return weights
 
 

@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from torch import nn
 
 from deltart.dtypes import E4M3
 from deltart.export.checkpoint import Checkpoint
-from deltart.export.compressed_tensors import Int4Spec
+from deltart.export.compressed_tensors import CompressedSpec, Int4Scheme, Scheme
 from deltart.export.formats.bf16 import Linear
-from deltart.export.formats.experts import Fp8Experts, FusedExperts, as_written, stored_runs
+from deltart.export.formats.experts import (
+    ExpertRun,
+    Experts,
+    FusedExperts,
+    Int4ExpertRun,
+    Run,
+    as_written,
+    compressed_scheme,
+    stored_runs,
+)
 from deltart.export.formats.fp8_block import FUSED_EXPERTS, Fp8BlockLinear
+from deltart.export.formats.fp8_compressed import fp8_linear, stored_fp8
 from deltart.export.formats.int4_group import Int4GroupLinear, stored_group_size
+from deltart.export.regions import KINDS, PACKED, PACKED_SCALE, PARTS
 from deltart.export.spec import Fp8Spec, MoeSpec
 
 
@@ -26,7 +38,7 @@ class Linears:
     """
 
     fp8: Fp8Spec | None
-    int4: Int4Spec | None = None
+    compressed: CompressedSpec | None = None
     prefix: str = ""
     checkpoint: Checkpoint | None = None
     renamed: Mapping[str, str] = field(default_factory=dict)
@@ -37,9 +49,11 @@ class Linears:
 
     def __call__(self, name: str, in_features: int, out_features: int) -> nn.Module:
         """A linear in the format in which the checkpoint stores module `name`, or in which it is to be written."""
-        group_size = self._group_size(name, in_features, out_features)
-        if group_size is not None:
-            return Int4GroupLinear(in_features, out_features, group_size)
+        scheme = self._scheme(name, in_features, out_features)
+        if isinstance(scheme, Int4Scheme):
+            return Int4GroupLinear(in_features, out_features, scheme.group_size)
+        if scheme is not None:
+            return fp8_linear(scheme, in_features, out_features)
         return (Fp8BlockLinear if self._is_quantized(name) else Linear)(in_features, out_features)
 
     def experts(self, name: str, moe: MoeSpec, hidden: int) -> nn.Module:
@@ -47,19 +61,41 @@ class Linears:
 
         Raises CheckpointError where they lie in a way that can't be bound.
         """
-        if not self._is_quantized(name):
+        module, leaves = self._stored_name(self.prefix + name), KINDS
+        make: Callable[[tuple[int, ...]], Run] = partial(ExpertRun, moe=moe, hidden=hidden)
+        scheme = self._experts_scheme(module, moe, hidden) if self.compressed else None
+        if scheme is None and not self._is_quantized(name):
             return FusedExperts(moe, hidden)
+        if scheme is not None:
+            leaves = (KINDS[0], PACKED_SCALE)
+        if isinstance(scheme, Int4Scheme):
+            leaves = (PACKED, PACKED_SCALE)
+            make = partial(Int4ExpertRun, moe=moe, hidden=hidden, group_size=scheme.group_size)
         if self.checkpoint is None:
-            return Fp8Experts([as_written(moe.num_experts)], moe, hidden)
-        return Fp8Experts(stored_runs(self.checkpoint, self.prefix + name, moe, hidden), moe, hidden)
+            return Experts([make(as_written(moe.num_experts))])
+        return Experts(stored_runs(self.checkpoint, module, moe.num_experts, make, leaves))
 
-    def _group_size(self, name: str, in_features: int, out_features: int) -> int | None:
-        """Values per group of a packed linear; None for others."""
+    def _experts_scheme(self, module: str, moe: MoeSpec, hidden: int) -> Scheme | None:
+        """How compressed-tensors quantized the experts `module`; None for others."""
+        assert self.compressed is not None
+        if self.checkpoint is not None:
+            return compressed_scheme(self.checkpoint, module, moe, hidden, self.compressed)
+        scheme = self.compressed.scheme(f"{module}.0.{PARTS[0]}")
+        sizes = (moe.moe_intermediate_size, hidden)
+        ragged = isinstance(scheme, Int4Scheme) and any(size % scheme.group_size for size in sizes)
+        return None if ragged else scheme
+
+    def _scheme(self, name: str, in_features: int, out_features: int) -> Scheme | None:
+        """How compressed-tensors quantized a linear; None for others."""
         module = self._stored_name(self.prefix + name)
         if self.checkpoint is not None:
-            return stored_group_size(self.checkpoint, module, (out_features, in_features), self.int4)
-        size = self.int4.group_size(module) if self.int4 else None
-        return size if size and in_features % size == 0 else None
+            size = stored_group_size(self.checkpoint, module, (out_features, in_features), self.compressed)
+            if size is not None:
+                return Int4Scheme(size)
+            return stored_fp8(self.checkpoint, module, self.compressed) if self.compressed else None
+        scheme = self.compressed.scheme(module) if self.compressed else None
+        ragged = isinstance(scheme, Int4Scheme) and in_features % scheme.group_size
+        return None if ragged else scheme
 
     def _is_quantized(self, name: str) -> bool:
         """What the tensors say, unless the skip list contradicts them: then that, for the ledger to refuse."""

@@ -25,22 +25,27 @@ FUSED_EXPERTS = "gate_up_proj"  # of an unquantized sparse MLP; quantized it bec
 
 
 class Fp8BlockLinear(nn.Module):
-    """y = x (weight * weight_scale_inv)^T; edge blocks may be partial.
+    """y = x (weight * scale)^T; edge blocks may be partial.
+
+    Args:
+        scale: what the checkpoint calls a weight's scales; compressed-tensors' are `weight_scale`.
 
     `quantize_activations` makes it W8A8: x is rounded to E4M3 per token and 128 of K.
     """
 
     quantize_activations = False
 
-    def __init__(self, in_features: int, out_features: int) -> None:
+    def __init__(self, in_features: int, out_features: int, scale: str = "weight_scale_inv") -> None:
         super().__init__()
         weight = torch.empty(out_features, in_features, dtype=torch.float8_e4m3fn)
         blocks = [-(-size // BLOCK) for size in weight.shape]
         self.weight = nn.Parameter(weight, requires_grad=False)
-        self.weight_scale_inv = nn.Parameter(torch.empty(blocks), requires_grad=False)
+        self.scale = scale
+        self.register_parameter(scale, nn.Parameter(torch.empty(blocks), requires_grad=False))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return ops.fp8_block_linear(x, self.weight, self.weight_scale_inv, int(self.quantize_activations))
+        scale = self.get_parameter(self.scale)
+        return ops.fp8_block_linear(x, self.weight, scale, int(self.quantize_activations))
 
 
 def is_quantized(module: str) -> bool:

@@ -11,7 +11,7 @@ from torch import nn
 from deltart.errors import CheckpointError
 from deltart.export import ops
 from deltart.export.checkpoint import Checkpoint
-from deltart.export.compressed_tensors import CONVERT, FORMAT, GROUP_SIZES, METHOD, Int4Spec
+from deltart.export.compressed_tensors import CONVERT, FORMAT, GROUP_SIZES, METHOD, CompressedSpec, Int4Scheme
 from deltart.export.regions import GROUPS, PACKED, PACKED_SCALE, PACKED_SHAPE
 
 
@@ -31,7 +31,9 @@ class Int4GroupLinear(nn.Module):
         return y
 
 
-def stored_group_size(checkpoint: Checkpoint, module: str, shape: tuple[int, int], spec: Int4Spec | None) -> int | None:
+def stored_group_size(
+    checkpoint: Checkpoint, module: str, shape: tuple[int, int], spec: CompressedSpec | None
+) -> int | None:
     """Values per group of the weight [out, in] that is packed as `module`; None where it is not packed.
 
     Raises:
@@ -54,11 +56,11 @@ def stored_group_size(checkpoint: Checkpoint, module: str, shape: tuple[int, int
         raise CheckpointError(*_why_not(checkpoint, module, shape))
     _check_shape(checkpoint, module, shape)
     size = region.shape[2] * 2
-    wanted = spec.group_size(module) if spec.groups else size
-    if wanted != size or size not in GROUP_SIZES:
+    wanted = spec.scheme(module) if spec.groups else Int4Scheme(size)
+    if wanted != Int4Scheme(size) or size not in GROUP_SIZES:
         raise CheckpointError(
             f"'{module}' is packed in groups of {size}",
-            f"groups of {wanted}, as config.json says" if wanted else "no packing: config.json leaves it as it is",
+            f"{wanted}, as config.json says" if wanted else "no packing: config.json leaves it as it is",
             "config.json and weights are of different quantizations",
         )
     return size

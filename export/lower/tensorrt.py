@@ -13,9 +13,11 @@ import onnx
 
 from deltart.errors import BuildError
 from deltart.export.check import check_inlined
+from deltart.export.compressed_tensors import CONVERT_BLOCK
 from deltart.export.lower.fuse import LINEAR_EQUATION, fuse
 from deltart.export.trace import FUNCTION_DOMAIN
-from deltart.plugins.spec import DOMAIN
+from deltart.plugins.registry import HOST_OPS, OPS
+from deltart.plugins.spec import DOMAIN, SCALE
 from deltart.plurals import counted
 
 TARGET = "tensorrt"
@@ -45,9 +47,35 @@ def lower(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _check_storage(nodes: list[onnx.NodeProto], weights: Sequence[onnx.TensorProto]) -> None:
-    """Raises BuildError for float16 weights of plugins: TensorRT would abort where no plugin takes their type."""
+    """Raises BuildError for ops without a plugin, for float16 weights of plugins that don't take them, where TensorRT
+    would abort, and for FP8 weights that no plugin reads."""
+    hosts = [node for node in nodes if node.domain == DOMAIN and node.op_type in {spec.name for spec in HOST_OPS}]
+    if hosts:
+        raise BuildError(
+            f"'{hosts[0].name}' is {hosts[0].op_type}, which has no kernel for GPUs",
+            "experts in FP8 by blocks of 128 x 128, or in bfloat16",
+            f"{CONVERT_BLOCK}; ONNX Runtime runs it as it is",
+        )
+    narrow = {weight.name for weight in weights if weight.data_type == onnx.TensorProto.FLOAT8E4M3FN}
+    bare = sorted({name for node in nodes if node.domain != DOMAIN for name in node.input} & narrow)
+    if bare:
+        more = f" and {counted(len(bare) - 1, 'more tensor')}" if len(bare) > 1 else ""
+        raise BuildError(
+            f"'{bare[0]}'{more} in FP8 with a scale per row, which no kernel for GPUs reads",
+            "a scale per 128 x 128 values",
+            f"{CONVERT_BLOCK}; ONNX Runtime runs it as it is",
+        )
     half = {weight.name for weight in weights if weight.data_type == onnx.TensorProto.FLOAT16}
-    read = sorted({name for node in nodes if node.domain == DOMAIN for name in node.input} & half)
+    taken = {spec.name: [tensor.dtype == SCALE for tensor in spec.inputs] for spec in OPS}
+    read = sorted(
+        {
+            name
+            for node in nodes
+            if node.domain == DOMAIN
+            for name, takes in zip(node.input, taken[node.op_type], strict=True)
+            if name in half and not takes
+        }
+    )
     if read:
         more = f" and {counted(len(read) - 1, 'more tensor')}" if len(read) > 1 else ""
         raise BuildError(

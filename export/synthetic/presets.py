@@ -193,6 +193,7 @@ PRESETS: dict[str, Callable[[], Config]] = {
     "qwen3.6-27b-int4": _qwen3_6_27b,
     "qwen3.6-35b-a3b": _qwen3_6_35b_a3b,
     "qwen3.6-35b-a3b-fp8": _qwen3_6_35b_a3b,
+    "qwen3.6-35b-a3b-int4": _qwen3_6_35b_a3b,
     "qwen3.5-0.8b": _qwen3_5_0_8b,
     "qwen3.5-0.8b-int4": _qwen3_5_0_8b,
     "qwen3.5-4b": _qwen3_5_4b,
@@ -204,8 +205,10 @@ PRESETS: dict[str, Callable[[], Config]] = {
     "tiny-int4": _tiny,
     "tiny-moe": _tiny_moe,
     "tiny-moe-fp8": _tiny_moe,
+    "tiny-moe-int4": _tiny_moe,
     "mid": _mid,
     "mid-fp8": _mid,
 }
 
-FILE_PER_LAYER = ("qwen3.6-27b-fp8", "qwen3.6-35b-a3b-fp8")  # as the vendor publishes its FP8 models
+# As the vendor publishes its FP8 models; in int4, so that no expert is cut.
+FILE_PER_LAYER = ("qwen3.6-27b-fp8", "qwen3.6-35b-a3b-fp8", "qwen3.6-35b-a3b-int4")

@@ -17,7 +17,7 @@ from torch import nn
 from deltart.dtypes import BF16, BY_STORED, E4M3, E4M3_MAX, I32, I64
 from deltart.errors import CheckpointError
 from deltart.export.formats import Linears
-from deltart.export.formats.experts import ExpertRun
+from deltart.export.formats.experts import ExpertRun, Int4ExpertRun
 from deltart.export.formats.fp8_block import is_quantized, quantization_config
 from deltart.export.formats.int4_group import Int4GroupLinear, group_config
 from deltart.export.models.registry import graphs_of
@@ -99,7 +99,7 @@ def tensor_plans(spec: ModelSpec, dtype: str = "BF16", scale_dtype: str = "BF16"
     for graph in graphs_of(spec, torch.float32, mtp=True, vision=True):
         for block in graph.blocks:
             with torch.device("meta"):
-                module = block.make(Linears(spec.fp8, spec.int4, block.prefixes.get("", "")))
+                module = block.make(Linears(spec.fp8, spec.compressed, block.prefixes.get("", "")))
             for parameter, value in module.named_parameters():
                 stored = E4M3.stored if value.dtype == torch.float8_e4m3fn else dtype
                 for name, kind, shape in _members(module, parameter, tuple(value.shape), stored):
@@ -118,6 +118,12 @@ def _members(
     if isinstance(holder, ExpertRun):
         experts = owner.partition(".runs.")[0]
         yield from ((f"{experts}.{name}", stored, member) for name, member in holder.members(kind))
+    elif isinstance(holder, Int4ExpertRun):
+        experts = owner.partition(".runs.")[0]
+        for name, member in holder.members(kind):
+            yield f"{experts}.{name}", I32.stored if kind == GROUPS else stored, member
+            if kind == GROUPS:
+                yield f"{experts}.{name.removesuffix(PACKED)}{PACKED_SHAPE}", I64.stored, (2,)
     elif isinstance(holder, Int4GroupLinear) and kind == GROUPS:
         width, rows, _ = holder.sizes
         yield f"{owner}.{PACKED}", I32.stored, (rows, width // 8)

@@ -1,6 +1,6 @@
 // Symmetric int4 in groups along K, as compressed-tensors packs it: a nibble is the value plus 8, eight to a word, the
-// first lowest; 16 consecutive bytes of a row are 32 values, one `piece`. A scale, bf16 or f32, serves a whole number of
-// pieces, or several share one.
+// first lowest; 16 consecutive bytes of a row are 32 values, one `piece`. A scale, f32, bf16 or f16, serves a whole number
+// of pieces, or several share one.
 //
 // ldmatrix deals a piece's four words to the four lanes of a row, so a product of two steps sums values of one scale.
 #pragma once
@@ -12,6 +12,12 @@ constexpr int kPiece = 32;  // values
 inline BfPair less_136(BfPair p) { return pair(low(p) - 136.0f, high(p) - 136.0f); }
 inline BfPair low_halves(BfPair a, BfPair b) { return (a & 0xffffu) | b << 16; }
 inline BfPair high_halves(BfPair a, BfPair b) { return a >> 16 | (b & 0xffff0000u); }
+inline float f16_to_float(uint16_t bits) {
+  const int exponent = bits >> 10 & 31, fraction = bits & 1023;
+  const float size = exponent == 31 ? (fraction ? NAN : INFINITY)
+                                    : ldexpf(exponent ? 1024 + fraction : fraction, exponent ? exponent - 25 : -24);
+  return bits >> 15 ? -size : size;
+}
 #else
 __device__ __forceinline__ BfPair low_halves(BfPair a, BfPair b) { return __byte_perm(a, b, 0x5410); }
 __device__ __forceinline__ BfPair high_halves(BfPair a, BfPair b) { return __byte_perm(a, b, 0x7632); }
@@ -19,6 +25,11 @@ __device__ __forceinline__ BfPair less_136(BfPair p) {
   BfPair less;
   asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(less) : "r"(p), "r"(0x3f803f80u), "r"(0xc308c308u));
   return less;
+}
+__device__ __forceinline__ float f16_to_float(uint16_t bits) {
+  float wide;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(wide) : "h"(bits));
+  return wide;
 }
 #endif
 
@@ -34,10 +45,14 @@ __device__ __forceinline__ void interleave(BfPair (&first)[2], BfPair (&second)[
   second[0] = low_halves(b, d), second[1] = high_halves(b, d);
 }
 
+enum ScaleType { kF32Scales, kBf16Scales, kF16Scales };  // as launches number them
+
+__device__ __forceinline__ int scale_bytes(int type) { return type == kF32Scales ? 4 : 2; }
+
 // Scales [N, groups] on their way to shared memory: of some pieces of a row, as words that cover them.
 struct GroupScales {
   const unsigned char* data;
-  int is_bf16, groups, shift;  // 32 << shift values share a scale
+  int type, groups, shift;  // 32 << shift values share a scale
 
   // The scales of one row.
   struct Row {
@@ -57,21 +72,23 @@ struct GroupScales {
   };
 
   __device__ __forceinline__ Row row(int n) const {
-    const int bytes = is_bf16 ? 2 : 4;
+    const int bytes = scale_bytes(type);
     return {data + size_t(n) * groups * bytes, bytes, groups, shift};
   }
   // Words that `pieces` of a row take, wherever they begin.
   __device__ __forceinline__ int words(int pieces) const {
     const int count = max(1, pieces >> shift);
-    return is_bf16 ? (count * 2 + 5) / 4 : count;
+    return type == kF32Scales ? count : (count * 2 + 5) / 4;
   }
 };
 
 // A scale at `from`.
-template <bool Bf16Scales>
+template <int Type>
 __device__ __forceinline__ float scale_at(const unsigned char* from) {
-  if constexpr (Bf16Scales)
+  if constexpr (Type == kBf16Scales)
     return to_float(*reinterpret_cast<const bf16*>(from));
+  else if constexpr (Type == kF16Scales)
+    return f16_to_float(*reinterpret_cast<const uint16_t*>(from));
   else
     return *reinterpret_cast<const float*>(from);
 }

@@ -2,30 +2,12 @@
 // normed = (1 + norm) * sum / rms(sum) of every token: a launch less between two layers.
 //
 // A row's norm is that of residual_rms_norm to the bit: the same code on the same number of threads.
+#include "../common/last_block.cuh"
 #include "../residual_rms_norm/norm.cuh"
 #include "decode.cuh"
 
-namespace {
-
-// Whether this block is the last of the launch to come here; what the others wrote before is then there to be read.
-__device__ bool is_last(int* arrived, int blocks, float* memory) {
-  __threadfence();
-  __syncthreads();  // memory is free, and every thread's part is written
-  if (threadIdx.x == 0) {
-    const bool last = atomicAdd(arrived, 1) == blocks - 1;
-    if (last) *arrived = 0;  // as it was found
-    *memory = last ? 1.0f : 0.0f;
-  }
-  __syncthreads();
-  const bool last = *memory != 0.0f;
-  __syncthreads();
-  return last;
-}
-
-}  // namespace
-
-#define LINEAR_NORM_KERNEL(Act, suffix, resident)                                                                            \
-  extern "C" __global__ void __launch_bounds__(kNormThreads, resident) fp8_block_linear_norm_##suffix(                    \
+#define LINEAR_NORM_KERNEL(Act, suffix, resident)                                                                  \
+  extern "C" __global__ void __launch_bounds__(kNormThreads, resident) fp8_block_linear_norm_##suffix(             \
       const Act* x, const uint8_t* weight, const void* scale, int bf16_scales, Act* y, int M, int N, int K,        \
       int row_groups, const Act* h, const void* norm, int bf16_norm, Act* normed, Act* sum, float epsilon,         \
       int* arrived) {                                                                                              \

@@ -4,10 +4,10 @@
 
 #define INT4_KERNEL(Act, Out, name, suffix, tiles, resident)                                                             \
   extern "C" __global__ void __launch_bounds__(128, resident) int4_linear_##name##_##suffix##_m##tiles(                  \
-      const Act* x, const unsigned char* weight, const void* scale, int bf16_scales, Out* y, int M, int N, int K,        \
+      const Act* x, const unsigned char* weight, const void* scale, int scale_type, Out* y, int M, int N, int K,         \
       int groups, int shift, int row_groups) {                                                                           \
     SHARED_MEMORY(memory);                                                                                               \
-    const Int4Group W = {weight, {static_cast<const unsigned char*>(scale), bf16_scales, groups, shift}, N, K};          \
+    const Int4Group W = {weight, {static_cast<const unsigned char*>(scale), scale_type, groups, shift}, N, K};           \
     run<false, tiles>(Linear<Act, Int4Group, Out>{x, W, y, M, row_groups}, W, blockIdx.y, reinterpret_cast<float*>(memory)); \
   }                                                                                                                      \
   EXPORT_KERNEL(int4_linear_##name##_##suffix##_m##tiles)
@@ -15,10 +15,10 @@
 #define INT4_GATE_UP_KERNEL(Act, suffix, tiles, resident)                                                              \
   extern "C" __global__ void __launch_bounds__(128, resident) int4_linear_gate_up_##suffix##_m##tiles(                 \
       const Act* x, const unsigned char* gate, const void* gate_scale, const unsigned char* up, const void* up_scale,  \
-      int bf16_scales, Act* y, int M, int N, int K, int groups, int shift, int row_groups) {                           \
+      int scale_type, Act* y, int M, int N, int K, int groups, int shift, int row_groups) {                            \
     SHARED_MEMORY(memory);                                                                                             \
-    const Int4Group W = {gate, {static_cast<const unsigned char*>(gate_scale), bf16_scales, groups, shift}, N, K};     \
-    const Int4Group U = {up, {static_cast<const unsigned char*>(up_scale), bf16_scales, groups, shift}, N, K};         \
+    const Int4Group W = {gate, {static_cast<const unsigned char*>(gate_scale), scale_type, groups, shift}, N, K};      \
+    const Int4Group U = {up, {static_cast<const unsigned char*>(up_scale), scale_type, groups, shift}, N, K};          \
     run<true, tiles>(Linear<Act, Int4Group>{x, W, y, M, row_groups}, U, blockIdx.y, reinterpret_cast<float*>(memory)); \
   }                                                                                                                    \
   EXPORT_KERNEL(int4_linear_gate_up_##suffix##_m##tiles)

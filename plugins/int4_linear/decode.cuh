@@ -75,9 +75,9 @@ struct Int4Tile {
     commit_copies();
   }
 
-  template <bool Bf16Scales>
+  template <int Type>
   __device__ __forceinline__ void multiply(int block, int stage) {
-    constexpr int kScaleBytes = Bf16Scales ? 2 : 4;
+    constexpr int kScaleBytes = Type == kF32Scales ? 4 : 2;
     const unsigned char* from = ring + stage * kStage;
     const int last = W.K - kPiece - block * kPieces * kPiece;  // the column of the last piece
     const int first = block * kPieces >> W.scale.shift;
@@ -90,7 +90,7 @@ struct Int4Tile {
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
         const unsigned char* at_group = scale + (two + i >> W.scale.shift) * kScaleBytes;
-        const float by[2] = {scale_at<Bf16Scales>(at_group), scale_at<Bf16Scales>(at_group + 8 * kScaleRow)};
+        const float by[2] = {scale_at<Type>(at_group), scale_at<Type>(at_group + 8 * kScaleRow)};
         // Behind the last piece weights count for 0.
         multiply_piece(words[2 * i], words[2 * i + 1], block * kPieces * kPiece + min((two + i) * kPiece, last), by);
       }
@@ -131,10 +131,12 @@ struct Int4Tile {
       wait_copies<kStages - 2>();
       __syncwarp();  // the other lanes' pieces are here, and the stage before is free
       fetch(block + (kStages - 1) * step, blocks, stage ? stage - 1 : kStages - 1);
-      if (W.scale.is_bf16)
-        multiply<true>(block, stage);
+      if (W.scale.type == kBf16Scales)
+        multiply<kBf16Scales>(block, stage);
+      else if (W.scale.type == kF16Scales)
+        multiply<kF16Scales>(block, stage);
       else
-        multiply<false>(block, stage);
+        multiply<kF32Scales>(block, stage);
       stage = stage + 1 == kStages ? 0 : stage + 1;
     }
   }

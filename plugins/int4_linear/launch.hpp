@@ -67,6 +67,9 @@ inline Split split(const Shape& shape, int64_t weights) {
   return {tiles, tiles <= 2 ? 1 : MAX_WARPS / (parts * weights), parts, weights};
 }
 
+// As the kernels number it.
+inline int64_t scale_type(DType type) { return type == DType::f32 ? 0 : type == DType::bf16 ? 1 : 2; }
+
 // Scales of a row, and the power of two of pieces that share one.
 inline void add_layout(Arguments& args, const Shape& shape) {
   int64_t shift = 0;
@@ -81,7 +84,7 @@ inline Launch product(const std::string& kernel, const Call& call, const Shape& 
   Arguments args;
   args.pointers(call, {"x"})
       .pointers(call, weights)
-      .ints({shape.scale_dtype == DType::bf16})
+      .ints({scale_type(shape.scale_dtype)})
       .pointers(call, {y})
       .ints({shape.rows, shape.n, shape.k});
   add_layout(args, shape);
@@ -106,7 +109,7 @@ inline std::vector<Launch> prefill(const Call& call, const Shape& shape, Names w
   Arguments args;
   args.pointers(call, {"x"})
       .pointers(call, weight)
-      .ints({shape.scale_dtype == DType::bf16})
+      .ints({scale_type(shape.scale_dtype)})
       .pointers(call, {y})
       .address(count > 1 ? call.address("workspace") : 0)
       .ints({shape.rows, shape.n, shape.k});
@@ -209,7 +212,7 @@ inline Launch decode_together(const Call& call, Shape shape, const Members& memb
   int4.resize(MAX_INT4, {0, "none", "none", "none"});
   plain.resize(MAX_PLAIN, {0, "none", "none", ""});
   Arguments args;
-  args.pointers(call, {"x"}).ints({shape.scale_dtype == DType::bf16});
+  args.pointers(call, {"x"}).ints({scale_type(shape.scale_dtype)});
   for (const fp8::Projection& member : int4)
     args.optional(call, {member.weight, member.scale, member.y}).ints({member.n});
   for (const fp8::Projection& member : plain) args.optional(call, {member.weight, member.y}).ints({member.n});

@@ -16,6 +16,7 @@ ENOUGH_WARPS = 2048
 MAX_WARPS = 4
 GROUPS = (32, 64, 128, 256)  # values that share a scale
 PIECE = 32  # values in 16 bytes
+SCALE_TYPES = ("f32", "bf16", "f16")  # as the kernels number them
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,11 @@ def layout(shape: Shape) -> Arguments:
     return ints(shape.groups, (shape.group // PIECE).bit_length() - 1)
 
 
+def scale_type(shape: Shape) -> Arguments:
+    """The type of the scales, as the kernels number it."""
+    return ints(SCALE_TYPES.index(shape.scale_dtype))
+
+
 def decode(shape: Shape, at: dict[str, int], by: Split | None = None) -> Launch:
     """Any number of tokens, meant for 1 to 64. `at`: x weight_groups weight_scale y, all aligned to 16 bytes."""
     return _product("decode", shape, ("weight_groups", "weight_scale"), at, by or split(shape))
@@ -83,7 +89,7 @@ def _product(kernel: str, shape: Shape, weights: tuple[str, ...], at: dict[str, 
     check(shape)
     args = (
         *pointers(at, "x", *weights),
-        *ints(shape.scale_dtype == "bf16"),
+        *scale_type(shape),
         *pointers(at, "y"),
         *ints(shape.rows, shape.n, shape.k),
         *layout(shape),

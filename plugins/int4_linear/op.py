@@ -1,5 +1,5 @@
 """Contracts of the linears whose weight is symmetric int4 in groups, as compressed-tensors packs it: alone, gated in
-pairs, together, and with logits in f32.
+pairs, together, with the norm behind it, and with logits in f32.
 
 Eight values are one int32 of the vendor's file, the first in its lowest bits; read as bytes that is the layout of
 ONNX Runtime's MatMulNBits, so nothing is repacked.
@@ -10,15 +10,16 @@ from deltart.plugins.int4_linear.reference import (
     int4_delta_net_projections,
     int4_group_gate_up,
     int4_group_linear,
+    int4_linear_norm,
     int4_lm_head,
 )
-from deltart.plugins.spec import ACT, F32, STORED, U8, OpSpec, TensorSpec
+from deltart.plugins.spec import ACT, F32, I32, SCALE, STORED, U8, OpSpec, TensorSpec
 
 
 def _weight(name: str, n: str) -> tuple[TensorSpec, TensorSpec]:
     return (
         TensorSpec(f"{name}_groups", U8, (n, "groups", "group_bytes")),
-        TensorSpec(f"{name}_scale", STORED, (n, "groups")),
+        TensorSpec(f"{name}_scale", SCALE, (n, "groups")),
     )
 
 
@@ -40,6 +41,21 @@ INT4_GROUP_GATE_UP = OpSpec(
     outputs=(_Y,),
     attributes={"group_size": int},
     reference=int4_group_gate_up,
+)
+
+INT4_LINEAR_NORM = OpSpec(
+    name="Int4LinearNorm",
+    doc="sum = h + x W^T, W as in Int4GroupLinear; normed = (1 + norm_weight) * sum / rms(sum). For few tokens.",
+    inputs=(
+        _X,
+        *_weight("weight", "N"),
+        TensorSpec("h", ACT, ("B", "T", "N")),
+        TensorSpec("norm_weight", STORED, ("N",)),
+        TensorSpec("arrived", I32, ("1",)),  # 0 before and after
+    ),
+    outputs=(TensorSpec("normed", ACT, ("B", "T", "N")), TensorSpec("sum", ACT, ("B", "T", "N"))),
+    attributes={"group_size": int, "epsilon": float},
+    reference=int4_linear_norm,
 )
 
 INT4_LM_HEAD = OpSpec(

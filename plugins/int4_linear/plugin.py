@@ -14,6 +14,7 @@ from deltart.plugins.int4_linear import prefill as tiles
 from deltart.plugins.int4_linear import projections as several
 from deltart.plugins.int4_linear.inputs import Shape
 from deltart.plugins.int4_linear.launch import decode, decode_gate_up, logits
+from deltart.plugins.int4_linear.norm import linear_norm
 from deltart.plugins.kernel_call import Call, Kernel
 from deltart.plugins.launch import Launch, require
 
@@ -82,6 +83,17 @@ def pair(call: Call) -> tuple[str, list[Launch]]:
     return "prefill.cu", tiles.gate_up(shape, _scratch(call) | {"gate": gate})
 
 
+def product_bytes(call: Call) -> int:
+    """The product, before it is added."""
+    return 4 * call.sizes["B"] * call.sizes["T"] * call.sizes["N"]
+
+
+def linear_and_norm(call: Call) -> tuple[str, list[Launch]]:
+    """The source and launch of one call."""
+    at = call.at | {"y": call.at["workspace"]}
+    return "norm.cu", [linear_norm(_linear_shape(call), call.dtypes["norm_weight"], call.sizes["epsilon"], at)]
+
+
 def head_workspace(call: Call) -> int:
     """None."""
     return 0
@@ -142,6 +154,7 @@ ATTENTION, DELTA_NET = Projections(attention_members), Projections(delta_net_mem
 KERNELS = {
     "Int4GroupLinear": Kernel(FOLDER, SOURCES, linear_workspace, linear),
     "Int4GroupGateUp": Kernel(FOLDER, SOURCES, pair_workspace, pair),
+    "Int4LinearNorm": Kernel(FOLDER, ("norm.cu",), product_bytes, linear_and_norm),
     "Int4LmHead": Kernel(FOLDER, ("decode.cu",), head_workspace, head),
     "Int4AttentionProjections": Kernel(FOLDER, PROJECTION_SOURCES, ATTENTION.workspace_bytes, ATTENTION.launches),
     "Int4DeltaNetProjections": Kernel(FOLDER, PROJECTION_SOURCES, DELTA_NET.workspace_bytes, DELTA_NET.launches),

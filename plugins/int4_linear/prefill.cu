@@ -52,7 +52,7 @@ struct Tile {
 
   __device__ void multiply(int step) {
     const unsigned char* from = memory + step % kStages * kStage;
-    const int bytes = in.scale.is_bf16 ? 2 : 4, group = step * kPieces >> in.scale.shift;
+    const int bytes = scale_bytes(in.scale.type), group = step * kPieces >> in.scale.shift;
 #pragma unroll
     for (int i = 0; i < kPieces; ++i) {
       BfPair words[4], b[4][2][2];
@@ -66,7 +66,9 @@ struct Tile {
           // Where the row's first scale is behind a word's begin follows from j: all other parts of r are even.
           const unsigned char* at = from + kScales + r * kRowScale + ((j * in.scale.groups + group) * bytes & 3);
           const unsigned char* mine = at + (i >> in.scale.shift) * bytes;
-          scale[n][j] = in.scale.is_bf16 ? scale_at<true>(mine) : scale_at<false>(mine);
+          scale[n][j] = in.scale.type == kBf16Scales  ? scale_at<kBf16Scales>(mine)
+                        : in.scale.type == kF16Scales ? scale_at<kF16Scales>(mine)
+                                                      : scale_at<kF32Scales>(mine);
 #pragma unroll
           for (int half = 0; half < 2; ++half) b[n][j][half] = int4_to_bf16(words[n], 2 * j + half);
         }
@@ -127,11 +129,11 @@ struct Tile {
 }  // namespace
 
 extern "C" __global__ void __launch_bounds__(kThreads)
-    int4_linear_prefill(const bf16* x, const unsigned char* weight, const void* scale, int bf16_scales, bf16* y,
+    int4_linear_prefill(const bf16* x, const unsigned char* weight, const void* scale, int scale_type, bf16* y,
                         float* partial, int M, int N, int K, int groups, int shift) {
   begin_dependent();
   SHARED_MEMORY(memory);
-  const GroupScales scales = {static_cast<const unsigned char*>(scale), bf16_scales, groups, shift};
+  const GroupScales scales = {static_cast<const unsigned char*>(scale), scale_type, groups, shift};
   const Product in = {x, weight, scales, {y, partial, M, N}, K};
   Tile(in, memory).run();
 }

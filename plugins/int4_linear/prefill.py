@@ -7,7 +7,7 @@ import ctypes
 from deltart.plugins.fp8_linear import inputs as fp8
 from deltart.plugins.fp8_linear import prefill as tiles
 from deltart.plugins.int4_linear.inputs import Shape
-from deltart.plugins.int4_linear.launch import check, layout
+from deltart.plugins.int4_linear.launch import check, layout, scale_type
 from deltart.plugins.launch import Launch, ints, pointers, require
 
 # Three stages of x, the weight and its scales: 64 of K.
@@ -49,7 +49,7 @@ def prefill(shape: Shape, at: dict[str, int]) -> list[Launch]:
     at = at | {"partial": at["partial"] if count > 1 else 0}
     args = (
         *pointers(at, "x", "weight_groups", "weight_scale"),
-        *ints(shape.scale_dtype == "bf16"),
+        *scale_type(shape),
         *pointers(at, "y", "partial"),
         *ints(shape.rows, shape.n, shape.k),
         *layout(shape),

@@ -33,11 +33,11 @@ __device__ void project(const Projections<Act>& in, float* memory) {
 }  // namespace
 
 #define INT4_SCALES(scale) \
-  { static_cast<const unsigned char*>(scale), bf16_scales, groups, shift }
+  { static_cast<const unsigned char*>(scale), scale_type, groups, shift }
 
 #define INT4_PROJECTIONS_KERNEL(Act, suffix, tiles, resident)                                                           \
   extern "C" __global__ void __launch_bounds__(128, resident) int4_linear_projections_##suffix##_m##tiles(              \
-      const Act* x, int bf16_scales, const unsigned char* w0, const void* s0, Act* y0, int n0, const unsigned char* w1, \
+      const Act* x, int scale_type, const unsigned char* w0, const void* s0, Act* y0, int n0, const unsigned char* w1,  \
       const void* s1, Act* y1, int n1, const unsigned char* w2, const void* s2, Act* y2, int n2, const bf16* w3,        \
       Act* y3, int n3, const bf16* w4, Act* y4, int n4, int M, int K, int groups, int shift, int row_groups) {          \
     SHARED_MEMORY(memory);                                                                                              \

@@ -8,7 +8,7 @@ from dataclasses import replace
 from deltart.plugins.fp8_linear.launch import RING_BYTES
 from deltart.plugins.fp8_linear.projections import Projection
 from deltart.plugins.int4_linear.inputs import Shape
-from deltart.plugins.int4_linear.launch import MAX_WARPS, ROWS, Split, check, layout, split
+from deltart.plugins.int4_linear.launch import MAX_WARPS, ROWS, Split, check, layout, scale_type, split
 from deltart.plugins.int4_linear.prefill import prefill as tiles
 from deltart.plugins.launch import Arguments, Launch, ints, pointers, require
 
@@ -22,7 +22,7 @@ def decode(shape: Shape, members: Sequence[Projection], at: dict[str, int]) -> L
     require(len(int4) <= MAX_INT4 and len(plain) <= MAX_PLAIN, found, f"up to {MAX_INT4} and {MAX_PLAIN}")
     check(replace(shape, n=min(m.n for m in members)))
     by = _split(shape, members)
-    args: Arguments = (*pointers(at, "x"), *ints(shape.scale_dtype == "bf16"))
+    args: Arguments = (*pointers(at, "x"), *scale_type(shape))
     none = Projection(0, "none", "none", "none")
     for member in [*int4, *[none] * (MAX_INT4 - len(int4))]:
         args += (*pointers({"none": 0} | at, member.weight, str(member.scale), member.y), *ints(member.n))

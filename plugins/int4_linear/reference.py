@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from deltart.plugins.residual_rms_norm.reference import residual_rms_norm
+
 ZERO = 8  # what stands for 0: a nibble is the value plus this
 
 
@@ -49,6 +51,15 @@ def int4_group_gate_up(
     """x [B, T, K], weights as in int4_group_linear -> silu(x W^T) * (x U^T) [B, T, N]."""
     gate, up = _product(x, weight_groups, weight_scale, group_size), _product(x, up_groups, up_scale, group_size)
     return (gate / (1.0 + np.exp(-gate)) * up,)
+
+
+def int4_linear_norm(
+    x: np.ndarray, weight_groups: np.ndarray, weight_scale: np.ndarray, h: np.ndarray, norm_weight: np.ndarray,
+    arrived: np.ndarray, group_size: int, epsilon: float,
+) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+    """x [B, T, K], weight as in int4_group_linear, then residual_rms_norm of its result over h [B, T, N]; `arrived` is
+    0."""
+    return residual_rms_norm(_product(x, weight_groups, weight_scale, group_size), h, norm_weight, epsilon)
 
 
 def int4_lm_head(

@@ -142,16 +142,16 @@ def _plain_experts(attributes: Mapping[str, Any], y: str) -> str:
   slots = Squeeze (slots_1d, slots_axis)
   slot_expert_64 = Range (from_slot, slots, one_slot)
   slot_expert = Cast <to = 6> (slot_expert_64)
-{_scan(attributes, ("gate_up", "down"), weights, y)}"""
+{scan(attributes, ("gate_up", "down"), weights, y)}"""
 
 
 def _fp8_experts(attributes: Mapping[str, Any], y: str) -> str:
     hidden, width = attributes["hidden_size"], attributes["intermediate_size"]
     weights = _whole_blocks(hidden, width) if hidden % BLOCK == width % BLOCK == 0 else _partial_blocks(hidden, width)
-    return _scan(attributes, ("experts", "experts_scale"), weights, y)
+    return scan(attributes, ("experts", "experts_scale"), weights, y)
 
 
-def _scan(attributes: Mapping[str, Any], stored: tuple[str, ...], weights: str, y: str) -> str:
+def scan(attributes: Mapping[str, Any], stored: tuple[str, ...], weights: str, y: str) -> str:
     """`y` of `slot_expert` and the `stored` tensors; `weights` makes gate_up_weight and down_weight of a slot."""
     hidden = attributes["hidden_size"]
     read_taken, taken = _read(attributes, "taken", 2)

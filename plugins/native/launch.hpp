@@ -11,10 +11,10 @@
 
 namespace deltart {
 
-enum class DType { f32, bf16, i8, i32 };
+enum class DType { f32, bf16, i8, i32, f16 };
 
 inline std::string name(DType type) {
-  static const char* const names[] = {"f32", "bf16", "i8", "i32"};
+  static const char* const names[] = {"f32", "bf16", "i8", "i32", "f16"};
   return names[static_cast<int>(type)];
 }
 

@@ -23,6 +23,7 @@ inline std::optional<DType> dtype_of(nvinfer1::DataType type) {
   switch (type) {
     case nvinfer1::DataType::kFLOAT: return DType::f32;
     case nvinfer1::DataType::kBF16: return DType::bf16;
+    case nvinfer1::DataType::kHALF: return DType::f16;
     case nvinfer1::DataType::kINT8: return DType::i8;
     case nvinfer1::DataType::kINT32: return DType::i32;
     default: return {};
@@ -32,6 +33,7 @@ inline std::optional<DType> dtype_of(nvinfer1::DataType type) {
 inline nvinfer1::DataType data_type(DType type) {
   switch (type) {
     case DType::bf16: return nvinfer1::DataType::kBF16;
+    case DType::f16: return nvinfer1::DataType::kHALF;
     case DType::i8: return nvinfer1::DataType::kINT8;
     case DType::i32: return nvinfer1::DataType::kINT32;
     default: return nvinfer1::DataType::kFLOAT;

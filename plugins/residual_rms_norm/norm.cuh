@@ -19,45 +19,78 @@ struct Norm {
   float epsilon;
 };
 
-// Row `row`, by a block of kNormThreads; `sums` holds a float for each of its warps.
-template <bool Fresh, class Act>
-__device__ void norm_row(const Norm<Act>& in, int row, float* sums) {
-  const size_t base = size_t(row) * in.D;
-  float h[kMostVectors][kVector], sum = 0.0f;
+// A vector as it is stored, zeros where it is not there.
+template <class Act>
+struct Raw {
+  static constexpr int kPieces = kVector * sizeof(Act) / 16;
+  uint4 at[kPieces];
+
+  template <bool Fresh>
+  __device__ __forceinline__ void get(const Act* from, bool is) {
 #pragma unroll
-  for (int i = 0; i < kMostVectors; ++i) {
-    const int at = (i * kNormThreads + threadIdx.x) * kVector;
-    if (at >= in.D) continue;
-    load(in.h + base + at, h[i]);
-    if (in.x) {
-      float x[kVector];
-      if constexpr (Fresh)
-        load_fresh(in.x + base + at, x);
-      else
-        load(in.x + base + at, x);
-#pragma unroll
-      for (int j = 0; j < kVector; ++j) h[i][j] = to_float(from_float<Act>(h[i][j] + x[j]));  // what its readers see
-      store(in.sum + base + at, h[i]);
+    for (int i = 0; i < kPieces; ++i) {
+      const uint4* piece = reinterpret_cast<const uint4*>(from) + i;
+      at[i] = make_uint4(0, 0, 0, 0);
+      if (is) at[i] = Fresh ? fresh(piece) : *piece;
     }
-#pragma unroll
-    for (int j = 0; j < kVector; ++j) sum = fmaf(h[i][j], h[i][j], sum);
   }
-  sum = warp_sum(sum);
-  if (threadIdx.x % 32 == 0) sums[threadIdx.x / 32] = sum;
+  __device__ __forceinline__ const Act* values() const { return reinterpret_cast<const Act*>(at); }
+};
+
+// Row `row`, by a block of `Threads`; `sums` holds a float for each warp of kNormThreads. Where there are fewer, each does
+// what several would have done: sums are taken in the same order whatever their number.
+template <bool Fresh, int Threads = kNormThreads, class Act>
+__device__ void norm_row(const Norm<Act>& in, int row, float* sums) {
+  constexpr int kParts = kNormThreads / Threads;
+  const size_t base = size_t(row) * in.D;
+  Raw<Act> raw_h[kParts][kMostVectors], raw_x[kParts][kMostVectors];
+#pragma unroll
+  for (int part = 0; part < kParts; ++part)  // nothing between the loads: they are on their way together
+#pragma unroll
+    for (int i = 0; i < kMostVectors; ++i) {
+      const int at = (i * kNormThreads + part * Threads + threadIdx.x) * kVector;
+      raw_h[part][i].template get<false>(in.h + base + at, at < in.D);
+      raw_x[part][i].template get<Fresh>(in.x + base + at, in.x && at < in.D);
+    }
+  float h[kParts][kMostVectors][kVector];
+#pragma unroll
+  for (int part = 0; part < kParts; ++part) {
+    const int thread = part * Threads + threadIdx.x;
+    float sum = 0.0f;
+#pragma unroll
+    for (int i = 0; i < kMostVectors; ++i) {
+      const int at = (i * kNormThreads + thread) * kVector;
+      float(&mine)[kVector] = h[part][i];
+      load(raw_h[part][i].values(), mine);
+      if (in.x) {
+        float x[kVector];
+        load(raw_x[part][i].values(), x);
+#pragma unroll
+        for (int j = 0; j < kVector; ++j) mine[j] = to_float(from_float<Act>(mine[j] + x[j]));  // what its readers see
+        if (at < in.D) store(in.sum + base + at, mine);
+      }
+#pragma unroll
+      for (int j = 0; j < kVector; ++j) sum = fmaf(mine[j], mine[j], sum);
+    }
+    sum = warp_sum(sum);
+    if (threadIdx.x % 32 == 0) sums[thread / 32] = sum;
+  }
   __syncthreads();
   float total = 0.0f;
   for (int warp = 0; warp < kNormThreads / 32; ++warp) total += sums[warp];
   const float scale = rsqrtf(total / in.D + in.epsilon);
 #pragma unroll
-  for (int i = 0; i < kMostVectors; ++i) {
-    const int at = (i * kNormThreads + threadIdx.x) * kVector;
-    if (at >= in.D) continue;
-    float w[kVector];
-    in.weight.get(at, w);
+  for (int part = 0; part < kParts; ++part)
 #pragma unroll
-    for (int j = 0; j < kVector; ++j) h[i][j] *= scale * (1.0f + w[j]);
-    store(in.y + base + at, h[i]);
-  }
+    for (int i = 0; i < kMostVectors; ++i) {
+      const int at = (i * kNormThreads + part * Threads + threadIdx.x) * kVector;
+      if (at >= in.D) continue;
+      float w[kVector];
+      in.weight.get(at, w);
+#pragma unroll
+      for (int j = 0; j < kVector; ++j) h[part][i][j] *= scale * (1.0f + w[j]);
+      store(in.y + base + at, h[part][i]);
+    }
 }
 
 }  // namespace

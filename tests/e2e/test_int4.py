@@ -47,17 +47,23 @@ class Packed:
     model: PreTrainedModel
 
 
-def packed(folder: Path, case: str, pack: Packer = words_of, rounded: bool = False) -> Packed:
-    """`rounded` stores what isn't packed, and the scales, in bfloat16."""
+def packed(
+    folder: Path,
+    case: str,
+    pack: Packer = words_of,
+    rounded: torch.dtype | None = None,
+    rest: torch.dtype = torch.bfloat16,
+) -> Packed:
+    """`rounded` stores the scales in that type, and what isn't packed in `rest`."""
     group_size, scales, leaves, ignore, changes = CASES[case]
-    scales = torch.bfloat16 if rounded else scales
+    scales = rounded or scales
     config = text(hidden_size=256, intermediate_size=384, linear_key_head_dim=128, linear_value_head_dim=64)
     config |= {"head_dim": 64, "rope_parameters": config["rope_parameters"] | {"mrope_section": [4, 2, 2]}} | changes
     model = model_of(config)
-    state = {name: t.bfloat16().float() for name, t in state_of(model).items()} if rounded else state_of(model)
+    state = {name: t.to(rest).float() for name, t in state_of(model).items()} if rounded else state_of(model)
     stored, plain = in_int4(state, leaves, group_size, scales, pack)
     if rounded:
-        stored = {name: t.bfloat16() if t.is_floating_point() else t for name, t in stored.items()}
+        stored = {name: t.to(rest) if t.dtype == torch.float32 else t for name, t in stored.items()}
     checkpoint = save(folder / "checkpoint", flat(config) | {"quantization_config": scheme(group_size, ignore)}, stored)
     missing, unexpected = model.load_state_dict(plain, strict=False)
     assert not unexpected and set(missing) <= {"lm_head.weight"}
@@ -132,10 +138,10 @@ def test_int8_activations_are_near_labelled_and_no_default(made: Packed, tmp_pat
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", CASES)
-def test_native_plans_compute_the_same(case: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("case", "scales"), [*((case, torch.bfloat16) for case in CASES), ("mixed", torch.float16)])
+def test_native_plans_compute_the_same(case: str, scales: torch.dtype, tmp_path: Path) -> None:
     """Every kernel on the CPU shim: packed and BF16 linears side by side, a packed head."""
-    made = packed(tmp_path, case, rounded=True)
+    made = packed(tmp_path, case, rounded=scales)
     lower_artifact(made.artifact, "native")
     build_engine(made.artifact, BuildOptions("native", None, 2, 128, 96))
     backend = TensorRtBackend(made.artifact, "native", cuda=HostCuda())
@@ -149,9 +155,12 @@ def test_native_plans_compute_the_same(case: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_scales_in_float16_have_no_kernel(tmp_path: Path) -> None:
-    with pytest.raises(BuildError, match="stored in float16"):
-        lower_artifact(packed(tmp_path, "group-32-and-head").artifact, "native")
+def test_what_is_not_packed_has_no_kernel_in_float16(tmp_path: Path) -> None:
+    """Scales have: they are not what is named."""
+    made = packed(tmp_path, "group-32-and-head", rounded=torch.float16, rest=torch.float16)
+    with pytest.raises(BuildError, match="stored in float16") as refused:
+        lower_artifact(made.artifact, "native")
+    assert "weight_scale" not in str(refused.value)
 
 
 @pytest.mark.slow

@@ -22,6 +22,7 @@ from deltart.export.synthetic.presets import causal_lm, text_config
 from deltart.export.synthetic.write import synthesize, write_checkpoint
 from deltart.runtime.backends.ort import OrtBackend
 from support.cases import SPARSE_CASES, VOCAB, Exported
+from support.compressed import BLOCK, CHANNEL, quantization
 from support.reference import transformers_model
 
 Place = Callable[[str], str]
@@ -106,6 +107,66 @@ def test_a_layer_in_two_files_is_bound(
     with torch.no_grad():
         expected = transformers_model(sound)(torch.from_numpy(ids)).logits.numpy()
     assert np.abs(logits - expected).max() <= TOLERANCE
+
+
+def compressed(tensors: dict[str, torch.Tensor]) -> None:
+    """As compressed-tensors names them."""
+    for name in [name for name in tensors if name.endswith("_inv")]:
+        tensors[name.removesuffix("_inv")] = tensors.pop(name)
+
+
+def with_config(folder: Path, kind: str) -> Path:
+    config = json.loads((folder / "config.json").read_text())
+    ignored = [f"re:.*{module}" for module in config["quantization_config"]["modules_to_not_convert"]]
+    kinds = {"re:.*mlp.experts.*": kind, "Linear": BLOCK}
+    config["quantization_config"] = quantization(kinds) | {"ignore": ignored}
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+@pytest.mark.slow
+def test_experts_of_compressed_tensors_are_bound(sound: Exported, tmp_path: Path) -> None:
+    folder = with_config(rewrite(sound, tmp_path / "in", together, compressed), BLOCK)
+    export_checkpoint(folder, tmp_path / "out", mtp=False)
+    backend = OrtBackend(tmp_path / "out")
+    ids = random_ids(2, 9)
+    logits, _ = call(backend, backend.new_state("model", 2, 16), ids, np.zeros(2, np.int64))
+    with torch.no_grad():
+        expected = transformers_model(sound)(torch.from_numpy(ids)).logits.numpy()
+    assert np.abs(logits - expected).max() <= TOLERANCE
+
+
+def by_row(tensors: dict[str, torch.Tensor]) -> None:
+    compressed(tensors)
+    for name in [name for name in tensors if ".experts." in name and name.endswith(".weight")]:
+        tensors[f"{name}_scale"] = torch.ones(len(tensors[name]), 1)
+
+
+def as_they_were(tensors: dict[str, torch.Tensor]) -> None:
+    compressed(tensors)
+    for name in [name for name in tensors if ".experts." in name and name.endswith(".weight")]:
+        tensors[name] = tensors[name].to(torch.bfloat16)
+        del tensors[f"{name}_scale"]
+
+
+@pytest.mark.parametrize(
+    ("change", "kind", "said"),
+    [
+        (by_row, CHANNEL, "FP8 with a scale per row"),
+        (as_they_were, BLOCK, "stored one by one in BF16"),
+        (
+            lambda t: (compressed(t), t.pop(f"{EXPERTS}.3.up_proj.weight_scale")),
+            BLOCK,
+            "3.up_proj.weight_scale' is mis",
+        ),
+    ],
+)
+def test_other_experts_of_compressed_tensors_are_refused_by_name(
+    change: Change, kind: str, said: str, sound: Exported, tmp_path: Path
+) -> None:
+    folder = with_config(rewrite(sound, tmp_path / "in", together, change), kind)
+    with pytest.raises(CheckpointError, match=said.replace(".", r"\.")):
+        ledger_of(bind(read_spec(folder), Checkpoint(folder)))
 
 
 def alone(moved: str) -> Place:

@@ -63,7 +63,7 @@ def test_every_row_count(dtype: str, slots: int, tokens: int) -> None:
 
 
 @by_group
-@pytest.mark.parametrize("scale_dtype", ["f32", "bf16"])
+@pytest.mark.parametrize("scale_dtype", ["f32", "bf16", "f16"])
 def test_sizes_that_are_no_multiples_of_the_stage(group: int, scale_dtype: str) -> None:
     """Odd N, odd numbers of groups: rows' scales begin in the middle of a word, and the last ends there."""
     for n, k in ((1, group), (49, 3 * group), (17, 9 * group), (130, 10 * group)):
@@ -85,6 +85,19 @@ def test_every_nibble_is_exact() -> None:
         given["x"][...] = 0
         given["x"][0, 0, place] = 1
         assert run(module(), shape, given)[0, 0].tolist() == list(range(-8, 8)), place
+
+
+def test_every_f16_scale_is_exact() -> None:
+    """Each finite number as a scale: a token's one activation that isn't 0 takes the values of its group."""
+    shape = Shape(tokens=64, n=1024, k=2048, group=32, dtype="f32", scale_dtype="f16")
+    scale = np.arange(1 << 16, dtype=np.uint16).view(np.float16).reshape(1024, 64)
+    scale = np.where(np.isfinite(scale), scale, np.float16(0))
+    given = {
+        "x": np.repeat(np.eye(64, dtype=np.float32), 32, 1)[None] * (np.arange(2048) % 32 == 5).astype(np.float32),
+        "weight_groups": np.full((1024, 64, 16), 0xBB, np.uint8),
+        "weight_scale": scale,
+    }
+    assert np.array_equal(run(module(), shape, given)[0].T, 3 * scale.astype(np.float32))
 
 
 def test_repeats_to_the_bit_in_any_order_of_the_warps() -> None:
@@ -192,7 +205,7 @@ def multiplies_many(kernels: CpuModule, shape: Shape, order: int = FORWARD) -> b
 ])  # fmt: skip
 def test_many_tokens(tokens: int, n: int, k: int, group: int) -> None:
     """The last two split K."""
-    for scale_dtype, order in (("bf16", FORWARD), ("f32", REVERSE)):
+    for scale_dtype, order in (("bf16", FORWARD), ("f32", REVERSE), ("f16", FORWARD)):
         shape = Shape(1, tokens, n, k, group, scale_dtype=scale_dtype)
         assert (prefill.splits(shape) > 1) == (k > 2000)
         assert multiplies_many(module("prefill"), shape, order)

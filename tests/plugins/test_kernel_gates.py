@@ -22,6 +22,7 @@ from deltart.plugins.gated_rms_norm import inputs as norm_inputs
 from deltart.plugins.gated_rms_norm import launch as norm
 from deltart.plugins.int4_linear import inputs as int4_inputs
 from deltart.plugins.int4_linear import launch as int4
+from deltart.plugins.int4_linear import norm as int4_norm
 from deltart.plugins.int4_linear import prefill as int4_tiles
 from deltart.plugins.int4_linear import projections as int4_together
 from deltart.plugins.launch import Launch
@@ -59,6 +60,7 @@ CEILINGS = {
     "int4_linear_gate_up_bf16_m1": 128,
     "int4_linear_gate_up_bf16_m2": 128,
     "int4_linear_logits_bf16_m1": 128,
+    "int4_linear_norm_bf16": 128,
     "int4_linear_prefill": 255,
     "int4_linear_projections_f32": 192,
     "int4_linear_projections_bf16_m1": 128,
@@ -123,6 +125,7 @@ def every_launch() -> list[Launch]:
             launches.append(decode(shape, [Projection(5120, "weight", "y", "scale")], at))
             if tokens == 1:
                 launches.append(linear_norm(shape, "bf16", 1e-6, at))
+                launches.append(int4_norm.linear_norm(packed, "bf16", 1e-6, at))
             launches += [plain.linear(shape, at), plain.gate_up(shape, at), plain.silu_mul(shape, at)]
         launches += [rotary.table(1, 32, 1.0, at, dtype), rows.concat(1, (8, 8), dtype, at)]
         launches.append(rope.rope(rope_inputs.Shape(dtype=dtype), at))

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from test_planted_bugs_linear import sources
 
 from deltart.errors import BuildError
 from deltart.plugins import fp8_linear, residual_rms_norm
@@ -18,6 +19,9 @@ from deltart.plugins.fp8_linear.op import FP8_LINEAR_NORM
 from deltart.plugins.residual_rms_norm.inputs import Shape as NormShape
 from deltart.plugins.residual_rms_norm.launch import norm
 from deltart.plugins.tolerance import TOLERANCE, relative_rms
+from support.planted import is_caught
+
+__all__ = ["sources"]  # the fixture
 
 FOLDER, NORM = Path(fp8_linear.__file__).parent, Path(residual_rms_norm.__file__).parent
 SHAPES = [Shape(1, tokens, n, k, dtype) for tokens, n, k, dtype in
@@ -72,27 +76,26 @@ def test_against_the_reference(kernels: CpuModule, shape: Shape) -> None:
         assert relative_rms(arrays[name], expected.reshape(shape.rows, shape.n)) <= TOLERANCE[shape.dtype]
 
 
-@pytest.mark.parametrize(
-    ("was", "becomes"),
-    [
-        ("blocks - 1", "blocks - 2"),  # works before the last block is done
-        ("if (last) *arrived = 0;", ""),  # the second call finds no last block
-        ("row, floats);", "row, floats); if (false)"),  # a row's sums are overwritten by the next one's
-    ],
-)
-def test_a_planted_fault_is_seen(tmp_path: Path, was: str, becomes: str) -> None:
-    text = (FOLDER / "norm.cu").read_text()
-    assert was in text
-    (tmp_path / "norm.cu").write_text(text.replace(was, becomes).replace('"../', f'"{FOLDER.parent}/').replace(
-        '"decode.cuh"', f'"{FOLDER}/decode.cuh"'))  # fmt: skip
-    shape, kernels = SHAPES[1], compile_cpu(tmp_path / "norm.cu")
-    good, bad = made(shape), made(shape)
-    for order in (FORWARD, REVERSE):
-        run(compile_cpu(FOLDER / "norm.cu"), shape, good, order)
-        run(kernels, shape, bad, order)
-        if not (good["normed"].tobytes() == bad["normed"].tobytes() and good["arrived"] == bad["arrived"]):
-            return
-    pytest.fail("the fault changed nothing")
+BUGS = {
+    "works before the last block is done": ("../common/last_block.cuh", "blocks - 1", "blocks - 2"),
+    "the second call finds no last block": ("../common/last_block.cuh", "if (last) *arrived = 0;", ""),
+    "one row for all": ("norm.cu", "row, floats);", "row, floats); if (false)"),  # its sums are the next one's too
+}
+
+
+@pytest.mark.parametrize("bug", BUGS)
+def test_a_planted_fault_is_seen(sources: Path, bug: str) -> None:
+    def passes(op: Path) -> bool:
+        shape, kernels = SHAPES[1], compile_cpu(op / "norm.cu")
+        good, bad = made(shape), made(shape)
+        for order in (FORWARD, REVERSE):
+            run(compile_cpu(FOLDER / "norm.cu"), shape, good, order)
+            run(kernels, shape, bad, order)
+            if good["normed"].tobytes() != bad["normed"].tobytes() or good["arrived"] != bad["arrived"]:
+                return False
+        return True
+
+    assert is_caught(sources / "fp8_linear", *BUGS[bug], passes)
 
 
 def test_only_what_fits_is_joined() -> None:

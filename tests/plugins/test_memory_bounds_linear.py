@@ -9,6 +9,7 @@ import test_fp8_linear_prefill as prefill
 import test_gated_attention as attention
 import test_gated_rms_norm as norm
 import test_int4_linear_kernels as int4
+import test_int4_linear_norm as int4_norm
 import test_lm_head as head
 import test_moe_experts as moe
 import test_projections as projections
@@ -31,6 +32,7 @@ from deltart.plugins.int4_linear import inputs as int4_inputs
 from deltart.plugins.int4_linear import launch as int4_launch
 from deltart.plugins.int4_linear import prefill as int4_prefill
 from deltart.plugins.int4_linear import projections as int4_projections
+from deltart.plugins.int4_linear.norm import linear_norm
 from deltart.plugins.lm_head import inputs as head_inputs
 from deltart.plugins.lm_head import launch as head_launch
 from deltart.plugins.moe_experts import inputs as moe_inputs
@@ -79,6 +81,7 @@ def multiply_int4(place: Place) -> None:
         (1, 301, 1056, 32, "bf16"),
         (11, 129, 32, 32, "bf16"),
         (70, 41, 2080, 32, "f32"),
+        (3, 129, 1056, 32, "f16"),
     ):
         shape = int4_inputs.Shape(1, tokens, n, k, group, scale_dtype=scales)
         given = int4_inputs.make(shape, 0) | int4_inputs.outputs(shape)
@@ -91,6 +94,9 @@ def multiply_int4(place: Place) -> None:
         given, members = int4.several(shape, (130, 17), (5, 48))
         at = place(given | {m.y: np.zeros((tokens, m.n), np.uint16) for m in members})
         int4.module("projections").run([int4_projections.decode(shape, members, at)])
+    for joined in int4_norm.SHAPES[1:3]:
+        at = place(int4_norm.made(joined))
+        int4.module("norm").run([linear_norm(joined, "bf16", 1e-6, at)])
 
 
 def attend(place: Place) -> None:

@@ -53,7 +53,7 @@ class Builder:
 def fake_trt() -> SimpleNamespace:
     """As much of a TensorRT module as a plugin class is made of."""
     bases = ("IPluginV3", "IPluginV3OneCore", "IPluginV3OneBuildV2", "IPluginV3OneRuntime")
-    types = {name: name for name in (*(BY_SHORT[short].name for short in TYPES), "float16")}
+    types = {name: name for name in (*(BY_SHORT[short].name for short in TYPES), "int64")}
     return SimpleNamespace(
         **{base: type(base, (), {"__init__": lambda self: None}) for base in bases},
         **types,
@@ -106,7 +106,7 @@ def test_types_and_aliases_are_pythons(native: Host, spec: OpSpec) -> None:
     )
     assert native.ask("outputs", spec.name.encode()) == expected
     first = next(i for i, t in enumerate(spec.inputs) if t.dtype == ACT)
-    names = {number: BY_SHORT[name].name for number, name in enumerate(TYPES)} | {-1: "float16"}
+    names = {number: BY_SHORT[name].name for number, name in enumerate(TYPES)} | {-1: "int64"}
     for position, mine, other in product(range(len(spec.inputs) + len(spec.outputs)), names, names):
         tensors = [SimpleNamespace(desc=SimpleNamespace(format="linear", type=names[other])) for _ in range(first + 1)]
         tensors += [None] * (position - first)

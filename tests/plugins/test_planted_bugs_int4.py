@@ -24,6 +24,15 @@ def multiplies(op: Path) -> bool:
     return all(int4.check(kernels, shape, order) for shape in shapes for order in ORDERS)
 
 
+def by_f16(op: Path) -> bool:
+    shapes = [Shape(1, tokens, 145, 2592, 32, "f32", "f16") for tokens in (1, 20)]
+    return all(int4.check(int4.module(folder=op), shape) for shape in shapes)
+
+
+def many_by_f16(op: Path) -> bool:
+    return int4.multiplies_many(int4.module("prefill", op), Shape(1, 70, 40, 2080, 32, scale_dtype="f16"))
+
+
 def gates(op: Path) -> bool:
     return int4.gates(int4.module(folder=op), Shape(1, 3, 48, 1312, 32, "f32"))
 
@@ -46,8 +55,8 @@ BUGS: dict[str, tuple[str, str, str, Callable[[Path], bool]]] = {
     "stage that is still to be read filled": (TILE, "stage ? stage - 1 : kStages - 1)", "stage)", multiplies),
     "the stage after": (
         TILE,
-        "multiply<true>(block, stage)",
-        "multiply<true>(block, (stage + 1) % kStages)",
+        "multiply<kBf16Scales>(block, stage)",
+        "multiply<kBf16Scales>(block, (stage + 1) % kStages)",
         multiplies,
     ),
     "copies of a stage not committed": (TILE, "    commit_copies();\n", "", multiplies),
@@ -76,6 +85,24 @@ BUGS: dict[str, tuple[str, str, str, Callable[[Path], bool]]] = {
         multiplies,
     ),
     "scales from the word's begin": (TILE, " + ((g * W.scale.groups + first) * kScaleBytes & 3)", "", multiplies),
+    "f16 scales read as bf16": (
+        TILE,
+        "multiply<kF16Scales>(block, stage)",
+        "multiply<kBf16Scales>(block, stage)",
+        by_f16,
+    ),
+    "f16 scales of four bytes": (
+        COMMON,
+        "type == kF32Scales ? 4 : 2",
+        "type != kBf16Scales ? 4 : 2",
+        by_f16,
+    ),
+    "f16 scales of a tile read as bf16": (
+        PREFILL,
+        "in.scale.type == kF16Scales ? scale_at<kF16Scales>(mine)",
+        "in.scale.type == kF16Scales ? scale_at<kBf16Scales>(mine)",
+        many_by_f16,
+    ),
     "a word of scales too few": (COMMON, "(count * 2 + 5) / 4", "(count * 2 + 3) / 4", multiplies),
     "blocks of the plain weights miscounted": (
         SEVERAL,

@@ -293,7 +293,7 @@ BUGS: dict[str, tuple[str, str, str, str, Callable[[Path], bool]]] = {
     "the gate turned too": ("qk_norm_rope", KERNEL, "  load(from + in.D + at, x);\n", "", turns),
     "squares added before they are there": (NORM, "norm.cuh", "  __syncthreads();\n", "", adds_and_norms),
     "weight without its one": (NORM, "norm.cuh", "(1.0f + w[j])", "w[j]", adds_and_norms),
-    "residual not kept": (NORM, "norm.cuh", "      store(in.sum + base + at, h[i]);\n", "", adds_and_norms),
+    "residual not kept": (NORM, "norm.cuh", "if (at < in.D) store(in.sum + base + at, mine);", "", adds_and_norms),
     "padding chosen": (HEAD, KERNEL, "if (id < in.limit)", "if (id >= 0)", heads),
     "the same list's head twice": (HEAD, KERNEL, "++used[from]", "used[from] += 0", heads),
     "one scale for two rows": (HEAD, "../common/linear_tile.cuh", "half && !Gathered ?", "half ?", heads),

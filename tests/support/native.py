@@ -26,7 +26,7 @@ from deltart.plugins.spec import OpSpec
 SUPPORT = Path(__file__).resolve().parent
 ROOT = SUPPORT.parents[1]
 LIBRARY = FOLDER / "library.cpp"
-TYPES = ("f32", "bf16", "i8", "i32")
+TYPES = ("f32", "bf16", "i8", "i32", "f16")
 ROOM = 1 << 16
 KERNEL = re.compile(r'extern "C"\s+void\s+(\w+)\(([^)]*)\)\s*\{')
 

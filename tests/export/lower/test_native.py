@@ -91,6 +91,7 @@ def test_every_op_is_met_in_some_graph(fp8: Models, bf16: Models) -> None:
     assert {spec.name for spec in NATIVE_OPS} - met == {
         "SiluMul",
         "Fp8LinearNorm",
+        "Int4LinearNorm",
         "Fp8LmHead",
         "GatedDeltaNorm",
         "ConvGatedDeltaNorm",

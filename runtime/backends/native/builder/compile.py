@@ -14,7 +14,7 @@ from deltart.dtypes import BY_NAME, BY_ONNX, BY_SHORT
 from deltart.errors import BuildError, DeltaRTError
 from deltart.plugins.kernel_call import Call, addresses, kernel_of
 from deltart.plugins.registry import NATIVE_OPS, OPS
-from deltart.plugins.spec import ACT, DOMAIN, F32, FP8, I32, I64, STORED, U8, OpSpec
+from deltart.plugins.spec import ACT, DOMAIN, F32, FP8, I32, I64, SCALE, STORED, U8, OpSpec
 from deltart.runtime.backends.gpu.engine_manifest import Binding, Profile, read_binding
 from deltart.runtime.backends.native.builder.arena import Life, place
 from deltart.runtime.backends.native.builder.join import joined
@@ -22,7 +22,8 @@ from deltart.runtime.backends.native.plan import Constant, NativePlan, Placed, S
 
 SPECS = {spec.name: spec for spec in (*OPS, *NATIVE_OPS)}
 ACCEPTED = {
-    ACT: ("bf16",), STORED: ("bf16", "f32"), FP8: ("i8",), U8: ("i8",), F32: ("f32",), I32: ("i32",), I64: ("i64",)
+    ACT: ("bf16",), STORED: ("bf16", "f32"), SCALE: ("bf16", "f32", "f16"), FP8: ("i8",), U8: ("i8",), F32: ("f32",),
+    I32: ("i32",), I64: ("i64",),
 }  # fmt: skip
 SMALL = {"shared_limit": 99 << 10, "capability": 80, "multiprocessors": 1}  # the least that a GPU of ours gives
 SOMEWHERE = 1 << 40  # an address for launches that are only counted

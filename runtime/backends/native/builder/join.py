@@ -19,6 +19,9 @@ from deltart.plugins.gated_delta_rule.norm import TAPS
 from deltart.plugins.gated_delta_rule.norm import can_join as norm_joins_delta_rule
 from deltart.plugins.gated_delta_rule.op import CONV_GATED_DELTA_NORM, GATED_DELTA_NORM, GATED_DELTA_RULE
 from deltart.plugins.gated_rms_norm.op import GATED_RMS_NORM
+from deltart.plugins.int4_linear.inputs import Shape as Int4Shape
+from deltart.plugins.int4_linear.norm import can_join as norm_joins_int4
+from deltart.plugins.int4_linear.op import INT4_GROUP_LINEAR, INT4_LINEAR_NORM
 from deltart.plugins.residual_rms_norm.op import RESIDUAL_RMS_NORM
 from deltart.plugins.spec import DOMAIN, OpSpec
 from deltart.runtime.backends.gpu.engine_manifest import Binding
@@ -102,6 +105,11 @@ def _linear_fits(linear: onnx.NodeProto, border: Border, largest: Mapping[str, i
     return norm_joins_linear(shape) and not _attributes(linear).get("quantize_activations")
 
 
+def _int4_fits(linear: onnx.NodeProto, border: Border, largest: Mapping[str, int]) -> bool:
+    n, groups, half = map(int, border[linear.input[1]].axes)
+    return norm_joins_int4(Int4Shape(1, largest["B"] * largest["T"], n, groups * half * 2, half * 2))
+
+
 def _delta_rule_fits(rule: onnx.NodeProto, border: Border, largest: Mapping[str, int]) -> bool:
     return norm_joins_delta_rule(DeltaShape(tokens=largest["T"], value_dim=_attributes(rule)["head_v_dim"]))
 
@@ -112,6 +120,7 @@ def _conv_fits(conv: onnx.NodeProto, border: Border, largest: Mapping[str, int])
 
 PAIRS = (
     Pair(FP8_BLOCK_LINEAR, RESIDUAL_RMS_NORM, FP8_LINEAR_NORM, _linear_fits, lambda node, largest: 1),
+    Pair(INT4_GROUP_LINEAR, RESIDUAL_RMS_NORM, INT4_LINEAR_NORM, _int4_fits, lambda node, largest: 1),
     Pair(GATED_DELTA_RULE, GATED_RMS_NORM, GATED_DELTA_NORM, _delta_rule_fits),
     Pair(
         CAUSAL_CONV1D,

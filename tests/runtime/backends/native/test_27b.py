@@ -1,4 +1,4 @@
-"""The native plans of the published 27B-FP8, sparse: every node has a kernel, and what they take is known."""
+"""The native plans of the published 27B in FP8 and in int4, sparse: all nodes have kernels, what they take is known."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ LAUNCHES = 357  # of a decoded token without the sampler's three
 MB = {"decode": 2, "speculate": 14, "prefill": 112}  # of scratch, at 1024 tokens a call
 
 
-def test_plans_of_all_phases(tmp_path: Path) -> None:
-    synthesize("qwen3.6-27b-fp8", tmp_path / "checkpoint", sparse=True)
+@pytest.mark.parametrize(("preset", "joined"), [("qwen3.6-27b-fp8", "Fp8"), ("qwen3.6-27b-int4", "Int4")])
+def test_plans_of_all_phases(preset: str, joined: str, tmp_path: Path) -> None:
+    synthesize(preset, tmp_path / "checkpoint", sparse=True)
     artifact = tmp_path / "artifact"
     export_checkpoint(tmp_path / "checkpoint", artifact)
     lower_artifact(artifact, "native")
@@ -31,7 +32,7 @@ def test_plans_of_all_phases(tmp_path: Path) -> None:
         assert entry.scratch_bytes == plan.arena_bytes < MB[entry.phase] * 1e6, name
         if name == "model.decode":
             assert plan.launches <= LAUNCHES
-            assert entry.plugins["Fp8LinearNorm"] == 2 * 64 and "ResidualRmsNorm" not in entry.plugins
+            assert entry.plugins[f"{joined}LinearNorm"] == 2 * 64 and "ResidualRmsNorm" not in entry.plugins
             assert entry.plugins["ConvGatedDeltaNorm"] == 48 and "GatedRMSNorm" not in entry.plugins
         if name == "model.prefill":
             assert entry.plugins["ResidualRmsNorm"] == 2 * 64 and entry.plugins["GatedRMSNorm"] == 48

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,13 +23,14 @@ pytestmark = pytest.mark.slow
 SIZES = dict(hidden=5120, ffn=17408, layers=1, heads=24, kv_heads=4, k_heads=16, v_heads=48, vocab=320)
 
 
+@pytest.mark.parametrize("stored", [{"quantized": True}, {"int4_group": 128}], ids=["fp8", "int4"])
 @pytest.mark.parametrize("kind", ["linear_attention", "full_attention"])
-def test_a_layer_of_the_27b_model(kind: str, tmp_path: Path) -> None:
+def test_a_layer_of_the_27b_model(kind: str, stored: dict[str, Any], tmp_path: Path) -> None:
     """A call with drafts, then decode steps, the last a captured one. Prompts' kernels would take minutes: their own
     tests have the model's widths."""
     text = text_config(**SIZES, max_position=4096, mtp=False)
     text |= {"layer_types": [kind], "full_attention_interval": 1 if kind == "full_attention" else 4}
-    write_checkpoint(causal_lm(text), tmp_path / "checkpoint", quantized=True, dtype="BF16")
+    write_checkpoint(causal_lm(text), tmp_path / "checkpoint", dtype="BF16", **stored)
     export_checkpoint(tmp_path / "checkpoint", tmp_path / "artifact")
     lower_artifact(tmp_path / "artifact", "native")
     build_engine(tmp_path / "artifact", BuildOptions("native", None, 1, 256, 128))

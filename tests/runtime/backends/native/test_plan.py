@@ -109,34 +109,47 @@ def test_a_node_that_cannot_run_is_named(nodes: list[onnx.NodeProto], inputs: di
         compile_plan(graph(nodes, **inputs), DECODE)
 
 
-def linear_and_norm(quantized: int) -> list[onnx.NodeProto]:
-    return [
-        op("Fp8BlockLinear", ["a", "p", "s"], ["b"], quantize_activations=quantized),
-        op("ResidualRmsNorm", ["b", "h", "v"], ["normed", "sum"], epsilon=1e-6),
-    ]
+N, K, GROUP = 512, 1024, 32
+QUANTIZED: dict[str, tuple[dict[str, Any], list[Any]]] = {
+    "Fp8BlockLinear": (
+        {"quantize_activations": 0},
+        [("p", TensorProto.INT8, [N, K]), ("s", FLOAT, [N // 128, K // 128])],
+    ),
+    "Int4GroupLinear": (
+        {"K": K, "N": N, "group_size": GROUP},
+        [("p", TensorProto.INT8, [N, K // GROUP, GROUP // 2]), ("s", BF16, [N, K // GROUP])],
+    ),
+}
 
 
 @pytest.mark.parametrize(
-    ("phase", "slots", "quantized", "expected"),
+    ("phase", "slots", "linear", "changes", "joined"),
     [
-        ("decode", 8, 0, ["Fp8LinearNorm"]),
-        ("speculate", 1, 0, ["Fp8LinearNorm"]),
-        ("decode", 9, 0, ["Fp8BlockLinear", "ResidualRmsNorm"]),
-        ("prefill", 1, 0, ["Fp8BlockLinear", "ResidualRmsNorm"]),
-        ("decode", 1, 1, ["Fp8BlockLinear", "ResidualRmsNorm"]),
+        ("decode", 8, "Fp8BlockLinear", {}, "Fp8LinearNorm"),
+        ("speculate", 1, "Fp8BlockLinear", {}, "Fp8LinearNorm"),
+        ("decode", 9, "Fp8BlockLinear", {}, None),
+        ("prefill", 1, "Fp8BlockLinear", {}, None),
+        ("decode", 1, "Fp8BlockLinear", {"quantize_activations": 1}, None),
+        ("decode", 8, "Int4GroupLinear", {}, "Int4LinearNorm"),
+        ("speculate", 1, "Int4GroupLinear", {}, "Int4LinearNorm"),
+        ("decode", 9, "Int4GroupLinear", {}, None),
+        ("prefill", 1, "Int4GroupLinear", {}, None),
     ],
 )
 def test_a_norm_joins_the_linear_before_it_in_small_calls(
-    phase: str, slots: int, quantized: int, expected: list[str]
+    phase: str, slots: int, linear: str, changes: dict[str, Any], joined: str | None
 ) -> None:
-    n, k = 512, 1024
-    inputs = [("a", BF16, ["B", "T", k]), ("p", TensorProto.INT8, [n, k]), ("s", FLOAT, [n // 128, k // 128]),
-              ("h", BF16, ["B", "T", n]), ("v", BF16, [n])]  # fmt: skip
+    attributes, weight = QUANTIZED[linear]
+    nodes = [
+        op(linear, ["a", "p", "s"], ["b"], **attributes | changes),
+        op("ResidualRmsNorm", ["b", "h", "v"], ["normed", "sum"], epsilon=1e-6),
+    ]
+    inputs = [("a", BF16, ["B", "T", K]), *weight, ("h", BF16, ["B", "T", N]), ("v", BF16, [N])]
     values = [make_tensor_value_info(*given) for given in inputs]
-    outs = [make_tensor_value_info(name, BF16, ["B", "T", n]) for name in ("normed", "sum")]
-    model = make_model(make_graph(linear_and_norm(quantized), "g", values, outs))
+    outs = [make_tensor_value_info(name, BF16, ["B", "T", N]) for name in ("normed", "sum")]
+    model = make_model(make_graph(nodes, "g", values, outs))
     made = compile_plan(model.SerializeToString(), profile(phase, slots, 256, 128)).plan
-    assert [step.op for step in made.steps] == expected
+    assert [step.op for step in made.steps] == ([joined] if joined else [linear, "ResidualRmsNorm"])
     assert all(not constant.array().any() for constant in made.constants.values())
 
 
