@@ -17,7 +17,7 @@ def open_llama(
 ) -> tuple[Callable[[Sequence[Sequence[int]]], list[int]], Callable[[list[int]], list[int]]]:
     """(reads a prompt a row from empty states, feeds a token a row) of a model; both return each row's likeliest token.
 
-    All cores work, in prompts and in replies: the Python class would give replies half of them.
+    All cores work, in prompts and in replies: the Python class gives replies half of them.
     """
     import llama_cpp as lib  # type: ignore[import-not-found]
 
