@@ -54,22 +54,44 @@ def trace_blocks(kinds: Sequence[BlockKind], dtype: torch.dtype) -> list[TracedB
     arguments = [a for taken, _ in borders for a in taken]
     with warnings.catch_warnings(), _QuietExporter(), no_garbage_collection():
         warnings.simplefilter("ignore")
-        program = torch.onnx.export(
+        exported = torch.export.export(
             _SideBySide(kinds, [len(taken) for taken, _ in borders]).eval(),
             tuple(
                 _example(a, dtype, _device(kind.module))
                 for kind, (taken, _) in zip(kinds, borders, strict=True)
                 for a in taken
             ),
+            dynamic_shapes={"arguments": tuple(_dynamic_axes(a) for a in arguments)},
+            strict=False,
+        )
+        _keep_as_it_is(exported)
+        program = torch.onnx.export(
+            exported,
             dynamo=True,
             optimize=False,
             verbose=False,
             opset_version=OPSET,
             custom_translation_table=ops.TRANSLATIONS,
-            dynamic_shapes={"arguments": tuple(_dynamic_axes(a) for a in arguments)},
         )
         assert program is not None
         return _split(program.model, kinds, borders)
+
+
+def _keep_as_it_is(program: torch.export.ExportedProgram) -> None:
+    """Spare the exporter its second trace, which takes ops apart: here it has all of them but conversions."""
+    aten = torch.ops.aten
+    for node in list(program.graph.nodes):
+        if node.target is aten._assert_tensor_metadata.default:
+            program.graph.erase_node(node)
+        elif node.target is aten.to.dtype:
+            x, dtype = node.args[:2]
+            if x.meta["val"].dtype == dtype:
+                node.replace_all_uses_with(x)
+                program.graph_signature.replace_all_uses(node.name, x.name)
+                program.graph.erase_node(node)
+            else:
+                node.target, node.args, node.kwargs = aten._to_copy.default, (x,), {"dtype": dtype}
+    program.run_decompositions = lambda decomp_table=None, **_: program
 
 
 class _SideBySide(nn.Module):

@@ -16,7 +16,7 @@ from tokenizers.pre_tokenizers import ByteLevel
 from deltart.export.synthetic.presets import conditional_generation, text_config
 from deltart.export.synthetic.write import write_checkpoint
 
-CONTEXT = 8192
+CONTEXT = 8192  # tokens; more where a longer prompt is asked for
 END = "<|endoftext|>"
 # The tiny one is of the size at which a peer's published figures were taken; the other has half a billion parameters.
 _FIELDS = ("hidden", "ffn", "layers", "heads", "kv_heads", "k_heads", "v_heads", "vocab")
@@ -26,11 +26,14 @@ SIZES: Mapping[str, Mapping[str, int]] = {
 }
 
 
-def write(folder: Path, size: str) -> None:
-    """Write the checkpoint of a size to the new folder `folder`."""
+def write(folder: Path, size: str, context: int = CONTEXT) -> None:
+    """Write the checkpoint of a size, for sequences of `context` tokens, to the new folder `folder`.
+
+    The weights are the same for every context.
+    """
     sizes: Any = SIZES[size]
     vocab = sizes["vocab"]
-    text = text_config(**sizes, max_position=CONTEXT)
+    text = text_config(**sizes, max_position=context)
     text["eos_token_id"] = vocab - 1
     vision = {
         "model_type": "qwen3_5", "depth": 1, "hidden_size": 64, "intermediate_size": 64, "num_heads": 1,

@@ -65,14 +65,16 @@ CausalConv1d (x, weight, state, n_commit) => (y, state_out) {
     )
 
 
-# The W-1 raw inputs before token n = n_commit[b]: rows n .. n+W-2 of the padded input.
+# The W-1 raw inputs before token n = n_commit[b]: rows n .. n+W-2 of the padded input. Their offsets follow from the
+# weight, which is constant: a runtime folds them, and what is left depends on n_commit alone, so that layers share it.
 CONV_STATE = """
-  kept_length = Shape <start = 1, end = 2> (state)
+  kernel_width = Shape <start = 2, end = 3> (weight)
   kept_axis = Constant <value_ints: ints = [0]> ()
-  kept_0d = Squeeze (kept_length, kept_axis)
+  kernel_width_0d = Squeeze (kernel_width, kept_axis)
   kept_from = Constant <value_int: int = 0> ()
   kept_step = Constant <value_int: int = 1> ()
-  kept = Range (kept_from, kept_0d, kept_step)
+  kept_length = Sub (kernel_width_0d, kept_step)
+  kept = Range (kept_from, kept_length, kept_step)
   counts_64 = Cast <to = 7> (n_commit)
   kept_last = Constant <value_ints: ints = [-1]> ()
   counts_2d = Unsqueeze (counts_64, kept_last)

@@ -194,7 +194,7 @@ class HostSlots:
             at, tokens = slot - first, feed.tokens
             ids[at, : len(tokens)], fed[at] = tokens, len(tokens)
             committed[at] = len(tokens) if hold else feed.known
-            index[at] = np.minimum(np.arange(index.shape[1]) + feed.known - 1, len(tokens) - 1)
+            index[at] = [min(feed.known - 1 + i, len(tokens) - 1) for i in range(index.shape[1])]
             shift[at] = feed.row.rope_shift
         past = np.array(self._past[rows[0] : rows[1]], np.int32)
         return text_inputs(ids, past, fed, index, committed, shift)

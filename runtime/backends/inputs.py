@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Protocol
 
 import numpy as np
@@ -77,8 +78,16 @@ class Place(Protocol):
 
 def completed(taken: Sequence[Place], inputs: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
     """`inputs` of a call that takes `taken`, with no pictures where it takes some and none are given."""
-    places = {place.name: place for place in taken}
-    if "vision_index" not in places or "vision_index" in inputs:
+    if "vision_index" in inputs:
         return inputs
-    embeds = np.zeros(places["vision_embeds"].shape({"M": 1}), np.float32)
-    return {**inputs, "vision_embeds": embeds, "vision_index": np.full(inputs["input_ids"].shape, -1, np.int32)}
+    embeds = next((place for place in taken if place.name == "vision_embeds"), None)
+    return inputs if embeds is None else {**inputs, **_no_pictures(embeds.shape({"M": 1}), inputs["input_ids"].shape)}
+
+
+@lru_cache(maxsize=64)
+def _no_pictures(embeds: tuple[int, ...], ids: tuple[int, ...]) -> Mapping[str, np.ndarray]:
+    """Inputs of calls without pictures, by their shapes; nobody may write to them."""
+    found = {"vision_embeds": np.zeros(embeds, np.float32), "vision_index": np.full(ids, -1, np.int32)}
+    for array in found.values():
+        array.setflags(write=False)
+    return found

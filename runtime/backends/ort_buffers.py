@@ -1,6 +1,7 @@
 """The state of all slots in host memory, and ONNX Runtime's calls over ranges of slots.
 
-Every state tensor is one array with a row a slot; a call binds a view of some rows, so no state is copied for it.
+Every state tensor is one array with a row a slot; a call binds a view of some rows, so no state is copied for it. One
+that may not be written over what is read has two such arrays, and each slot's state lies in one of them by turns.
 Caches are reserved for the whole capacity and cost memory only where they were written.
 """
 
@@ -26,7 +27,7 @@ class _Call:
     """A binding of one graph to some rows.
 
     Attributes:
-        apart: states that must not be written over what is read.
+        apart: states that go where they count only once the call is taken.
         inputs, outputs: arrays that every such call reads and writes; none where they are bound anew each time.
     """
 
@@ -51,12 +52,16 @@ class OrtBuffers:
         self, session: ort.InferenceSession, entry: GraphEntry, target: str, slots: int, capacity: int
     ) -> None:
         self._session, self._entry = session, entry
-        self._in_place = {state.name for state in entry.states if target in state.in_place}
+        in_place = {state.name for state in entry.states if target in state.in_place}
         self._maps: list[mmap.mmap] = []
-        self._cached, self._recurrent = dict[str, np.ndarray](), dict[str, np.ndarray]()  # [slots, ...] by state
-        for state in entry.states:
-            place = self._cached if "capacity" in state.axes else self._recurrent
-            place[state.name] = self._reserve(state, {"B": slots, "capacity": capacity})
+        sizes = {"B": slots, "capacity": capacity}
+        self._cached = {s.name: self._reserve(s, sizes) for s in entry.states if "capacity" in s.axes}  # [slots, ...]
+        self._recurrent = {
+            s.name: [np.zeros(s.shape(sizes), s.dtype) for _ in range(1 if s.name in in_place else 2)]
+            for s in entry.states
+            if s.name not in self._cached
+        }  # [slots, ...] each, a second where a call must not write over what it reads
+        self._side = [0] * slots  # which of two holds a slot's states
         self._calls: dict[tuple[Any, ...], _Call] = {}
         self._scratch: dict[tuple[str, tuple[int, ...]], np.ndarray] = {}  # by tensor and shape
         self._held: tuple[Range, _Call] | None = None
@@ -92,7 +97,7 @@ class OrtBuffers:
     @property
     def slot_bytes(self) -> int:
         """See SlotBuffers."""
-        return sum(array[0].nbytes for array in self._recurrent.values())
+        return sum(arrays[0][0].nbytes for arrays in self._recurrent.values())
 
     @property
     def token_bytes(self) -> int:
@@ -106,8 +111,8 @@ class OrtBuffers:
 
     def clear(self, slot: int) -> None:
         """See SlotBuffers."""
-        for array in self._recurrent.values():
-            array[slot] = 0
+        for name in self._recurrent:
+            self._state(name, slot)[...] = 0
 
     def read_cache(self, name: str, slot: int, first: int, last: int) -> np.ndarray:
         """See SlotBuffers."""
@@ -120,12 +125,12 @@ class OrtBuffers:
 
     def read_recurrent(self, slot: int) -> Mapping[str, np.ndarray]:
         """See SlotBuffers."""
-        return {name: array[slot].copy() for name, array in self._recurrent.items()}
+        return {name: self._state(name, slot).copy() for name in self._recurrent}
 
     def write_recurrent(self, slot: int, states: Mapping[str, np.ndarray]) -> None:
         """See SlotBuffers."""
         for name, array in states.items():
-            self._recurrent[name][slot] = array
+            self._state(name, slot)[...] = array
 
     def free(self, slot: int) -> None:
         """See SlotBuffers: the pages of the slot's caches go back to the system."""
@@ -144,38 +149,37 @@ class OrtBuffers:
         self._maps.clear()
 
     def _reserve(self, state: StateEntry, sizes: Mapping[str, int]) -> np.ndarray:
-        shape = [axis if isinstance(axis, int) else sizes[axis] for axis in state.axes]
-        dtype = np.dtype(state.dtype)
-        if "capacity" not in state.axes:
-            return np.zeros(shape, dtype)
+        shape, dtype = state.shape(sizes), np.dtype(state.dtype)
         flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0)
         memory = mmap.mmap(-1, int(np.prod(shape)) * dtype.itemsize, flags)
         self._maps.append(memory)
         return np.frombuffer(memory, dtype).reshape(shape)
 
     def _call(self, rows: Range, hold: bool, outputs: tuple[str, ...], inputs: Mapping[str, np.ndarray]) -> _Call:
+        side = self._aligned(rows)
         fixed = inputs["input_ids"].shape[1] <= MOST_BOUND
-        key = (rows, hold, outputs, *(array.shape for array in inputs.values() if fixed))
+        key = (rows, side, hold, outputs, *(array.shape for array in inputs.values() if fixed))
         if key not in self._calls:
-            self._calls[key] = self._bind(rows, hold, outputs, inputs if fixed else {})
+            self._calls[key] = self._bind(rows, side, hold, outputs, inputs if fixed else {})
         return self._calls[key]
 
-    def _bind(self, rows: Range, hold: bool, outputs: Sequence[str], inputs: Mapping[str, np.ndarray]) -> _Call:
+    def _bind(
+        self, rows: Range, side: int, hold: bool, outputs: Sequence[str], inputs: Mapping[str, np.ndarray]
+    ) -> _Call:
         """States bound, outputs after them. With `inputs`, arrays like them are bound for good, and so are outputs."""
-        binding, apart = self._session.io_binding(), dict[str, np.ndarray]()
+        binding, apart, bound = self._session.io_binding(), dict[str, np.ndarray](), slice(*rows)
         for state in self._entry.states:
-            kept = state.name in self._cached or (state.name in self._in_place and not hold)
-            array = (self._cached if state.name in self._cached else self._recurrent)[state.name][rows[0] : rows[1]]
-            value = ort.OrtValue.ortvalue_from_numpy(array)  # shares memory
-            binding.bind_ortvalue_input(state.name, value)
-            if not kept:
-                apart[state.name] = self._shared(state.name, array.shape, array.dtype)
-                value = ort.OrtValue.ortvalue_from_numpy(apart[state.name])
-            binding.bind_ortvalue_output(state.output, value)
+            arrays = [self._cached[state.name]] if state.name in self._cached else self._recurrent[state.name]
+            taken = arrays[side % len(arrays)][bound]
+            given = arrays[(side + 1) % len(arrays)][bound]
+            if hold and len(arrays) == 1 and state.name in self._recurrent:
+                given = apart[state.name] = self._shared(state.name, taken.shape, taken.dtype)
+            binding.bind_ortvalue_input(state.name, ort.OrtValue.ortvalue_from_numpy(taken))  # shares memory
+            binding.bind_ortvalue_output(state.output, ort.OrtValue.ortvalue_from_numpy(given))
         if not inputs:
             return _Call(binding, apart, {}, [])
-        given = {name: self._shared(name, array.shape, array.dtype) for name, array in inputs.items()}
-        for name, array in given.items():
+        fed = {name: self._shared(name, array.shape, array.dtype) for name, array in inputs.items()}
+        for name, array in fed.items():
             binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(array))
         (slots, tokens), logits = inputs["input_ids"].shape, inputs["logit_index"].shape[1]
         entries = {entry.name: entry for entry in self._entry.outputs}
@@ -183,11 +187,27 @@ class OrtBuffers:
         found = [self._shared(name, shape, np.dtype(entries[name].dtype)) for name, shape in shapes.items()]
         for name, array in zip(outputs, found, strict=True):
             binding.bind_ortvalue_output(name, ort.OrtValue.ortvalue_from_numpy(array))
-        return _Call(binding, apart, given, found)
+        return _Call(binding, apart, fed, found)
 
     def _shared(self, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray:
         return self._scratch.setdefault((name, shape), np.empty(shape, dtype))
 
     def _take(self, rows: Range, call: _Call) -> None:
         for name, array in call.apart.items():
-            self._recurrent[name][rows[0] : rows[1]] = array
+            self._recurrent[name][0][slice(*rows)] = array
+        self._side[slice(*rows)] = [1 - self._side[rows[0]]] * (rows[1] - rows[0])
+
+    def _aligned(self, rows: Range) -> int:
+        """Which of two arrays holds the states of all `rows`: those that lie in the other one are brought over."""
+        side = self._side[rows[0]]
+        for slot in range(*rows):
+            if self._side[slot] != side:
+                for pair in (arrays for arrays in self._recurrent.values() if len(arrays) == 2):
+                    pair[side][slot] = pair[1 - side][slot]
+                self._side[slot] = side
+        return side
+
+    def _state(self, name: str, slot: int) -> np.ndarray:
+        arrays = self._recurrent[name]
+        state: np.ndarray = arrays[self._side[slot] % len(arrays)][slot]
+        return state

@@ -85,8 +85,10 @@ class Sampler:
 
     def choose(self, logits: Floats, allowed: npt.NDArray[np.int32] | None = None) -> int:
         """The next token, without recording it; arguments and errors as for `distribution`."""
+        if self.params.greedy:
+            return self._scored(logits, allowed)[1]
         ids, probs = self.distribution(logits, allowed)
-        if len(ids) == 1:  # greedy, or all else was cut: there is nothing to draw
+        if len(ids) == 1:  # all else was cut: there is nothing to draw
             return int(ids[0])
         cdf = np.cumsum(probs)
         return int(ids[np.searchsorted(cdf, self._uniform() * cdf[-1], side="right")])
@@ -103,20 +105,7 @@ class Sampler:
         Raises:
             GenerationError: logits of the wrong shape, not finite at their maximum, or no token allowed.
         """
-        if logits.ndim != 1 or logits.shape[0] < self.vocab_limit:
-            raise GenerationError(
-                f"logits of shape {list(logits.shape)}",
-                f"one row of at least {self.vocab_limit} values",
-                "use the tokenizer and the model of one checkpoint",
-            )
-        scores = self._adjust(logits[: self.vocab_limit], allowed)
-        best = scores.argmax()  # NaN counts as the maximum
-        if not np.isfinite(scores[best]):
-            raise GenerationError(
-                f"the largest logit is {scores[best]} (token {best})",
-                "a finite maximum",
-                "check the model's output, or the grammar if one is in use",
-            )
+        scores, best = self._scored(logits, allowed)
         if self.params.greedy:
             return np.array([best]), np.ones(1)
         ids, weights = self._candidates(scores, float(scores[best]))
@@ -133,6 +122,24 @@ class Sampler:
         row = logits[: self.vocab_limit]
         top = row.max()
         return float(row[token] - top) - math.log(float(np.exp(row - top).sum(dtype=np.float64)))
+
+    def _scored(self, logits: Floats, allowed: npt.NDArray[np.int32] | None) -> tuple[Floats, int]:
+        """(adjusted logits of the vocabulary, the largest one's id); arguments and errors as for `distribution`."""
+        if logits.ndim != 1 or logits.shape[0] < self.vocab_limit:
+            raise GenerationError(
+                f"logits of shape {list(logits.shape)}",
+                f"one row of at least {self.vocab_limit} values",
+                "use the tokenizer and the model of one checkpoint",
+            )
+        scores = self._adjust(logits[: self.vocab_limit], allowed)
+        best = int(scores.argmax())  # NaN counts as the maximum
+        if not math.isfinite(scores[best]):
+            raise GenerationError(
+                f"the largest logit is {scores[best]} (token {best})",
+                "a finite maximum",
+                "check the model's output, or the grammar if one is in use",
+            )
+        return scores, best
 
     def _adjust(self, row: Floats, allowed: npt.NDArray[np.int32] | None) -> Floats:
         scores = row
