@@ -24,7 +24,7 @@ STATE_BYTES = DELTA_NET * 2 * 48 * 128 * 128 * 4.0  # of the delta rule, read an
 INSTRUCTIONS, CHAIN = 565.0, 900.0  # of a stage and warp; cycles from its arrival to its end, where nobody waits
 SETUP, END = 500.0, 400.0  # cycles of a block before its first load and behind its last product
 PLAIN_STEP = 0.45e-6  # seconds of 2 KiB of a plain weight: one load on its way at a time
-OTHERS, EACH = 196, 2.2e-6  # launches of a token besides its linears, and what one takes
+OTHERS, EACH = 100, 2.2e-6  # launches of a token besides its linears, and what one takes
 JOINED = 128  # norms in the launches of linears, each as long as a launch of its own would take: a block does it
 GAP = 0.8e-6  # from the end of a launch to the next one's begin, in a captured graph
 

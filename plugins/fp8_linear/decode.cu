@@ -24,6 +24,6 @@
   LINEAR_KERNEL(float, f32, tiles, 1)      \
   LINEAR_KERNEL(bf16, bf16, tiles, resident)
 
-LINEAR_KERNELS(1, 3)
+LINEAR_KERNELS(1, 2)
 LINEAR_KERNELS(2, 2)
 LINEAR_KERNELS(4, 1)

@@ -339,9 +339,9 @@ __device__ void combine(const float* partial, const bf16* gate, const int* past_
 }
 
 // Blocks per multiprocessor that the compiler must leave room for; 0: it chooses. Left to itself it would squeeze these
-// two kernels into the registers of one block more on some targets, by spilling.
+// three kernels into the registers of one block more on some targets, by spilling.
 template <int D, int MT, class Cache>
-constexpr int kResident = D <= 128 && MT == 3 && sizeof(Cache) == 1 ? (D == 128 ? 3 : 4) : 0;
+constexpr int kResident = D > 128 || sizeof(Cache) != 1 ? 0 : MT == 3 ? (D == 128 ? 3 : 4) : D == 64 ? 7 : 0;
 
 }  // namespace
 

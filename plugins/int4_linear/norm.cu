@@ -17,7 +17,6 @@ constexpr int kThreads = 128;
       const Act* x, const unsigned char* weight, const void* scale, int scale_type, Act* y, int M, int N, int K,   \
       int groups, int shift, int row_groups, const Act* h, const void* norm, int bf16_norm, Act* normed, Act* sum, \
       float epsilon, int* arrived) {                                                                               \
-    launch_dependents();                                                                                           \
     SHARED_MEMORY(memory);                                                                                         \
     float* floats = reinterpret_cast<float*>(memory);                                                              \
     const Int4Group W = {weight, {static_cast<const unsigned char*>(scale), scale_type, groups, shift}, N, K};     \

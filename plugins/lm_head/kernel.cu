@@ -122,20 +122,20 @@ __device__ void merge(const float* logits, const int* ids, float* best_logits, i
 #define HEAD_OUTPUTS \
   const int *ids, float *logits, float *best_logits, int *best_ids, int M, int N, int K, int rows, int limit, int keep
 
-#define HEAD_KERNELS(Act, suffix, tiles)                                                                              \
-  extern "C" __global__ void __launch_bounds__(256, 2) lm_head_##suffix##_bf16_m##tiles(                               \
+#define HEAD_KERNELS(Act, suffix, tiles, resident)                                                                    \
+  extern "C" __global__ void __launch_bounds__(256, resident) lm_head_##suffix##_bf16_m##tiles(                               \
       const Act* x, const bf16* weight, HEAD_OUTPUTS) {                                                               \
     SHARED_MEMORY(memory);                                                                                            \
     run<tiles>(Head<Act, Bf16>{x, {weight, N, K}, ids, logits, best_logits, best_ids, M, rows, limit, keep},          \
                reinterpret_cast<float*>(memory));                                                                     \
   }                                                                                                                   \
-  extern "C" __global__ void __launch_bounds__(256, 2) lm_head_##suffix##_e4m3_m##tiles(                              \
+  extern "C" __global__ void __launch_bounds__(256, resident) lm_head_##suffix##_e4m3_m##tiles(                              \
       const Act* x, const uint8_t* weight, const bf16* scale, HEAD_OUTPUTS) {                                         \
     SHARED_MEMORY(memory);                                                                                            \
     run<tiles>(Head<Act, RowFp8>{x, {weight, scale, N, K}, ids, logits, best_logits, best_ids, M, rows, limit, keep}, \
                reinterpret_cast<float*>(memory));                                                                     \
   }                                                                                                                   \
-  extern "C" __global__ void __launch_bounds__(256, 2) lm_head_few_##suffix##_bf16_m##tiles(                          \
+  extern "C" __global__ void __launch_bounds__(256, resident) lm_head_few_##suffix##_bf16_m##tiles(                          \
       const Act* x, const bf16* weight, float* logits, int M, int N, int K) {                                         \
     SHARED_MEMORY(memory);                                                                                            \
     const Bf16 W = {weight, N, K};                                                                                    \
@@ -145,10 +145,10 @@ __device__ void merge(const float* logits, const int* ids, float* best_logits, i
   EXPORT_KERNEL(lm_head_##suffix##_bf16_m##tiles)                                                                     \
   EXPORT_KERNEL(lm_head_##suffix##_e4m3_m##tiles)
 
-HEAD_KERNELS(float, f32, 1)
-HEAD_KERNELS(bf16, bf16, 1)
-HEAD_KERNELS(float, f32, 4)
-HEAD_KERNELS(bf16, bf16, 4)
+HEAD_KERNELS(float, f32, 1, 2)
+HEAD_KERNELS(bf16, bf16, 1, 2)
+HEAD_KERNELS(float, f32, 4, 1)
+HEAD_KERNELS(bf16, bf16, 4, 1)
 
 extern "C" __global__ void __launch_bounds__(1024) lm_head_merge(const float* logits, const int* ids, float* best_logits,
                                                                  int* best_ids, int lists, int keep) {
