@@ -50,7 +50,7 @@ def test_block_scales_are_padded_columns() -> None:
 
 
 def rows(without: str = "") -> list[Row]:
-    names = [*token.ONE_BY_ONE, *token.LINEARS, *token.LAYERS] + [
+    names = [*token.ONE_BY_ONE, *token.LINEARS, *token.LAYERS, token.FP8_HEAD] + [
         ("attention", f"B=1 T=1 past={past} bf16") for past in token.PASTS
     ]
     return [Row(section, f"{case} *", us=2.0) for section, case in dict.fromkeys(names) if section != without]
@@ -58,13 +58,14 @@ def rows(without: str = "") -> list[Row]:
 
 def test_a_token_is_the_sum_of_its_calls() -> None:
     run = Run(Host(), 0, rows=rows())
-    one_by_one, alone, short, long = token.token(run)
+    one_by_one, alone, short, short_fp8, long, long_fp8 = token.token(run)
     assert one_by_one.us == 2.0 * (48 * 3 + 16 * 2 + 32 + 64 + 64)
     assert alone.us == 2.0 * (48 + 16 + 48 + 16 + 64 + 64)
-    assert short.us == long.us == alone.us + 2.0 * (3 * 48 + 2 + 2 * 16)
+    assert short.us == long.us == alone.us + 2.0 * (48 + 2 + 2 * 16)
+    assert short_fp8.us == long_fp8.us == short.us
     assert any("token/s of at most 123" in note for note in short.notes)
     run = Run(Host(), 0, rows=rows(without="attention"))
-    _, alone, short, _ = token.token(run)
+    _, alone, short, *_ = token.token(run)
     assert alone.us and short.us is None and short.notes == ["not measured: attention B=1 T=1 past=1024 bf16"]
 
 

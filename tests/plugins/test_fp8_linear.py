@@ -105,6 +105,18 @@ def test_every_split(by: launch.Split) -> None:
     assert error(shape, run(module(), shape, given, by=by), given) <= TOLERANCE["f32"]
 
 
+def goes_on(kernels: CpuModule, dtype: str) -> bool:
+    """71 blocks of K for one warp: past two groups of 32, whose scales it has at once."""
+    shape = Shape(tokens=3, n=20, k=70 * 128 + 48, dtype=dtype)
+    given = inputs.make(shape, 7)
+    return error(shape, run(kernels, shape, given, by=launch.Split(1, 1, 1)), given) <= TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("dtype", ["f32", "bf16"])
+def test_a_warp_that_goes_on_for_long(dtype: str) -> None:
+    assert goes_on(module(), dtype)
+
+
 def test_plans_fill_a_gpu_and_fit_a_block() -> None:
     for n, k in SHAPES_27B.values():
         for tokens in range(1, 65):

@@ -60,6 +60,7 @@ CEILINGS = {
     "int4_linear_gate_up_bf16_m1": 128,
     "int4_linear_gate_up_bf16_m2": 128,
     "int4_linear_logits_bf16_m1": 128,
+    "int4_linear_norm_f32": 192,
     "int4_linear_norm_bf16": 128,
     "int4_linear_prefill": 255,
     "int4_linear_projections_f32": 192,
@@ -137,6 +138,7 @@ def every_launch() -> list[Launch]:
             for rows in (1, 9)
             for one in head.head(head_inputs.Shape(rows, dtype=dtype, weight_dtype=weight), at)
         ]
+        launches += [head.logits(head_inputs.Shape(rows, 256, dtype=dtype), at) for rows in (1, 9)]
     for stored in ("e4m3", "bf16"):
         for tokens, dtype in product((1, 9, 64), ("f32", "bf16")):
             shape = experts_inputs.Shape(tokens=tokens, stored=stored, dtype=dtype)

@@ -42,6 +42,11 @@ def goes_round(op: Path) -> bool:
     return linear.check(linear.module(op), LinearShape(n=40, k=6160, dtype="f32"))
 
 
+def goes_round_ahead(op: Path) -> bool:
+    """More blocks for a warp than it has scales at once, its x loaded ahead."""
+    return linear.goes_on(linear.module(op), "bf16")
+
+
 def gates(op: Path) -> bool:
     return linear.gates(linear.module(op), LinearShape(tokens=3, n=48, k=400, dtype="f32"))
 
@@ -104,8 +109,8 @@ BUGS: dict[str, tuple[str, str, str, str, Callable[[Path], bool]]] = {
     "scale of the block before": (
         LINEAR,
         "../common/linear_tile.cuh",
-        "W.scale_of(row[half], block)",
-        "W.scale_of(row[half], max(block - 1, 0))",
+        "W.scale_of(row[0], block) : 0.0f",
+        "W.scale_of(row[0], max(block - 1, 0)) : 0.0f",
         multiplies,
     ),
     "weights read before they are there": (
@@ -125,9 +130,30 @@ BUGS: dict[str, tuple[str, str, str, str, Callable[[Path], bool]]] = {
     "weights of another stage": (
         LINEAR,
         "../common/linear_tile.cuh",
-        "multiply(block, stage)",
-        "multiply(block, (stage + 1) % kStages)",
+        "multiply(block, stage, kShared",
+        "multiply(block, (stage + 1) % kStages, kShared",
         multiplies,
+    ),
+    "other lanes' pieces read before they are there": (
+        LINEAR,
+        "../common/linear_tile.cuh",
+        "      __syncwarp();  // the other lanes' pieces are here, and the stage before is free\n",
+        "",
+        multiplies,
+    ),
+    "x of the block before": (
+        LINEAR,
+        "../common/linear_tile.cuh",
+        "get_all(block + step, blocks, next)",
+        "get_all(block, blocks, next)",
+        goes_round_ahead,
+    ),
+    "the first scales for all groups of blocks": (
+        LINEAR,
+        "../common/linear_tile.cuh",
+        "scales = later, later = scale_of(group + 32 * step, step, blocks)",
+        "scales = later",
+        goes_round_ahead,
     ),
     "a stage filled that is still to be read": (
         LINEAR,
@@ -296,7 +322,13 @@ BUGS: dict[str, tuple[str, str, str, str, Callable[[Path], bool]]] = {
     "residual not kept": (NORM, "norm.cuh", "if (at < in.D) store(in.sum + base + at, mine);", "", adds_and_norms),
     "padding chosen": (HEAD, KERNEL, "if (id < in.limit)", "if (id >= 0)", heads),
     "the same list's head twice": (HEAD, KERNEL, "++used[from]", "used[from] += 0", heads),
-    "one scale for two rows": (HEAD, "../common/linear_tile.cuh", "half && !Gathered ?", "half ?", heads),
+    "one scale for two rows": (
+        HEAD,
+        "../common/linear_tile.cuh",
+        "Gathered ? W.scale_of(row[half]",
+        "Gathered ? W.scale_of(row[0]",
+        heads,
+    ),
     "top-k one short": (
         SAMPLER,
         DRAW,
