@@ -135,11 +135,11 @@ BUGS: dict[str, tuple[str, str, str, str, Callable[[Path], bool]]] = {
         multiplies,
     ),
     "other lanes' pieces read before they are there": (
-        LINEAR,
+        HEAD,
         "../common/linear_tile.cuh",
         "      __syncwarp();  // the other lanes' pieces are here, and the stage before is free\n",
         "",
-        multiplies,
+        heads,
     ),
     "x of the block before": (
         LINEAR,
