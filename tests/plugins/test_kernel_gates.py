@@ -79,6 +79,7 @@ CEILINGS = {
     "residual_rms_norm": 128,
     "lm_head_bf16_bf16": 128,
     "lm_head": 168,
+    "lm_head_bf16_e4m3_m4": 192,
     "lm_head_quantize": 64,
     "moe_experts": 64,
     "moe_experts_gate_up": 255,
