@@ -1,4 +1,4 @@
-"""Bugs planted in the E4M3 LM head and in what makes it are caught by their tests' checks."""
+"""Bugs planted in the LM head and in what makes it E4M3 are caught by their tests' checks."""
 
 from __future__ import annotations
 
@@ -7,18 +7,38 @@ from pathlib import Path
 
 import pytest
 import test_lm_head as head
-from test_planted_bugs_linear import heads, sources
+from test_planted_bugs_linear import sources
 
+from deltart.plugins.lm_head.inputs import Shape
 from support.planted import is_caught
 
 __all__ = ["sources"]  # the fixture
 
-TILE, MAKER = "../common/linear_tile.cuh", "quantize.cu"
+
+def heads(op: Path) -> bool:
+    return all(head.check(head.module(op), Shape(2, 700, 144, 350, 9, subset, "f32", "e4m3")) for subset in (0, 300))
+
+
+TILE, KERNEL, MAKER = "../common/linear_tile.cuh", "kernel.cu", "quantize.cu"
 BUGS: dict[str, tuple[str, str, str, Callable[[Path], bool]]] = {
     "a row's scales of another width": (
         TILE,
         "size_t(row) * ((K + kBlock - 1) / kBlock) + block",
         "size_t(row) * (K / kBlock) + block",
+        heads,
+    ),
+    "other lanes' pieces read before they are there": (
+        TILE,
+        "      __syncwarp();  // the other lanes' pieces are here, and the stage before is free\n",
+        "",
+        heads,
+    ),
+    "padding chosen": (KERNEL, "if (id < in.limit)", "if (id >= 0)", heads),
+    "the same list's head twice": (KERNEL, "++used[from]", "used[from] += 0", heads),
+    "one scale for two rows": (
+        TILE,
+        "Gathered ? W.scale_of(row[half]",
+        "Gathered ? W.scale_of(row[0]",
         heads,
     ),
     "scales by a lane's own columns": (MAKER, "amax = fmaxf(amax, __shfl", "amax = fmaxf(0.0f, __shfl", head.quantizes),

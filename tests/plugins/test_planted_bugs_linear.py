@@ -1,4 +1,4 @@
-"""Bugs planted in the linear, attention, norm, LM head and sampler kernels are caught by their tests' checks."""
+"""Bugs planted in the linear, attention, norm and sampler kernels are caught by their tests' checks."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ import test_fp8_linear as linear
 import test_fp8_linear_prefill as prefill
 import test_gated_attention as attention
 import test_gated_rms_norm as norm
-import test_lm_head as head
 import test_projections as projections
 import test_qk_norm_rope as rope
 import test_residual_rms_norm as residual
@@ -24,7 +23,6 @@ from deltart.plugins.fp8_linear.inputs import Shape as LinearShape
 from deltart.plugins.fp8_linear.prefill import W8A8, W8A8_WGMMA, W8A16, TileKernel
 from deltart.plugins.gated_attention.inputs import Shape as AttentionShape
 from deltart.plugins.gated_rms_norm.inputs import Shape as NormShape
-from deltart.plugins.lm_head.inputs import Shape as HeadShape
 from deltart.plugins.qk_norm_rope.inputs import Shape as RopeShape
 from deltart.plugins.residual_rms_norm.inputs import Shape as ResidualShape
 from support.planted import is_caught
@@ -83,12 +81,6 @@ def turns(op: Path) -> bool:
     return rope.check(rope.module(op), RopeShape(2, 3, 3, 2, 64, 32, "f32", "f32", 0.1))
 
 
-def heads(op: Path) -> bool:
-    return all(
-        head.check(head.module(op), HeadShape(2, 700, 144, 350, 9, subset, "f32", "e4m3")) for subset in (0, 300)
-    )
-
-
 def samples(op: Path, case: str) -> bool:
     return all(
         sampler.agrees(sampler.module(op), sampler.CASES[case], 3000, masked, ties)
@@ -100,7 +92,7 @@ def draws_again(op: Path) -> bool:
     return sampler.feeds(sampler.module(op))
 
 
-LINEAR, ATTENTION, HEAD, SAMPLER, NORM = "fp8_linear", "gated_attention", "lm_head", "sampler", "residual_rms_norm"
+LINEAR, ATTENTION, SAMPLER, NORM = "fp8_linear", "gated_attention", "sampler", "residual_rms_norm"
 KERNEL, DRAW, ROW = "kernel.cu", "draw.cuh", "row.cuh"
 WGMMA, HOPPER = "prefill_wgmma.cu", "../common/hopper.cuh"
 by_w8a16, by_w8a8, by_wgmma = (functools.partial(multiplies_many, kernel=k) for k in (W8A16, W8A8, W8A8_WGMMA))
@@ -133,13 +125,6 @@ BUGS: dict[str, tuple[str, str, str, str, Callable[[Path], bool]]] = {
         "multiply(block, stage, kShared",
         "multiply(block, (stage + 1) % kStages, kShared",
         multiplies,
-    ),
-    "other lanes' pieces read before they are there": (
-        HEAD,
-        "../common/linear_tile.cuh",
-        "      __syncwarp();  // the other lanes' pieces are here, and the stage before is free\n",
-        "",
-        heads,
     ),
     "x of the block before": (
         LINEAR,
@@ -320,15 +305,6 @@ BUGS: dict[str, tuple[str, str, str, str, Callable[[Path], bool]]] = {
     "squares added before they are there": (NORM, "norm.cuh", "  __syncthreads();\n", "", adds_and_norms),
     "weight without its one": (NORM, "norm.cuh", "(1.0f + w[j])", "w[j]", adds_and_norms),
     "residual not kept": (NORM, "norm.cuh", "if (at < in.D) store(in.sum + base + at, mine);", "", adds_and_norms),
-    "padding chosen": (HEAD, KERNEL, "if (id < in.limit)", "if (id >= 0)", heads),
-    "the same list's head twice": (HEAD, KERNEL, "++used[from]", "used[from] += 0", heads),
-    "one scale for two rows": (
-        HEAD,
-        "../common/linear_tile.cuh",
-        "Gathered ? W.scale_of(row[half]",
-        "Gathered ? W.scale_of(row[0]",
-        heads,
-    ),
     "top-k one short": (
         SAMPLER,
         DRAW,
