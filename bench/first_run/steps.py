@@ -10,7 +10,7 @@ PYTHON = sys.executable
 DECODE = ("ceilings", "decode", "speculate", "conv", "norm", "residual", "rope", "head", "sampler", "projections")
 TWINS = ("nano", "nano-fp8", "nano-int4", "tiny-moe-fp8")  # checked against their CPU twins
 FULL = ("27b", "35b", "27b-int4")  # timed with random weights
-REST = ("linear", "attention", "prefill", "joined", "token")
+REST = ("linear", "attention", "prefill", "joined", "experts", "token")
 FACTS = (
     "import sys, numpy; print(sys.version, 'numpy', numpy.__version__)\n"
     "for name in ('torch', 'triton', 'fla', 'cuda.bindings', 'onnx', 'onnxruntime', 'transformers', 'tensorrt_rtx'):\n"
