@@ -48,7 +48,10 @@ def test_the_first_screen_is_what_one_sees(
 
 def test_the_first_screen_says_what_it_costs_and_where_it_stands() -> None:
     first = "\n".join(README.splitlines()[:LONGEST_SCREEN])
-    assert all(text in first for text in ("**What it costs.**", "**Where it stands.**", "On GPUs nothing has run yet"))
+    assert all(
+        text in first
+        for text in ("**What it costs.**", "**Where it stands.**", "on an H100", "none has run on a GPU yet")
+    )
 
 
 def test_commands_run_as_they_stand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
