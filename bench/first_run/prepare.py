@@ -72,10 +72,14 @@ def write_twin(artifact: Path, count: int, prefill: int, on_shim: bool = False) 
     else:
         ids = np.random.default_rng(0).integers(0, load_manifest(artifact).vocab_size, count)
     twin = ExposedBackend(artifact)
-    found = backend_points(twin, twin.points, prefill)(ids)
     if on_shim:
-        shim, blocks = TensorRtBackend(artifact, "native", cuda=HostCuda()), [p for p in found if p.endswith(".h")]
+        shim, blocks = (
+            TensorRtBackend(artifact, "native", cuda=HostCuda()),
+            [p for p in twin.points if p.endswith(".h")],
+        )
         found = backend_points(shim, blocks, prefill, EXPOSED, mtp=True)(ids)
+    else:
+        found = backend_points(twin, twin.points, prefill)(ids)
     np.savez_compressed(artifact / TWIN, ids=ids, prefill=np.array(prefill), **found)
 
 

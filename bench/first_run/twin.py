@@ -35,8 +35,7 @@ def compare(artifact: Path, cuda: Cuda) -> dict[str, float]:
 
 def main(artifacts: Sequence[Path]) -> int:
     """0; 1 where a point is further off than engines may be; 2 if something is missing."""
-    codes = [_main(artifact) for artifact in artifacts]
-    return max(codes)
+    return max([_main(artifact) for artifact in artifacts])
 
 
 def _main(artifact: Path) -> int:

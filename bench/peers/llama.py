@@ -19,7 +19,7 @@ def open_llama(
 
     All cores work, in prompts and in replies: the Python class gives replies half of them.
     """
-    import llama_cpp as lib  # type: ignore[import-not-found]
+    import llama_cpp as lib  # type: ignore[import-not-found]  # only where it is measured
 
     model = lib.Llama(str(gguf), n_ctx=BATCH, verbose=False)  # its own small context stays unused
     params = lib.llama_context_default_params()

@@ -65,11 +65,12 @@ def fused(weights: State) -> State:
     """The inverse."""
     found = {name: tensor for name, tensor in weights.items() if ".experts." not in name}
     for owner in {name.rpartition(".experts.")[0] for name in weights if ".experts." in name}:
-        part = lambda number, leaf, owner=owner: weights[f"{owner}.experts.{number}.{leaf}.weight"]  # noqa: E731
-        down = [part(n, "down_proj") for n in range(COUNT)]
-        gate_up = [torch.cat([part(n, "gate_proj"), part(n, "up_proj")]) for n in range(COUNT)]
-        found[f"{owner}.experts.down_proj"] = torch.stack(down)
-        found[f"{owner}.experts.gate_up_proj"] = torch.stack(gate_up)
+        gate, up, down = (
+            torch.stack([weights[f"{owner}.experts.{n}.{leaf}.weight"] for n in range(COUNT)])
+            for leaf in ("gate_proj", "up_proj", "down_proj")
+        )
+        found[f"{owner}.experts.down_proj"] = down
+        found[f"{owner}.experts.gate_up_proj"] = torch.cat([gate, up], dim=1)
     return found
 
 

@@ -42,7 +42,7 @@ class RecordingDriver:
         return Status.CUDA_SUCCESS, attribute
 
     @staticmethod
-    def CUlaunchAttribute() -> SimpleNamespace:  # noqa: N802
+    def CUlaunchAttribute() -> SimpleNamespace:  # noqa: N802  # the driver's name, as below
         return SimpleNamespace(value=SimpleNamespace())
 
     def cuLaunchKernelEx(self, config: SimpleNamespace, function: str, arguments: int, extra: int) -> tuple:  # noqa: N802
