@@ -145,17 +145,18 @@ __device__ __forceinline__ void multiply_piece(const Piece& w, float (&sum)[MT][
 // A warp copies its blocks of the weight into a ring in shared memory that is its own: groups of cp.async are counted in
 // order, and it waits for the oldest block alone. Loads to registers share the few scoreboards that the assembler deals
 // out, and waiting for one is waiting for all. A copy takes whole lines of 128 bytes, which memory gives up faster than
-// halves of them. Nothing in the loop waits for memory: of up to eight bf16 tokens the values of a block are loaded a
-// block ahead, and the scales of 32 blocks, which all rows of a tile share, are dealt out to the lanes long before.
+// halves of them. Nothing in the loop waits for memory: of up to eight bf16 tokens the values of a block are asked for
+// before its copies are waited for, and the scales of 32 blocks, which all rows of a tile share, are dealt out to the lanes long before.
+// Addresses move from block to block by an addition: integer units, not memory, are what a multiprocessor runs out of.
 template <class Act, class Weight, int MT, bool Gathered>
 struct WarpTile {
   static constexpr int kTerms = sizeof(Act) == 2 ? 1 : 3, kBlock = Weight::kBlock, kChunk = Weight::kChunk;
-  static constexpr int kLine = 128, kPieces = kLine / 16;   // bytes of a row in a block; copies that they take
+  static constexpr int kLine = 128, kPieces = kLine / 16, kCopies = kRows * kPieces / 32;  // of a block, by one lane
   static constexpr int kStages = 4, kStage = kRows * kLine;  // blocks in the ring; bytes of one
-  static constexpr int kRingBytes = kStages * kStage;       // of shared memory that `run` takes
-  static constexpr int kFloats = 8 * MT * kTileStride;      // of shared memory that `save` takes
-  static constexpr int kIntoL2 = 4;                         // blocks behind those of the ring that are brought to the L2
+  static constexpr int kRingBytes = kStages * kStage;        // of shared memory that `run` takes
+  static constexpr int kFloats = 8 * MT * kTileStride;       // of shared memory that `save` takes
   static constexpr bool kAhead = MT == 1 && kTerms == 1, kShared = Weight::kScaled && !Gathered;
+  static_assert(kStages == 4, "a turn's stage is its last two bits");
 
   // The lane's values of its token in a block.
   struct Inputs {
@@ -166,49 +167,55 @@ struct WarpTile {
   const Act* x;  // [tokens, K]
   unsigned char* ring;
   int lane, tokens, g, t, first_token;
-  int row[2], copied[kRows * kPieces / 32];  // the rows that the lane multiplies, and those that it copies a piece of
-  int first_row, rows;
-  const int* ids;
+  int row[2];                          // that the lane multiplies
+  int copied[kCopies];                 // and those that it copies a piece of
+  const unsigned char* from[kCopies];  // these pieces in the next block that is fetched
+  int left;                            // columns from there to the end of K
+  const Act* ahead;                    // the lane's first value of its token in the next block that is multiplied
+  int ahead_left;                      // columns from there to the end of K; none if there is no such token
   float sum[MT][4] = {};
 
   // Rows [first_row, + 16) of W, or those that ids[first_row, + 16) names; `rows` is how many there are in all.
   __device__ WarpTile(const Weight& W, const Act* x, int tokens, int first_row, int first_token, int rows,
                       unsigned char* ring, const int* ids = nullptr)
-      : W(W), x(x), ring(ring), lane(threadIdx.x % 32), tokens(tokens), g(lane / 4), t(lane % 4), first_token(first_token), first_row(first_row), rows(rows), ids(ids) {
+      : W(W), x(x), ring(ring), lane(threadIdx.x % 32), tokens(tokens), g(lane / 4), t(lane % 4), first_token(first_token) {
+    const auto row_of = [&](int place) {
+      const int at = min(first_row + place, rows - 1);
+      return Gathered && ids ? ids[at] : at;
+    };
 #pragma unroll
     for (int half = 0; half < 2; ++half) row[half] = row_of(g + 8 * half);
 #pragma unroll
-    for (int j = 0; j < kRows * kPieces / 32; ++j) copied[j] = row_of(lane / kPieces + 32 / kPieces * j);
-  }
-
-  // The row of W that the tile's `place`th is.
-  __device__ __forceinline__ int row_of(int place) const {
-    const int at = min(first_row + place, rows - 1);
-    return Gathered && ids ? ids[at] : at;
+    for (int j = 0; j < kCopies; ++j) copied[j] = row_of(lane / kPieces + 32 / kPieces * j);
   }
 
   // Where a piece of a row is in a stage: the pieces of an odd row's halves change places, or both rows' would be in the
   // same banks.
   __device__ static int at(int row, int piece) { return row * kLine + (piece ^ row % 2 * (kPieces / 2)) * 16; }
+  __device__ __forceinline__ unsigned char* stage_of(int turn) const { return ring + turn % kStages * kStage; }
 
-  __device__ __forceinline__ void fetch(int block, int blocks, int stage) const {
-    if (block < blocks) {
-      const int piece = lane % kPieces, column = block * kBlock + piece * kChunk;
-      unsigned char* to = ring + stage * kStage;
+  // Copies the turn's block, zeros behind K; the next one that is fetched is `step` blocks on.
+  __device__ __forceinline__ void fetch(int turn, int step) {
+    unsigned char* to = stage_of(turn) + at(lane / kPieces, lane % kPieces);
 #pragma unroll
-      for (int j = 0; j < kRows * kPieces / 32; ++j)
-        copy_async(to + at(lane / kPieces + 32 / kPieces * j, piece), W.at(copied[j], column), column < W.K);
+    for (int j = 0; j < kCopies; ++j) {
+      copy_async(to + 32 / kPieces * j * kLine, from[j], left > 0);
+      from[j] += step * kLine;
     }
     commit_copies();
+    left -= step * kBlock;
   }
 
   __device__ __forceinline__ void get(int m, int block, int half, Activations<kChunk / 4, kTerms>& b) const {
     const int token = first_token + 8 * m + g, column = lane_column<Weight>(block, half);
     if (token < tokens && column < W.K) b.get(x + size_t(token) * W.K + column);
   }
-  __device__ __forceinline__ void get_all(int block, int blocks, Inputs& b) const {
-    if constexpr (kAhead)
-      if (block < blocks) get(0, block, 0, b.half[0]), get(0, block, 1, b.half[1]);
+  __device__ __forceinline__ void get_ahead(Inputs& b, int step) {
+    if constexpr (kAhead) {
+      if (ahead_left > 0) b.half[0].get(ahead);
+      if (ahead_left > kBlock / 2) b.half[1].get(ahead + kBlock / 2);
+      ahead += step * kBlock, ahead_left -= step * kBlock;
+    }
   }
 
   // The lane's scale: that of the lane'th of the blocks first, first + step, ...
@@ -218,18 +225,19 @@ struct WarpTile {
     return block < blocks ? W.scale_of(row[0], block) : 0.0f;
   }
 
-  __device__ __forceinline__ void multiply(int block, int stage, float scale, const Inputs& ahead) {
+  __device__ __forceinline__ void multiply(int block, int turn, float scale, const Inputs& values) {
+    const unsigned char* stage = stage_of(turn);
     Piece w;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
 #pragma unroll
       for (int i = 0; i < 2; ++i)
-        w.at[half][i] = *reinterpret_cast<const uint4*>(ring + stage * kStage + at(g + 8 * half, i * (kPieces / 2) + t));
+        w.at[half][i] = *reinterpret_cast<const uint4*>(stage + at(g, i * (kPieces / 2) + t) + 8 * half * kLine);
       w.scale[half] = Gathered ? W.scale_of(row[half], block) : scale;
     }
     multiply_piece<Weight, kTerms>(w, sum, [&](int m, int half, Activations<kChunk / 4, kTerms>& b) {
       if constexpr (kAhead)
-        b = ahead.half[half];
+        b = values.half[half];
       else
         get(m, block, half, b);
       return true;
@@ -239,34 +247,28 @@ struct WarpTile {
   // Blocks first, first + step, ... of K, with kStages - 1 of them on their way while one is multiplied. The first of them
   // are fetched before x has to be there.
   __device__ void run(int first, int step) {
-    const int blocks = (W.K + kBlock - 1) / kBlock;
+    const int blocks = (W.K + kBlock - 1) / kBlock, column = first * kBlock + lane % kPieces * kChunk;
+    left = W.K - column;
 #pragma unroll
-    for (int i = 0; i < kStages - 1; ++i) fetch(first + i * step, blocks, i);
-    float scales = 1.0f, later = scale_of(first, step, blocks);
-#pragma unroll
-    for (int i = 0; i < kIntoL2; i += 2) {
-      const int block = first + (kStages - 1 + i + lane / kRows) * step;
-      if (block < blocks) prefetch(W.at(row_of(lane % kRows), block * kBlock));
+    for (int j = 0; j < kCopies; ++j) from[j] = static_cast<const unsigned char*>(W.at(copied[j], column));
+    if constexpr (kAhead) {
+      const int token = first_token + g, begin = lane_column<Weight>(first, 0);
+      ahead = x + size_t(min(token, tokens - 1)) * W.K + begin;
+      ahead_left = token < tokens ? W.K - begin : 0;
     }
+#pragma unroll
+    for (int i = 0; i < kStages - 1; ++i) fetch(i, step);
+    float scales = 1.0f, later = scale_of(first, step, blocks);
     wait_for_dependency();
-    Inputs even = {}, odd = {};
-    get_all(first, blocks, even);
-    int stage = 0;
-    const auto multiply_next = [&](int block, int turn, const Inputs& now, Inputs& next) {
+    Inputs values = {};  // where K ends early weights are zeros, and any values will do
+    const int turns = (blocks - first + step - 1) / step;
+    for (int turn = 0; turn < turns; ++turn) {
+      get_ahead(values, step);
+      if (turn % 32 == 0) scales = later, later = scale_of(first + (turn + 32) * step, step, blocks);
       wait_copies<kStages - 2>();
       __syncwarp();  // the other lanes' pieces are here, and the stage before is free
-      fetch(block + (kStages - 1) * step, blocks, stage ? stage - 1 : kStages - 1);
-      get_all(block + step, blocks, next);
-      multiply(block, stage, kShared ? __shfl_sync(0xffffffffu, scales, turn) : 1.0f, now);
-      stage = stage + 1 == kStages ? 0 : stage + 1;
-    };
-    for (int group = first; group < blocks; group += 32 * step) {
-      scales = later, later = scale_of(group + 32 * step, step, blocks);
-      const int turns = min(32, (blocks - group + step - 1) / step);
-      for (int turn = 0; turn < turns; turn += 2) {  // in pairs: values on their way are not to be moved
-        multiply_next(group + turn * step, turn, even, odd);
-        if (turn + 1 < turns) multiply_next(group + (turn + 1) * step, turn + 1, odd, even);
-      }
+      fetch(turn + kStages - 1, step);
+      multiply(first + turn * step, turn, kShared ? __shfl_sync(0xffffffffu, scales, turn % 32) : 1.0f, values);
     }
   }
 

@@ -56,7 +56,7 @@ inline void copy_word_async(void* to, const void* from, int live) {
   if (live) shim::check_source(from);
   shim::current->copies.back().push_back({to, from, 4, live});
 }
-inline void prefetch(const void* from) { shim::check_source(from); }
+inline void prefetch(const void*) {}
 inline void commit_copies() { shim::current->copies.emplace_back(); }
 template <int Pending>
 inline void wait_copies() {
@@ -110,7 +110,7 @@ __device__ __forceinline__ void copy_word_async(void* to, const void* from, int 
                "l"(from), "r"(live)
                : "memory");
 }
-// Brings the line of 128 bytes at this address to the L2.
+// Asks for the line of 128 bytes at this address to be in the L2. It is a hint, which may come before what it names is there.
 __device__ __forceinline__ void prefetch(const void* from) { asm volatile("prefetch.global.L2 [%0];" ::"l"(from)); }
 __device__ __forceinline__ void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 // Waits until at most `Pending` of this thread's committed groups are under way.
@@ -120,6 +120,12 @@ __device__ __forceinline__ void wait_copies() {
 }
 
 #endif
+
+// `bytes` from `from` on to the L2, by the block.
+__device__ __forceinline__ void prefetch_all(const void* from, size_t bytes) {
+  for (size_t at = threadIdx.x * size_t(128); at < bytes; at += blockDim.x * size_t(128))
+    prefetch(static_cast<const unsigned char*>(from) + at);
+}
 
 // x as a sum of `Terms` bf16 numbers, the largest first: 8, 16 or 24 bits of it.
 template <int Terms>

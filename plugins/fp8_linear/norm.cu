@@ -15,6 +15,7 @@
     float* floats = reinterpret_cast<float*>(memory);                                                              \
     const BlockFp8 W = {weight, {scale, bf16_scales}, N, K};                                                       \
     run<false, 1>(Linear<Act, BlockFp8>{x, W, y, M, row_groups}, W, blockIdx.y, floats);                           \
+    prefetch_all(h, size_t(M) * N * sizeof(Act)), prefetch_all(norm, size_t(N) * (bf16_norm ? 2 : 4));             \
     if (!is_last(arrived, gridDim.x * gridDim.y, floats)) return;                                                  \
     for (int row = 0; row < M; ++row) {                                                                            \
       norm_row<true>(Norm<Act>{y, h, {norm, bf16_norm}, normed, sum, N, epsilon}, row, floats);                    \

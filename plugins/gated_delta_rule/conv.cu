@@ -2,7 +2,8 @@
 //
 // Each block convolves what it needs, with the sums of causal_conv1d: the v of its value head, and q and k of its key
 // head, which the blocks of the other value heads of that key head convolve too. v's state is the block's own; that of
-// q and k is rolled by the last of these blocks to have read it.
+// q and k is rolled by the last of these blocks to have read it. States and weights are asked for before the launches in
+// front are done.
 #include "../causal_conv1d/taps.cuh"
 #include "norm.cuh"
 
@@ -83,6 +84,24 @@ struct Convolved {
   }
 };
 
+// The block's states and weights of the convolution, to the L2.
+template <class Act>
+__device__ __forceinline__ void ask_ahead(Parameter weight, const Act* conv_state, const float* S, int key_heads,
+                                          int value_heads, int value_dim) {
+  const int slot = blockIdx.z, head = blockIdx.y, key_head = head / (value_heads / key_heads);
+  const int first[] = {key_head * kKeyDim, (key_heads + key_head) * kKeyDim, 2 * key_heads * kKeyDim + head * value_dim};
+  const size_t width = size_t(2) * key_heads * kKeyDim + value_heads * value_dim, size = size_t(kKeyDim) * value_dim;
+  prefetch_all(S + (size_t(slot) * value_heads + head) * size, size * sizeof(float));
+#pragma unroll
+  for (int part = 0; part < 3; ++part) {
+    const size_t channels = part < 2 ? kKeyDim : value_dim, bytes = kTaps * (weight.is_bf16 ? 2 : 4);
+    prefetch_all(static_cast<const unsigned char*>(weight.data) + first[part] * bytes, channels * bytes);
+#pragma unroll
+    for (int row = 0; row < kTaps - 1; ++row)
+      prefetch_all(conv_state + (size_t(slot) * (kTaps - 1) + row) * width + first[part], channels * sizeof(Act));
+  }
+}
+
 }  // namespace
 
 #define CONV_DELTA_NORM_KERNEL(Act, suffix)                                                                        \
@@ -91,6 +110,8 @@ struct Convolved {
       const Act* a, const Act* b, const void* A_log, const void* dt_bias, int bf16_A_log, int bf16_dt_bias,        \
       float* S, const int* n_tokens, const int* n_commit, const Act* z, const void* weight, int bf16_weight,       \
       Act* y, int tokens, int key_heads, int value_heads, int value_dim, float epsilon, int* arrived) {            \
+    ask_ahead({conv_weight, bf16_conv_weight}, conv_state, S, key_heads, value_heads, value_dim);                  \
+    prefetch_all(A_log, 4), prefetch_all(dt_bias, 4), prefetch_all(weight, size_t(bf16_weight ? 2 : 4) * value_dim); \
     begin_dependent();                                                                                             \
     SHARED_MEMORY(memory);                                                                                         \
     const Inputs<Act> in = {a, b, {A_log, bf16_A_log}, {dt_bias, bf16_dt_bias}, S, n_tokens, n_commit, tokens,     \

@@ -64,16 +64,27 @@ struct Head {
   }
 };
 
+// What the gates of a token are made of, as it lies in memory.
+struct Raw {
+  float a, b, A_log, dt_bias;
+};
+
+template <int W, class Act>
+__device__ __forceinline__ Raw load_gates(const Inputs<Act>& in, const Head<W, Act>& at, int t) {
+  if (t >= in.tokens) return {};
+  const int gate = (at.slot * in.tokens + t) * in.value_heads + at.head;
+  return {to_float(in.a[gate]), to_float(in.b[gate]), in.A_log[at.head], in.dt_bias[at.head]};
+}
+
 // One warp per token: l2norm of k and q, their product, and the gates; zeros for tokens that don't count. What
 // memory holds is read whether it counts or not, so that no load waits for n_tokens.
 template <int W, class Act, class Source>
-__device__ void stage_token(const Inputs<Act>& in, const Source& qkv, const Head<W, Act>& at, Shared<Act>& shared, int t) {
+__device__ void stage_token(const Inputs<Act>& in, const Source& qkv, const Head<W, Act>& at, Shared<Act>& shared, int t,
+                            const Raw& raw) {
   float q[kKeysPerLane] = {}, k[kKeysPerLane] = {};
   const int first = at.lane * kKeysPerLane;
-  const int gate = (at.slot * in.tokens + t) * in.value_heads + at.head;
   if (at.lane < kKeyLanes) qkv.read(in, at, shared, t, first, q, k);
-  float g = log_decay(to_float(in.a[gate]), in.A_log[at.head], in.dt_bias[at.head]);
-  float beta = sigmoid(to_float(in.b[gate]));
+  float g = log_decay(raw.a, raw.A_log, raw.dt_bias), beta = sigmoid(raw.b);
   if (t >= at.n) {
     g = beta = 0;
 #pragma unroll
@@ -174,10 +185,12 @@ __device__ __forceinline__ void run(const Inputs<Act>& in, Source& qkv, const He
   float S[kRows<W>][4];
 #pragma unroll
   for (int i = 0; i < kRows<W>; ++i) load(tile + size_t(i) * in.value_dim, S[i]);
+  const Raw first = load_gates(in, at, at.warp);
   qkv.start(in, at, shared);
   commit_copies();
 
-  for (int t = at.warp; t < in.tokens; t += blockDim.x / 32) stage_token(in, qkv, at, shared, t);
+  for (int t = at.warp; t < in.tokens; t += blockDim.x / 32)
+    stage_token(in, qkv, at, shared, t, t == at.warp ? first : load_gates(in, at, t));
   wait_copies<0>();
   __syncthreads();
 

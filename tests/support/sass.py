@@ -87,18 +87,3 @@ def waited_a_round_later(loop: list[Instruction]) -> list[str]:
             if one.scoreboard != NONE and "LDG." in one.text:
                 underway[one.scoreboard].append((turn, one.text))
     return late
-
-
-def products_before_wait(loop: list[Instruction]) -> list[int]:
-    """For each 16-byte load to registers: the products issued from there to the first wait on its scoreboard."""
-    counts = []
-    for place, one in enumerate(loop):
-        if one.scoreboard == NONE or "LDG.E.128" not in one.text:
-            continue
-        count = 0
-        for later in (loop * 2)[place + 1 :]:
-            if one.scoreboard in later.waits:
-                break
-            count += "HMMA" in later.text
-        counts.append(count)
-    return counts
