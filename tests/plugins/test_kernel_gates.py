@@ -18,6 +18,7 @@ from deltart.plugins.fp8_linear.norm import linear_norm
 from deltart.plugins.fp8_linear.projections import Projection, decode
 from deltart.plugins.gated_attention import inputs as attention_inputs
 from deltart.plugins.gated_attention import launch as attention
+from deltart.plugins.gated_attention import rope as rope_attention
 from deltart.plugins.gated_rms_norm import inputs as norm_inputs
 from deltart.plugins.gated_rms_norm import launch as norm
 from deltart.plugins.int4_linear import inputs as int4_inputs
@@ -146,15 +147,10 @@ def every_launch() -> list[Launch]:
             launches += experts.experts(shape, at)
         launches += experts.experts(experts_inputs.Shape(tokens=65, stored=stored), at)
     launches += experts.experts(experts_inputs.Shape(tokens=65, quantized=True), at)
-    for dim in attention.HEAD_DIMS:
-        launches += [
-            one
-            for cache in ("bf16", "e4m3")
-            for tokens in (1, 4)
-            for one in attention.attention(
-                attention.plan(attention_inputs.Shape(1, tokens, head_dim=dim, cache_dtype=cache)), at
-            )
-        ]
+    for dim, cache, tokens in product(attention.HEAD_DIMS, ("bf16", "e4m3"), (1, 4)):
+        by = attention.plan(attention_inputs.Shape(1, tokens, head_dim=dim, cache_dtype=cache))
+        launches += attention.attention(by, at)
+        launches += rope_attention.attention(by, rope_attention.Turn(), at)
     return launches
 
 
