@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from deltart.plugins.gated_attention import rope
+from deltart.plugins.gated_attention import prefill, rope
 from deltart.plugins.gated_attention.inputs import Shape
 from deltart.plugins.gated_attention.launch import attention, plan
 from deltart.plugins.kernel_call import Call, Kernel
@@ -36,7 +36,11 @@ def _workspace_bytes(shape: Shape) -> int:
 
 def launches(call: Call) -> tuple[str, list[Launch]]:
     """The source and launches of one call; `call.at` holds every tensor and the workspace."""
-    return "kernel.cu", attention(plan(_shape(call)), call.at)
+    shape = _shape(call)
+    by = plan(shape)
+    if prefill.serves(shape, call.capability):
+        return "prefill.cu", [prefill.attention(shape, call.at)]
+    return "kernel.cu", attention(by, call.at)
 
 
 def turned(call: Call) -> tuple[str, list[Launch]]:
@@ -49,6 +53,6 @@ def turned(call: Call) -> tuple[str, list[Launch]]:
 
 FOLDER = Path(__file__).resolve().parent
 KERNELS = {
-    "GatedAttention": Kernel(FOLDER, ("kernel.cu",), workspace_bytes, launches),
+    "GatedAttention": Kernel(FOLDER, ("kernel.cu", "prefill.cu"), workspace_bytes, launches),
     "RopeGatedAttention": Kernel(FOLDER, ("rope.cu",), lambda call: _workspace_bytes(_shape(call, "q_gate")), turned),
 }

@@ -26,6 +26,14 @@ struct Attention {
   int tokens, heads, kv_heads, page_size, max_pages;
 
   __device__ int live(int slot) const { return min(n_tokens[slot], tokens); }
+  // Where D values of a head begin: of a position in a cache, and of a token in k and v.
+  __device__ size_t cache_row(int slot, int head, int position, int D) const {
+    const int page = page_table ? page_table[slot * max_pages + position / page_size] : slot;
+    return ((size_t(page) * kv_heads + head) * page_size + (page_table ? position % page_size : position)) * D;
+  }
+  __device__ size_t new_row(int slot, int head, int token, int D) const {
+    return ((size_t(slot) * tokens + token) * kv_heads + head) * D;
+  }
 };
 
 // Queries and new keys as they are used.
@@ -80,11 +88,8 @@ struct Block {
   }
 
   __device__ bf16* tile(int stage, int which) const { return KV + (stage * 2 + which) * kKeys * kStride; }
-  __device__ size_t cache_row(int position) const {
-    const int page = in.page_table ? in.page_table[slot * in.max_pages + position / in.page_size] : slot;
-    return ((size_t(page) * in.kv_heads + head) * in.page_size + (in.page_table ? position % in.page_size : position)) * D;
-  }
-  __device__ size_t new_row(int token) const { return ((size_t(slot) * in.tokens + token) * in.kv_heads + head) * D; }
+  __device__ size_t cache_row(int position) const { return in.cache_row(slot, head, position, D); }
+  __device__ size_t new_row(int token) const { return in.new_row(slot, head, token, D); }
   // Row r of the tile as (token, head): the offset of its D values in o; false if there is no such row.
   __device__ bool query_row(int r, int& token, size_t& at) const {
     token = first_token + r / group;

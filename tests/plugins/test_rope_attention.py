@@ -179,7 +179,7 @@ def made_names() -> list[str]:
 
 def passes(op: Path) -> bool:
     """Small calls that a planted bug spoils: of one token and several, idle and full slots, parts in many runs."""
-    kernels, turn = module(op), Turn(16, "f32", 0.1)
+    kernels, turn = module(op), Turn(32, "f32", 0.1)
     shapes = [
         (Shape(3, 2, 12, 2, 64, 700), [0, 640, 130], [2, 1, 0], 0),
         (Shape(3, 2, 12, 2, 64, 700), [63, 448, 3], [2, 2, 1], 9),
@@ -214,7 +214,7 @@ BUGS = {
     "weights of the row before": (LAST, "fmaf(weight[at + i], x[j]", "fmaf(weight[max(at + i - parts, 0)], x[j]"),
     "weights read before they are there": (LAST, "      wait_copies<1>();\n      __syncthreads();\n",
                                            "      wait_copies<1>();\n"),
-    "a part forgotten": (LAST, "+ 1) * run, live), count", "+ 1) * run, live - 1), count"),
+    "the last run forgotten": (LAST, "whole[j] += sum[j], sum", "whole[j] += until < live ? sum[j] : 0.0f, sum"),
     "drafts without zeros": (LAST, "e < (all - rows)", "e < 0 * (all - rows)"),
     "columns of the thread before": (LAST, "+ at - first) * D + column;", "+ at - first) * D;"),
     "the angle of the next pair": (TURNS, "row * pairs + at % pairs", "row * pairs"),
