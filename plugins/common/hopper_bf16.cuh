@@ -26,6 +26,8 @@ template <int N>
 inline void wait_sums(float (&)[N]) {
   shim::finish_products<1>(0);
 }
+template <int N>
+inline void hold(BfPair (&)[N][4]) {}
 inline void multiply_rows(float (&d)[40], uint64_t a, uint64_t b, bool accumulate) {
   shim::issue({d, a, b, accumulate, shim::multiply_rows<10>});
 }
@@ -41,6 +43,14 @@ template <int N>
 __device__ __forceinline__ void pin(float (&d)[N]) {
 #pragma unroll
   for (int i = 0; i < N; ++i) asm volatile("" : "+f"(d[i])::"memory");
+}
+// The same of left operands: from before the products' fence to behind their wait they stay where they are.
+template <int N>
+__device__ __forceinline__ void hold(BfPair (&a)[N][4]) {
+#pragma unroll
+  for (int i = 0; i < N; ++i)
+#pragma unroll
+    for (int j = 0; j < 4; ++j) asm volatile("" : "+r"(a[i][j])::"memory");
 }
 // Before the first product after the sums, or a left operand, were touched.
 template <int N>

@@ -74,10 +74,21 @@ struct Producer {
   __device__ void fetch(int step) const {
     const Attention<bf16>& in = rows.in;
     const bf16 *cache = step % 2 ? in.v_cache : in.k_cache, *fresh = step % 2 ? in.v : in.k;
+    const int first = step / 2 * kTileKeys, last = first + kTileKeys - 1;
+    if (last < rows.end && (first >= rows.past || (last < rows.past && !in.page_table))) {  // rows at one distance
+      const size_t apart = first >= rows.past ? in.kv_heads * kHead : kHead;
+      const bf16* from = (first >= rows.past ? fresh + in.new_row(rows.slot, rows.head, first - rows.past, kHead)
+                                             : cache + in.cache_row(rows.slot, rows.head, first, kHead)) +
+                         warp * apart + lane * 8;
 #pragma unroll 4
+      for (int r = warp; r < kTileKeys; r += kGroup / 32, from += kGroup / 32 * apart)
+        copy_async(memory.kv[step % kRing][lane / 8] + swizzled_piece(r, lane % 8), from, true);
+      return;
+    }
+#pragma unroll 1
     for (int r = warp; r < kTileKeys; r += kGroup / 32) {
-      const int position = min(step / 2 * kTileKeys + r, rows.end - 1);
-      const bool is = step / 2 * kTileKeys + r < rows.end;
+      const int position = min(first + r, rows.end - 1);
+      const bool is = first + r < rows.end;
       const bf16* from = position < rows.past ? cache + in.cache_row(rows.slot, rows.head, position, kHead)
                                               : fresh + in.new_row(rows.slot, rows.head, position - rows.past, kHead);
       copy_async(memory.kv[step % kRing][lane / 8] + swizzled_piece(r, lane % 8), from + lane * 8, is);
@@ -183,11 +194,13 @@ struct Multiplier {
     BfPair p[kSteps][4];
     soften(score, tile * kTileKeys, factor, p);
     const uint64_t v = describe_columns(await(2 * tile + 1), kTileKeys * kRowBytes);
+    hold(p);
     fence_sums(sum);
 #pragma unroll
     for (int s = 0; s < kSteps; ++s) multiply_columns(sum, p[s], v + s * 16 * kRowBytes / 16);
     commit_products();
     wait_sums(sum);
+    hold(p);
     release(2 * tile + 1);
   }
 

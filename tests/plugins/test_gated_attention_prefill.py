@@ -108,6 +108,8 @@ BUGS = {
     "copies waited for too late": (PREFILL, "wait_copies<kLag>()", "wait_copies<kLag + 1>()"),
     "the last copies not waited for": (PREFILL, "    wait_copies<0>();\n    for (int late", "    for (int late"),
     "tiles out of the products' sight": (PREFILL, "    fence_async();\n    arrive(", "    arrive("),
+    "rows of the tile before": (PREFILL, "rows.head, first, kHead)", "rows.head, max(first - 1, 0), kHead)"),
+    "new rows of the next head": (PREFILL, "first >= rows.past ? in.kv_heads * kHead : kHead", "kHead"),
     "keys given back twice": (PREFILL, "    release(2 * tile + 1);", "    release(2 * tile);"),
     "values of the step before": (PREFILL, "describe_columns(await(2 * tile + 1),",
                                   "describe_columns(await(2 * tile),"),
