@@ -8,7 +8,7 @@ from deltart.plugins.fp8_linear.op import (
     FP8_BLOCK_LINEAR,
     FP8_LINEAR_NORM,
 )
-from deltart.plugins.gated_attention.op import GATED_ATTENTION
+from deltart.plugins.gated_attention.op import GATED_ATTENTION, ROPE_GATED_ATTENTION
 from deltart.plugins.gated_delta_rule.op import CONV_GATED_DELTA_NORM, GATED_DELTA_NORM, GATED_DELTA_RULE
 from deltart.plugins.gated_rms_norm.op import GATED_RMS_NORM
 from deltart.plugins.int4_experts.op import INT4_MOE_EXPERTS
@@ -72,6 +72,7 @@ NATIVE_OPS: tuple[OpSpec, ...] = (
     LINEAR_GATE_UP,
     RESIDUAL_RMS_NORM,
     RMS_NORM,
+    ROPE_GATED_ATTENTION,
     ROTARY_TABLE,
     SILU_MUL,
     TAKE_ROWS,

@@ -28,7 +28,6 @@ LINEARS = {  # as the engine runs them
 }
 LAYERS = {
     ("joined", "conv, delta rule, norm B=1 T=1"): 48,
-    ("rope", "T=1"): 16,
     ("head", "M=1 bf16 of 248320"): 1,
     ("sampler", "thinking"): 1,
 }
@@ -40,7 +39,7 @@ SMALL = {  # the dry run's names of the same kernels
     ("linear", "small M=1 decode"): 2,
     ("linear", "small M=1 gate_up"): 1,
     ("joined", "conv, delta rule, norm B=2 T=1"): 1,
-    ("rope", "T=1"): 1,
+    ("joined", "rope, attention B=2 T=1 past=100"): 1,
     ("head", "M=1 bf16"): 1,
     ("sampler", "thinking"): 1,
 }
@@ -69,12 +68,12 @@ def token(run: Run) -> Iterator[Row]:
     if not run.timed:
         return
     if run.small:
-        yield together(run, SMALL | {("attention", "B=1 T=1 past=100 bf16"): 1}, "dry run")
+        yield together(run, SMALL, "dry run")
         return
     yield together(run, ONE_BY_ONE, "linears one by one, without in_proj_a and in_proj_b")
     yield together(run, LINEARS, "linears alone")
     for past in PASTS:
-        everything = LINEARS | LAYERS | {("attention", f"B=1 T=1 past={past} bf16"): ATTENTION}
+        everything = LINEARS | LAYERS | {("joined", f"rope, attention B=1 T=1 past={past}"): ATTENTION}
         yield together(run, everything, f"past={past}")
         in_fp8 = {key: count for key, count in everything.items() if key[0] != "head"} | {FP8_HEAD: 1}
         yield together(run, in_fp8, f"past={past}, FP8 head")

@@ -142,7 +142,7 @@ inline void finish_products(size_t keep) {
   if (block.order) step_back();
   auto& groups = current->products;
   while (groups.size() > keep + 1) {
-    for (const Product& p : groups.front()) multiply<Columns>(p);
+    for (const Product& p : groups.front()) p.of_bf16 ? p.of_bf16(p) : multiply<Columns>(p);
     groups.erase(groups.begin());
   }
   current->fenced = false;

@@ -85,6 +85,8 @@ struct Product {
   float* d;
   uint64_t a, b;
   bool accumulate;
+  void (*of_bf16)(const Product&) = nullptr;  // what runs it, if not E4M3's
+  const uint32_t* fragment = nullptr;         // A in registers
 };
 
 struct Rendezvous {

@@ -66,9 +66,35 @@ inline int64_t workspace_bytes(const Call& call) {
   return largest;
 }
 
+// prefill.py: many tokens by warpgroup products, which sm_90a alone has.
+constexpr int64_t HOPPER = 90, WGMMA_HEAD = 256, WGMMA_ROWS = 128, WGMMA_KEYS = 80, WGMMA_RING = 4, WGMMA_BLOCK = 384;
+constexpr int64_t WGMMA_SHARED_BYTES = 2 * WGMMA_HEAD * (WGMMA_ROWS + WGMMA_RING * WGMMA_KEYS) + 16 * WGMMA_RING;
+constexpr int64_t ENOUGH_BLOCKS = 66;  // half of an H100's multiprocessors
+
+inline int64_t row_tiles(const Shape& shape) {
+  return ceil_div(shape.tokens * (shape.heads / shape.kv_heads), WGMMA_ROWS);
+}
+
+inline bool wgmma_serves(const Shape& shape, int64_t capability) {
+  return capability == HOPPER && shape.head_dim == WGMMA_HEAD && shape.tokens > DECODE_TOKENS &&
+         row_tiles(shape) * shape.slots * shape.kv_heads >= ENOUGH_BLOCKS;
+}
+
+inline Launches by_wgmma(const Shape& shape, const Call& call) {
+  Arguments args;
+  args.pointers(call, {"q", "k", "v", "gate", "k_cache", "v_cache"})
+      .optional(call, {"page_table"})
+      .pointers(call, {"past_len", "n_tokens", "o"})
+      .ints({shape.tokens, shape.heads, shape.kv_heads, shape.capacity, 1});
+  Launch launch{"gated_attention_prefill_wgmma", {row_tiles(shape), shape.slots * shape.kv_heads, 1}, WGMMA_BLOCK,
+                WGMMA_SHARED_BYTES, args};
+  return {"prefill.cu", {launch}};
+}
+
 inline Launches launches(const Call& call) {
   Plan by = plan(shape_of(call));
   const Shape& shape = by.shape;
+  if (wgmma_serves(shape, call.capability)) return by_wgmma(shape, call);
   Arguments args;
   args.pointers(call, {"q", "k", "v", "gate", "k_cache", "v_cache"})
       .optional(call, {"page_table", "k_scale", "v_scale"})

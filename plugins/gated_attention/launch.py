@@ -33,6 +33,11 @@ class Plan:
         return -(-self.shape.tokens // (16 * self.row_tiles // (self.shape.heads // self.shape.kv_heads)))
 
     @property
+    def grid(self) -> tuple[int, int, int]:
+        """Of the attention."""
+        return (self.splits, self.token_tiles, self.shape.slots * self.shape.kv_heads)
+
+    @property
     def shared_bytes(self) -> int:
         return (16 * self.row_tiles + 4 * KEYS) * (self.shape.head_dim + 8) * 2 + 16 * self.row_tiles * (KEYS + 8) * 4
 
@@ -84,10 +89,15 @@ def attention(by: Plan, at: dict[str, int]) -> list[Launch]:
         *ints(shape.tokens, shape.heads, shape.kv_heads, shape.page_size or shape.capacity, shape.max_pages),
     )
     kernel = f"gated_attention_{shape.cache_dtype}_d{shape.head_dim}_m{by.row_tiles}"
-    grid = (by.splits, by.token_tiles, shape.slots * shape.kv_heads)
-    launches = [Launch(kernel, grid, BLOCK, by.shared_bytes, args)]
+    launches = [Launch(kernel, by.grid, BLOCK, by.shared_bytes, args)]
     if by.splits > 1:
-        args = (*pointers(optional, "workspace", "gate", "past_len", "n_tokens", "o"), *ints(by.splits, shape.head_dim))
-        grid, threads = (shape.heads, shape.tokens, shape.slots), COMBINERS * shape.head_dim // 4
-        launches.append(Launch("gated_attention_combine", grid, threads, 4 * COMBINERS * (shape.head_dim + 1), args))
+        launches.append(combine(by, "gated_attention_combine", "gate", at))
     return launches
+
+
+def combine(by: Plan, kernel: str, gate: str, at: dict[str, int]) -> Launch:
+    """What puts the parts of the keys together. `at`: workspace past_len n_tokens o, and the tensor `gate`."""
+    shape = by.shape
+    args = (*pointers(at, "workspace", gate, "past_len", "n_tokens", "o"), *ints(by.splits, shape.head_dim))
+    grid, threads = (shape.heads, shape.tokens, shape.slots), COMBINERS * shape.head_dim // 4
+    return Launch(kernel, grid, threads, 4 * COMBINERS * (shape.head_dim + 1), args)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from deltart.plugins.qk_norm_rope.reference import qk_norm_rope
+
 
 def gated_attention(
     q: np.ndarray,
@@ -35,6 +37,30 @@ def gated_attention(
             weights /= weights.sum(axis=-1, keepdims=True)
             o[row, t] = np.einsum("hc,hcd->hd", weights, values).reshape(-1)
     return o / (1.0 + np.exp(-gate)), k_cache, v_cache
+
+
+def rope_gated_attention(
+    q_gate: np.ndarray,
+    k: np.ndarray,
+    q_weight: np.ndarray,
+    k_weight: np.ndarray,
+    cos: np.ndarray,
+    sin: np.ndarray,
+    v: np.ndarray,
+    k_cache: np.ndarray,
+    v_cache: np.ndarray,
+    past_len: np.ndarray,
+    n_tokens: np.ndarray,
+    arrived: np.ndarray,
+    num_heads: int,
+    num_kv_heads: int,
+    head_dim: int,
+    epsilon: float,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """As qk_norm_rope, then gated_attention, whose v, caches and counts these are. `arrived` is the kernel's own."""
+    heads = (num_heads, num_kv_heads, head_dim)
+    q, turned, gate = qk_norm_rope(q_gate, k, q_weight, k_weight, cos, sin, *heads, epsilon)
+    return gated_attention(q, turned, v, gate, k_cache, v_cache, past_len, n_tokens, *heads)
 
 
 def _heads(x: np.ndarray, heads: int) -> np.ndarray:

@@ -1,54 +1,31 @@
 // q, k = RoPE(rms_norm(x) (1 + weight)) per head, and the gate apart from q. README.md has the contract.
 //
-// A warp per head, 8 consecutive channels a lane: the channel that RoPE pairs with a lane's own is in the lane
-// rotary / 16 further on, or as far back.
-#include "../common/vector.cuh"
-#include "../common/warp.cuh"
+// A warp per head; turn.cuh does the work.
+#include "turn.cuh"
 
 namespace {
-
-constexpr int kVector = 8;
 
 template <class Act>
 struct Rope {
   const Act *q_gate, *k;  // [rows, heads, 2 D], [rows, kv_heads, D]
   Parameter q_weight, k_weight;
-  const Act *cos, *sin;  // [rows, rotary / 2]
+  Turn<Act> turn;
   Act *q, *k_out, *gate;
-  int rows, heads, kv_heads, D, rotary;
-  float epsilon;
+  int rows, heads, kv_heads, D;
 };
 
 template <class Act>
 __device__ void run(const Rope<Act>& in) {
-  const int all = in.heads + in.kv_heads, lane = threadIdx.x % 32, at = lane * kVector;
+  const int all = in.heads + in.kv_heads, lane = threadIdx.x % 32, at = lane * kChannels;
   const int warp = blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32, row = warp / all, head = warp % all;
   if (row >= in.rows) return;
   const bool is_q = head < in.heads, live = at < in.D;
   const Act* from = is_q ? in.q_gate + (size_t(row) * in.heads + head) * 2 * in.D
                          : in.k + (size_t(row) * in.kv_heads + head - in.heads) * in.D;
   const size_t to = (is_q ? size_t(row) * in.heads + head : size_t(row) * in.kv_heads + head - in.heads) * in.D;
-  float x[kVector] = {}, sum = 0.0f;
+  float x[kChannels] = {};
   if (live) load(from + at, x);
-#pragma unroll
-  for (int i = 0; i < kVector; ++i) sum = fmaf(x[i], x[i], sum);
-  const float scale = rsqrtf(warp_sum(sum) / in.D + in.epsilon);
-  float w[kVector] = {};
-  if (live) (is_q ? in.q_weight : in.k_weight).get(at, w);
-  const int pairs = in.rotary / 2, apart = pairs / kVector;
-  const bool turns = at < in.rotary, second = at >= pairs;
-  float cos[kVector] = {}, sin[kVector] = {};
-  if (turns) {
-    const size_t angle = size_t(row) * pairs + at % pairs;
-    load(in.cos + angle, cos);
-    load(in.sin + angle, sin);
-  }
-#pragma unroll
-  for (int i = 0; i < kVector; ++i) {
-    x[i] *= scale * (1.0f + w[i]);
-    const float other = __shfl_sync(kFullWarp, x[i], (second ? lane - apart : lane + apart) & 31);
-    if (turns) x[i] = x[i] * cos[i] + (second ? other : -other) * sin[i];
-  }
+  in.turn.apply(is_q ? in.q_weight : in.k_weight, row, in.D, x);
   if (!live) return;
   store((is_q ? in.q : in.k_out) + to + at, x);
   if (!is_q) return;
@@ -64,8 +41,8 @@ __device__ void run(const Rope<Act>& in) {
       const Act* sin, Act* q, Act* k_out, Act* gate, int rows, int heads, int kv_heads, int D, int rotary,         \
       float epsilon) {                                                                                             \
     begin_dependent();                                                                                             \
-    run<Act>({q_gate, k, {q_weight, bf16_weight}, {k_weight, bf16_weight}, cos, sin, q, k_out, gate, rows, heads,  \
-              kv_heads, D, rotary, epsilon});                                                                      \
+    run<Act>({q_gate, k, {q_weight, bf16_weight}, {k_weight, bf16_weight}, {cos, sin, rotary, epsilon}, q, k_out,  \
+              gate, rows, heads, kv_heads, D});                                                                    \
   }                                                                                                                \
   EXPORT_KERNEL(qk_norm_rope_##suffix)
 

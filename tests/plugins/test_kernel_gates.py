@@ -18,6 +18,8 @@ from deltart.plugins.fp8_linear.norm import linear_norm
 from deltart.plugins.fp8_linear.projections import Projection, decode
 from deltart.plugins.gated_attention import inputs as attention_inputs
 from deltart.plugins.gated_attention import launch as attention
+from deltart.plugins.gated_attention import prefill as attention_prefill
+from deltart.plugins.gated_attention import rope as rope_attention
 from deltart.plugins.gated_rms_norm import inputs as norm_inputs
 from deltart.plugins.gated_rms_norm import launch as norm
 from deltart.plugins.int4_linear import inputs as int4_inputs
@@ -146,15 +148,11 @@ def every_launch() -> list[Launch]:
             launches += experts.experts(shape, at)
         launches += experts.experts(experts_inputs.Shape(tokens=65, stored=stored), at)
     launches += experts.experts(experts_inputs.Shape(tokens=65, quantized=True), at)
-    for dim in attention.HEAD_DIMS:
-        launches += [
-            one
-            for cache in ("bf16", "e4m3")
-            for tokens in (1, 4)
-            for one in attention.attention(
-                attention.plan(attention_inputs.Shape(1, tokens, head_dim=dim, cache_dtype=cache)), at
-            )
-        ]
+    for dim, cache, tokens in product(attention.HEAD_DIMS, ("bf16", "e4m3"), (1, 4)):
+        by = attention.plan(attention_inputs.Shape(1, tokens, head_dim=dim, cache_dtype=cache))
+        launches += attention.attention(by, at)
+        launches += rope_attention.attention(by, rope_attention.Turn(), at)
+    launches.append(attention_prefill.attention(attention_inputs.Shape(tokens=512), at))
     return launches
 
 
@@ -195,13 +193,20 @@ def test_other_targets_compile(source: Path) -> None:
     assert {row.target for row in rows} == set(others)
 
 
-def test_warpgroups_deal_out_what_the_launch_gave() -> None:
+@pytest.mark.parametrize(
+    ("file", "kernel", "threads"),
+    [
+        ("fp8_linear/prefill_wgmma.cu", tiles.W8A8_WGMMA.name, tiles.W8A8_WGMMA.threads),
+        ("gated_attention/prefill.cu", "gated_attention_prefill_wgmma", attention_prefill.BLOCK),
+    ],
+)
+def test_warpgroups_deal_out_what_the_launch_gave(file: str, kernel: str, threads: int) -> None:
     """setmaxnreg waits for ever for more registers than the launch took: the text's own sum against the assembler's."""
-    source = toolchain.sources()[0].parents[1] / "fp8_linear" / "prefill_wgmma.cu"
+    source = toolchain.sources()[0].parents[1] / file
     text = source.read_text()
     producer, multiplier = (
         int(re.search(rf"k{name}Registers = (\d+)", text)[1]) for name in ("Producer", "Multiplier")
     )
     rows = toolchain.compile_gpu(source, HOPPER).resources
-    (launched,) = (row.registers for row in rows if row.kernel == tiles.W8A8_WGMMA.name)
-    assert 128 * (producer + 2 * multiplier) <= launched * tiles.W8A8_WGMMA.threads
+    (launched,) = (row.registers for row in rows if row.kernel == kernel)
+    assert 128 * (producer + 2 * multiplier) <= launched * threads

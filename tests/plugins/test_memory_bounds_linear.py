@@ -7,6 +7,7 @@ import pytest
 import test_fp8_linear as linear
 import test_fp8_linear_prefill as prefill
 import test_gated_attention as attention
+import test_gated_attention_prefill as attention_prefill
 import test_gated_rms_norm as norm
 import test_int4_linear_kernels as int4
 import test_int4_linear_norm as int4_norm
@@ -15,6 +16,7 @@ import test_moe_experts as moe
 import test_projections as projections
 import test_qk_norm_rope as rope
 import test_residual_rms_norm as residual
+import test_rope_attention as rope_attention
 import test_sampler as sampler
 from test_memory_bounds import Place, exit_code
 
@@ -108,6 +110,16 @@ def attend(place: Place) -> None:
             work = {"workspace": np.zeros(max(1, by.workspace_bytes()), np.uint8)}
             at = place(given | attention_inputs.outputs(shape) | work)
             attention.module().run(attention_launch.attention(by, at))
+            if tokens <= attention_launch.DECODE_TOKENS:
+                given_raw = rope_attention.made(shape, rope_attention.TURN, [32, 7], [tokens, 0])
+                at = place(given_raw | attention_inputs.outputs(shape) | work)
+                joined = rope_attention.joined.attention(by, rope_attention.TURN, at)
+                rope_attention.module().run(joined)
+    for page in (0, 16):
+        shape = attention_inputs.Shape(2, 30, 6, 1, 256, 90, page_size=page)
+        given = attention_inputs.make(shape, 0, np.array([60, 7]), np.array([30, 0]))
+        at = place(given | attention_inputs.outputs(shape))
+        attention_prefill.module().run([attention_prefill.prefill.attention(shape, at)])
 
 
 def turn(place: Place) -> None:

@@ -93,7 +93,7 @@ def draws_again(op: Path) -> bool:
 
 
 LINEAR, ATTENTION, SAMPLER, NORM = "fp8_linear", "gated_attention", "sampler", "residual_rms_norm"
-KERNEL, DRAW, ROW = "kernel.cu", "draw.cuh", "row.cuh"
+KERNEL, DRAW, ROW, TILE, TURN = "kernel.cu", "draw.cuh", "row.cuh", "tile.cuh", "turn.cuh"
 WGMMA, HOPPER = "prefill_wgmma.cu", "../common/hopper.cuh"
 by_w8a16, by_w8a8, by_wgmma = (functools.partial(multiplies_many, kernel=k) for k in (W8A16, W8A8, W8A8_WGMMA))
 BUGS: dict[str, tuple[str, str, str, str, Callable[[Path], bool]]] = {
@@ -226,53 +226,53 @@ BUGS: dict[str, tuple[str, str, str, str, Callable[[Path], bool]]] = {
         "describe(stage.x[1 - group])",
         by_wgmma,
     ),
-    "one key too many": (ATTENTION, KERNEL, "+ 1) * mine, seen)", "+ 1) * mine, seen + 1)", attends),
+    "one key too many": (ATTENTION, TILE, "+ 1) * mine, seen)", "+ 1) * mine, seen + 1)", attends),
     "one key too few": (
         ATTENTION,
-        KERNEL,
+        TILE,
         "+ 1) * mine, seen)",
         "+ 1) * mine, max(seen - 1, 1))",
         attends,
     ),
     "scores read before they are there": (
         ATTENTION,
-        KERNEL,
+        TILE,
         "      __syncthreads();\n      accumulate",
         "      accumulate",
         attends,
     ),
     "keys overwritten too early": (
         ATTENTION,
-        KERNEL,
+        TILE,
         "      wait_copies<0>();\n      __syncthreads();\n",
         "      wait_copies<0>();\n",
         attends,
     ),
-    "old sums not rescaled": (ATTENTION, KERNEL, "sum[m][n][2 * half] *= old, ", "", attends),
+    "old sums not rescaled": (ATTENTION, TILE, "sum[m][n][2 * half] *= old, ", "", attends),
     "padded tokens appended": (
         ATTENTION,
-        KERNEL,
+        TILE,
         "min(per_tile, live - first_token)",
         "min(per_tile, in.tokens - first_token)",
         attends,
     ),
     "splits weighed alike": (
         ATTENTION,
-        KERNEL,
+        "combine.cuh",
         "exp2f(stats[2 * i] - most)",
         "1.0f",
         functools.partial(attends, splits=4),
     ),
     "V scaled like K": (
         ATTENTION,
-        KERNEL,
+        TILE,
         "(which ? in.v_scale : in.k_scale)",
         "in.k_scale",
         functools.partial(attends, cache="e4m3"),
     ),
     "the next page": (
         ATTENTION,
-        KERNEL,
+        TILE,
         "position % in.page_size :",
         "(position + 1) % in.page_size :",
         functools.partial(attends, pages=16),
@@ -285,13 +285,13 @@ BUGS: dict[str, tuple[str, str, str, str, Callable[[Path], bool]]] = {
         norms,
     ),
     "gate without its factor": ("gated_rms_norm", "norm.cuh", "z[j] * sigmoid(z[j])", "sigmoid(z[j])", norms),
-    "turned the other way": ("qk_norm_rope", KERNEL, "(second ? other : -other)", "(second ? -other : other)", turns),
-    "turned against the neighbour": ("qk_norm_rope", KERNEL, "second ? lane - apart", "second ? lane - 1", turns),
+    "turned the other way": ("qk_norm_rope", TURN, "(second ? other : -other)", "(second ? -other : other)", turns),
+    "turned against the neighbour": ("qk_norm_rope", TURN, "second ? lane - apart", "second ? lane - 1", turns),
     "angles of the token before": (
         "qk_norm_rope",
-        KERNEL,
-        "size_t(row) * pairs",
-        "size_t(row ? row - 1 : 0) * pairs",
+        TURN,
+        "row * pairs",
+        "(row ? row - 1 : 0) * pairs",
         turns,
     ),
     "keys with the weight of queries": (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,9 @@ from deltart.plugins.causal_conv1d.op import CAUSAL_CONV1D
 from deltart.plugins.fp8_linear.inputs import Shape as LinearShape
 from deltart.plugins.fp8_linear.norm import can_join as norm_joins_linear
 from deltart.plugins.fp8_linear.op import FP8_BLOCK_LINEAR, FP8_LINEAR_NORM
+from deltart.plugins.gated_attention.inputs import Shape as AttentionShape
+from deltart.plugins.gated_attention.op import GATED_ATTENTION, ROPE_GATED_ATTENTION
+from deltart.plugins.gated_attention.rope import can_join as rope_joins_attention
 from deltart.plugins.gated_delta_rule.inputs import Shape as DeltaShape
 from deltart.plugins.gated_delta_rule.norm import TAPS
 from deltart.plugins.gated_delta_rule.norm import can_join as norm_joins_delta_rule
@@ -22,6 +25,7 @@ from deltart.plugins.gated_rms_norm.op import GATED_RMS_NORM
 from deltart.plugins.int4_linear.inputs import Shape as Int4Shape
 from deltart.plugins.int4_linear.norm import can_join as norm_joins_int4
 from deltart.plugins.int4_linear.op import INT4_GROUP_LINEAR, INT4_LINEAR_NORM
+from deltart.plugins.qk_norm_rope.op import QK_NORM_ROPE
 from deltart.plugins.residual_rms_norm.op import RESIDUAL_RMS_NORM
 from deltart.plugins.spec import DOMAIN, OpSpec
 from deltart.runtime.backends.gpu.engine_manifest import Binding
@@ -35,11 +39,11 @@ Border = Mapping[str, Binding]
 class Pair:
     """Two ops as one.
 
-    `first`'s first output is the first input of `second`, and nothing else reads it; its other outputs stay.
-
     Args:
         fits: whether a node of `first` lets them, its inputs from the border, in the largest call.
         counts: how many counts of blocks the one takes at most, of a node of `second` in the largest call; 0 for none.
+        links: which outputs of `first`, by number, are which inputs of `second`, and read by nothing else; its other
+            outputs stay.
     """
 
     first: OpSpec
@@ -47,11 +51,13 @@ class Pair:
     one: OpSpec
     fits: Callable[[onnx.NodeProto, Border, Mapping[str, int]], bool]
     counts: Callable[[onnx.NodeProto, Mapping[str, int]], int] = lambda node, largest: 0
+    links: Mapping[int, int] = field(default_factory=lambda: {0: 0})
 
     def join(self, first: onnx.NodeProto, second: onnx.NodeProto, counts: int) -> onnx.NodeProto:
         """The node in place of both."""
-        inputs = [*first.input, *second.input[1:], *([ARRIVED] if counts else [])]
-        outputs = [*second.output, *first.output[1:]]
+        others = [name for number, name in enumerate(second.input) if number not in self.links.values()]
+        inputs = [*first.input, *others, *([ARRIVED] if counts else [])]
+        outputs = [*second.output, *(name for number, name in enumerate(first.output) if number not in self.links)]
         attributes = _attributes(first) | _attributes(second)
         kept = {name: attributes[name] for name in self.one.attributes}
         return onnx.helper.make_node(self.one.name, inputs, outputs, first.name, domain=DOMAIN, **kept)
@@ -79,15 +85,14 @@ def _paired(
         node.output[0]: node
         for node in nodes
         if node.op_type == pair.first.name
-        and readers[node.output[0]] == 1
-        and node.output[0] not in results
+        and all(readers[node.output[number]] == 1 and node.output[number] not in results for number in pair.links)
         and pair.fits(node, border, largest)
     }
     made: list[onnx.NodeProto] = []
     most = 0
     for node in nodes:
-        first = firsts.get(node.input[0]) if node.op_type == pair.second.name else None
-        if first is not None:
+        first = firsts.get(node.input[pair.links[0]]) if node.op_type == pair.second.name else None
+        if first is not None and all(first.output[out] == node.input[into] for out, into in pair.links.items()):
             made = [other for other in made if other is not first]
             counts = pair.counts(node, largest)
             most, node = max(most, counts), pair.join(first, node, counts)
@@ -118,6 +123,11 @@ def _conv_fits(conv: onnx.NodeProto, border: Border, largest: Mapping[str, int])
     return int(border[conv.input[1]].axes[2]) == TAPS
 
 
+def _rope_fits(rope: onnx.NodeProto, border: Border, largest: Mapping[str, int]) -> bool:
+    heads = {name: _attributes(rope)[name] for name in ("num_heads", "num_kv_heads", "head_dim")}
+    return rope_joins_attention(AttentionShape(1, largest["T"], *heads.values()))
+
+
 PAIRS = (
     Pair(FP8_BLOCK_LINEAR, RESIDUAL_RMS_NORM, FP8_LINEAR_NORM, _linear_fits, lambda node, largest: 1),
     Pair(INT4_GROUP_LINEAR, RESIDUAL_RMS_NORM, INT4_LINEAR_NORM, _int4_fits, lambda node, largest: 1),
@@ -128,5 +138,13 @@ PAIRS = (
         CONV_GATED_DELTA_NORM,
         _conv_fits,
         lambda node, largest: largest["B"] * int(_attributes(node)["num_k_heads"]),
+    ),
+    Pair(
+        QK_NORM_ROPE,
+        GATED_ATTENTION,
+        ROPE_GATED_ATTENTION,
+        _rope_fits,
+        lambda node, largest: largest["B"] * int(_attributes(node)["num_kv_heads"]),
+        {0: 0, 1: 1, 2: 3},
     ),
 )

@@ -13,7 +13,7 @@ from deltart.runtime.backends.native.plan import read_plan
 from deltart.runtime.backends.tensorrt.builder.build import BuildOptions, build_engine
 
 pytestmark = pytest.mark.slow
-LAUNCHES = 357  # of a decoded token without the sampler's three
+LAUNCHES = 325  # of a decoded token without the sampler's three
 MB = {"decode": 2, "speculate": 14, "prefill": 112}  # of scratch, at 1024 tokens a call
 
 
@@ -34,5 +34,6 @@ def test_plans_of_all_phases(preset: str, joined: str, tmp_path: Path) -> None:
             assert plan.launches <= LAUNCHES
             assert entry.plugins[f"{joined}LinearNorm"] == 2 * 64 and "ResidualRmsNorm" not in entry.plugins
             assert entry.plugins["ConvGatedDeltaNorm"] == 48 and "GatedRMSNorm" not in entry.plugins
+            assert entry.plugins["RopeGatedAttention"] == 16 and "QkNormRope" not in entry.plugins
         if name == "model.prefill":
             assert entry.plugins["ResidualRmsNorm"] == 2 * 64 and entry.plugins["GatedRMSNorm"] == 48

@@ -193,6 +193,48 @@ def test_a_delta_rule_and_its_neighbours_join_in_small_calls(
         assert counts.array().tolist() == [0] * (2 * slots)
 
 
+def attention(read_again: bool = False, swapped: bool = False) -> onnx.ModelProto:
+    """The heads' norms and rotation, and the attention over them; `read_again`: the turned keys are a result too;
+    `swapped`: the attention takes the gate as its queries."""
+    heads = {"num_heads": 6, "num_kv_heads": 2, "head_dim": 64}
+    q, gate = ("gate", "q") if swapped else ("q", "gate")
+    nodes = [
+        op("QkNormRope", ["qg", "k", "qw", "kw", "cos", "sin"], ["q", "turned", "gate"], **heads, epsilon=1e-6),
+        op("GatedAttention", [q, "turned", "v", gate, "kc", "vc", "past", "n"], ["y", "kc_out", "vc_out"], **heads),
+    ]
+    cache = (BF16, ["B", 2, "capacity", 64])
+    given = {"qg": (BF16, ["B", "T", 768]), "k": (BF16, ["B", "T", 128]), "v": (BF16, ["B", "T", 128])}
+    given |= {name: (BF16, [64]) for name in ("qw", "kw")} | {name: (BF16, ["B", "T", 8]) for name in ("cos", "sin")}
+    given |= {name: cache for name in ("kc", "vc")} | {name: (TensorProto.INT32, ["B"]) for name in ("past", "n")}
+    made = {"y": (BF16, ["B", "T", 384]), "kc_out": cache, "vc_out": cache}
+    made |= {"turned": (BF16, ["B", "T", 128])} if read_again else {}
+    values = [[make_tensor_value_info(name, *kind) for name, kind in side.items()] for side in (given, made)]
+    return make_model(make_graph(nodes, "g", *values))
+
+
+@pytest.mark.parametrize(
+    ("phase", "slots", "changes", "launches"),
+    [
+        ("decode", 3, {}, 1),
+        ("speculate", 2, {}, 2),
+        ("prefill", 1, {}, None),
+        ("decode", 1, {"read_again": True}, None),
+        ("decode", 1, {"swapped": True}, None),
+    ],
+)
+def test_an_attention_and_its_rotation_join_in_small_calls(
+    phase: str, slots: int, changes: dict[str, bool], launches: int | None
+) -> None:
+    made = compile_plan(attention(**changes).SerializeToString(), profile(phase, slots, 256, 128)).plan
+    if launches is None:
+        assert [step.op for step in made.steps] == ["QkNormRope", "GatedAttention"]
+        return
+    (step,), (counts,) = made.steps, made.constants.values()
+    assert step.inputs == ["qg", "k", "qw", "kw", "cos", "sin", "v", "kc", "vc", "past", "n", "/arrived"]
+    assert step.outputs == ["y", "kc_out", "vc_out"] and made.launches == launches
+    assert counts.array().tolist() == [0] * (2 * slots)
+
+
 @pytest.mark.parametrize("array", [np.arange(6, dtype=np.int32).reshape(2, 3), np.float32(0.25), np.zeros((0, 4))])
 def test_constants_keep_their_values(array: np.ndarray) -> None:
     dtype = "i32" if array.dtype == np.int32 else "f32"
