@@ -21,7 +21,8 @@ from deltart.plugins.int4_linear.inputs import Shape
 HIDDEN, WIDTH, VOCABULARY = 5120, 17408, 248320
 LAYERS, DELTA_NET, ATTENTION = 64, 48, 16
 STATE_BYTES = DELTA_NET * 2 * 48 * 128 * 128 * 4.0  # of the delta rule, read and written
-INSTRUCTIONS, CHAIN = 565.0, 900.0  # of a stage and warp; cycles from its arrival to its end, where nobody waits
+INSTRUCTIONS = 406.0  # a scheduler's slots for a stage of a warp: two for each of its 203 integer instructions
+CHAIN = 900.0  # cycles from a stage's arrival to its end, where nobody waits
 SETUP, END = 500.0, 400.0  # cycles of a block before its first load and behind its last product
 PLAIN_STEP = 0.45e-6  # seconds of 2 KiB of a plain weight: one load on its way at a time
 OTHERS, EACH = 100, 2.2e-6  # launches of a token besides its linears, and what one takes

@@ -10,6 +10,7 @@ constexpr int kPiece = 32;  // values
 
 #ifdef DELTART_CPU_SHIM
 inline BfPair less_136(BfPair p) { return pair(low(p) - 136.0f, high(p) - 136.0f); }
+inline uint32_t masked_or(uint32_t word, uint32_t mask, uint32_t bits) { return (word & mask) | bits; }
 inline BfPair low_halves(BfPair a, BfPair b) { return (a & 0xffffu) | b << 16; }
 inline BfPair high_halves(BfPair a, BfPair b) { return a >> 16 | (b & 0xffff0000u); }
 inline float f16_to_float(uint16_t bits) {
@@ -19,6 +20,12 @@ inline float f16_to_float(uint16_t bits) {
   return bits >> 15 ? -size : size;
 }
 #else
+// (word & mask) | bits in one instruction: of two constants the compiler would make two.
+__device__ __forceinline__ uint32_t masked_or(uint32_t word, uint32_t mask, uint32_t bits) {
+  uint32_t to;
+  asm("lop3.b32 %0, %1, %2, %3, 0xea;" : "=r"(to) : "r"(word), "r"(mask), "r"(bits));
+  return to;
+}
 __device__ __forceinline__ BfPair low_halves(BfPair a, BfPair b) { return __byte_perm(a, b, 0x5410); }
 __device__ __forceinline__ BfPair high_halves(BfPair a, BfPair b) { return __byte_perm(a, b, 0x7632); }
 __device__ __forceinline__ BfPair less_136(BfPair p) {
@@ -35,7 +42,7 @@ __device__ __forceinline__ float f16_to_float(uint16_t bits) {
 
 // Values i and i + 4 of a word. Under the exponent of 128 a nibble is 128 more than it says, which bf16 holds.
 __device__ __forceinline__ BfPair int4_to_bf16(uint32_t word, int i) {
-  return less_136((word >> 4 * i & 0x000f000fu) | 0x43004300u);
+  return less_136(masked_or(word >> 4 * i, 0x000f000fu, 0x43004300u));
 }
 
 // Eight consecutive activations, four to a step, in the order of these pairs: 0 and 4, 1 and 5; 2 and 6, 3 and 7.
@@ -48,6 +55,17 @@ __device__ __forceinline__ void interleave(BfPair (&first)[2], BfPair (&second)[
 enum ScaleType { kF32Scales, kBf16Scales, kF16Scales };  // as launches number them
 
 __device__ __forceinline__ int scale_bytes(int type) { return type == kF32Scales ? 4 : 2; }
+
+// A scale at `from`.
+template <int Type>
+__device__ __forceinline__ float scale_at(const unsigned char* from) {
+  if constexpr (Type == kBf16Scales)
+    return to_float(*reinterpret_cast<const bf16*>(from));
+  else if constexpr (Type == kF16Scales)
+    return f16_to_float(*reinterpret_cast<const uint16_t*>(from));
+  else
+    return *reinterpret_cast<const float*>(from);
+}
 
 // Scales [N, groups] on their way to shared memory: of some pieces of a row, as words that cover them.
 struct GroupScales {
@@ -75,20 +93,13 @@ struct GroupScales {
     const int bytes = scale_bytes(type);
     return {data + size_t(n) * groups * bytes, bytes, groups, shift};
   }
+  __device__ __forceinline__ float at(const unsigned char* from) const {
+    if (type == kBf16Scales) return scale_at<kBf16Scales>(from);
+    return type == kF16Scales ? scale_at<kF16Scales>(from) : scale_at<kF32Scales>(from);
+  }
   // Words that `pieces` of a row take, wherever they begin.
   __device__ __forceinline__ int words(int pieces) const {
     const int count = max(1, pieces >> shift);
     return type == kF32Scales ? count : (count * 2 + 5) / 4;
   }
 };
-
-// A scale at `from`.
-template <int Type>
-__device__ __forceinline__ float scale_at(const unsigned char* from) {
-  if constexpr (Type == kBf16Scales)
-    return to_float(*reinterpret_cast<const bf16*>(from));
-  else if constexpr (Type == kF16Scales)
-    return f16_to_float(*reinterpret_cast<const uint16_t*>(from));
-  else
-    return *reinterpret_cast<const float*>(from);
-}

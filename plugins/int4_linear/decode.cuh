@@ -67,10 +67,9 @@ struct Int4Tile {
                    inside && j * kApart < rows);
       }
       const int words = W.scale.words(kPieces);
-#pragma unroll
-      for (int i = 0; i < kScaleRow / 8; ++i)
-        if (2 * i + lane % 2 < words)
-          scales.copy(to + kScales + lane / 2 * kScaleRow, block * kPieces, kPieces, 2 * i + lane % 2);
+#pragma unroll 1
+      for (int word = lane % 2; word < words; word += 2)  // one or two turns where groups are wide
+        scales.copy(to + kScales + lane / 2 * kScaleRow, block * kPieces, kPieces, word);
     }
     commit_copies();
   }
@@ -98,6 +97,18 @@ struct Int4Tile {
   }
 
   __device__ __forceinline__ void multiply_piece(uint32_t top, uint32_t bottom, int column, const float (&by)[2]) {
+    float part[MT][4] = {};
+    add_piece(top, bottom, column, part);
+    add_scaled(by, part);
+  }
+  __device__ __forceinline__ void add_scaled(const float (&by)[2], const float (&part)[MT][4]) {
+#pragma unroll
+    for (int m = 0; m < MT; ++m)
+#pragma unroll
+      for (int e = 0; e < 4; ++e) sum[m][e] = fmaf(by[e / 2], part[m][e], sum[m][e]);
+  }
+
+  __device__ __forceinline__ void add_piece(uint32_t top, uint32_t bottom, int column, float (&part)[MT][4]) const {
     BfPair a[2][4];
 #pragma unroll
     for (int step = 0; step < 2; ++step)
@@ -107,15 +118,38 @@ struct Int4Tile {
     for (int m = 0; m < MT; ++m) {
       Activations<2, kTerms> b;
       b.get(x[m] + column);
-      float part[4] = {};
 #pragma unroll
       for (int term = 0; term < kTerms; ++term) {
         interleave(b.at[0][term], b.at[1][term]);
-        mma(part, a[0], b.at[0][term]);
-        mma(part, a[1], b.at[1][term]);
+        mma(part[m], a[0], b.at[0][term]);
+        mma(part[m], a[1], b.at[1][term]);
       }
+    }
+  }
+
+  // A block that is whole, where four pieces or more share a scale: their products are summed before they are scaled, and
+  // no address depends on what is there. Integer units are what a multiprocessor runs out of (../fp8_linear/README.md).
+  __device__ __forceinline__ void multiply_whole(int block, int stage) {
+    constexpr int kShare = 4;
+    const unsigned char* from = ring + stage * kStage;
+    const int bytes = scale_bytes(W.scale.type), first = block * kPieces >> W.scale.shift;
+    const unsigned char* scale = from + kScales + g * kScaleRow + ((g * W.scale.groups + first) * bytes & 3);
+    const int words_at = at(lane % 16, lane / 16);  // of piece 0, or 1
+    const int column = block * kPieces * kPiece;
 #pragma unroll
-      for (int e = 0; e < 4; ++e) sum[m][e] = fmaf(by[e / 2], part[e], sum[m][e]);
+    for (int share = 0; share < kPieces; share += kShare) {
+      const unsigned char* at_group = scale + (share >> W.scale.shift) * bytes;
+      const float by[2] = {W.scale.at(at_group), W.scale.at(at_group + 8 * kScaleRow)};
+      float part[MT][4] = {};
+#pragma unroll
+      for (int two = share; two < share + kShare; two += 2) {
+        BfPair words[4];  // of two pieces, each of rows g and g + 8
+        // A piece lies at (piece ^ row % 8) * 16: `two`, which is even, flips bits of that.
+        load_matrices<false>(words, reinterpret_cast<const bf16*>(from + (words_at ^ two * 16)));
+#pragma unroll
+        for (int i = 0; i < 2; ++i) add_piece(words[2 * i], words[2 * i + 1], column + (two + i) * kPiece, part);
+      }
+      add_scaled(by, part);
     }
   }
 
@@ -127,11 +161,14 @@ struct Int4Tile {
     for (int i = 0; i < kStages - 1; ++i) fetch(first + i * step, blocks, i);
     wait_for_dependency();
     int stage = 0;
+    const int whole = W.scale.shift >= 2 ? W.K / (kPieces * kPiece) : 0;  // blocks, from the first on
     for (int block = first; block < blocks; block += step) {
       wait_copies<kStages - 2>();
       __syncwarp();  // the other lanes' pieces are here, and the stage before is free
       fetch(block + (kStages - 1) * step, blocks, stage ? stage - 1 : kStages - 1);
-      if (W.scale.type == kBf16Scales)
+      if (block < whole)
+        multiply_whole(block, stage);
+      else if (W.scale.type == kBf16Scales)
         multiply<kBf16Scales>(block, stage);
       else if (W.scale.type == kF16Scales)
         multiply<kF16Scales>(block, stage);

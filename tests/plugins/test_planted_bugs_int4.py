@@ -24,6 +24,13 @@ def multiplies(op: Path) -> bool:
     return all(int4.check(kernels, shape, order) for shape in shapes for order in ORDERS)
 
 
+def wholes(op: Path) -> bool:
+    """Four pieces to a scale, an odd number of groups, and a last block that is not whole."""
+    kernels = int4.module(folder=op)
+    shapes = [Shape(1, tokens, 145, 2688, 128, "f32") for tokens in (1, 20)]
+    return all(int4.check(kernels, shape, order) for shape in shapes for order in ORDERS)
+
+
 def by_f16(op: Path) -> bool:
     shapes = [Shape(1, tokens, 145, 2592, 32, "f32", "f16") for tokens in (1, 20)]
     return all(int4.check(int4.module(folder=op), shape) for shape in shapes)
@@ -73,11 +80,22 @@ BUGS: dict[str, tuple[str, str, str, Callable[[Path], bool]]] = {
         multiplies,
     ),
     "the other half's rows": (TILE, "j % 2 ? bottom : top", "j % 2 ? top : bottom", multiplies),
-    "scale of row g for both": (TILE, "(at_group + 8 * kScaleRow)", "(at_group)", multiplies),
+    "scale of row g for both": (TILE, "scale_at<Type>(at_group + 8", "scale_at<Type>(at_group + 0", multiplies),
     "scale of the piece before": (TILE, "(two + i >> W.scale", "(max(two + i - 1, 0) >> W.scale", multiplies),
+    "scale of row g for both in a whole block": (TILE, "W.scale.at(at_group + 8", "W.scale.at(at_group + 0", wholes),
+    "one scale for a whole block": (TILE, "(share >> W.scale.shift) * bytes", "0 * bytes", wholes),
+    "pieces of a whole block not swizzled": (TILE, "(words_at ^ two * 16)", "words_at + two * 16", wholes),
+    "the stage after, whole": (
+        TILE,
+        "multiply_whole(block, stage)",
+        "multiply_whole(block, (stage + 1) % kStages)",
+        wholes,
+    ),
+    "a block taken for whole": (TILE, "W.K / (kPieces * kPiece) : 0", "(W.K + 255) / (kPieces * kPiece) : 0", wholes),
+    "whole blocks' scales from the word's begin": (TILE, " + ((g * W.scale.groups + first) * bytes & 3)", "", wholes),
     "up with the scales of gate": (TILE, ", scale.data = other.scale.data", "", gates),
     "a nibble of its own sign": (COMMON, "0x43004300u", "0x43084308u", multiplies),
-    "the nibble beside": (COMMON, "word >> 4 * i & 0x000f000fu", "word >> 4 * (i ^ 1) & 0x000f000fu", multiplies),
+    "the nibble beside": (COMMON, "word >> 4 * i, 0x000f000fu", "word >> 4 * (i ^ 1), 0x000f000fu", multiplies),
     "activations in their own order": (
         COMMON,
         "first[0] = low_halves(a, c), first[1] = high_halves(a, c);",
