@@ -52,7 +52,18 @@ def _twin(artifact: Path, made: tuple[str, ...]) -> None:
     if made:
         _deltart(*made, "-o", str(checkpoint))
     _deltart("export", str(checkpoint), "-o", str(artifact))
-    _deltart("build", str(artifact), "--flavour", "native", "--max-context", str(CONTEXT), "--chunk", "128")
+    _deltart(
+        "build",
+        str(artifact),
+        "--flavour",
+        "native",
+        "--max-context",
+        str(CONTEXT),
+        "--chunk",
+        "128",
+        "--prefill-activations",
+        "bf16",
+    )
     build_exposed(artifact, "native", None)
     write_twin(artifact, IDS, PREFILL, on_shim="synthesize" in made)
     if made:
@@ -87,8 +98,7 @@ def _full(folder: Path, preset: str) -> None:
     checkpoint, artifact = folder / "checkpoint", folder / "artifact"
     _deltart("synthesize", preset, "-o", str(checkpoint), "--sparse")
     _deltart("export", str(checkpoint), "-o", str(artifact))
-    narrow = ["--prefill-activations", "fp8"] if preset.endswith("fp8") else []
-    _deltart("build", str(artifact), "--flavour", "native", "--max-context", str(TOKENS), "--chunk", "4096", *narrow)
+    _deltart("build", str(artifact), "--flavour", "native", "--max-context", str(TOKENS), "--chunk", "4096")
     strip_weights(folder)
 
 

@@ -49,9 +49,11 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument(
         "--prefill-activations",
-        choices=["bf16", "fp8"],
-        default="bf16",
-        help="fp8: show what `deltart build --prefill-activations fp8` costs, and allow the engine as much",
+        choices=["auto", "bf16", "fp8"],
+        default="auto",
+        help="fp8: show what E4M3 activations of block-FP8 linears cost in prefill; auto: where an engine rounds them, "
+        "which then may be off by as much and a quarter more; bf16: never, and such an engine has a bound for gross "
+        "errors alone (default auto)",
     )
     parser.add_argument("--prompt", metavar="TEXT", help="run this text's tokens instead")
     parser.add_argument(
@@ -77,7 +79,7 @@ def run(arguments: argparse.Namespace) -> int:
     from deltart.verify.artifact_runners import ArtifactRunners
     from deltart.verify.compare import collect, judge
     from deltart.verify.page import page
-    from deltart.verify.tolerances import tolerances
+    from deltart.verify.tolerances import FP8_PREFILL, tolerances
 
     manifest = load_manifest(arguments.artifact)
     prompts = _prompts(arguments)
@@ -95,8 +97,10 @@ def run(arguments: argparse.Namespace) -> int:
             arguments.max_new_tokens if prompts else None, caches.folder(caches.PLANS),
         )  # fmt: skip
         found = collect(runners.by_name(), ids, prompts, steps.line, runners.shown(ids))
-        allowed = tolerances(arguments.prefill_activations, manifest.int4_activations, runners.fp8_heads())
-        report = judge(arguments.artifact, found, allowed)
+        twins = runners.twins()
+        alone = [FP8_PREFILL, *(name for name in runners.rounding() if name not in twins)]
+        allowed = tolerances(alone, manifest.int4_activations, runners.fp8_heads())
+        report = judge(arguments.artifact, found, allowed, twins)
     try:
         if arguments.save_outputs:
             found.save(arguments.save_outputs)
@@ -152,6 +156,7 @@ def _ids(arguments: argparse.Namespace, manifest: Manifest, prompts: list[list[i
 
 def _print(report: VerifyReport, target: Path) -> None:
     from deltart.verify.page import compared_points
+    from deltart.verify.tolerances import TWIN_SHARE
 
     runners = list(dict.fromkeys(d.runner for d in report.differences))
     errors = {(d.point, d.runner): d.relative_rms for d in report.differences}
@@ -169,6 +174,10 @@ def _print(report: VerifyReport, target: Path) -> None:
         out.print(line(medium))
     for agreement in report.replies:
         out.print(f"{agreement.runner}: {agreement}")
+    for runner, twin in report.twins.items():
+        out.print(
+            line(f"{runner} rounds activations in prefill, and may be off by {TWIN_SHARE} of what {twin} is, besides")
+        )
     for reason in dict.fromkeys(report.skipped.values()):
         names = ", ".join(name for name, why in report.skipped.items() if why == reason)
         out.print(line(f"{names} did not run: {reason}"))

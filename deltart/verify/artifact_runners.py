@@ -9,19 +9,24 @@ from pathlib import Path
 
 import numpy as np
 
-from deltart.errors import ArtifactError
+from deltart.errors import ArtifactError, MissingDependencyError
 from deltart.manifest import Manifest
+from deltart.plugins.cpu_shim.host_cuda import HostLimits
+from deltart.plugins.fp8_linear.activations import rounds
+from deltart.plugins.loader import GpuDevice
 from deltart.runtime.backends.base import ServingBackend
 from deltart.runtime.backends.gpu.backend import TensorRtBackend
-from deltart.runtime.backends.gpu.engine_manifest import Activations, load_engine
+from deltart.runtime.backends.gpu.engine_manifest import Activations, EngineManifest, load_engine
 from deltart.runtime.backends.ort import WeightMode
+from deltart.runtime.backends.tensorrt.builder.precision import MODES
 from deltart.runtime.backends.tensorrt.load import built_flavour
 from deltart.runtime.text.tokenizer import Tokenizer
 from deltart.verify.compare import Runner
 from deltart.verify.runners import backend_points, backend_reply, backend_sees, logit_index, logit_positions
 from deltart.verify.shown import Marks, Shown, shown_media
-from deltart.verify.tolerances import NATIVE_ON_SHIM
+from deltart.verify.tolerances import FP8_PREFILL, NATIVE_ON_SHIM
 
+HOST = HostLimits.capability
 SHIM_BYTES = 256 << 20  # of weights: beyond, the CPU shim takes minutes a token
 
 
@@ -33,7 +38,8 @@ class ArtifactRunners:
         manifest: its manifest.
         prefill: tokens that go through in one call, the others one by one.
         weights: see WeightMode.
-        activations: "fp8" adds a runner whose prefill rounds the activations of block-FP8 linears.
+        activations: "fp8" adds a runner whose prefill rounds the activations of block-FP8 linears, "auto" where an
+            engine's does.
         max_new_tokens: longest greedy reply; None where no replies are compared.
         cache: folder of built plans, for the engine's plans that return every block's state.
     """
@@ -51,21 +57,40 @@ class ArtifactRunners:
             "transformers": self._transformers,
             "portable": lambda: self._cpu("portable"),
             "ort": lambda: self._cpu("ort"),
-            **({"fp8 prefill": self._fp8_prefill} if self._activations == "fp8" else {}),
+            **({FP8_PREFILL: self._fp8_prefill} if self._shows_rounding else {}),
             NATIVE_ON_SHIM: self._native_on_shim,
             "engine": self._engine,
             "engine by block": self._engine_by_block,
         }
 
+    @property
+    def _shows_rounding(self) -> bool:
+        return self._activations == "fp8" or (self._activations == "auto" and bool(self.rounding()))
+
+    def rounding(self) -> list[str]:
+        """The runners whose prefill rounds activations to E4M3, but for the twin."""
+        return [name for name, engine, capability in self._engines() if _rounds(engine, capability)]
+
+    def twins(self) -> dict[str, str]:
+        """The twin of each engine that rounds. Its experts are exact: engines with experts have none."""
+        if not self._shows_rounding or any(".experts." in name for name in self._manifest.tensors):
+            return {}
+        return dict.fromkeys(self.rounding(), FP8_PREFILL)
+
     def fp8_heads(self) -> list[str]:
         """The runners whose engine has its LM head in E4M3."""
+        return [name for name, engine, _ in self._engines() if engine.lm_head is not None]
+
+    def _engines(self) -> list[tuple[str, EngineManifest, int]]:
+        """Every runner that has an engine, and its device's compute capability, times ten."""
         engines = {NATIVE_ON_SHIM: "native"} | dict.fromkeys(
             ("engine", "engine by block"), built_flavour(self._artifact)
         )
         found = []
         for runner, flavour in engines.items():
-            with suppress(ArtifactError):
-                found += [runner] if load_engine(self._artifact, flavour).lm_head is not None else []
+            with suppress(ArtifactError, MissingDependencyError):
+                engine = load_engine(self._artifact, flavour)
+                found.append((runner, engine, HOST if runner == NATIVE_ON_SHIM else GpuDevice().capability))
         return found
 
     def shown(self, ids: np.ndarray) -> list[Shown]:
@@ -149,6 +174,10 @@ class ArtifactRunners:
     @cached_property
     def _gpu(self) -> TensorRtBackend:
         return _open_engine(self._artifact, self._cache)
+
+
+def _rounds(engine: EngineManifest, capability: int) -> bool:
+    return rounds(MODES[engine.prefill_activations], capability)
 
 
 def _open_engine(artifact: Path, cache: Path) -> TensorRtBackend:

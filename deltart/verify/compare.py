@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 from polygraphy.comparator import IterationResult, RunResults
@@ -20,7 +21,7 @@ from deltart.errors import DeltaRTError
 from deltart.files import replacing, write_atomically
 from deltart.plugins.tolerance import relative_rms
 from deltart.verify.shown import Shown
-from deltart.verify.tolerances import allowed, logits_of, tolerance_of
+from deltart.verify.tolerances import TWIN_SHARE, allowed, logits_of, tolerance_of
 
 
 @dataclass(frozen=True)
@@ -124,7 +125,8 @@ class VerifyReport:
 
     `reference` is the first runner that ran, which most points are compared with: `outside`, unless that could not run;
     `greedy` is, by runner, the share of positions whose most probable token is the reference's; `skipped` says why a
-    runner could not run; `shown` says what pictures and videos were in prompts of their own.
+    runner could not run; `shown` says what pictures and videos were in prompts of their own; `twins` names, by runner,
+    the one whose rounding it shares: it may be off by TWIN_SHARE of what that one is off, besides its tolerance.
     """
 
     artifact: str
@@ -137,6 +139,7 @@ class VerifyReport:
     greedy: Mapping[str, float]
     replies: Sequence[Agreement]
     skipped: Mapping[str, str]
+    twins: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def passed(self) -> bool:
@@ -207,41 +210,62 @@ def _divergences(
     return found
 
 
-def judge(artifact: Path, found: Collected, tolerances: Mapping[str, float]) -> VerifyReport:
+def judge(
+    artifact: Path, found: Collected, tolerances: Mapping[str, float], twins: Mapping[str, str] = MappingProxyType({})
+) -> VerifyReport:
     """Compare what was collected, each point with that of the first runner that has it.
 
     Args:
         tolerances: relative RMS allowed to each runner.
+        twins: runners that are allowed TWIN_SHARE of what another one, their twin, is off at a point, besides.
     """
     results = {name: iterations[0] for name, iterations in found.outputs.items()}
     reference, *others = results or [""]
     best = {name: result["logits"].argmax(-1) for name, result in results.items()}
     greedy = {name: float(np.mean(best[name] == best[reference])) for name in others}
     _, *rest = found.divergences or [""]
-    replies = [Agreement(name, found.prompts, found.divergences[name], logits_of(tolerances, name)) for name in rest]
+    twins = {name: twin for name, twin in twins.items() if name in results and twin in results}
+    replies = [
+        Agreement(
+            name, found.prompts, found.divergences[name],
+            logits_of(tolerances, name) + _off(results, twins.get(name), results[reference], "logits"),
+        )
+        for name in rest
+    ]  # fmt: skip
     return VerifyReport(
         str(artifact), found.outside, reference, found.tokens, found.shown, dict(tolerances),
-        _compared(results, tolerances), greedy, replies, found.skipped,
+        _compared(results, tolerances, twins), greedy, replies, found.skipped, twins,
     )  # fmt: skip
 
 
-def _compared(results: Mapping[str, IterationResult], tolerances: Mapping[str, float]) -> list[Difference]:
+def _off(results: Mapping[str, IterationResult], twin: str | None, expected: IterationResult, point: str) -> float:
+    """What a runner with that twin is allowed at a point besides its own tolerance."""
+    if twin is None or point not in results[twin] or twin == expected.runner_name:
+        return 0.0
+    return TWIN_SHARE * relative_rms(np.asarray(results[twin][point]), np.asarray(expected[point]))
+
+
+def _compared(
+    results: Mapping[str, IterationResult], tolerances: Mapping[str, float], twins: Mapping[str, str]
+) -> list[Difference]:
     """By runner, in the order of the one with the most points."""
     names, seen, found = list(results), set[str](), list[Difference]()
     for place, base in enumerate(names):
         fresh = [point for point in results[base] if point not in seen]
         seen |= set(fresh)
         for other in names[place + 1 :]:
-            found += _differences(results[base], results[other], fresh, tolerances)
+            off = {point: _off(results, twins.get(other), results[base], point) for point in fresh}
+            found += _differences(results[base], results[other], off, tolerances)
     longest = max((list(result) for result in results.values()), key=len, default=[])
     order = {point: place for place, point in enumerate(longest)}
     return sorted(found, key=lambda d: (names.index(d.runner), order.get(d.point, len(order))))
 
 
 def _differences(
-    expected: IterationResult, other: IterationResult, points: Sequence[str], tolerances: Mapping[str, float]
+    expected: IterationResult, other: IterationResult, points: Mapping[str, float], tolerances: Mapping[str, float]
 ) -> list[Difference]:
-    """Those of `points` that `other` has; infinite where shapes differ or a value is not finite."""
+    """Those of `points` that `other` has, with what each allows besides; infinite where shapes differ or a value is not
+    finite."""
     differences = []
     for point in (point for point in points if point in other):
         found, right = np.asarray(other[point]), np.asarray(expected[point])
@@ -250,5 +274,5 @@ def _differences(
             error, largest = finite, float(np.abs(found.astype(np.float32) - right).max(initial=0.0))
         names = (point, other.runner_name, expected.runner_name)
         tolerance = tolerance_of(tolerances, other.runner_name, point)
-        differences.append(Difference(*names, error, largest, error <= allowed(tolerance, point)))
+        differences.append(Difference(*names, error, largest, error <= allowed(tolerance, point) + points[point]))
     return differences

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from deltart.plugins.fp8_linear import prefill as tiles
+from deltart.plugins.fp8_linear.activations import AS_STORED, rounds
 from deltart.plugins.fp8_linear.inputs import Shape
 from deltart.plugins.fp8_linear.launch import MAX_DECODE
 from deltart.plugins.kernel_call import Call
@@ -16,14 +17,28 @@ def shape_of(call: Call) -> Shape:
     return Shape(sizes["B"], sizes["T"], sizes["N"], sizes["K"], dtypes["x"], dtypes["weight_scale_inv"])
 
 
+def may_quantize(call: Call) -> bool:
+    """Whether activations are rounded to E4M3 on some GPU."""
+    return call.sizes["quantize_activations"] != AS_STORED
+
+
 def is_quantized(call: Call) -> bool:
-    """Whether activations are rounded to E4M3."""
-    return bool(call.sizes["quantize_activations"])
+    """Whether they are on this one."""
+    return rounds(call.sizes["quantize_activations"], call.capability)
 
 
 def is_decode(call: Call, shape: Shape) -> bool:
-    """Whether the call takes a decode kernel, which needs no workspace."""
-    return not is_quantized(call) and (shape.rows <= MAX_DECODE or shape.dtype == "f32")
+    """Whether the call takes a decode kernel on this GPU."""
+    return not is_quantized(call) and _is_small(shape)
+
+
+def needs_scratch(call: Call, shape: Shape) -> bool:
+    """Whether the call takes more than a decode kernel on some GPU."""
+    return may_quantize(call) or not _is_small(shape)
+
+
+def _is_small(shape: Shape) -> bool:
+    return shape.rows <= MAX_DECODE or shape.dtype == "f32"
 
 
 def tile_kernel(call: Call) -> tiles.TileKernel:
@@ -34,9 +49,9 @@ def tile_kernel(call: Call) -> tiles.TileKernel:
 def _offsets(call: Call, shape: Shape) -> dict[str, int]:
     """Where the scratch arrays start in the workspace; the last, "end", is its size."""
     sizes: dict[str, int] = {}
-    if is_quantized(call):  # by either kernel
+    if may_quantize(call):  # by any kernel
         sizes = tiles.quantized_bytes(shape) | {"partial": tiles.max_partial_bytes(shape, tiles.PAIR)}
-    elif not is_decode(call, shape):
+    elif needs_scratch(call, shape):
         sizes = {"partial": tiles.max_partial_bytes(shape, tiles.TILE)}
     at, end = {}, 0
     for name, size in sizes.items():

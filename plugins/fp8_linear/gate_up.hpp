@@ -17,7 +17,7 @@ inline linear::Shape shape_of(const Call& call) {
 // What a linear takes, and the gate; nothing in decode.
 inline int64_t workspace_bytes(const Call& call) {
   linear::Shape shape = shape_of(call);
-  return linear::is_decode(call, shape) ? 0 : linear::scratch(call, shape).bytes + 2 * shape.rows * shape.n;
+  return linear::needs_scratch(call, shape) ? linear::scratch(call, shape).bytes + 2 * shape.rows * shape.n : 0;
 }
 
 // Decode takes one launch, a prompt the tile kernel twice and a product.

@@ -1,7 +1,7 @@
 """Contracts of the linears whose weights are E4M3 with one scale per 128 x 128 block: alone, gated in pairs, together.
 
-With `quantize_activations` = 1, x is rounded to E4M3 first, with a scale of amax / 448 per token and 128 of K (W8A8);
-with 0 it is taken as it is (W8A16).
+With `quantize_activations` = 1, or 2 on GPUs that multiply E4M3 (activations.py), x is rounded to E4M3 first, with a
+scale of amax / 448 per token and 128 of K (W8A8); with 0 it is taken as it is (W8A16).
 """
 
 from deltart.plugins.fp8_linear.reference import (

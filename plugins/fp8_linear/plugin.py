@@ -11,7 +11,15 @@ from deltart.plugins.fp8_linear import gate_up
 from deltart.plugins.fp8_linear import norm as joined
 from deltart.plugins.fp8_linear import prefill as tiles
 from deltart.plugins.fp8_linear import projections as several
-from deltart.plugins.fp8_linear.call import is_decode, is_quantized, scratch, scratch_bytes, shape_of, tile_kernel
+from deltart.plugins.fp8_linear.call import (
+    is_decode,
+    is_quantized,
+    needs_scratch,
+    scratch,
+    scratch_bytes,
+    shape_of,
+    tile_kernel,
+)
 from deltart.plugins.fp8_linear.inputs import Shape
 from deltart.plugins.fp8_linear.launch import decode_gate_up, forward
 from deltart.plugins.fp8_linear.projections import Projection
@@ -46,7 +54,7 @@ def _pair_shape(call: Call) -> Shape:
 def pair_workspace(call: Call) -> int:
     """What a linear takes, and the gate; nothing in decode."""
     shape = _pair_shape(call)
-    return 0 if is_decode(call, shape) else scratch_bytes(call, shape) + gate_up.gate_bytes(shape)
+    return scratch_bytes(call, shape) + gate_up.gate_bytes(shape) if needs_scratch(call, shape) else 0
 
 
 def pair(call: Call) -> tuple[str, list[Launch]]:

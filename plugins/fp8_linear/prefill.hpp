@@ -14,6 +14,7 @@ constexpr int64_t MAX_ITEMS = 2 * ENOUGH_BLOCKS;  // tiles times splits, where K
 constexpr int64_t MAX_SPLITS = 16;
 constexpr int64_t SPLIT_COST = 8;  // in blocks of K
 constexpr int64_t HOPPER = 90;
+constexpr int64_t MULTIPLIES = 89;  // the compute capability, times ten, from which GPUs multiply E4M3
 constexpr int64_t ALIGNMENT = 256;   // of the arrays in the workspace
 constexpr int64_t MAX_DECODE = 64;  // tokens; the tile kernels take more
 
@@ -27,7 +28,12 @@ inline Shape shape_of(const Call& call) {
           call.dtype("weight_scale_inv")};
 }
 
-inline bool is_quantized(const Call& call) { return call.size("quantize_activations") != 0; }
+// Whether activations are rounded to E4M3 on some GPU, and whether on this one: activations.py.
+inline bool may_quantize(const Call& call) { return call.size("quantize_activations") != 0; }
+inline bool is_quantized(const Call& call) {
+  int64_t mode = call.size("quantize_activations");
+  return mode == 1 || (mode == 2 && call.capability >= MULTIPLIES);
+}
 
 // A tile kernel: entry point, source, tokens per tile, threads and bytes of shared memory per block.
 struct TileKernel {
@@ -47,10 +53,10 @@ inline constexpr TileKernel W8A8_WGMMA = {"fp8_block_linear_prefill_w8a8_wgmma",
 // wgmma is in sm_90a alone.
 inline const TileKernel& w8a8_kernel(const Call& call) { return call.capability == HOPPER ? W8A8_WGMMA : W8A8; }
 
-// Whether the call takes a decode kernel, which needs no workspace.
-inline bool is_decode(const Call& call, const Shape& shape) {
-  return !is_quantized(call) && (shape.rows <= MAX_DECODE || shape.dtype == DType::f32);
-}
+inline bool is_small(const Shape& shape) { return shape.rows <= MAX_DECODE || shape.dtype == DType::f32; }
+// Whether the call takes a decode kernel on this GPU, and whether more than that on some GPU.
+inline bool is_decode(const Call& call, const Shape& shape) { return !is_quantized(call) && is_small(shape); }
+inline bool needs_scratch(const Call& call, const Shape& shape) { return may_quantize(call) || !is_small(shape); }
 
 // The prefill kernel on this GPU.
 inline const TileKernel& tile_kernel(const Call& call) { return is_quantized(call) ? w8a8_kernel(call) : W8A16; }
@@ -95,11 +101,11 @@ struct Scratch {
 
 // Of the widest weight's `shape`.
 inline Scratch scratch(const Call& call, const Shape& shape) {
-  bool quantized = is_quantized(call);
+  bool quantized = may_quantize(call);
   int64_t padded = ceil_div(shape.rows, PAIR) * PAIR, blocks = ceil_div(shape.k, SCALE_BLOCK);
   int64_t partial = 4 * std::min(MAX_SPLITS * shape.rows * shape.n, MAX_ITEMS * (quantized ? PAIR : TILE) * TILE);
   Scratch made;
-  if (is_decode(call, shape)) return made;
+  if (!needs_scratch(call, shape)) return made;
   if (quantized) {
     made.add("codes", padded * blocks * SCALE_BLOCK);
     made.add("x_scale", 4 * padded * blocks);

@@ -127,7 +127,7 @@ struct Int4Tile {
     }
   }
 
-  // A block that is whole, where four pieces or more share a scale: their products are summed before they are scaled, and
+  // A block that is whole, where four pieces or more share a scale, of bf16 activations: their products are summed before they are scaled, and
   // no address depends on what is there. Integer units are what a multiprocessor runs out of (../fp8_linear/README.md).
   __device__ __forceinline__ void multiply_whole(int block, int stage) {
     constexpr int kShare = 4;
@@ -161,14 +161,14 @@ struct Int4Tile {
     for (int i = 0; i < kStages - 1; ++i) fetch(first + i * step, blocks, i);
     wait_for_dependency();
     int stage = 0;
-    const int whole = W.scale.shift >= 2 ? W.K / (kPieces * kPiece) : 0;  // blocks, from the first on
+    const int whole = kTerms == 1 && W.scale.shift >= 2 ? W.K / (kPieces * kPiece) : 0;  // blocks, from the first on
     for (int block = first; block < blocks; block += step) {
       wait_copies<kStages - 2>();
       __syncwarp();  // the other lanes' pieces are here, and the stage before is free
       fetch(block + (kStages - 1) * step, blocks, stage ? stage - 1 : kStages - 1);
-      if (block < whole)
-        multiply_whole(block, stage);
-      else if (W.scale.type == kBf16Scales)
+      if (block < whole) {
+        if constexpr (kTerms == 1) multiply_whole(block, stage);
+      } else if (W.scale.type == kBf16Scales)
         multiply<kBf16Scales>(block, stage);
       else if (W.scale.type == kF16Scales)
         multiply<kF16Scales>(block, stage);

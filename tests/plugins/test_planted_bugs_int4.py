@@ -27,7 +27,7 @@ def multiplies(op: Path) -> bool:
 def wholes(op: Path) -> bool:
     """Four pieces to a scale, an odd number of groups, and a last block that is not whole."""
     kernels = int4.module(folder=op)
-    shapes = [Shape(1, tokens, 145, 2688, 128, "f32") for tokens in (1, 20)]
+    shapes = [Shape(1, tokens, 145, 2688, 128, "bf16") for tokens in (1, 20)]
     return all(int4.check(kernels, shape, order) for shape in shapes for order in ORDERS)
 
 

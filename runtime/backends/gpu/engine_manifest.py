@@ -23,7 +23,8 @@ from deltart.typed import typed
 from deltart.version import __version__
 
 Flavour = Literal["rtx", "tensorrt", "native"]
-Activations = Literal["bf16", "fp8"]  # of the block-FP8 linears in prefill
+# Of the block-FP8 linears in prefill; "auto": E4M3 on GPUs that multiply it, sm_89 and later.
+Activations = Literal["bf16", "fp8", "auto"]
 LmHead = Literal["bf16", "fp8"]  # how the LM head is held
 FORMAT = 3
 FILE_NAME = "engine.json"

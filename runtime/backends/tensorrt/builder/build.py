@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +18,8 @@ from deltart.runtime.backends.tensorrt.builder.makers import plan_maker
 from deltart.runtime.backends.tensorrt.builder.precision import can_quantize, with_activations
 from deltart.runtime.backends.tensorrt.builder.store import engine_store
 
+CHUNK, LONG_CHUNK = 1024, 4096  # E4M3 products are so fast that short pieces would be bound by reading weights
+
 
 @dataclass(frozen=True)
 class BuildOptions:
@@ -28,9 +31,10 @@ class BuildOptions:
             "tensorrt" builds for the present GPU, "native" for any.
         slots: sequences decoded together.
         max_context: longest sequence, in tokens; the artifact's when None.
-        chunk: tokens of a prefill call.
-        prefill_activations: "fp8" rounds the activations of prefill's block-FP8 linears to E4M3 (W8A8); decode and
-            speculation take them as they are.
+        chunk: tokens of a prefill call; None for CHUNK, or LONG_CHUNK where activations may be rounded.
+        prefill_activations: "fp8" rounds the activations of prefill's block-FP8 linears to E4M3 (W8A8), "auto" on GPUs
+            that multiply E4M3, sm_89 and later; decode and speculation take them as they are, and so does a model
+            without such linears.
         lm_head: "fp8" has the LM head rounded to E4M3 when the engine is loaded; native plans alone can read it.
         cache: folder of plans that artifacts share; None keeps them in the artifact alone.
         plugins: the C++ plugin library; None for the Python plugin classes.
@@ -40,8 +44,8 @@ class BuildOptions:
     gpus: tuple[str, ...] | None = None
     slots: int = 1
     max_context: int | None = None
-    chunk: int = 1024
-    prefill_activations: Activations = "bf16"
+    chunk: int | None = None
+    prefill_activations: Activations = "auto"
     lm_head: LmHead = "bf16"
     cache: Path | None = None
     plugins: Path | None = None
@@ -73,7 +77,9 @@ def build_engine(
     if options.lm_head != "bf16" and maker.flavour != "native":
         raise BuildError(f"--lm-head {options.lm_head} with --flavour {maker.flavour}", "bf16", "--flavour native")
     jobs = []
-    graphs, heads = _lowered(artifact, manifest, maker.target, options), dict[str, str]()
+    graphs, heads = _lowered(artifact, manifest, maker.target), dict[str, str]()
+    activations = _activations(options, graphs)
+    chunk = options.chunk or min(CHUNK if activations == "bf16" else LONG_CHUNK, max(context, CHUNK))
     sees = manifest.vision is not None and manifest.vision.graph in graphs
     for graph, content in graphs.items():
         entry = manifest.graphs[graph]
@@ -84,11 +90,11 @@ def build_engine(
         if options.lm_head == "fp8":
             content, entry, heads[graph] = with_fp8_head(content, entry)
         for phase in plans.PHASES:
-            profile = plans.profile(phase, options.slots, context, options.chunk)
+            profile = plans.profile(phase, options.slots, context, chunk)
             if phase == "prefill" and sees:
                 content, profile = read_graph(artifact, manifest, graph, SEEING), plans.seeing_profile(profile)
             if phase == "prefill":
-                content = with_activations(content, options.prefill_activations)
+                content = with_activations(content, activations)
             jobs.append(maker.job(graph, entry, phase, gpus, profile, content))
     versions = {"deltart": manifest.versions.get("deltart", ""), **maker.versions}
     with engine_store(artifact, maker.flavour, options.cache, log) as store:
@@ -96,8 +102,8 @@ def build_engine(
             flavour=maker.flavour,
             slots=options.slots,
             max_context=context,
-            chunk=options.chunk,
-            prefill_activations=options.prefill_activations,
+            chunk=chunk,
+            prefill_activations=activations,
             plans={job.name: store.obtain(job, log, progress) for job in jobs},
             command=command,
             versions=versions,
@@ -107,7 +113,7 @@ def build_engine(
     return result
 
 
-def _lowered(artifact: Path, manifest: Manifest, target: str, options: BuildOptions) -> dict[str, bytes]:
+def _lowered(artifact: Path, manifest: Manifest, target: str) -> dict[str, bytes]:
     """The lowered graphs by name."""
     graphs = manifest.graphs_on(target)
     for graph, entry in graphs.items():
@@ -115,12 +121,19 @@ def _lowered(artifact: Path, manifest: Manifest, target: str, options: BuildOpti
             raise ArtifactError(
                 f"{artifact} has no '{target}' graph of '{graph}'", hint="run `deltart build`, which adds it"
             )
-    contents = {graph: read_graph(artifact, manifest, graph, target) for graph in graphs}
-    if options.prefill_activations != "bf16" and not any(map(can_quantize, contents.values())):
+    return {graph: read_graph(artifact, manifest, graph, target) for graph in graphs}
+
+
+def _activations(options: BuildOptions, graphs: Mapping[str, bytes]) -> Activations:
+    """What is asked for, as far as the model has block-FP8 linears."""
+    asked = options.prefill_activations
+    if asked == "bf16" or any(map(can_quantize, graphs.values())):
+        return asked
+    if asked == "fp8":
         raise BuildError(
             "--prefill-activations fp8 without a block-FP8 weight", "bf16", "calibrate the checkpoint first"
         )
-    return contents
+    return "bf16"
 
 
 def _context(options: BuildOptions, manifest: Manifest) -> int:
@@ -128,6 +141,6 @@ def _context(options: BuildOptions, manifest: Manifest) -> int:
     if not 1 <= context <= manifest.max_context:
         raise BuildError(f"--max-context {context}", f"1 to {manifest.max_context}, the artifact's limit")
     for name, value, limit in (("slots", options.slots, MAX_SLOTS), ("chunk", options.chunk, MAX_CHUNK)):
-        if not 1 <= value <= limit:
+        if value is not None and not 1 <= value <= limit:
             raise BuildError(f"--{name} {value}", f"1 to {limit}")
     return context

@@ -6,10 +6,11 @@ from collections.abc import Iterator
 
 import onnx
 
+from deltart.plugins.fp8_linear.activations import AS_STORED, ROUNDED, WHERE_MULTIPLIED
 from deltart.plugins.spec import DOMAIN
 from deltart.runtime.backends.gpu.engine_manifest import Activations
 
-ACTIVATIONS: tuple[Activations, ...] = ("bf16", "fp8")
+MODES: dict[Activations, int] = {"bf16": AS_STORED, "fp8": ROUNDED, "auto": WHERE_MULTIPLIED}
 ATTRIBUTE = "quantize_activations"  # of the composite ops that can round their activations to E4M3
 
 
@@ -19,10 +20,11 @@ def can_quantize(content: bytes) -> bool:
 
 
 def with_activations(content: bytes, activations: Activations) -> bytes:
-    """The ONNX model `content`, the activations of its block-FP8 linears as they are ("bf16") or in E4M3 ("fp8")."""
+    """The ONNX model `content`, the activations of its block-FP8 linears as they are ("bf16"), in E4M3 ("fp8"), or in
+    E4M3 on the GPUs that multiply it ("auto")."""
     model = onnx.load_model_from_string(content)
     for attribute in _attributes(model):
-        attribute.i = int(activations == "fp8")
+        attribute.i = MODES[activations]
     return model.SerializeToString(deterministic=True)
 
 

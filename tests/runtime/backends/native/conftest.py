@@ -39,7 +39,7 @@ def native_nano(nano_artifact: Path, tmp_path_factory: pytest.TempPathFactory) -
                 shutil.copytree(nano_artifact, folder / "artifact")
             made[stored] = folder / "artifact"
             lower_artifact(made[stored], "native")
-            build_engine(made[stored], BuildOptions("native", None, SLOTS, CONTEXT, CHUNK))
+            build_engine(made[stored], BuildOptions("native", None, SLOTS, CONTEXT, CHUNK, "bf16"))
             build_exposed(made[stored], "native", None)
         return made[stored]
 

@@ -43,7 +43,7 @@ from support.native_engine import BAR, HELDOUT, NANO, heldout_ids
 
 Nano = Callable[[str], Path]
 HEAD = "lm_head.weight"
-FP8 = BuildOptions("native", None, 2, 160, 32, lm_head="fp8")
+FP8 = BuildOptions("native", None, 2, 160, 32, "bf16", lm_head="fp8")
 
 
 @pytest.fixture(scope="module")

@@ -35,7 +35,7 @@ from deltart.verify.tensorrt_exposed import build_exposed, points
 pytestmark = pytest.mark.skipif(
     "rtx" not in tensorrt_library.installed(), reason="tensorrt_rtx is not installed: no plan can be built here"
 )
-OPTIONS = BuildOptions("rtx", slots=2, max_context=64, chunk=128)
+OPTIONS = BuildOptions("rtx", slots=2, max_context=64, chunk=128, prefill_activations="bf16")
 
 
 @pytest.fixture
@@ -329,11 +329,14 @@ def test_graph_and_manifest_must_agree(artifact: Path) -> None:
         build_engine(artifact, OPTIONS)
 
 
-def test_fp8_activations_are_for_prefill_alone(built: Path, artifact: Path) -> None:
+@pytest.mark.parametrize("activations", ["fp8", "auto"])
+def test_e4m3_activations_are_for_prefill_alone(
+    built: Path, artifact: Path, activations: tensorrt_plans.Activations
+) -> None:
     lines: list[str] = []
-    options = replace(OPTIONS, cache=built / "cache", prefill_activations="fp8")
+    options = replace(OPTIONS, cache=built / "cache", prefill_activations=activations)
     engine = build_engine(artifact, options, log=lines.append)
-    assert tensorrt_plans.load_engine(artifact, "rtx").prefill_activations == "fp8"
+    assert tensorrt_plans.load_engine(artifact, "rtx").prefill_activations == activations
     exact = tensorrt_plans.load_engine(built / "artifact", "rtx")
     assert exact.prefill_activations == "bf16"
     changed = {name for name, plan in engine.plans.items() if plan.key != exact.plans[name].key}
