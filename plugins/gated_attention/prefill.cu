@@ -5,7 +5,7 @@
 // pieces that make the swizzle. Two warpgroups multiply, 64 rows each, scores, probabilities and sums in registers: while
 // one takes its softmax step, the other one's products run. Grid (row tiles, the longest first; slots * kv heads).
 #include "../common/hopper_bf16.cuh"
-#include "tile.cuh"
+#include "attention.cuh"
 
 #if defined(DELTART_CPU_SHIM) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
