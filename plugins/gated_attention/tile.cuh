@@ -147,18 +147,20 @@ struct Block {
   // Keys [32 index, + 32) to a stage; zeros from `end` on.
   __device__ void fetch(int index, int stage) {
     constexpr int kRowsAtOnce = 32 * kWarps / (D / kVector);
+    static_assert(kKeys % kRowsAtOnce == 0, "a thread copies as many pieces as the others");
     const int row = threadIdx.x / (D / kVector), column = threadIdx.x % (D / kVector) * kVector;
     const int first = index * kKeys, last = first + kKeys - 1;
     if (last < end && (first >= past || (last < past && (!in.page_table || in.page_size % kKeys == 0)))) {
       // Rows at one distance: addresses are sums.
       const bool old = first < past;
-      const size_t from = (old ? cache_row(first) : new_row(first - past)) + column;
+      const size_t from = (old ? cache_row(first + row) : new_row(first + row - past)) + column;
       const size_t apart = old ? D : size_t(in.kv_heads) * D;
-#pragma unroll 4
-      for (int r = row; r < kKeys; r += kRowsAtOnce) fetch_piece(stage, r, column, from + r * apart, old, true);
+#pragma unroll
+      for (int r = 0; r < kKeys; r += kRowsAtOnce)
+        fetch_piece(stage, row + r, column, from + r * apart, old, true);
     } else {
 #pragma unroll 1
-      for (int r = row; r < kKeys; r += kRowsAtOnce) {
+      for (int r = row; r < row + kKeys; r += kRowsAtOnce) {
         const int position = min(first + r, end - 1);
         const bool old = position < past;
         const size_t from = (old ? cache_row(position) : new_row(position - past)) + column;
