@@ -354,6 +354,9 @@ struct Block {
 // Blocks per multiprocessor that the compiler must leave room for; 0: it chooses. Left to itself it would squeeze some of
 // these kernels into the registers of one block more on some targets, by spilling.
 template <int D, int MT, class Cache>
-constexpr int kResident = D > 128 ? 0 : D == 128 ? (MT == 3 ? 3 : 5) : sizeof(Cache) != 1 ? 0 : MT == 3 ? 4 : 7;
+constexpr int kResident = D > 128              ? (MT == 3 ? 0 : 4)
+                          : D == 128           ? (MT == 3 ? 3 : 5)
+                          : sizeof(Cache) != 1 ? 0
+                                               : (MT == 3 ? 4 : 7);
 
 }  // namespace
