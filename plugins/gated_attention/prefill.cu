@@ -5,7 +5,7 @@
 // pieces that make the swizzle. Two warpgroups multiply, 64 rows each, scores, probabilities and sums in registers: while
 // one takes its softmax step, the other one's products run. Grid (row tiles, the longest first; slots * kv heads).
 #include "../common/hopper_bf16.cuh"
-#include "tile.cuh"
+#include "attention.cuh"
 
 #if defined(DELTART_CPU_SHIM) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
@@ -80,9 +80,13 @@ struct Producer {
       const bf16* from = (first >= rows.past ? fresh + in.new_row(rows.slot, rows.head, first - rows.past, kHead)
                                              : cache + in.cache_row(rows.slot, rows.head, first, kHead)) +
                          warp * apart + lane * 8;
-#pragma unroll 4
-      for (int r = warp; r < kTileKeys; r += kGroup / 32, from += kGroup / 32 * apart)
-        copy_async(memory.kv[step % kRing][lane / 8] + swizzled_piece(r, lane % 8), from, true);
+      unsigned char* to = memory.kv[step % kRing][lane / 8];
+      const int upper = swizzled_piece(warp, lane % 8), lower = swizzled_piece(warp + 4, lane % 8);  // of eight rows
+#pragma unroll
+      for (int r = 0; r < kTileKeys; r += 8, from += 8 * apart) {
+        copy_async(to + r * kRowBytes + upper, from, true);
+        copy_async(to + r * kRowBytes + lower, from + 4 * apart, true);
+      }
       return;
     }
 #pragma unroll 1

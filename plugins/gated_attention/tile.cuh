@@ -6,56 +6,9 @@
 // cache, so that the order of blocks does not matter. Grid (splits, row tiles, slots * kv heads).
 // With one split the block writes o; with more it leaves sums and (max, sum) of every row to who combines them.
 #pragma once
-#include "../common/fp8.cuh"
-#include "../qk_norm_rope/turn.cuh"
+#include "attention.cuh"
 
 namespace {
-
-constexpr int kKeys = 32, kWarps = 4, kScoreStride = kKeys + 8, kFewestTiles = 2, kCombiners = 4;
-constexpr float kLog2e = 1.44269504f, kMasked = -INFINITY;
-
-template <class Cache>
-struct Attention {
-  const bf16 *q, *k, *v, *gate;  // [B, T, heads * D]; Raw: q and gate of 2 heads * D
-  Cache *k_cache, *v_cache;      // [pages, kv_heads, page_size, D]
-  const int* page_table;         // [B, max_pages], or null: slot b owns page b
-  const float *k_scale, *v_scale;  // [kv_heads], of an E4M3 cache
-  const int *past_len, *n_tokens;
-  bf16* o;
-  float* partial;  // [B, T, heads, splits, D], then (max, sum) [B, T, heads, splits, 2]
-  int tokens, heads, kv_heads, page_size, max_pages;
-
-  __device__ int live(int slot) const { return min(n_tokens[slot], tokens); }
-  // Where D values of a head begin: of a position in a cache, and of a token in k and v.
-  __device__ size_t cache_row(int slot, int head, int position, int D) const {
-    const int page = page_table ? page_table[slot * max_pages + position / page_size] : slot;
-    return ((size_t(page) * kv_heads + head) * page_size + (page_table ? position % page_size : position)) * D;
-  }
-  __device__ size_t new_row(int slot, int head, int token, int D) const {
-    return ((size_t(slot) * tokens + token) * kv_heads + head) * D;
-  }
-};
-
-// Queries and new keys as they are used.
-struct Made {
-  static constexpr bool kRaw = false;
-};
-// As the projections leave them, a gate behind each query head: the block makes the heads that it needs (../qk_norm_rope).
-struct Raw {
-  static constexpr bool kRaw = true;
-  Parameter q_weight, k_weight;
-  Turn<bf16> turn;
-};
-
-__device__ __forceinline__ int tiles_of(int keys) { return (keys + kKeys - 1) / kKeys; }
-
-// How the key tiles that one token sees are dealt out: `each` to every split before `live`. It follows from the token's
-// position, so its sums do not depend on what else is in the call.
-struct Partition {
-  int each, live;
-  __device__ Partition(int seen, int splits)
-      : each(max(kFewestTiles, (tiles_of(seen) + splits - 1) / splits)), live((tiles_of(seen) + each - 1) / each) {}
-};
 
 struct Range {
   int first, end;
@@ -193,33 +146,50 @@ struct Block {
 
   // Keys [32 index, + 32) to a stage; zeros from `end` on.
   __device__ void fetch(int index, int stage) {
-#pragma unroll 4
-    for (int e = threadIdx.x; e < kKeys * (D / kVector); e += blockDim.x) {
-      const int row = e / (D / kVector), column = e % (D / kVector) * kVector;
-      const int position = min(index * kKeys + row, end - 1);
-      const bool is = index * kKeys + row < end, old = position < past;
-      const size_t from = (old ? cache_row(position) : new_row(position - past)) + column;
+    constexpr int kRowsAtOnce = 32 * kWarps / (D / kVector);
+    static_assert(kKeys % kRowsAtOnce == 0, "a thread copies as many pieces as the others");
+    const int row = threadIdx.x / (D / kVector), column = threadIdx.x % (D / kVector) * kVector;
+    const int first = index * kKeys, last = first + kKeys - 1;
+    if (last < end && (first >= past || (last < past && (!in.page_table || in.page_size % kKeys == 0)))) {
+      // Rows at one distance: addresses are sums.
+      const bool old = first < past;
+      const size_t from = (old ? cache_row(first + row) : new_row(first + row - past)) + column;
+      const size_t apart = old ? D : size_t(in.kv_heads) * D;
 #pragma unroll
-      for (int which = 0; which < 2; ++which) {
-        if (Heads::kRaw && !which && is && !old) continue;  // make_keys
-        const Cache* cache = which ? in.v_cache : in.k_cache;
-        const bf16* fresh = which ? in.v : in.k;
-        bf16* to = tile(stage, which) + row * kStride + column;
-        if constexpr (kBf16) {
-          copy_async(to, old ? cache + from : fresh + from, is);
-        } else {
-          uint4 word = make_uint4(0, 0, 0, 0);
-          if (is) word = old ? *reinterpret_cast<const uint4*>(cache + from) : quantize(fresh + from, inverse[which]);
-          uint4 low, high;
-          e4m3_to_bf16(word.x, low.x, low.y), e4m3_to_bf16(word.y, low.z, low.w);
-          e4m3_to_bf16(word.z, high.x, high.y), e4m3_to_bf16(word.w, high.z, high.w);
-          *reinterpret_cast<uint4*>(to) = low;
-          *reinterpret_cast<uint4*>(to + 8) = high;
-        }
+      for (int r = 0; r < kKeys; r += kRowsAtOnce)
+        fetch_piece(stage, row + r, column, from + r * apart, old, true);
+    } else {
+#pragma unroll 1
+      for (int r = row; r < row + kKeys; r += kRowsAtOnce) {
+        const int position = min(first + r, end - 1);
+        const bool old = position < past;
+        const size_t from = (old ? cache_row(position) : new_row(position - past)) + column;
+        fetch_piece(stage, r, column, from, old, first + r < end);
       }
     }
     commit_copies();
     if constexpr (Heads::kRaw) make_keys(index, stage);
+  }
+  // 16 bytes of a row of K and of V: of the caches at `from`, or of k and v if not `old`.
+  __device__ __forceinline__ void fetch_piece(int stage, int row, int column, size_t from, bool old, bool is) const {
+#pragma unroll
+    for (int which = 0; which < 2; ++which) {
+      if (Heads::kRaw && !which && is && !old) continue;  // make_keys
+      const Cache* cache = which ? in.v_cache : in.k_cache;
+      const bf16* fresh = which ? in.v : in.k;
+      bf16* to = tile(stage, which) + row * kStride + column;
+      if constexpr (kBf16) {
+        copy_async(to, old ? cache + from : fresh + from, is);
+      } else {
+        uint4 word = make_uint4(0, 0, 0, 0);
+        if (is) word = old ? *reinterpret_cast<const uint4*>(cache + from) : quantize(fresh + from, inverse[which]);
+        uint4 low, high;
+        e4m3_to_bf16(word.x, low.x, low.y), e4m3_to_bf16(word.y, low.z, low.w);
+        e4m3_to_bf16(word.z, high.x, high.y), e4m3_to_bf16(word.w, high.z, high.w);
+        *reinterpret_cast<uint4*>(to) = low;
+        *reinterpret_cast<uint4*>(to + 8) = high;
+      }
+    }
   }
 
   // This warp's 8 keys against every row, to `scores`.
@@ -381,9 +351,12 @@ struct Block {
   }
 };
 
-// Blocks per multiprocessor that the compiler must leave room for; 0: it chooses. Left to itself it would squeeze these
-// three kernels into the registers of one block more on some targets, by spilling.
+// Blocks per multiprocessor that the compiler must leave room for; 0: it chooses. Left to itself it would squeeze some of
+// these kernels into the registers of one block more on some targets, by spilling.
 template <int D, int MT, class Cache>
-constexpr int kResident = D > 128 || sizeof(Cache) != 1 ? 0 : MT == 3 ? (D == 128 ? 3 : 4) : D == 64 ? 7 : 0;
+constexpr int kResident = D > 128              ? (MT == 3 ? 0 : 4)
+                          : D == 128           ? (MT == 3 ? 3 : 5)
+                          : sizeof(Cache) != 1 ? 0
+                                               : (MT == 3 ? 4 : 7);
 
 }  // namespace

@@ -272,9 +272,9 @@ BUGS: dict[str, tuple[str, str, str, str, Callable[[Path], bool]]] = {
     ),
     "the next page": (
         ATTENTION,
-        TILE,
-        "position % in.page_size :",
-        "(position + 1) % in.page_size :",
+        "attention.cuh",
+        "position % page_size :",
+        "(position + 1) % page_size :",
         functools.partial(attends, pages=16),
     ),
     "epsilon outside the root": (
@@ -297,7 +297,7 @@ BUGS: dict[str, tuple[str, str, str, str, Callable[[Path], bool]]] = {
     "keys with the weight of queries": (
         "qk_norm_rope",
         KERNEL,
-        "(is_q ? in.q_weight : in.k_weight)",
+        "is_q ? in.q_weight : in.k_weight",
         "in.q_weight",
         turns,
     ),
