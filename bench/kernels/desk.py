@@ -1,4 +1,4 @@
-"""`python -m bench.kernels.desk`: what a decoded token of the 27B in packed int4 should take.
+"""`python -m bench.kernels.desk`: what a decoded token of the 27B should take, in packed int4 or in block FP8.
 
 A model of events: a launch's blocks are placed as a GPU places them, each warp keeps two stages of its ring on their
 way, one queue stands for the memory, instructions take the schedulers' slots. Instruction counts are of the SASS (nvcc
@@ -10,23 +10,25 @@ from __future__ import annotations
 import argparse
 import heapq
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from deltart.planner.devices import DEVICES
 from deltart.planner.predict import FITTED
-from deltart.plugins.int4_linear import launch
-from deltart.plugins.int4_linear.inputs import Shape
+from deltart.plugins.fp8_linear import launch as fp8
+from deltart.plugins.fp8_linear.inputs import Shape as Fp8Shape
+from deltart.plugins.int4_linear import launch as int4
+from deltart.plugins.int4_linear.inputs import Shape as Int4Shape
 
 HIDDEN, WIDTH, VOCABULARY = 5120, 17408, 248320
 LAYERS, DELTA_NET, ATTENTION = 64, 48, 16
 STATE_BYTES = DELTA_NET * 2 * 48 * 128 * 128 * 4.0  # of the delta rule, read and written
-INSTRUCTIONS = 406.0  # a scheduler's slots for a stage of a warp: two for each of its 203 integer instructions
-CHAIN = 900.0  # cycles from a stage's arrival to its end, where nobody waits
 SETUP, END = 500.0, 400.0  # cycles of a block before its first load and behind its last product
 PLAIN_STEP = 0.45e-6  # seconds of 2 KiB of a plain weight: one load on its way at a time
-OTHERS, EACH = 100, 2.2e-6  # launches of a token besides its linears, and what one takes
-JOINED = 128  # norms in the launches of linears, each as long as a launch of its own would take: a block does it
+# What else a token takes, of an H200's timeline (bench/results): launches and seconds of each. A norm is no launch: the
+# last block of a linear does it.
+NORMS, NORM = 128, 3.3e-6
+OTHERS = ((DELTA_NET, 12e-6), (ATTENTION, 9e-6), (4, 2.2e-6))
 GAP = 0.8e-6  # from the end of a launch to the next one's begin, in a captured graph
 
 
@@ -46,6 +48,36 @@ GPUS = {
     "rtx-5090": Gpu(170, 2.41e9, 100 << 10, 0.75e-6, 76.5),
     "rtx-pro-6000": Gpu(188, 2.40e9, 100 << 10, 0.75e-6),
     "h100": Gpu(132, 1.755e9, 228 << 10, 0.65e-6),
+    "h200": Gpu(132, 1.755e9, 228 << 10, 0.65e-6),
+}
+
+
+@dataclass(frozen=True)
+class Format:
+    """How a packed weight is multiplied.
+
+    Args:
+        block: values of K of a stage, 16 rows each; `ahead`: stages on their way while one is multiplied.
+        slots: of a scheduler, for a stage of a warp: two for each of its integer instructions, or one for each of all.
+        chain: cycles from a stage's arrival to its end, where nobody waits.
+        warps: that a multiprocessor's registers have room for.
+        value: bytes of a value, its scales besides.
+        scales: bytes of a scale, of which a group of values has one.
+    """
+
+    block: int
+    ahead: int
+    slots: float
+    chain: float
+    warps: int
+    value: float
+    scales: float
+    split: Callable[[int, int, int], fp8.Split | int4.Split]  # of n, k and weights
+
+
+FORMATS = {
+    "int4": Format(256, 2, 406, 900, 16, 0.5, 2, lambda n, k, weights: int4.split(Int4Shape(n=n, k=k), weights)),
+    "fp8": Format(128, 3, 210, 600, 24, 1.0, 0, lambda n, k, weights: fp8.split(Fp8Shape(n=n, k=k), weights)),
 }
 
 
@@ -53,7 +85,7 @@ GPUS = {
 class Linear:
     """A launch: rows of its packed weights and, where it has some, of plain ones, how often a token takes it.
 
-    bytes_each: of a value, where the weight isn't packed in int4.
+    bytes_each: of a value, where the weight isn't packed as the others are.
     """
 
     name: str
@@ -64,15 +96,11 @@ class Linear:
     plain: int = 0
     bytes_each: float = 0.0
 
-    def nbytes(self, group: int) -> float:
+    def nbytes(self, group: int, form: Format = FORMATS["int4"]) -> float:
         """Read by a call."""
         if self.bytes_each:
             return self.bytes_each * self.n * self.k
-        return self.weights * self.n * self.k * (0.5 + 2 / group) + 2.0 * self.plain * self.k
-
-    def split(self) -> launch.Split:
-        """How its blocks divide their work."""
-        return launch.split(Shape(n=self.n + self.plain, k=self.k), self.weights)
+        return self.weights * self.n * self.k * (form.value + form.scales / group) + 2.0 * self.plain * self.k
 
 
 HEADS = {"int4": 0.0, "fp8": 1 + 2 / 128, "bf16": 2.0}  # bytes of a value, 0 for what the group says
@@ -86,26 +114,28 @@ LINEARS = (
 )
 
 
-def seconds(gpu: Gpu, bandwidth: float, linear: Linear, group: int) -> float:
+def seconds(gpu: Gpu, bandwidth: float, linear: Linear, group: int, form: Format = FORMATS["int4"]) -> float:
     """Of one call, from its first block's begin to its last one's end."""
     if linear.bytes_each:  # many blocks with little to do beside their loads
         return linear.nbytes(group) / bandwidth + gpu.latency + (SETUP + END) / gpu.clock
-    by, rows = linear.split(), launch.ROWS
-    row_groups = launch.MAX_WARPS // by.parts if linear.plain else by.row_groups
+    by, rows = form.split(linear.n + linear.plain, linear.k, linear.weights), int4.ROWS
+    row_groups = int4.MAX_WARPS // by.parts if linear.plain and form.block == int4.BLOCK else by.row_groups
     warps = row_groups * by.parts * by.weights
     shared = by.shared_bytes // by.warps * warps + 1024  # the driver's own
-    per_gpu = min(gpu.shared // shared, 16 // warps) * gpu.multiprocessors
-    stages = math.ceil(linear.k / launch.BLOCK / by.parts)
-    stage_bytes = rows * launch.BLOCK * (0.5 + 2 / group)
+    per_gpu = min(gpu.shared // shared, form.warps // warps) * gpu.multiprocessors
+    stages = math.ceil(linear.k / form.block / by.parts)
+    stage_bytes = rows * form.block * (form.value + form.scales / group)
     blocks = math.ceil(linear.n / (rows * row_groups))
-    packed = _events(gpu, bandwidth, [(warps, stages)] * blocks, per_gpu, stage_bytes)
+    packed = _events(gpu, bandwidth, [(warps, stages)] * blocks, per_gpu, stage_bytes, form)
     plain = math.ceil(linear.k / 64 / warps) * PLAIN_STEP if linear.plain else 0.0  # in blocks that start first
     return max(packed, plain)
 
 
-def _events(gpu: Gpu, bandwidth: float, blocks: Sequence[tuple[int, int]], per_gpu: int, stage: float) -> float:
+def _events(
+    gpu: Gpu, bandwidth: float, blocks: Sequence[tuple[int, int]], per_gpu: int, stage: float, form: Format
+) -> float:
     """Seconds until the last of `blocks`, (warps, stages of each), is done."""
-    cycle, ahead = 1 / gpu.clock, 2
+    cycle, ahead = 1 / gpu.clock, form.ahead
     memory, end, order = 0.0, 0.0, 0
     schedulers = [0.0] * (4 * gpu.multiprocessors)
     placed = [0] * gpu.multiprocessors  # warps, so far
@@ -140,9 +170,9 @@ def _events(gpu: Gpu, bandwidth: float, blocks: Sequence[tuple[int, int]], per_g
         stages = blocks[block][1]
         if stages - left + ahead < stages:
             arrivals.append(fetch(at))
-        issued = max(at, schedulers[scheduler]) + INSTRUCTIONS * cycle
+        issued = max(at, schedulers[scheduler]) + form.slots * cycle
         schedulers[scheduler] = issued
-        done = max(issued, at + CHAIN * cycle)
+        done = max(issued, at + form.chain * cycle)
         if left > 1:
             order += 1
             ready = max(done, arrivals[stages - left + 1])
@@ -158,25 +188,32 @@ def _events(gpu: Gpu, bandwidth: float, blocks: Sequence[tuple[int, int]], per_g
 def main() -> None:
     """Print a table for every GPU, and one of the tokens."""
     parser = argparse.ArgumentParser(prog="python -m bench.kernels.desk", description=__doc__)
-    parser.add_argument("--group", type=int, choices=launch.GROUPS, default=128)
+    parser.add_argument("--format", choices=list(FORMATS), default="int4", help="of the weights (default int4)")
+    parser.add_argument("--group", type=int, choices=int4.GROUPS, default=128, help="of int4 (default 128)")
+    parser.add_argument(
+        "--slots", type=float, help="a scheduler's slots for a stage, in place of what the kernels take"
+    )
     parser.add_argument("--device", nargs="+", choices=list(GPUS), default=list(GPUS))
-    parser.add_argument("--lm-head", choices=list(HEADS), default="int4", help="how it is held (default int4)")
+    parser.add_argument("--lm-head", choices=list(HEADS), help="how it is held (default int4; bf16 beside FP8)")
     arguments = parser.parse_args()
-    linears = (*LINEARS[:-1], replace(LINEARS[-1], bytes_each=HEADS[arguments.lm_head]))
+    form = FORMATS[arguments.format]
+    form = replace(form, slots=arguments.slots or form.slots)
+    head = arguments.lm_head or ("int4" if arguments.format == "int4" else "bf16")
+    linears = (*LINEARS[:-1], replace(LINEARS[-1], bytes_each=HEADS[head]))
     print("| GPU | " + " | ".join(one.name for one in linears) + " | others | ms | tok/s | bound | Q4 elsewhere |")
     print("|---" * (len(linears) + 6) + "|")
     for name in arguments.device:
         gpu, peak = GPUS[name], DEVICES[name].bandwidth
-        took = [seconds(gpu, peak * FITTED.bandwidth, one, arguments.group) for one in linears]
-        launches = sum(one.calls for one in linears) + OTHERS
-        moved = sum(one.calls * one.nbytes(arguments.group) for one in linears) + STATE_BYTES
-        others = (OTHERS + JOINED) * EACH + STATE_BYTES / peak + launches * GAP
+        took = [seconds(gpu, peak * FITTED.bandwidth, one, arguments.group, form) for one in linears]
+        launches = sum(one.calls for one in linears) + sum(count for count, _ in OTHERS)
+        moved = sum(one.calls * one.nbytes(arguments.group, form) for one in linears) + STATE_BYTES
+        others = NORMS * NORM + sum(count * each for count, each in OTHERS) + launches * GAP
         total = sum(one.calls * each for one, each in zip(linears, took, strict=True)) + others
         cells = [
-            f"{1e6 * each:.1f} us ({one.nbytes(arguments.group) / peak / each:.0%})"
+            f"{1e6 * each:.1f} us ({one.nbytes(arguments.group, form) / peak / each:.0%})"
             for one, each in zip(linears, took, strict=True)
         ]
-        elsewhere = f"{gpu.published:.1f}" if gpu.published else "-"
+        elsewhere = f"{gpu.published:.1f}" if gpu.published and arguments.format == "int4" else "-"
         print(
             f"| {name} | {' | '.join(cells)} | {1e3 * others:.2f} ms | {1e3 * total:.2f} | {1 / total:.1f} | "
             f"{peak / moved:.1f} | {elsewhere} |"

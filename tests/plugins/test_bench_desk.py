@@ -24,11 +24,23 @@ def test_a_heads_bytes_are_what_it_takes() -> None:
     assert took["bf16"] - took["fp8"] == pytest.approx(desk.VOCABULARY * desk.HIDDEN * (1 - 2 / 128) / 3e12)
 
 
-def test_bytes_latency_and_instructions_all_count(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bytes_latency_and_instructions_all_count() -> None:
     gpu, linear = desk.GPUS["rtx-5090"], desk.LINEARS[2]
     usual = desk.seconds(gpu, 1.6e12, linear, 128)
     assert desk.seconds(gpu, 0.8e12, linear, 128) > 1.7 * usual
     assert desk.seconds(gpu, 1.6e12, linear, 32) > 1.05 * usual  # more scales
     assert desk.seconds(replace(gpu, latency=5e-6), 1.6e12, linear, 128) > 1.5 * usual
-    monkeypatch.setattr(desk, "INSTRUCTIONS", 20 * desk.INSTRUCTIONS)
-    assert desk.seconds(gpu, 1.6e12, linear, 128) > 2 * usual
+    slow = replace(desk.FORMATS["int4"], slots=20 * desk.FORMATS["int4"].slots)
+    assert desk.seconds(gpu, 1.6e12, linear, 128, slow) > 2 * usual
+
+
+def test_integer_units_hold_up_fp8_where_memory_is_fast() -> None:
+    """The share of what an H200 read before addresses moved by additions, and of what an H100 could not tell."""
+    linear, fp8 = desk.LINEARS[3], desk.FORMATS["fp8"]
+    took = {
+        (name, slots): desk.seconds(desk.GPUS[name], bandwidth, linear, 128, replace(fp8, slots=slots))
+        for name, bandwidth in (("h100", 3.0e12), ("h200", 4.3e12))
+        for slots in (fp8.slots, 440)
+    }
+    assert took["h200", 440] > 1.15 * took["h200", fp8.slots]
+    assert took["h100", 440] < 1.05 * took["h100", fp8.slots]

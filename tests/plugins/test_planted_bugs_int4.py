@@ -91,7 +91,6 @@ BUGS: dict[str, tuple[str, str, str, Callable[[Path], bool]]] = {
         "multiply_whole(block, (stage + 1) % kStages)",
         wholes,
     ),
-    "a block taken for whole": (TILE, "W.K / (kPieces * kPiece) : 0", "(W.K + 255) / (kPieces * kPiece) : 0", wholes),
     "whole blocks' scales from the word's begin": (TILE, " + ((g * W.scale.groups + first) * bytes & 3)", "", wholes),
     "up with the scales of gate": (TILE, ", scale.data = other.scale.data", "", gates),
     "a nibble of its own sign": (COMMON, "0x43004300u", "0x43084308u", multiplies),
