@@ -136,12 +136,12 @@ struct Int4Tile {
     const unsigned char* scale = from + kScales + g * kScaleRow + ((g * W.scale.groups + first) * bytes & 3);
     const int words_at = at(lane % 16, lane / 16);  // of piece 0, or 1
     const int column = block * kPieces * kPiece;
-#pragma unroll
+#pragma unroll(MT == 1 ? 2 : 1)
     for (int share = 0; share < kPieces; share += kShare) {
       const unsigned char* at_group = scale + (share >> W.scale.shift) * bytes;
       const float by[2] = {W.scale.at(at_group), W.scale.at(at_group + 8 * kScaleRow)};
       float part[MT][4] = {};
-#pragma unroll
+#pragma unroll(MT == 1 ? 2 : 1)
       for (int two = share; two < share + kShare; two += 2) {
         BfPair words[4];  // of two pieces, each of rows g and g + 8
         // A piece lies at (piece ^ row % 8) * 16: `two`, which is even, flips bits of that.

@@ -1,5 +1,6 @@
 // The routed experts of few tokens: every matrix that a token chose is read once, by `mma`, through a ring of copies. A
-// lane copies what it multiplies itself, so it waits for nobody.
+// lane copies what it multiplies itself, so it waits for nobody; scales are dealt out to the lanes long before, and of up
+// to eight tokens the values of a block are asked for before its copies are waited for.
 //
 // gate_up: grid (rows of eight, places). The block of an expert's first place works for all tokens that chose it.
 // down: grid (rows of sixteen). A warp takes every `warps`-th expert; a token's sum is taken in the order of its places.
@@ -9,16 +10,22 @@ namespace {
 
 constexpr int kHalf = kRows / 2, kSumStride = kRows + 1;
 
-// 16 rows: eight of one matrix and eight of another, times up to 8 MT rows of x, wherever they lie.
+// 16 rows: eight of one matrix and eight of another, times up to 8 MT rows of x, wherever they lie. Eight rows from a
+// multiple of eight on share their scales.
 template <class Act, class Weight, int MT>
 struct ExpertTile {
   static constexpr int kTerms = sizeof(Act) == 2 ? 1 : 3, kBlock = Weight::kBlock, kChunk = Weight::kChunk;
-  static constexpr int kStages = 4, kStage = 4 * 512, kRingBytes = kStages * kStage;
+  static constexpr int kStages = 4, kStage = 4 * 512, kRingBytes = kStages * kStage, kLine = 128;
+  static constexpr bool kAhead = MT == 1 && kTerms == 1;
+  static_assert(kStages == 4, "a turn's stage is its last two bits");
+  using Values = Activations<kChunk / 4, kTerms>;
 
   const Weight W[2];
   const Act* x[MT];     // of this lane's tokens, null where there is none
   unsigned char* ring;  // this lane's part
   int tokens, g, t, row[2];
+  const unsigned char* from[2];  // the lane's bytes of the next block that is fetched
+  int left;                      // columns from there to the end of K
   float sum[MT][4] = {};
 
   __device__ ExpertTile(const Weight& upper, const Weight& lower, int upper_row, int lower_row, int tokens,
@@ -29,50 +36,79 @@ struct ExpertTile {
     for (int m = 0; m < MT; ++m) x[m] = nullptr;
   }
 
-  __device__ __forceinline__ unsigned char* at(int stage, int half, int i) const {
-    return ring + stage * kStage + (half * 2 + i) * 512;
+  __device__ __forceinline__ unsigned char* at(int turn, int half, int i) const {
+    return ring + turn % kStages * kStage + (half * 2 + i) * 512;
   }
 
-  __device__ __forceinline__ void fetch(int block, int blocks, int stage) const {
-    if (block < blocks) {
+  // Copies the turn's block, zeros behind K; the next one that is fetched is `step` blocks on.
+  __device__ __forceinline__ void fetch(int turn, int step) {
 #pragma unroll
-      for (int half = 0; half < 2; ++half)
+    for (int half = 0; half < 2; ++half) {
 #pragma unroll
-        for (int i = 0; i < 2; ++i) {
-          const int column = lane_column<Weight>(block, i);
-          copy_async(at(stage, half, i), W[half].at(row[half], column), column < W[half].K);
-        }
+      for (int i = 0; i < 2; ++i) copy_async(at(turn, half, i), from[half] + i * kLine / 2, left > i * kBlock / 2);
+      from[half] += step * kLine;
     }
     commit_copies();
+    left -= step * kBlock;
   }
 
-  __device__ __forceinline__ void multiply(int block, int stage) {
+  // The lane's scale of the eight rows `half`: that of the lane'th of the blocks first, first + step, ...
+  __device__ __forceinline__ float scale_of(int half, int first, int step, int blocks) const {
+    if constexpr (!Weight::kScaled) return 1.0f;
+    const int block = first + threadIdx.x % 32 * step;
+    return block < blocks ? W[half].scale_of(row[half], block) : 0.0f;
+  }
+
+  __device__ __forceinline__ void get(int m, int block, int half, Values& b) const {
+    const int column = lane_column<Weight>(block, half);
+    if (x[m] && column < W[0].K) b.get(x[m] + column);
+  }
+
+  __device__ __forceinline__ void multiply(int block, int turn, const float (&scale)[2], const Values (&ahead)[2]) {
     Piece w;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
 #pragma unroll
-      for (int i = 0; i < 2; ++i) w.at[half][i] = *reinterpret_cast<const uint4*>(at(stage, half, i));
-      w.scale[half] = W[half].scale_of(row[half], block);
+      for (int i = 0; i < 2; ++i) w.at[half][i] = *reinterpret_cast<const uint4*>(at(turn, half, i));
+      w.scale[half] = scale[half];
     }
-    multiply_piece<Weight, kTerms>(w, sum, [&](int m, int half, Activations<kChunk / 4, kTerms>& b) {
-      const int column = lane_column<Weight>(block, half);
+    multiply_piece<Weight, kTerms>(w, sum, [&](int m, int half, Values& b) {
       if (8 * m >= tokens) return false;
-      if (x[m] && column < W[0].K) b.get(x[m] + column);
+      if constexpr (kAhead)
+        b = ahead[half];
+      else
+        get(m, block, half, b);
       return true;
     });
   }
 
   // Blocks first, first + step, ... of K, with kStages - 1 of them on their way while one is multiplied.
   __device__ void run(int first, int step) {
-    const int blocks = (W[0].K + kBlock - 1) / kBlock;
+    const int blocks = (W[0].K + kBlock - 1) / kBlock, turns = (blocks - first + step - 1) / step;
+    const int column = lane_column<Weight>(first, 0);
+    left = W[0].K - column;
+    float later[2], scales[2] = {1.0f, 1.0f};
 #pragma unroll
-    for (int i = 0; i < kStages - 1; ++i) fetch(first + i * step, blocks, i);
-    int stage = 0;
-    for (int block = first; block < blocks; block += step) {
+    for (int half = 0; half < 2; ++half) from[half] = static_cast<const unsigned char*>(W[half].at(row[half], column));
+#pragma unroll
+    for (int i = 0; i < kStages - 1; ++i) fetch(i, step);
+#pragma unroll
+    for (int half = 0; half < 2; ++half) later[half] = scale_of(half, first, step, blocks);
+    Values ahead[2] = {};
+    for (int turn = 0; turn < turns; ++turn) {
+      const int block = first + turn * step;
+      if constexpr (kAhead) get(0, block, 0, ahead[0]), get(0, block, 1, ahead[1]);
+      if (turn % 32 == 0)
+#pragma unroll
+        for (int half = 0; half < 2; ++half)
+          scales[half] = later[half], later[half] = scale_of(half, block + 32 * step, step, blocks);
+      float scale[2];
+#pragma unroll
+      for (int half = 0; half < 2; ++half)
+        scale[half] = Weight::kScaled ? __shfl_sync(kFullWarp, scales[half], turn % 32) : 1.0f;
       wait_copies<kStages - 2>();
-      fetch(block + (kStages - 1) * step, blocks, stage ? stage - 1 : kStages - 1);
-      multiply(block, stage);
-      stage = stage + 1 == kStages ? 0 : stage + 1;
+      fetch(turn + kStages - 1, step);
+      multiply(block, turn, scale, ahead);
     }
   }
 
