@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from bench.planner.anchors import ANCHORS, DENSE, SPARSE, SPARSE_BF16
+from bench.planner.anchors import ANCHORS, DENSE, MEASURED, SPARSE, SPARSE_BF16
 from bench.planner.fit import fit, left_out, median_errors
 from deltart.artifact import load_manifest
 from deltart.planner.predict import FITTED
@@ -35,10 +35,11 @@ def main() -> None:
         + " left out |" * bool(apart)
     )
     print("|---|---|---|---|---|---|---|---|" + "---|" * bool(apart))
-    for i, a in enumerate(ANCHORS):
-        found = a.predicted(models, factors)
+    for i, a in enumerate((*ANCHORS, *MEASURED)):
+        found, error = a.predicted(models, factors), a.error(models, factors)
         cells = [a.model, a.device, a.engine, f"{a.prompt}, {a.rows}, {a.drafts}", UNITS[a.kind]]
-        cells += [f"{a.published:.4g}", f"{found:.4g}", f"{errors[i]:+.0%}", *([f"{apart[i]:+.0%}"] if apart else [])]
+        cells += [f"{a.published:.4g}", f"{found:.4g}", f"{error:+.0%}"]
+        cells += [f"{apart[i]:+.0%}" if i < len(apart) else "-"] if apart else []
         print(f"| {' | '.join(cells)} |")
     for label, values in (("fitted", errors), *([("left out", apart)] if apart else [])):
         decode, prompts = median_errors(values)

@@ -1,4 +1,4 @@
-"""What others published of this family on single GPUs, as calls that the planner predicts.
+"""What others published of this family on single GPUs, and what this engine took, as calls that the planner predicts.
 
 Engines that run other weights (four bits, three bits) are left out: their bytes are not those of an artifact here.
 """
@@ -93,4 +93,18 @@ ANCHORS = (
     Anchor(SPARSE_BF16, "h100", SGLANG, "ttft", 202, 8192),
     Anchor(SPARSE_BF16, "h200", SGLANG, "ttft", 182, 8192),
     Anchor(DENSE, "h100", "best published", "prompt", 11400, 512),
+)
+
+OWN = "DeltaRT, 27 Nov 2026"
+# What this engine took on one H100 (bench/results), kernels of that day; no part of the fit.
+MEASURED = (
+    Anchor(DENSE, "h100", OWN, "gap", 12.72, 0),
+    Anchor(DENSE, "h100", OWN, "gap", 13.52, 32768),
+    Anchor(DENSE, "h100", OWN, "gap", 15.75, 131072),
+    Anchor(SPARSE, "h100", OWN, "gap", 3.117, 0),
+    Anchor(SPARSE, "h100", OWN, "gap", 3.746, 32768),
+    Anchor(DENSE, "h100", OWN, "prompt", 12703, 2048),
+    Anchor(DENSE, "h100", OWN, "prompt", 11456, 8192),
+    Anchor(SPARSE, "h100", OWN, "prompt", 20143, 2048),
+    Anchor(SPARSE, "h100", OWN, "prompt", 19574, 8192),
 )

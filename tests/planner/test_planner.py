@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.planner.anchors import ACCEPTANCE, ACCEPTED, ANCHORS, DENSE, SPARSE, SPARSE_BF16
+from bench.planner.anchors import ACCEPTANCE, ACCEPTED, ANCHORS, DENSE, MEASURED, SPARSE, SPARSE_BF16
 from bench.planner.fit import fit, left_out, median_errors
 from deltart.artifact import load_manifest
 from deltart.cli import main
@@ -210,3 +210,17 @@ def test_the_command(nano_artifact: Path, capsys: pytest.CaptureFixture[str]) ->
     assert main(["plan", str(nano_artifact)]) == 0
     assert "Jetson AGX Thor" in capsys.readouterr().out
     assert main(["plan", str(nano_artifact), "--device", "abacus"]) == 2
+
+
+def test_this_engines_own_figures_stand_beside_the_predictions(models: Mapping[str, Model]) -> None:
+    """Decode was as fast as the planner says of engines of today, or faster; prompts were slower, of experts by far."""
+    errors = {(a.model, a.kind, a.prompt): a.error(models, FITTED) for a in MEASURED}
+    bounds = {
+        (DENSE, "gap"): (0, 0.1),
+        (SPARSE, "gap"): (0.1, 0.35),
+        (DENSE, "prompt"): (-0.4, 0),
+        (SPARSE, "prompt"): (-0.9, 0),
+    }
+    for (model, kind, _), error in errors.items():
+        least, most = bounds[model, kind]
+        assert least < error < most, (model, kind, error)
