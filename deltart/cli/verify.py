@@ -52,7 +52,7 @@ def add_parser(commands: Any) -> None:
         choices=["auto", "bf16", "fp8"],
         default="auto",
         help="fp8: show what E4M3 activations of block-FP8 linears cost in prefill; auto: where an engine rounds them, "
-        "which then may be off by as much and a quarter more; bf16: never, and such an engine has a bound for gross "
+        "which then may be off by three times as much, besides; bf16: never, and such an engine has a bound for gross "
         "errors alone (default auto)",
     )
     parser.add_argument("--prompt", metavar="TEXT", help="run this text's tokens instead")
@@ -176,7 +176,9 @@ def _print(report: VerifyReport, target: Path) -> None:
         out.print(f"{agreement.runner}: {agreement}")
     for runner, twin in report.twins.items():
         out.print(
-            line(f"{runner} rounds activations in prefill, and may be off by {TWIN_SHARE} of what {twin} is, besides")
+            line(
+                f"{runner} rounds activations in prefill, and may be off by {TWIN_SHARE} times what {twin} is, besides"
+            )
         )
     for reason in dict.fromkeys(report.skipped.values()):
         names = ", ".join(name for name, why in report.skipped.items() if why == reason)

@@ -126,7 +126,7 @@ class VerifyReport:
     `reference` is the first runner that ran, which most points are compared with: `outside`, unless that could not run;
     `greedy` is, by runner, the share of positions whose most probable token is the reference's; `skipped` says why a
     runner could not run; `shown` says what pictures and videos were in prompts of their own; `twins` names, by runner,
-    the one whose rounding it shares: it may be off by TWIN_SHARE of what that one is off, besides its tolerance.
+    the one whose rounding it shares: it may be off by TWIN_SHARE times what that one is, besides its tolerance.
     """
 
     artifact: str
@@ -217,7 +217,7 @@ def judge(
 
     Args:
         tolerances: relative RMS allowed to each runner.
-        twins: runners that are allowed TWIN_SHARE of what another one, their twin, is off at a point, besides.
+        twins: runners that are allowed TWIN_SHARE times what another one, their twin, is off at a point, besides.
     """
     results = {name: iterations[0] for name, iterations in found.outputs.items()}
     reference, *others = results or [""]

@@ -10,12 +10,13 @@ import onnx
 
 from deltart.errors import ArtifactError
 from deltart.runtime.backends.base import SlotState
+from deltart.runtime.backends.gpu.engine_manifest import SPECULATE_TOKENS
 from deltart.runtime.backends.ort import WeightMode
 from deltart.verify.exposed import ExposedBackend
 
 
 class Fp8PrefillBackend:
-    """ONNX Runtime on an artifact, calls of more than one token with another body of a linear.
+    """ONNX Runtime on an artifact, calls of more than SPECULATE_TOKENS with another body of a linear.
 
     Args:
         artifact: folder written by `deltart export`.
@@ -41,7 +42,8 @@ class Fp8PrefillBackend:
         self, graph: str, state: SlotState, inputs: Mapping[str, np.ndarray], outputs: Sequence[str]
     ) -> list[np.ndarray]:
         """See Backend."""
-        backend = self._prefill if inputs["input_ids"].shape[1] > 1 else self._decode
+        rounds = inputs["input_ids"].shape[1] > SPECULATE_TOKENS  # shorter calls are not prefill's
+        backend = self._prefill if rounds else self._decode
         return backend.run(graph, state, inputs, outputs)
 
 

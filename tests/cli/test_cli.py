@@ -139,7 +139,8 @@ def test_nano_answers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
 def test_verify_shows_the_cost_of_fp8_activations(
     tiny: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    command = ["verify", str(tiny / "artifact"), "--tokens", "9", "--json", "--html", str(tmp_path / "report.html")]
+    command = ["verify", str(tiny / "artifact"), "--tokens", "10", "--prefill", "9", "--json"]
+    command += ["--html", str(tmp_path / "report.html")]
     capsys.readouterr()
     plain = run_json(capsys, *command)
     asked = run_json(capsys, *command, "--prefill-activations", "fp8")

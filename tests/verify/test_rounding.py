@@ -18,8 +18,9 @@ from deltart.plugins.fp8_linear.activations import AS_STORED, ROUNDED, WHERE_MUL
 from deltart.plugins.launch import Launch
 from deltart.runtime.backends.gpu.cuda import Run
 from deltart.runtime.backends.tensorrt.builder.build import LONG_CHUNK, BuildOptions, build_engine
+from deltart.runtime.text.tokenizer import Tokenizer
 from deltart.verify.tolerances import FP8_PREFILL, NATIVE_ON_SHIM, TWIN_SHARE
-from support.native_engine import NANO
+from support.native_engine import NANO, heldout_ids
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +39,15 @@ def verified(artifact: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
     capsys.readouterr()
     main(["verify", str(artifact), *prompt, "--json", "--html", f"{tmp_path}/page.html", *more])
     return json.loads(capsys.readouterr().out)
+
+
+def test_no_right_engine_is_refused(artifact: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """100 tokens, as many as are run by default: here the engine's logits are off by 3.5 times what the twin's are."""
+    text = Tokenizer.from_folder(NANO).decode(heldout_ids(100).tolist())
+    build_engine(artifact, BuildOptions("native", max_context=128, chunk=96))
+    report = verified(artifact, tmp_path, capsys, "--prompt", text)
+    assert report["passed"] and report["tokens"] == 100
+    build_engine(artifact, BuildOptions("native", max_context=64, chunk=32))
 
 
 def errors(report: dict, runner: str) -> dict[str, float]:
