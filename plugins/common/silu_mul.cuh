@@ -10,12 +10,12 @@ __device__ inline void silu_mul(const Act* gate, const Act* up, Act* y, long lon
     load(gate + first, g);
     load(up + first, u);
 #pragma unroll
-    for (int i = 0; i < 8; ++i) u[i] *= g[i] * sigmoid(g[i]);
+    for (int i = 0; i < 8; ++i) u[i] *= g[i] * sigmoid_for<Act>(g[i]);
     store(y + first, u);
     return;
   }
   for (long long i = first; i < count; ++i) {
     const float g = to_float(gate[i]);
-    y[i] = from_float<Act>(to_float(up[i]) * g * sigmoid(g));
+    y[i] = from_float<Act>(to_float(up[i]) * g * sigmoid_for<Act>(g));
   }
 }

@@ -54,4 +54,20 @@ struct Parameter {
 };
 
 __device__ __forceinline__ float sigmoid(float x) { return 1.0f / (1.0f + expf(-x)); }
+// The same for a result that is rounded to Act: for bf16 by the special unit's approximations, four instructions in place of
+// some thirty. Their error is below 2^-16 of the result where that is above 2^-126 (PTX ISA, ex2.approx and rcp.approx: 2 and
+// 1 ulp; x log2(e), up to 126 in size, is rounded to 24 bits): a hundredth of half an ulp of bf16.
+template <class Act>
+__device__ __forceinline__ float sigmoid_for(float x) {
+  return sigmoid(x);
+}
+#ifndef DELTART_CPU_SHIM
+template <>
+__device__ __forceinline__ float sigmoid_for<bf16>(float x) {
+  float power, result;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(x * -1.44269504f));
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(1.0f + power));
+  return result;
+}
+#endif
 __device__ __forceinline__ float softplus(float x) { return x > 20.0f ? x : log1pf(expf(x)); }

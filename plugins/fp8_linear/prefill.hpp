@@ -8,6 +8,7 @@ namespace deltart::fp8_block_linear {
 
 constexpr int64_t SCALE_BLOCK = 128;
 constexpr int64_t TILE = 128;       // rows of the weight per tile
+constexpr int64_t QUANTIZED = 32;  // tokens of a block that quantizes
 constexpr int64_t PAIR = 2 * TILE;  // quantized activations are padded to whole pairs of tiles
 constexpr int64_t ENOUGH_BLOCKS = 132;
 constexpr int64_t MAX_ITEMS = 2 * ENOUGH_BLOCKS;  // tiles times splits, where K is split
@@ -150,10 +151,10 @@ inline std::vector<Launch> prefill(const Call& call, const Shape& shape, const T
 inline std::vector<Launch> prefill_w8a8(const Call& call, const Shape& shape, const TileKernel& kernel, Names weight,
                                         std::string_view y) {
   check(shape);
-  int64_t groups = ceil_div(shape.rows, PAIR) * PAIR * ceil_div(shape.k, SCALE_BLOCK);
+  int64_t tokens = ceil_div(shape.rows, PAIR) * PAIR, blocks = ceil_div(shape.k, SCALE_BLOCK);
   Arguments args;
   args.pointers(call, {"x", "codes", "x_scale"}).ints({shape.rows, shape.k});
-  std::vector<Launch> list = {{"fp8_block_linear_quantize", {ceil_div(groups, 8), 1, 1}, 256, 0, args}};
+  std::vector<Launch> list = {{"fp8_block_linear_quantize", {blocks, tokens / QUANTIZED, 1}, 256, 0, args}};
   for (Launch& launch : prefill(call, shape, kernel, weight, y)) list.push_back(launch);
   return list;
 }

@@ -9,6 +9,7 @@ from deltart.plugins.fp8_linear.reference import BLOCK
 from deltart.plugins.launch import Launch, ints, pointers, require
 
 TILE = 128  # rows of the weight per tile; tokens of a tile of quantized activations
+QUANTIZED = 32  # tokens of a block that quantizes
 PAIR = 2 * TILE  # quantized activations are padded to whole pairs of tiles
 ENOUGH_BLOCKS = 132  # the multiprocessors of an H100; a constant, so that equal calls give equal bits on every GPU
 MAX_ITEMS = 2 * ENOUGH_BLOCKS  # tiles times splits, where K is split
@@ -121,7 +122,8 @@ def prefill_w8a8(
 ) -> list[Launch]:
     """As `prefill`, activations rounded to E4M3 per token and 128 of K first. `at`: as `prefill`, and x."""
     check(shape)
-    groups = quantized_bytes(shape)["x_scale"] // 4
     args = (*pointers(at, "x", "codes", "x_scale"), *ints(shape.rows, shape.k))
-    quantize = Launch("fp8_block_linear_quantize", (-(-groups // 8), 1, 1), 256, 0, args)
+    quantize = Launch(
+        "fp8_block_linear_quantize", (-(-shape.k // BLOCK), -(-shape.rows // PAIR) * PAIR // QUANTIZED, 1), 256, 0, args
+    )
     return [quantize, *prefill(shape, kernel, at, multiprocessors)]

@@ -8,7 +8,11 @@
     const int row = blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32;                                            \
     const size_t base = size_t(row) * D;                                                                          \
     if (row >= rows) return;                                                                                      \
-    norm_head<4>(GatedNorm<Act>{x + base, z + base, {weight, bf16_weight}, y + base, D, epsilon});                \
+    const GatedNorm<Act> head{x + base, z + base, {weight, bf16_weight}, y + base, D, epsilon};                   \
+    if (D <= 128)                                                                                                 \
+      norm_head<1>(head);                                                                                         \
+    else                                                                                                          \
+      norm_head<4>(head);                                                                                         \
   }                                                                                                               \
   EXPORT_KERNEL(gated_rms_norm_##suffix)
 

@@ -18,13 +18,19 @@ struct GatedNorm {
 template <int Vectors, class Act>
 __device__ __forceinline__ void norm_head(const GatedNorm<Act>& in) {
   constexpr int kVector = 4;
+  constexpr bool kAhead = Vectors == 1;  // whether z and the weight are asked for with x, and not behind the sum: they fit
   const int lane = threadIdx.x % 32;
-  float x[Vectors][kVector], sum = 0.0f;
+  float x[Vectors][kVector], z[Vectors][kVector], w[Vectors][kVector], sum = 0.0f;
+  auto fetch = [&](int i, int at) {
+    load(in.z + at, z[i]);
+    in.weight.get(at, w[i]);
+  };
 #pragma unroll
   for (int i = 0; i < Vectors; ++i) {
     const int at = (i * 32 + lane) * kVector;
     if (at >= in.D) continue;
     load(in.x + at, x[i]);
+    if constexpr (kAhead) fetch(i, at);
 #pragma unroll
     for (int j = 0; j < kVector; ++j) sum = fmaf(x[i][j], x[i][j], sum);
   }
@@ -33,11 +39,9 @@ __device__ __forceinline__ void norm_head(const GatedNorm<Act>& in) {
   for (int i = 0; i < Vectors; ++i) {
     const int at = (i * 32 + lane) * kVector;
     if (at >= in.D) continue;
-    float z[kVector], w[kVector];
-    load(in.z + at, z);
-    in.weight.get(at, w);
+    if constexpr (!kAhead) fetch(i, at);
 #pragma unroll
-    for (int j = 0; j < kVector; ++j) x[i][j] *= scale * w[j] * z[j] * sigmoid(z[j]);
+    for (int j = 0; j < kVector; ++j) x[i][j] *= scale * w[i][j] * z[i][j] * sigmoid_for<Act>(z[i][j]);
     store(in.y + at, x[i]);
   }
 }

@@ -35,6 +35,21 @@ struct Raw {
     }
   }
   __device__ __forceinline__ const Act* values() const { return reinterpret_cast<const Act*>(at); }
+  __device__ __forceinline__ void set(const float (&to)[kVector]) {
+#ifndef DELTART_CPU_SHIM
+    if constexpr (sizeof(Act) == 2) {  // two a conversion: one by one they take the special unit, and are put together
+#pragma unroll
+      for (int i = 0; i < kVector / 2; ++i)
+        reinterpret_cast<__nv_bfloat162*>(at)[i] = __floats2bfloat162_rn(to[2 * i], to[2 * i + 1]);
+      return;
+    }
+#endif
+    store(reinterpret_cast<Act*>(at), to);
+  }
+  __device__ __forceinline__ void put(Act* to) const {
+#pragma unroll
+    for (int i = 0; i < kPieces; ++i) reinterpret_cast<uint4*>(to)[i] = at[i];
+  }
 };
 
 // Row `row`, by a block of `Threads`; `sums` holds a float for each warp of kNormThreads. Where there are fewer, each does
@@ -52,7 +67,6 @@ __device__ void norm_row(const Norm<Act>& in, int row, float* sums) {
       raw_h[part][i].template get<false>(in.h + base + at, at < in.D);
       raw_x[part][i].template get<Fresh>(in.x + base + at, in.x && at < in.D);
     }
-  float h[kParts][kMostVectors][kVector];
 #pragma unroll
   for (int part = 0; part < kParts; ++part) {
     const int thread = part * Threads + threadIdx.x;
@@ -60,14 +74,17 @@ __device__ void norm_row(const Norm<Act>& in, int row, float* sums) {
 #pragma unroll
     for (int i = 0; i < kMostVectors; ++i) {
       const int at = (i * kNormThreads + thread) * kVector;
-      float(&mine)[kVector] = h[part][i];
+      if (at >= in.D) continue;
+      float mine[kVector];
       load(raw_h[part][i].values(), mine);
       if (in.x) {
         float x[kVector];
         load(raw_x[part][i].values(), x);
 #pragma unroll
-        for (int j = 0; j < kVector; ++j) mine[j] = to_float(from_float<Act>(mine[j] + x[j]));  // what its readers see
-        if (at < in.D) store(in.sum + base + at, mine);
+        for (int j = 0; j < kVector; ++j) mine[j] += x[j];
+        raw_h[part][i].set(mine);  // rounded, as its readers see it; as it is stored it takes half of the registers
+        raw_h[part][i].put(in.sum + base + at);
+        load(raw_h[part][i].values(), mine);
       }
 #pragma unroll
       for (int j = 0; j < kVector; ++j) sum = fmaf(mine[j], mine[j], sum);
@@ -85,11 +102,12 @@ __device__ void norm_row(const Norm<Act>& in, int row, float* sums) {
     for (int i = 0; i < kMostVectors; ++i) {
       const int at = (i * kNormThreads + part * Threads + threadIdx.x) * kVector;
       if (at >= in.D) continue;
-      float w[kVector];
+      float w[kVector], h[kVector];
       in.weight.get(at, w);
+      load(raw_h[part][i].values(), h);
 #pragma unroll
-      for (int j = 0; j < kVector; ++j) h[part][i][j] *= scale * (1.0f + w[j]);
-      store(in.y + base + at, h[part][i]);
+      for (int j = 0; j < kVector; ++j) h[j] *= scale * (1.0f + w[j]);
+      store(in.y + base + at, h);
     }
 }
 

@@ -59,6 +59,40 @@ def expected(kernel: TileKernel, shape: Shape, given: Arrays) -> np.ndarray:
     return x @ dequantize(given["weight"].astype(np.float64), given["weight_scale_inv"].astype(np.float64)).T
 
 
+def mantissas(exponent: int) -> np.ndarray:
+    """x [256, 2048] in bf16: row r has groups of a value of mantissa r at 2^exponent, and in them, at exponents to 15
+    lower, all mantissas of either sign."""
+    every = (128 + np.arange(128)) / 128 * np.where(np.arange(128) % 2, 1, -1)
+    x = np.empty((2, 128, 16, 128))
+    for lower in range(16):
+        x[:, :, lower] = every * 0.5**lower
+    x[1] *= -1
+    x[0, :, 0, :], x[1, :, 0, :] = x[0, :, 0, :] / 2, x[1, :, 0, :] / 2
+    for half, place in ((0, 0), (1, 127)):  # so that each mantissa is in one of them
+        x[half, :, :, place] = (128 + np.arange(128))[:, None] / 128
+    return (x.reshape(256, 2048) * 2.0**exponent).astype(ml_dtypes.bfloat16)
+
+
+def divides(kernels: CpuModule, exponents: tuple[int, ...] = (0,)) -> bool:
+    """Whether codes and scales are those of a division."""
+    shape = Shape(tokens=256, n=16, k=2048)
+    for exponent in exponents:
+        x = mantissas(exponent)
+        found = {name: np.full(size, 0xFF, np.uint8) for name, size in prefill.quantized_bytes(shape).items()}
+        at = dict.fromkeys(("weight", "weight_scale_inv", "y", "partial"), 0)
+        at |= {name: array.ctypes.data for name, array in ({"x": x} | found).items()}
+        kernels.run(prefill.prefill_w8a8(shape, W8A8, at)[:1])
+        (codes, scale), (right, right_scale) = untiled(shape, found), quantize(x.astype(np.float32))
+        if not ((codes.view(np.uint8) == right.view(np.uint8)).all() and (scale == right_scale).all()):
+            return False
+    return True
+
+
+def test_a_quotient_by_the_inverse_is_a_quotient() -> None:
+    """All mantissas of x and of a group's largest, from subnormal bf16 to the largest."""
+    assert divides(module(W8A8), (0, -60, -61, -110, -126, 60, 126))
+
+
 def errors(kernel: TileKernel, shape: Shape, given: Arrays, found: Arrays) -> tuple[float, float, float]:
     """Relative RMS of y against float64, against float64 rounded to bf16, and of the f32 parts of a split K (or 0)."""
     if kernel is not W8A16:

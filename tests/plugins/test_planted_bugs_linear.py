@@ -58,6 +58,10 @@ def multiplies_many(op: Path, kernel: TileKernel) -> bool:
     return all(prefill.check(kernels, kernel, shape, order) for order in (0, REVERSE))
 
 
+def divides(op: Path) -> bool:
+    return prefill.divides(prefill.module(W8A8, op))
+
+
 def adds_splits(op: Path) -> bool:
     shape = LinearShape(tokens=70, n=40, k=2064)
     return all(prefill.check(prefill.module(kernel, op), kernel, shape) for kernel in prefill.KERNELS)
@@ -94,6 +98,7 @@ def draws_again(op: Path) -> bool:
 
 LINEAR, ATTENTION, SAMPLER, NORM = "fp8_linear", "gated_attention", "sampler", "residual_rms_norm"
 KERNEL, DRAW, ROW, TILE, TURN = "kernel.cu", "draw.cuh", "row.cuh", "tile.cuh", "turn.cuh"
+ROUND = "activations.cuh"
 WGMMA, HOPPER = "prefill_wgmma.cu", "../common/hopper.cuh"
 by_w8a16, by_w8a8, by_wgmma = (functools.partial(multiplies_many, kernel=k) for k in (W8A16, W8A8, W8A8_WGMMA))
 BUGS: dict[str, tuple[str, str, str, str, Callable[[Path], bool]]] = {
@@ -201,6 +206,16 @@ BUGS: dict[str, tuple[str, str, str, str, Callable[[Path], bool]]] = {
     "products not committed": (LINEAR, WGMMA, "      commit_products();\n", "", by_wgmma),
     "products not fenced": (LINEAR, WGMMA, "      fence_products(part);\n", "", by_wgmma),
     "blocks of K added unscaled": (LINEAR, WGMMA, "k / 16, k > 0)", "k / 16, block > work.first || k > 0)", by_wgmma),
+    "scale of half a group": (LINEAR, ROUND, "mask = kLanes / 2", "mask = kLanes / 4", by_w8a8),
+    "second token of a lane not its own": (
+        LINEAR,
+        ROUND,
+        "token = first + i * kTokensAtOnce;\n    float",
+        "token = first;\n    float",
+        by_w8a8,
+    ),
+    "halves of a piece exchanged": (LINEAR, ROUND, "lane % 2 * 8", "(1 - lane % 2) * 8", by_w8a8),
+    "guess left as it is": (LINEAR, ROUND, "fmaf(-fmaf(guess, y, -x), inverse, guess)", "guess", divides),
     "no scale of the activations": (LINEAR, WGMMA, "w * x_scale[72]", "w", by_wgmma),
     "weight scale of the block before": (
         LINEAR,
@@ -284,7 +299,7 @@ BUGS: dict[str, tuple[str, str, str, str, Callable[[Path], bool]]] = {
         "(rsqrtf(warp_sum(sum) / in.D) + in.epsilon)",
         norms,
     ),
-    "gate without its factor": ("gated_rms_norm", "norm.cuh", "z[j] * sigmoid(z[j])", "sigmoid(z[j])", norms),
+    "gate without its factor": ("gated_rms_norm", "norm.cuh", "z[i][j] * sigmoid_for<Act>", "sigmoid_for<Act>", norms),
     "turned the other way": ("qk_norm_rope", TURN, "(second ? other : -other)", "(second ? -other : other)", turns),
     "turned against the neighbour": ("qk_norm_rope", TURN, "second ? lane - apart", "second ? lane - 1", turns),
     "angles of the token before": (
@@ -304,7 +319,7 @@ BUGS: dict[str, tuple[str, str, str, str, Callable[[Path], bool]]] = {
     "the gate turned too": ("qk_norm_rope", KERNEL, "  load(from + in.D + at, x);\n", "", turns),
     "squares added before they are there": (NORM, "norm.cuh", "  __syncthreads();\n", "", adds_and_norms),
     "weight without its one": (NORM, "norm.cuh", "(1.0f + w[j])", "w[j]", adds_and_norms),
-    "residual not kept": (NORM, "norm.cuh", "if (at < in.D) store(in.sum + base + at, mine);", "", adds_and_norms),
+    "residual not kept": (NORM, "norm.cuh", "raw_h[part][i].put(in.sum + base + at);", "", adds_and_norms),
     "top-k one short": (
         SAMPLER,
         DRAW,

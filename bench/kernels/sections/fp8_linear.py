@@ -155,11 +155,45 @@ def quantized_beforehand(run: Run, case: LinearCase) -> Arrays:
     return {name: buffers.read(name).copy() for name in ("codes", "x_scale")}
 
 
+def tiled(shape: inputs.Shape, x: np.ndarray) -> Arrays:
+    """The codes and scales of x [M, K] in f32 by the reference, padded and laid out as the quantizer leaves them."""
+    blocks, tokens = -(-shape.k // BLOCK), -(-shape.rows // prefill.PAIR) * prefill.PAIR
+    codes, scale = quantize(np.pad(x, ((0, tokens - shape.rows), (0, blocks * BLOCK - shape.k))))
+    pieces = codes.view(np.uint8).reshape(-1, prefill.TILE, blocks, 8, 16).swapaxes(1, 2)
+    row, piece = np.ogrid[: prefill.TILE, :8]
+    swizzled = np.empty_like(pieces)
+    swizzled[:, :, row, piece ^ row % 8] = pieces
+    return {"codes": swizzled.reshape(-1), "x_scale": np.ascontiguousarray(scale.T).view(np.uint8).reshape(-1)}
+
+
+def rounding(run: Run, name: str, case: LinearCase) -> Row:
+    """The quantizer on its own: its bits are the reference's, which shows the device's conversion to E4M3."""
+    row, right = Row("linear", f"{name} M={case.shape.rows} quantize"), tiled(case.shape, activations(case))
+
+    def plan(buffers: Buffers) -> list[Launch]:
+        return case.plan(run, buffers)[:1]
+
+    buffers = once(run, case.source, case.arrays, plan)
+    wrong = sum(int((buffers.read(array).view(np.uint8).reshape(-1) != right[array]).sum()) for array in right)
+    row.passed = not wrong
+    row.notes.append(f"{wrong} bytes of codes and scales differ")
+    moved = case.arrays["x"].nbytes + sum(array.nbytes for array in right.values())
+    return measure(run, row, case.source, case.arrays, plan, moved, 0, {})
+
+
+def activations(case: LinearCase) -> np.ndarray:
+    """x [M, K] of a case, in f32."""
+    wide: np.ndarray = case.arrays["x"].astype(np.float32).reshape(case.shape.rows, -1)
+    return wide
+
+
 def linear(run: Run) -> Iterator[Row]:
     """Every 27B shape. The percentage of FP8 is of the plain FP8 product of the ceilings."""
     for name, (n, k) in ({"small": (136, 2064)} if run.small else inputs.SHAPES_27B).items():
         for case in cases(run, n, k):
             row = Row("linear", f"{name} M={case.shape.rows} {case.kind}")
+            if case.quantized and case.shape.rows > SHORT_PROMPT and case.kind in TILES:
+                yield rounding(run, name, case)
             against = rivals(run, case)
             check(run, row, case, against)
             row = measure(
