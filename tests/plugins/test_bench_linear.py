@@ -51,9 +51,9 @@ def test_block_scales_are_padded_columns() -> None:
 
 def rows(without: str = "") -> list[Row]:
     names = [*token.ONE_BY_ONE, *token.LINEARS, *token.LAYERS, token.FP8_HEAD] + [
-        ("attention", f"B=1 T=1 past={past} bf16") for past in token.PASTS
+        ("joined", f"rope, attention B=1 T=1 past={past}") for past in token.PASTS
     ]
-    return [Row(section, f"{case} *", us=2.0) for section, case in dict.fromkeys(names) if section != without]
+    return [Row(section, f"{case} *", us=2.0) for section, case in dict.fromkeys(names) if case != without]
 
 
 def test_a_token_is_the_sum_of_its_calls() -> None:
@@ -61,12 +61,12 @@ def test_a_token_is_the_sum_of_its_calls() -> None:
     one_by_one, alone, short, short_fp8, long, long_fp8 = token.token(run)
     assert one_by_one.us == 2.0 * (48 * 3 + 16 * 2 + 32 + 64 + 64)
     assert alone.us == 2.0 * (48 + 16 + 48 + 16 + 64 + 64)
-    assert short.us == long.us == alone.us + 2.0 * (48 + 2 + 2 * 16)
+    assert short.us == long.us == alone.us + 2.0 * (48 + 2 + 16)
     assert short_fp8.us == long_fp8.us == short.us
     assert any("token/s of at most 123" in note for note in short.notes)
-    run = Run(Host(), 0, rows=rows(without="attention"))
+    run = Run(Host(), 0, rows=rows(without="rope, attention B=1 T=1 past=1024"))
     _, alone, short, *_ = token.token(run)
-    assert alone.us and short.us is None and short.notes == ["not measured: attention B=1 T=1 past=1024 bf16"]
+    assert alone.us and short.us is None and short.notes == ["not measured: joined rope, attention B=1 T=1 past=1024"]
 
 
 def test_cases_of_one_beginning_are_told_apart() -> None:

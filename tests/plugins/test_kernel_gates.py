@@ -85,7 +85,7 @@ CEILINGS = {
     "lm_head_quantize": 64,
     "moe_experts": 64,
     "moe_experts_gate_up": 255,
-    "moe_experts_gate_up_bf16_e4m3_m1": 64,
+    "moe_experts_gate_up_bf16_e4m3_m1": 72,
     "moe_experts_down": 255,
     "moe_experts_down_bf16": 192,
     "moe_experts_down_bf16_e4m3_m1": 96,
