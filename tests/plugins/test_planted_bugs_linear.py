@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import test_fp8_linear as linear
-import test_fp8_linear_prefill as prefill
 import test_gated_attention as attention
 import test_gated_rms_norm as norm
 import test_projections as projections
@@ -20,7 +19,6 @@ import test_sampler as sampler
 
 from deltart.plugins.cpu_shim.runner import REVERSE
 from deltart.plugins.fp8_linear.inputs import Shape as LinearShape
-from deltart.plugins.fp8_linear.prefill import W8A8, W8A8_WGMMA, W8A16, TileKernel
 from deltart.plugins.gated_attention.inputs import Shape as AttentionShape
 from deltart.plugins.gated_rms_norm.inputs import Shape as NormShape
 from deltart.plugins.qk_norm_rope.inputs import Shape as RopeShape
@@ -51,20 +49,6 @@ def gates(op: Path) -> bool:
 
 def projects(op: Path) -> bool:
     return projections.check(projections.module(op), LinearShape(tokens=3, k=400, dtype="f32"), (272, 40), (48, 47))
-
-
-def multiplies_many(op: Path, kernel: TileKernel) -> bool:
-    kernels, shape = prefill.module(kernel, op), LinearShape(tokens=300, n=136, k=1040)
-    return all(prefill.check(kernels, kernel, shape, order) for order in (0, REVERSE))
-
-
-def divides(op: Path) -> bool:
-    return prefill.divides(prefill.module(W8A8, op))
-
-
-def adds_splits(op: Path) -> bool:
-    shape = LinearShape(tokens=70, n=40, k=2064)
-    return all(prefill.check(prefill.module(kernel, op), kernel, shape) for kernel in prefill.KERNELS)
 
 
 def attends(op: Path, splits: int = 1, cache: str = "bf16", pages: int = 0) -> bool:
@@ -98,9 +82,6 @@ def draws_again(op: Path) -> bool:
 
 LINEAR, ATTENTION, SAMPLER, NORM = "fp8_linear", "gated_attention", "sampler", "residual_rms_norm"
 KERNEL, DRAW, ROW, TILE, TURN = "kernel.cu", "draw.cuh", "row.cuh", "tile.cuh", "turn.cuh"
-ROUND = "activations.cuh"
-WGMMA, HOPPER = "prefill_wgmma.cu", "../common/hopper.cuh"
-by_w8a16, by_w8a8, by_wgmma = (functools.partial(multiplies_many, kernel=k) for k in (W8A16, W8A8, W8A8_WGMMA))
 BUGS: dict[str, tuple[str, str, str, str, Callable[[Path], bool]]] = {
     "sums added before they are there": (LINEAR, "decode.cuh", "  __syncthreads();\n", "", multiplies),
     "scale of the block before": (
@@ -176,71 +157,6 @@ BUGS: dict[str, tuple[str, str, str, str, Callable[[Path], bool]]] = {
     ),
     "blocks of one weight not counted off": (LINEAR, "decode.cuh", "if (!found) block -= blocks;", "", projects),
     "a block too few for a weight": (LINEAR, "decode.cuh", "+ rows - 1) / rows", ") / rows", projects),
-    "tiles read before they are there": (LINEAR, "prefill.cu", "      wait_copies<kStages - 2>();\n", "", by_w8a16),
-    "tiles overwritten too early": (LINEAR, "prefill.cu", "      __syncthreads();\n", "", by_w8a8),
-    "last block not scaled": (LINEAR, "prefill.cu", " || step + 1 == stop) promote", ") promote", by_w8a16),
-    "scale of another token": (LINEAR, "prefill.cu", "x_scale[m * 16 + half * 8]", "x_scale[m * 16]", by_w8a8),
-    "pieces not swizzled": (LINEAR, "activations.cuh", "(piece ^ row % 8)", "piece", by_w8a8),
-    "the last part of K left out": (LINEAR, "output.cuh", "split < splits; ++", "split < splits - 1; ++", adds_splits),
-    "parts of K on top of each other": (LINEAR, "output.cuh", "size_t(split) * M * N + at", "at", adds_splits),
-    "stage read before it is full": (
-        LINEAR,
-        WGMMA,
-        "    wait(&memory.full[step % kStages], step / kStages % 2);\n",
-        "",
-        by_wgmma,
-    ),
-    "stage filled before it is empty": (
-        LINEAR,
-        WGMMA,
-        "        wait(&memory.empty[stage], step / kStages % 2 ^ 1);\n",
-        "",
-        by_wgmma,
-    ),
-    "stage given back after half of the products": (LINEAR, WGMMA, "if (half == 1)", "if (half == 0)", by_wgmma),
-    "weights announced on their way": (LINEAR, WGMMA, "        wait_copies<kLag>();\n", "", by_wgmma),
-    "weights announced a stage early": (LINEAR, WGMMA, "wait_copies<kLag>()", "wait_copies<kLag + 1>()", by_wgmma),
-    "last weights never waited for": (LINEAR, WGMMA, "    wait_copies<0>();\n", "", by_wgmma),
-    "weights not shown to the products": (LINEAR, WGMMA, "    fence_async();\n    arrive(", "    arrive(", by_wgmma),
-    "sums read before they are there": (LINEAR, WGMMA, "      wait_products<0>(part);\n", "", by_wgmma),
-    "products not committed": (LINEAR, WGMMA, "      commit_products();\n", "", by_wgmma),
-    "products not fenced": (LINEAR, WGMMA, "      fence_products(part);\n", "", by_wgmma),
-    "blocks of K added unscaled": (LINEAR, WGMMA, "k / 16, k > 0)", "k / 16, block > work.first || k > 0)", by_wgmma),
-    "scale of half a group": (LINEAR, ROUND, "mask = kLanes / 2", "mask = kLanes / 4", by_w8a8),
-    "second token of a lane not its own": (
-        LINEAR,
-        ROUND,
-        "token = first + i * kTokensAtOnce;\n    float",
-        "token = first;\n    float",
-        by_w8a8,
-    ),
-    "halves of a piece exchanged": (LINEAR, ROUND, "lane % 2 * 8", "(1 - lane % 2) * 8", by_w8a8),
-    "guess left as it is": (LINEAR, ROUND, "fmaf(-fmaf(guess, y, -x), inverse, guess)", "guess", divides),
-    "no scale of the activations": (LINEAR, WGMMA, "w * x_scale[72]", "w", by_wgmma),
-    "weight scale of the block before": (
-        LINEAR,
-        WGMMA,
-        "work.weight_tile * in.blocks + block]",
-        "work.weight_tile * in.blocks + max(block - 1, 0)]",
-        by_wgmma,
-    ),
-    "scales of the next block": (
-        LINEAR,
-        WGMMA,
-        "size_t(block) * in.token_tiles",
-        "size_t(block + 1 < in.blocks ? block + 1 : block) * in.token_tiles",
-        by_wgmma,
-    ),
-    "operands without a swizzle": (LINEAR, HOPPER, "| uint64_t(1) << 62", "| uint64_t(0) << 62", by_wgmma),
-    "atoms too close": (LINEAR, HOPPER, "uint64_t(kAtom >> 4) << 32", "uint64_t(kAtom >> 5) << 32", by_wgmma),
-    "the same 32 of K again": (LINEAR, WGMMA, "weight + k / 16,", "weight + k / 32,", by_wgmma),
-    "the other warpgroup's tokens": (
-        LINEAR,
-        WGMMA,
-        "describe(stage.x[group])",
-        "describe(stage.x[1 - group])",
-        by_wgmma,
-    ),
     "one key too many": (ATTENTION, TILE, "+ 1) * mine, seen)", "+ 1) * mine, seen + 1)", attends),
     "one key too few": (
         ATTENTION,
