@@ -1,5 +1,6 @@
 // Programmatic dependent launch (PTX: griddepcontrol, from sm_90 on): a kernel may begin while the one before it on the
-// stream still runs. Until it has waited it reads weights alone, and writes nothing but shared memory.
+// stream still runs. Until it has waited it reads weights alone, and writes nothing but shared memory;
+// that a line should come to the L2 it may ask of any memory.
 //
 // Every block waits before it ends: so the end of a kernel is the end of all before it. A kernel lets the next one begin
 // first of all, but for those that keep memory busy: behind their last read, when the next one's first weights can come. A

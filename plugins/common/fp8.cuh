@@ -66,11 +66,6 @@ __device__ __forceinline__ void e4m3_to_bf16(uint32_t word, BfPair& first, BfPai
 #endif
 }
 
-// Four values as E4M3, the first in the lowest byte; each as `to_e4m3`. sm_89 and later have an instruction for two: PTX
-// states for `cvt.rn.satfinite.e4m3x2.f32` that it rounds to nearest, ties to even, subnormals included; that what is beyond
-// 448, infinity too, becomes 448 with its sign; and that NaN becomes 0x7f whatever its sign. So the bits are the same.
-__device__ __forceinline__ uint32_t to_e4m3x4(float a, float b, float c, float d);
-
 // The nearest E4M3 (ties to even); beyond 448 it is 448, and NaN stays NaN.
 __device__ __forceinline__ uint8_t to_e4m3(float x) {
   const uint32_t sign = float_bits(x) >> 24 & 0x80, magnitude = float_bits(x) & 0x7fffffffu;
@@ -81,6 +76,9 @@ __device__ __forceinline__ uint8_t to_e4m3(float x) {
   return sign | ((bits + 0x7ffffu + (bits >> 20 & 1)) >> 20) - (120u << 3);
 }
 
+// Four values as E4M3, the first in the lowest byte; each as `to_e4m3`. sm_89 and later have an instruction for two: PTX
+// states for `cvt.rn.satfinite.e4m3x2.f32` that it rounds to nearest, ties to even, subnormals included; that what is beyond
+// 448, infinity too, becomes 448 with its sign; and that NaN becomes 0x7f whatever its sign. So the bits are the same.
 __device__ __forceinline__ uint32_t to_e4m3x4(float a, float b, float c, float d) {
 #if !defined(DELTART_CPU_SHIM) && __CUDA_ARCH__ >= 890
   uint32_t word;

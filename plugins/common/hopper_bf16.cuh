@@ -7,9 +7,6 @@
 #pragma once
 #include "hopper.cuh"
 
-// Of a 16-byte piece of row `row`, in bytes.
-__device__ __forceinline__ int swizzled_piece(int row, int piece) { return row * 128 + (piece ^ row % 8) * 16; }
-
 // `describe` for columns along memory, with the bytes from 64 columns to the next.
 __device__ __forceinline__ uint64_t describe_columns(const void* operand, int leading) {
   return (describe(operand) & ~(uint64_t(0x3fff) << 16)) | uint64_t(leading >> 4) << 16;
@@ -34,7 +31,6 @@ inline void multiply_rows(float (&d)[40], uint64_t a, uint64_t b, bool accumulat
 inline void multiply_columns(float (&d)[128], const BfPair (&a)[4], uint64_t b) {
   shim::issue({d, 0, b, true, shim::multiply_fragment<32>, a});
 }
-inline float power_of_two(float x) { return exp2f(x); }
 
 #else
 
@@ -93,11 +89,5 @@ __device__ __forceinline__ void multiply_columns(float (&d)[128], const BfPair (
 #undef D32
 #undef D20
 #undef D4
-
-__device__ __forceinline__ float power_of_two(float x) {
-  float y;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-}
 
 #endif

@@ -127,6 +127,10 @@ __device__ __forceinline__ void prefetch_all(const void* from, size_t bytes) {
     prefetch(static_cast<const unsigned char*>(from) + at);
 }
 
+// Where the 16-byte piece of a row of 128 bytes is, in bytes: eight rows have a piece in different banks, as the 128-byte
+// swizzle of warpgroup products has it.
+__device__ __forceinline__ int swizzled(int row, int piece) { return row * 128 + (piece ^ row % 8) * 16; }
+
 // x as a sum of `Terms` bf16 numbers, the largest first: 8, 16 or 24 bits of it.
 template <int Terms>
 __device__ __forceinline__ void split(float x, float y, BfPair (&to)[Terms]) {

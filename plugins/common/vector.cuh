@@ -53,6 +53,17 @@ struct Parameter {
   }
 };
 
+#ifdef DELTART_CPU_SHIM
+inline float power_of_two(float x) { return exp2f(x); }
+#else
+// 2^x by the special unit's approximation, 0 where the result would be subnormal.
+__device__ __forceinline__ float power_of_two(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+#endif
+
 __device__ __forceinline__ float sigmoid(float x) { return 1.0f / (1.0f + expf(-x)); }
 // The same for a result that is rounded to Act: for bf16 by the special unit's approximations, four instructions in place of
 // some thirty. Their error is below 2^-16 of the result where that is above 2^-126 (PTX ISA, ex2.approx and rcp.approx: 2 and
@@ -64,9 +75,8 @@ __device__ __forceinline__ float sigmoid_for(float x) {
 #ifndef DELTART_CPU_SHIM
 template <>
 __device__ __forceinline__ float sigmoid_for<bf16>(float x) {
-  float power, result;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(x * -1.44269504f));
-  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(1.0f + power));
+  float result;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(1.0f + power_of_two(x * -1.44269504f)));
   return result;
 }
 #endif

@@ -10,8 +10,6 @@
 constexpr int kBlock = 128, kTile = 128, kTileBytes = kTile * kBlock;
 
 __device__ __forceinline__ int padded_tokens(int M) { return (M + 2 * kTile - 1) / (2 * kTile) * (2 * kTile); }
-// Where the 16-byte piece of a row of 128 bytes is, in a tile.
-__device__ __forceinline__ int swizzled(int row, int piece) { return row * kBlock + (piece ^ row % 8) * 16; }
 
 // x / y, rounded to nearest, from 1 / y: the remainder of the first guess corrects it. For bf16 x, and y a scale of such, it
 // is what a division of ten instructions gives: a test takes all mantissas.

@@ -66,7 +66,7 @@ struct Producer {
       int token;
       size_t at;
       const bool is = rows.row(r, token, at) && token < rows.live;
-      copy_async(memory.q[lane / 8] + swizzled_piece(r, lane % 8), rows.in.q + (is ? at + lane * 8 : 0), is);
+      copy_async(memory.q[lane / 8] + swizzled(r, lane % 8), rows.in.q + (is ? at + lane * 8 : 0), is);
     }
   }
 
@@ -81,7 +81,7 @@ struct Producer {
                                              : cache + in.cache_row(rows.slot, rows.head, first, kHead)) +
                          warp * apart + lane * 8;
       unsigned char* to = memory.kv[step % kRing][lane / 8];
-      const int upper = swizzled_piece(warp, lane % 8), lower = swizzled_piece(warp + 4, lane % 8);  // of eight rows
+      const int upper = swizzled(warp, lane % 8), lower = swizzled(warp + 4, lane % 8);  // of eight rows
 #pragma unroll
       for (int r = 0; r < kTileKeys; r += 8, from += 8 * apart) {
         copy_async(to + r * kRowBytes + upper, from, true);
@@ -95,7 +95,7 @@ struct Producer {
       const bool is = first + r < rows.end;
       const bf16* from = position < rows.past ? cache + in.cache_row(rows.slot, rows.head, position, kHead)
                                               : fresh + in.new_row(rows.slot, rows.head, position - rows.past, kHead);
-      copy_async(memory.kv[step % kRing][lane / 8] + swizzled_piece(r, lane % 8), from + lane * 8, is);
+      copy_async(memory.kv[step % kRing][lane / 8] + swizzled(r, lane % 8), from + lane * 8, is);
     }
   }
 
@@ -210,7 +210,7 @@ struct Multiplier {
 
   // Column c of 128 of row r in the room of the warp's own queries, which nobody reads any more.
   __device__ float* staged(int r, int c) const {
-    return reinterpret_cast<float*>(memory.q[c / 32] + swizzled_piece(r, c % 32 / 4)) + c % 4;
+    return reinterpret_cast<float*>(memory.q[c / 32] + swizzled(r, c % 32 / 4)) + c % 4;
   }
 
   // o through shared memory, half of the columns at a time, so that gates and o move in whole sectors.

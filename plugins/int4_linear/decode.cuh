@@ -127,8 +127,9 @@ struct Int4Tile {
     }
   }
 
-  // A block that is whole, where four pieces or more share a scale, of bf16 activations: their products are summed before they are scaled, and
-  // no address depends on what is there. Integer units are what a multiprocessor runs out of (../fp8_linear/README.md).
+  // A block that is whole, where four pieces or more share a scale, of bf16 activations: their products are summed before
+  // they are scaled, and no address depends on what is there. Integer units are what a multiprocessor runs out of
+  // (../fp8_linear/README.md).
   __device__ __forceinline__ void multiply_whole(int block, int stage) {
     constexpr int kShare = 4;
     const unsigned char* from = ring + stage * kStage;

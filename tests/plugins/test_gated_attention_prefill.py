@@ -125,7 +125,7 @@ BUGS = {
     "a chunk of queries again": (PREFILL, "q + (d / 4 * kRows * kRowBytes", "q + (d / 8 * kRows * kRowBytes"),
     "values of other keys": (PREFILL, "v + s * 16 * kRowBytes / 16", "v + s * 8 * kRowBytes / 16"),
     "columns of another chunk": (HOPPER, "uint64_t(leading >> 4) << 16", "uint64_t(leading >> 5) << 16"),
-    "another swizzle": (HOPPER, "(piece ^ row % 8)", "(piece ^ row % 4)"),
+    "another swizzle": ("../common/tensor_core.cuh", "(piece ^ row % 8)", "(piece ^ row % 4)"),
     "the head of the row before": (PREFILL, "+ (first + r) % group) * kHead",
                                    "+ max((first + r) % group - 1, 0)) * kHead"),
     "padded tokens appended": (PREFILL, "token < min(to, rows.live)", "token < min(to, in.tokens)"),

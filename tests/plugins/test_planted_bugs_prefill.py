@@ -41,7 +41,7 @@ BUGS: dict[str, tuple[str, str, str, Callable[[Path], bool]]] = {
     "tiles overwritten too early": ("prefill.cu", "      __syncthreads();\n", "", by_w8a8),
     "last block not scaled": ("prefill.cu", " || step + 1 == stop) promote", ") promote", by_w8a16),
     "scale of another token": ("prefill.cu", "x_scale[m * 16 + half * 8]", "x_scale[m * 16]", by_w8a8),
-    "pieces not swizzled": ("activations.cuh", "(piece ^ row % 8)", "piece", by_w8a8),
+    "pieces not swizzled": ("../common/tensor_core.cuh", "(piece ^ row % 8)", "piece", by_w8a8),
     "the last part of K left out": ("output.cuh", "split < splits; ++", "split < splits - 1; ++", adds_splits),
     "parts of K on top of each other": ("output.cuh", "size_t(split) * M * N + at", "at", adds_splits),
     "stage read before it is full": (
