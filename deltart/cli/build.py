@@ -65,7 +65,7 @@ def add_parser(commands: Any) -> None:
         choices=["auto", "bf16", "fp8"],
         default="auto",
         help="fp8: prefill rounds the activations of block-FP8 linears to E4M3 per token and 128 values, those of "
-        "routed experts on GPUs whose mma multiplies E4M3 (sm_89, sm_120); decode and speculation never do; bf16: "
+        "routed experts on GPUs with a product for that (sm_89, sm_90, sm_120); decode and speculation never do; bf16: "
         "exact; auto: fp8 on GPUs that multiply E4M3 (sm_89 and later), bf16 on others and without block-FP8 weights "
         "(default auto)",
     )

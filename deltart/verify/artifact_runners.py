@@ -72,10 +72,8 @@ class ArtifactRunners:
         return [name for name, engine, capability in self._engines() if _rounds(engine, capability)]
 
     def twins(self) -> dict[str, str]:
-        """The twin of each engine that rounds. Its experts are exact: engines with experts have none."""
-        if not self._shows_rounding or any(".experts." in name for name in self._manifest.tensors):
-            return {}
-        return dict.fromkeys(self.rounding(), FP8_PREFILL)
+        """The twin of each engine that rounds."""
+        return dict.fromkeys(self.rounding(), FP8_PREFILL) if self._shows_rounding else {}
 
     def fp8_heads(self) -> list[str]:
         """The runners whose engine has its LM head in E4M3."""
@@ -132,11 +130,9 @@ class ArtifactRunners:
         return Runner(backend_points(backend, backend.points, self._prefill), reply, sees)
 
     def _fp8_prefill(self) -> Runner:
-        from deltart.export.lower.functions import PORTABLE, parse_function
         from deltart.verify.fp8_prefill import Fp8PrefillBackend
 
-        linear = parse_function(PORTABLE["Fp8BlockLinear"]({"quantize_activations": 1}))
-        backend = Fp8PrefillBackend(self._artifact, linear, weights=self._weights)
+        backend = Fp8PrefillBackend(self._artifact, weights=self._weights)
         return Runner(backend_points(backend, backend.points, self._prefill))
 
     def _native_on_shim(self) -> Runner:

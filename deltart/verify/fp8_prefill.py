@@ -9,29 +9,32 @@ import numpy as np
 import onnx
 
 from deltart.errors import ArtifactError
+from deltart.export.lower.functions import PORTABLE, parse_function
+from deltart.plugins.fp8_linear.activations import ATTRIBUTE
+from deltart.plugins.registry import MODEL_OPS
+from deltart.plugins.spec import DOMAIN
 from deltart.runtime.backends.base import SlotState
 from deltart.runtime.backends.gpu.engine_manifest import SPECULATE_TOKENS
 from deltart.runtime.backends.ort import WeightMode
 from deltart.verify.exposed import ExposedBackend
 
+ROUNDING = frozenset(spec.name for spec in MODEL_OPS if ATTRIBUTE in spec.attributes)
+
 
 class Fp8PrefillBackend:
-    """ONNX Runtime on an artifact, calls of more than SPECULATE_TOKENS with another body of a linear.
+    """ONNX Runtime on an artifact; block-FP8 linears and experts of calls of more than SPECULATE_TOKENS in W8A8.
 
     Args:
         artifact: folder written by `deltart export`.
-        linear: the ONNX function that takes the place of the graphs' own function of its name.
         target, weights: as OrtBackend takes them.
 
     Raises:
-        ArtifactError: no graph of the artifact has such a function: there is no block-FP8 weight.
+        ArtifactError: a graph of the artifact has neither: there is no block-FP8 weight.
     """
 
-    def __init__(
-        self, artifact: Path, linear: onnx.FunctionProto, target: str = "ort", weights: WeightMode = "folded"
-    ) -> None:
+    def __init__(self, artifact: Path, target: str = "ort", weights: WeightMode = "folded") -> None:
         self._decode = ExposedBackend(artifact, target, weights)
-        self._prefill = _Replaced(artifact, linear, target, weights)
+        self._prefill = _Rounding(artifact, target, weights)
         self.manifest, self.points = self._decode.manifest, self._decode.points
 
     def new_state(self, graph: str, slots: int, capacity: int) -> SlotState:
@@ -47,15 +50,15 @@ class Fp8PrefillBackend:
         return backend.run(graph, state, inputs, outputs)
 
 
-class _Replaced(ExposedBackend):
-    def __init__(self, artifact: Path, linear: onnx.FunctionProto, target: str, weights: WeightMode) -> None:
-        self._linear = linear
-        super().__init__(artifact, target, weights)
-
+class _Rounding(ExposedBackend):
     def _read(self, graph: str) -> onnx.ModelProto:
         model = super()._read(graph)
-        found = [f for f in model.functions if (f.domain, f.name) == (self._linear.domain, self._linear.name)]
-        if not found:
+        layers = (node for function in model.functions for node in function.node)
+        nodes = {node.op_type: node for node in layers if node.domain == DOMAIN and node.op_type in ROUNDING}
+        if not nodes:
             raise ArtifactError(f"{self.artifact} has no block-FP8 weight", hint="calibrate the checkpoint first")
-        found[0].CopyFrom(self._linear)
+        for function in model.functions:
+            if node := nodes.get(function.name):
+                attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+                function.CopyFrom(parse_function(PORTABLE[function.name](attributes | {ATTRIBUTE: 1})))
         return model

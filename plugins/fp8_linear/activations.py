@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+ATTRIBUTE = "quantize_activations"  # of the composite ops that can
 AS_STORED, ROUNDED, WHERE_MULTIPLIED = 0, 1, 2
 MULTIPLIES = 89  # the compute capability, times ten, from which GPUs multiply E4M3
 

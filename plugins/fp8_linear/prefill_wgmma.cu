@@ -4,7 +4,7 @@
 // their scales, which the quantizer laid out, come as bulk copies, weights as cp.async in 16-byte pieces that make the
 // swizzle. A 128-wide block of K is summed by the tensor cores, 64 tokens at a time, and then scaled into f32 sums:
 // while one warpgroup does that, the other one's products run. A block of threads takes tiles until none is left.
-#include "../common/hopper.cuh"
+#include "../common/warpgroups.cuh"
 #include "activations.cuh"
 #include "output.cuh"
 #include "projections.cuh"
@@ -14,13 +14,7 @@
 namespace {
 
 constexpr int kStages = 4, kLag = 2;  // kLag: stages whose weights may still be on their way
-constexpr int kGroup = 128, kMultipliers = 2, kTokens = kMultipliers * kTile;
-// Registers per thread: at launch, all that 384 threads can have in whole eights, and after they are dealt out anew. A
-// warpgroup that asks for more than the others left waits for ever.
-constexpr int kThreads = kGroup * (kMultipliers + 1), kLaunchRegisters = 65536 / kThreads / 8 * 8;
-constexpr int kProducerRegisters = 56, kMultiplierRegisters = 224;
-static_assert(kGroup * (kProducerRegisters + kMultipliers * kMultiplierRegisters) <= kThreads * kLaunchRegisters,
-              "more registers than the block has");
+constexpr int kTokens = kMultipliers * kTile;
 
 struct Stage {
   unsigned char x[kMultipliers][kTileBytes], w[kTileBytes];
@@ -161,22 +155,8 @@ struct Multiplier {
 };
 
 __device__ void run(const Product& in, Memory& memory) {
-  if (threadIdx.x == 0) {
-    for (int stage = 0; stage < kStages; ++stage) {
-      init_barrier(&memory.full[stage], kGroup + 1);
-      init_barrier(&memory.empty[stage], kMultipliers * kGroup / 32);
-    }
-    fence_async();
-  }
-  __syncthreads();
-  const int group = __shfl_sync(kFullWarp, int(threadIdx.x) / kGroup, 0);
-  if (group == kMultipliers) {
-    give_registers<kProducerRegisters>();
-    Producer{in, memory, int(threadIdx.x) % kGroup}.run();
-  } else {
-    take_registers<kMultiplierRegisters>();
-    Multiplier(in, memory, group).run();
-  }
+  init_ring(memory.full, memory.empty, kGroup + 1);
+  deal_out([&](int thread) { Producer{in, memory, thread}.run(); }, [&](int group) { Multiplier(in, memory, group).run(); });
 }
 
 }  // namespace

@@ -5,6 +5,7 @@
 // pieces that make the swizzle. Two warpgroups multiply, 64 rows each, scores, probabilities and sums in registers: while
 // one takes its softmax step, the other one's products run. Grid (row tiles, the longest first; slots * kv heads).
 #include "../common/hopper_bf16.cuh"
+#include "../common/warpgroups.cuh"
 #include "attention.cuh"
 
 #if defined(DELTART_CPU_SHIM) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
@@ -13,12 +14,7 @@ namespace {
 
 constexpr int kHead = 256, kRows = 128, kTileKeys = 80, kRing = 4, kLag = 2;  // kLag: steps that may still be on their way
 constexpr int kChunk = 64, kChunks = kHead / kChunk, kRowBytes = 2 * kChunk;  // of a head, to a row of an operand
-constexpr int kGroup = 128, kMultipliers = 2, kSteps = kTileKeys / 16;
-// Registers per thread: see fp8_linear/prefill_wgmma.cu.
-constexpr int kThreads = kGroup * (kMultipliers + 1), kLaunchRegisters = 65536 / kThreads / 8 * 8;
-constexpr int kProducerRegisters = 56, kMultiplierRegisters = 224;
-static_assert(kGroup * (kProducerRegisters + kMultipliers * kMultiplierRegisters) <= kThreads * kLaunchRegisters,
-              "more registers than the block has");
+constexpr int kSteps = kTileKeys / 16;
 
 struct Memory {
   unsigned char q[kChunks][kRows * kRowBytes], kv[kRing][kChunks][kTileKeys * kRowBytes];
@@ -264,23 +260,10 @@ struct Multiplier {
 };
 
 __device__ void run(const Attention<bf16>& in, Memory& memory) {
-  if (threadIdx.x == 0) {
-    for (int stage = 0; stage < kRing; ++stage) {
-      init_barrier(&memory.full[stage], kGroup);
-      init_barrier(&memory.empty[stage], kMultipliers * kGroup / 32);
-    }
-    fence_async();
-  }
-  __syncthreads();
+  init_ring(memory.full, memory.empty, kGroup);
   const Rows rows(in);
-  const int group = __shfl_sync(kFullWarp, int(threadIdx.x) / kGroup, 0);
-  if (group == kMultipliers) {
-    give_registers<kProducerRegisters>();
-    Producer{rows, memory, int(threadIdx.x) % kGroup / 32, int(threadIdx.x) % 32}.run();
-  } else {
-    take_registers<kMultiplierRegisters>();
-    Multiplier(rows, memory, group).run();
-  }
+  deal_out([&](int thread) { Producer{rows, memory, thread / 32, thread % 32}.run(); },
+           [&](int group) { Multiplier(rows, memory, group).run(); });
 }
 
 }  // namespace

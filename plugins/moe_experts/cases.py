@@ -11,10 +11,12 @@ from pathlib import Path
 import numpy as np
 
 from deltart.plugins.cases import PAIRS, KernelCase, OpCall, op_call
+from deltart.plugins.fp8_linear.prefill import ENOUGH_BLOCKS, HOPPER
 from deltart.plugins.moe_experts import inputs
 from deltart.plugins.moe_experts.inputs import Shape
-from deltart.plugins.moe_experts.launch import experts, is_decode, workspace
+from deltart.plugins.moe_experts.launch import experts, source, workspace
 from deltart.plugins.moe_experts.op import FP8_MOE_EXPERTS, FP8_SPARSE_MOE, MOE_EXPERTS, SPARSE_MOE
+from deltart.plugins.moe_experts.prefill import WGMMA
 from deltart.plugins.moe_experts.reference import route
 from deltart.plugins.spec import OpSpec
 from deltart.plugins.tolerance import TOLERANCE
@@ -62,24 +64,28 @@ def reference(shape: Shape, given: dict[str, np.ndarray]) -> np.ndarray:
     return spec.reference(*wide, shape.chosen, shape.hidden, shape.width, *quantized)[0]
 
 
-def case(shape: Shape) -> KernelCase:
-    """A call with data."""
+def case(shape: Shape, capability: int = 0, multiprocessors: int = ENOUGH_BLOCKS) -> KernelCase:
+    """A call with data, by the kernels of a GPU: see `launch.experts`."""
 
     def outputs() -> dict[str, np.ndarray]:
         scratch = {name: np.full(size, 0xFF, np.uint8) for name, size in workspace(shape).items()}
         return inputs.outputs(shape) | scratch
 
     return KernelCase(
-        name=f"{'w8a8' if shape.quantized else shape.stored} {shape.experts} x {shape.width} B={shape.slots} "
-        f"T={shape.tokens}",
-        source=Path(__file__).parent / ("decode.cu" if is_decode(shape) else "prefill.cu"),
+        name=f"{_kind(shape, capability)} {shape.experts} x {shape.width} B={shape.slots} T={shape.tokens}",
+        source=Path(__file__).parent / source(shape, capability),
         given=lambda seed: inputs.make(shape, seed),
         outputs=outputs,
-        launches=lambda at: experts(shape, at),
+        launches=lambda at: experts(shape, at, capability, multiprocessors),
         expected=lambda given: {"y": reference(shape, given)},
         tolerance={"y": W8A8_TOLERANCE if shape.quantized else TOLERANCE[shape.dtype]},
         read=lambda arrays: bytes_read(shape, arrays),
     )
+
+
+def _kind(shape: Shape, capability: int) -> str:
+    wgmma = source(shape, capability) == WGMMA.source
+    return "w8a8 wgmma" if wgmma else "w8a8" if shape.quantized else shape.stored
 
 
 def bytes_read(shape: Shape, arrays: dict[str, np.ndarray]) -> int:
@@ -91,13 +97,16 @@ def bytes_read(shape: Shape, arrays: dict[str, np.ndarray]) -> int:
     return round(share * sum(held)) + sum(others)
 
 
-def timed(small: bool) -> Iterator[KernelCase]:
-    """Decode, verify and prefill of a layer of the 35B model, or `small` ones."""
+def timed(small: bool, capability: int = 0, multiprocessors: int = ENOUGH_BLOCKS) -> Iterator[KernelCase]:
+    """Decode, verify and prefill of a layer of the 35B model, or `small` ones; on sm_90, prompts by warpgroups too."""
     layer = Shape(hidden=128, experts=8, chosen=2, width=64, shared=64) if small else Shape()
     for stored, tokens in (("e4m3", (1, 4, 16, 64, 1024)), ("bf16", (1, 1024))):
         for count in (1, 65) if small else tokens:
             yield case(replace(layer, tokens=count, stored=stored))
     yield case(replace(layer, tokens=65 if small else 1024, quantized=True))
+    if capability == HOPPER:
+        for count in (65,) if small else (1024, 4096):
+            yield case(replace(layer, tokens=count, quantized=True), capability, multiprocessors)
 
 
 CALLS = {spec.name: partial(calls, spec) for spec in SPECS.values()}

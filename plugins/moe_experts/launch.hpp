@@ -4,6 +4,7 @@
 #include <iterator>
 #include <set>
 
+#include "../fp8_linear/prefill.hpp"
 #include "../native/launch.hpp"
 
 namespace deltart::moe_experts {
@@ -16,8 +17,8 @@ constexpr int64_t RING_BYTES = 4 * 2048;     // of a warp
 constexpr int64_t SMALL_SHARED = 99 << 10;  // bytes of shared memory that every GPU gives a block
 constexpr int64_t HALF_ROWS = 8, ROWS = 16;  // of a weight: a block of gate_up, and of down
 constexpr int64_t GATE_UP_WARPS = 4, MIN_WARPS = 4, MAX_WARPS = 10, MAX_WARPS_OF_MANY = 8;
-constexpr int64_t ROUTE_THREADS = 256, THREADS = 256;
-constexpr int64_t TILE_TOKENS = 64, TILE_ROWS = 128, STAGES = 3, BLOCK = 128;
+constexpr int64_t ROUTE_THREADS = 256, THREADS = 256, QUANTIZE_LANES = 16;
+constexpr int64_t TILE_TOKENS = 64, BLOCK = 128;  // TILE_TOKENS: the fewest of any kernel
 
 struct Shape {
   int64_t rows, tokens, hidden, experts, chosen, width, shared, stored_experts;
@@ -28,7 +29,6 @@ struct Shape {
   int64_t places() const { return rows * choices(); }
   int64_t stride() const { return std::max(width, shared); }
   int64_t groups() const { return stored_experts + (shared > 0); }
-  int64_t tiles() const { return places() / TILE_TOKENS + groups(); }
   bool is_decode() const { return !quantized && rows <= MAX_DECODE_TOKENS && places() <= MAX_DECODE_PLACES; }
 };
 
@@ -38,11 +38,13 @@ inline std::string joined(const std::set<std::string>& names) {
   return text;
 }
 
-// Whether activations may be rounded to E4M3, and whether `mma` multiplies them so on a GPU.
+// Whether activations may be rounded to E4M3, and whether a GPU has a product for that.
 inline bool is_quantized(const Call& call) {
   return call.sizes.count("quantize_activations") && call.size("quantize_activations");
 }
-inline bool multiplies_e4m3(int64_t capability) { return capability == 89 || capability >= 120; }
+inline bool multiplies_e4m3(int64_t capability) {
+  return capability == 89 || capability == fp8_block_linear::HOPPER || capability >= 120;
+}
 
 inline Shape shape_of(const Call& call, bool quantizes) {
   auto kinds_of = [&](Names tensors) {
@@ -79,7 +81,7 @@ inline std::vector<std::pair<std::string_view, int64_t>> workspace(const Shape& 
   std::vector<std::pair<std::string_view, int64_t>> arrays = {{"slot", places}, {"weight", places}, {"h", h}};
   if (shape.is_decode()) return arrays;
   arrays.insert(arrays.end(), {{"count", 4 * shape.groups()}, {"place", places}, {"position", places}});
-  for (std::string_view array : {"tile_slot", "tile_first", "tile_tokens"}) arrays.emplace_back(array, 4 * shape.tiles());
+  for (std::string_view array : {"tile_slot", "tile_first", "tile_tokens"}) arrays.emplace_back(array, 4 * (shape.places() / TILE_TOKENS + shape.groups()));
   arrays.emplace_back("rows", 2 * shape.places() * shape.hidden);
   if (shape.quantized) {
     int64_t groups = std::max(shape.rows * ceil_div(shape.hidden, BLOCK), shape.places() * ceil_div(shape.stride(), BLOCK));
@@ -161,22 +163,41 @@ inline Launch quantize(const Call& call, const Shape& shape, bool of_x) {
   else
     args.pointers(call, {"h", "slot", "position"});
   args.pointers(call, {"codes", "scales"}).ints({rows, k, shape.stored_experts, shape.width, shape.shared});
-  return {"moe_experts_quantize", {ceil_div(rows * ceil_div(k, BLOCK), THREADS / 32), 1, 1}, THREADS, 0, args};
+  return {"moe_experts_quantize", {ceil_div(rows * ceil_div(k, BLOCK), THREADS / QUANTIZE_LANES), 1, 1}, THREADS, 0, args};
 }
 
-inline void prefill(std::vector<Launch>& list, const Call& call, const Shape& shape) {
+// The grouped products of a kind: the end of their names, source, places and rows of W of a tile, threads, bytes of shared
+// memory, and whether blocks of threads take tiles by turns.
+struct GroupKernel {
+  std::string kind;
+  const char* source;
+  int64_t tokens, rows, threads, shared_bytes;
+  bool persistent;
+
+  int64_t tiles(const Shape& shape) const { return shape.places() / tokens + shape.groups(); }
+};
+
+// Three stages of rows of x and of W, so many bytes apart.
+inline GroupKernel tiles_of_64(const char* kind, int64_t stride_x, int64_t stride) {
+  return {kind, "prefill.cu", TILE_TOKENS, 128, THREADS, 3 * (64 * stride_x + 128 * stride) + 4 * 64, false};
+}
+
+// wgmma is in sm_90a alone.
+inline GroupKernel kernel_of(const Shape& shape, int64_t capability) {
+  if (shape.quantized && capability == fp8_block_linear::HOPPER)
+    return {"wgmma", "prefill_wgmma.cu", 128, 256, 384, 4 * (3 * 128 * BLOCK + 4 * 128) + 64, true};
+  return shape.quantized ? tiles_of_64("w8a8", 80, 80) : shape.is_fp8 ? tiles_of_64("e4m3", 160, 80) : tiles_of_64("bf16", 144, 144);
+}
+
+inline void prefill(std::vector<Launch>& list, const Call& call, const Shape& shape, const GroupKernel& kernel) {
   require(shape.dtype == DType::bf16, name(shape.dtype) + " activations of " + std::to_string(shape.rows) + " tokens",
           "bf16");
   Names order = {"place", "tile_slot", "tile_first", "tile_tokens"};
-  int64_t partial = 4 * (THREADS / 32), count = shape.rows * shape.hidden;
-  std::string kind = shape.quantized ? "w8a8" : stored(shape);
-  int64_t stage = shape.quantized ? (TILE_TOKENS + TILE_ROWS) * 80
-                  : shape.is_fp8 ? TILE_TOKENS * 160 + TILE_ROWS * 80 : (TILE_TOKENS + TILE_ROWS) * 144;
-  int64_t shared = STAGES * stage + 4 * TILE_TOKENS;
+  int64_t partial = 4 * (THREADS / 32), count = shape.rows * shape.hidden, tiles = kernel.tiles(shape);
   Arguments counted, arranged, gate_up, down, combined;
   counted.pointers(call, {"slot", "count"}).ints({shape.places()});
   arranged.pointers(call, {"slot", "count", "place", "position", "tile_slot", "tile_first", "tile_tokens"})
-      .ints({shape.places(), shape.groups(), shape.tiles()});
+      .ints({shape.places(), shape.groups(), tiles, kernel.tokens});
   auto add_read = [&](Arguments& args, std::string_view tensor) -> Arguments& {
     return shape.quantized ? args.pointers(call, {"codes", "scales"}) : args.pointers(call, {tensor}).address(0);
   };
@@ -185,14 +206,21 @@ inline void prefill(std::vector<Launch>& list, const Call& call, const Shape& sh
   add_stored(add_read(down, "h").pointers(call, {"weight"}).pointers(call, order).pointers(call, {"rows"}), call, shape)
       .ints({shape.stride()});
   combined.pointers(call, {"rows", "position", "y"}).ints({shape.choices(), shape.hidden}).count(count);
+  auto product = [&](const std::string& part, int64_t across, Arguments& args) {
+    Launch launch{"moe_experts_group_" + part + "_" + kernel.kind, {tiles, across, 1}, kernel.threads, kernel.shared_bytes, {}};
+    if (kernel.persistent) {
+      args.ints({tiles});
+      launch.grid[0] = std::min(tiles * across, call.multiprocessors), launch.grid[1] = 1;
+    }
+    launch.args = args;
+    return launch;
+  };
   list.push_back({"moe_experts_count", {shape.groups(), 1, 1}, THREADS, partial, counted});
   list.push_back({"moe_experts_arrange", {shape.groups(), 1, 1}, THREADS, partial, arranged});
   if (shape.quantized) list.push_back(quantize(call, shape, true));
-  list.push_back({"moe_experts_group_gate_up_" + kind,
-                  {shape.tiles(), ceil_div(shape.stride(), TILE_ROWS / 2), 1}, THREADS, shared, gate_up});
+  list.push_back(product("gate_up", ceil_div(shape.stride(), kernel.rows / 2), gate_up));
   if (shape.quantized) list.push_back(quantize(call, shape, false));
-  list.push_back({"moe_experts_group_down_" + kind, {shape.tiles(), ceil_div(shape.hidden, TILE_ROWS), 1},
-                  THREADS, shared, down});
+  list.push_back(product("down", ceil_div(shape.hidden, kernel.rows), down));
   list.push_back({"moe_experts_combine", {ceil_div(count, 8 * THREADS), 1, 1}, THREADS, 0, combined});
 }
 
@@ -206,8 +234,13 @@ inline Launches launches(const Call& call) {
     end += aligned(size);
   }
   std::vector<Launch> list = {route(with, shape)};
-  (shape.is_decode() ? decode : prefill)(list, with, shape);
-  return {shape.is_decode() ? "decode.cu" : "prefill.cu", list};
+  if (shape.is_decode()) {
+    decode(list, with, shape);
+    return {"decode.cu", list};
+  }
+  GroupKernel kernel = kernel_of(shape, call.capability);
+  prefill(list, with, shape, kernel);
+  return {kernel.source, list};
 }
 
 }  // namespace deltart::moe_experts

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from deltart.plugins.fp8_linear.prefill import HOPPER
 from deltart.plugins.kernel_call import Call, Kernel
 from deltart.plugins.launch import Launch, require
 from deltart.plugins.moe_experts.inputs import Shape
-from deltart.plugins.moe_experts.launch import ALIGNMENT, check, experts, is_decode, workspace
+from deltart.plugins.moe_experts.launch import ALIGNMENT, check, experts, source, workspace
 
 FOLDER = Path(__file__).resolve().parent
-SOURCES = ("decode.cu", "prefill.cu")
+SOURCES = ("decode.cu", "prefill.cu", "prefill_wgmma.cu")
 SCALES = ("experts_scale", "shared_gate_scale_inv", "shared_up_scale_inv", "shared_down_scale_inv")
 PLAIN = ("gate_up", "down", "shared_gate", "shared_up", "shared_down", "shared_expert_gate")
 
@@ -21,9 +22,9 @@ def is_quantized(call: Call) -> bool:
 
 
 def multiplies_e4m3(capability: int) -> bool:
-    """Whether `mma` multiplies E4M3 on a GPU by its compute capability times ten; sm_90 and sm_100 widen it first, and
-    there activations stay as they are."""
-    return capability == 89 or capability >= 120
+    """Whether there is a product of E4M3 for a GPU by its compute capability times ten: `mma` of sm_89 and sm_120, and
+    that of sm_90's warpgroups. sm_100 widens `mma`'s operands first, and there activations stay as they are."""
+    return capability in (89, HOPPER) or capability >= 120
 
 
 def shape_of(call: Call, quantizes: bool | None = None) -> Shape:
@@ -69,7 +70,7 @@ def launches(call: Call) -> tuple[str, list[Launch]]:
     for name, size in workspace(shape).items():
         at[name] = end
         end += _aligned(size)
-    return SOURCES[0] if is_decode(shape) else SOURCES[1], experts(shape, at)
+    return source(shape, call.capability), experts(shape, at, call.capability, call.multiprocessors)
 
 
 def _aligned(size: int) -> int:

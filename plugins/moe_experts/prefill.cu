@@ -1,88 +1,10 @@
-// The routed experts of many tokens: places in the order of their slots, tiles of 64 of them times an expert's matrices.
-//
-// Every step is a function of the routes alone: no atomics, equal inputs give equal bits.
-//   count    how many places hold each slot               arrange  their order, and the tiles of it
-//   quantize x, and h, to E4M3 with a scale per row and 128 of K, where the products take that (W8A8)
-//   gate_up  h [ordered place] = silu(x gate^T) * (x up^T)  down     rows [ordered place] = weight * (h down^T)
-//   combine  y [token] = the sum of its rows, in the order of its places
+// The grouped products of many tokens: tiles of 64 places times an expert's matrices. order.cuh has what surrounds them.
 #include "../common/fp8_mma.cuh"
-#include "route.cuh"
+#include "order.cuh"
 
 namespace {
 
 constexpr int kThreads = 256, kTokens = 64, kTileRows = 128;  // of a tile: tokens, and rows of the weights
-
-struct Order {
-  const int* slot;  // [places], by token
-  int *count;       // [groups]: slots, and the shared one
-  int *place;       // [places] in the order of their slots
-  int *position;    // of each place in that order, -1 where it has no slot
-  int *tile_slot, *tile_first, *tile_tokens;  // [tiles]; slot -1 where there is none
-  int places, groups, tiles;
-};
-
-// What the products read of it.
-struct Tiles {
-  const int *place, *slot, *first, *tokens;
-};
-
-// The sum over the block of one integer a thread; `partial` has room for every warp.
-__device__ int block_count(int x, int* partial) {
-#pragma unroll
-  for (int mask = 16; mask; mask /= 2) x += __shfl_xor_sync(kFullWarp, x, mask);
-  __syncthreads();  // the last call's parts are read
-  if (threadIdx.x % 32 == 0) partial[threadIdx.x / 32] = x;
-  __syncthreads();
-  int sum = 0;
-  for (int warp = 0; warp < kThreads / 32; ++warp) sum += partial[warp];
-  return sum;
-}
-
-// One block per slot.
-__device__ void count(const Order& in, int* partial) {
-  int mine = 0;
-  for (int i = threadIdx.x; i < in.places; i += kThreads) mine += in.slot[i] == int(blockIdx.x);
-  mine = block_count(mine, partial);
-  if (threadIdx.x == 0) in.count[blockIdx.x] = mine;
-}
-
-// One block per slot: its places go behind those of the slots before it, each behind the earlier ones.
-__device__ void arrange(const Order& in, int* partial) {
-  const int slot = blockIdx.x, lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  int before = 0, tiles = 0;
-  for (int i = threadIdx.x; i < slot; i += kThreads) {
-    before += in.count[i];
-    tiles += (in.count[i] + kTokens - 1) / kTokens;
-  }
-  before = block_count(before, partial), tiles = block_count(tiles, partial);
-  const int mine = in.count[slot], own_tiles = (mine + kTokens - 1) / kTokens;
-  const int last = slot + 1 == in.groups ? in.tiles : tiles + own_tiles;
-  for (int i = tiles + threadIdx.x; i < last; i += kThreads) {
-    const bool is = i < tiles + own_tiles;
-    in.tile_slot[i] = is ? slot : -1;
-    in.tile_first[i] = before + (i - tiles) * kTokens;
-    in.tile_tokens[i] = is ? min(kTokens, mine - (i - tiles) * kTokens) : 0;
-  }
-  for (int first = 0; first < in.places; first += kThreads) {
-    const int i = first + threadIdx.x, is = i < in.places && in.slot[i] == slot;
-    int upto = is;
-#pragma unroll
-    for (int delta = 1; delta < 32; delta *= 2) {
-      const int below = __shfl_up_sync(kFullWarp, upto, delta);
-      if (lane >= delta) upto += below;
-    }
-    __syncthreads();  // the last round's parts are read
-    if (lane == 31) partial[warp] = upto;
-    __syncthreads();
-    int at = before + upto - 1;
-    for (int other = 0; other < kThreads / 32; ++other) {
-      if (other < warp) at += partial[other];
-      before += partial[other];
-    }
-    if (is) in.place[at] = i, in.position[i] = at;
-    if (slot == 0 && i < in.places && in.slot[i] < 0) in.position[i] = -1;
-  }
-}
 
 // How weights and rows of x lie in shared memory and become operands, for 32 of K of 16 rows.
 struct Fp8Operand {
@@ -97,38 +19,6 @@ struct Bf16Operand {
   using Weight = Bf16;
   static constexpr int kBytes = 2, kStride = 144, kBytesX = 2, kStrideX = 144;
 };
-
-// x [rows, K] as E4M3 with scale amax / 448 per row and 128 of K, a warp per such group. With `position`, x has the
-// ordered places, of which each is as wide as its expert; what lies beyond is not read.
-struct Rounding {
-  const bf16* x;
-  const int *slot, *position;  // [rows], or null
-  unsigned char* codes;        // [rows, K]
-  float* scales;               // [rows, ceil(K / 128)]
-  int rows, K;
-};
-
-__device__ void quantize(const Rounding& in, int slots, int width, int shared_width) {
-  const int blocks = (in.K + BlockFp8::kBlock - 1) / BlockFp8::kBlock, lane = threadIdx.x % 32;
-  const long long group = blockIdx.x * (long long)(kThreads / 32) + threadIdx.x / 32;
-  const int i = int(group / blocks), block = int(group % blocks), k = block * BlockFp8::kBlock + lane * 4;
-  if (i >= in.rows) return;
-  const int row = in.position ? in.position[i] : i;
-  if (row < 0) return;
-  const int stop = !in.position ? in.K : in.slot[i] == slots ? shared_width : width;
-  float values[4] = {}, most = 0.0f;
-  if (k < stop) load(in.x + size_t(row) * in.K + k, values);
-#pragma unroll
-  for (int j = 0; j < 4; ++j) most = fmaxf(most, fabsf(values[j]));
-#pragma unroll
-  for (int mask = 16; mask; mask /= 2) most = fmaxf(most, __shfl_xor_sync(kFullWarp, most, mask));
-  const float scale = most > 0.0f ? most / 448.0f : 1.0f;
-  uint32_t word = 0;
-#pragma unroll
-  for (int j = 0; j < 4; ++j) word |= uint32_t(to_e4m3(values[j] / scale)) << 8 * j;
-  if (k < stop) *reinterpret_cast<uint32_t*>(in.codes + size_t(row) * in.K + k) = word;
-  if (lane == 0) in.scales[size_t(row) * blocks + block] = scale;
-}
 
 // 64 rows of x times 128 rows of two matrices (Gated: 64 of each) or of one. Eight warps, 32 x 32 each.
 template <class Operand, bool Gated>
@@ -328,10 +218,6 @@ struct GroupTile {
   }
 };
 
-__device__ __forceinline__ void put(bf16* to, float first, float second) {
-  *reinterpret_cast<BfPair*>(to) = pair(first, second);
-}
-
 // Rows of x, of the tokens of the tile.
 __device__ void find_rows(const Tiles& in, int tile, int divide, int* rows) {
   for (int r = threadIdx.x; r < in.tokens[tile]; r += kThreads)
@@ -396,43 +282,7 @@ __device__ void down(const Stored& in, const Tiles& order, const float* weight, 
     }
 }
 
-// Eight values of y a thread.
-__device__ void combine(const bf16* rows, const int* position, bf16* y, int choices, int H, long long count) {
-  const long long first = (blockIdx.x * (long long)(kThreads) + threadIdx.x) * 8;
-  if (first >= count) return;
-  const long long token = first / H;
-  const int column = int(first % H);
-  float sum[8] = {};
-  for (int i = 0; i < choices; ++i) {
-    const int at = position[token * choices + i];
-    if (at < 0) continue;
-    float row[8];
-    load(rows + size_t(at) * H + column, row);
-#pragma unroll
-    for (int j = 0; j < 8; ++j) sum[j] += row[j];
-  }
-  store(y + first, sum);
-}
-
 }  // namespace
-
-#define ORDER_ARGUMENTS \
-  const int *place, const int *tile_slot, const int *tile_first, const int *tile_tokens
-
-extern "C" __global__ void __launch_bounds__(kThreads) moe_experts_count(const int* slot, int* count_of, int places) {
-  begin_dependent();
-  SHARED_MEMORY(memory);
-  count({slot, count_of, nullptr, nullptr, nullptr, nullptr, nullptr, places, 0, 0}, reinterpret_cast<int*>(memory));
-}
-
-extern "C" __global__ void __launch_bounds__(kThreads)
-    moe_experts_arrange(const int* slot, int* count_of, int* place, int* position, int* tile_slot, int* tile_first,
-                        int* tile_tokens, int places, int groups, int tiles) {
-  begin_dependent();
-  SHARED_MEMORY(memory);
-  arrange({slot, count_of, place, position, tile_slot, tile_first, tile_tokens, places, groups, tiles},
-          reinterpret_cast<int*>(memory));
-}
 
 #define GROUP_KERNELS(Operand, stored)                                                                               \
   extern "C" __global__ void __launch_bounds__(kThreads, 2) moe_experts_group_gate_up_##stored(                         \
@@ -456,22 +306,3 @@ extern "C" __global__ void __launch_bounds__(kThreads)
 GROUP_KERNELS(Fp8Operand, e4m3)
 GROUP_KERNELS(Fp8Fp8Operand, w8a8)
 GROUP_KERNELS(Bf16Operand, bf16)
-
-extern "C" __global__ void __launch_bounds__(kThreads)
-    moe_experts_quantize(const bf16* x, const int* slot, const int* position, unsigned char* codes, float* scales, int rows,
-                         int K, int slots, int width, int shared_width) {
-  begin_dependent();
-  quantize({x, slot, position, codes, scales, rows, K}, slots, width, shared_width);
-}
-EXPORT_KERNEL(moe_experts_quantize)
-
-extern "C" __global__ void __launch_bounds__(kThreads)
-    moe_experts_combine(const bf16* rows, const int* position, bf16* y, int choices, int H, long long count) {
-  begin_dependent();
-  combine(rows, position, y, choices, H, count);
-}
-
-EXPORT_KERNEL(moe_experts_count)
-EXPORT_KERNEL(moe_experts_arrange)
-EXPORT_KERNEL(moe_experts_combine)
-ROUTE_KERNEL(bf16, bf16)

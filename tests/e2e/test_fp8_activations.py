@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 
 from deltart.calib.pipeline import calibrate
-from deltart.export.lower.functions import PORTABLE, parse_function
 from deltart.export.pipeline import export_checkpoint
 from deltart.plugins.tolerance import relative_rms
 from deltart.runtime.backends.inputs import text_inputs
@@ -33,8 +32,7 @@ def backends(tmp_path_factory: pytest.TempPathFactory) -> tuple[OrtBackend, Fp8P
     folder = tmp_path_factory.mktemp("nano")
     calibrate(NANO, folder / "fp8", method="absmax")
     export_checkpoint(folder / "fp8", folder / "artifact")
-    linear = parse_function(PORTABLE["Fp8BlockLinear"]({"quantize_activations": 1}))
-    return OrtBackend(folder / "artifact"), Fp8PrefillBackend(folder / "artifact", linear)
+    return OrtBackend(folder / "artifact"), Fp8PrefillBackend(folder / "artifact")
 
 
 @pytest.fixture(scope="module")

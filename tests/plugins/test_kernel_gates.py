@@ -33,6 +33,7 @@ from deltart.plugins.lm_head import inputs as head_inputs
 from deltart.plugins.lm_head import launch as head
 from deltart.plugins.moe_experts import inputs as experts_inputs
 from deltart.plugins.moe_experts import launch as experts
+from deltart.plugins.moe_experts import prefill as grouped
 from deltart.plugins.qk_norm_rope import inputs as rope_inputs
 from deltart.plugins.qk_norm_rope import launch as rope
 from deltart.plugins.residual_rms_norm import inputs as residual_inputs
@@ -90,6 +91,8 @@ CEILINGS = {
     "moe_experts_down_bf16": 192,
     "moe_experts_down_bf16_e4m3_m1": 96,
     "moe_experts_group": 128,
+    "moe_experts_group_gate_up_wgmma": 168,
+    "moe_experts_group_down_wgmma": 168,
     "sampler": 128,
 }
 SPILLS = {"moe_experts_down_f32": 48, "moe_experts_gate_up_f32": 16}  # bytes; f32 activations serve tests only
@@ -147,7 +150,11 @@ def every_launch() -> list[Launch]:
             shape = experts_inputs.Shape(tokens=tokens, stored=stored, dtype=dtype)
             launches += experts.experts(shape, at)
         launches += experts.experts(experts_inputs.Shape(tokens=65, stored=stored), at)
-    launches += experts.experts(experts_inputs.Shape(tokens=65, quantized=True), at)
+    launches += [
+        one
+        for capability in (0, tiles.HOPPER)
+        for one in experts.experts(experts_inputs.Shape(tokens=65, quantized=True), at, capability)
+    ]
     for dim, cache, tokens in product(attention.HEAD_DIMS, ("bf16", "e4m3"), (1, 4)):
         by = attention.plan(attention_inputs.Shape(1, tokens, head_dim=dim, cache_dtype=cache))
         launches += attention.attention(by, at)
@@ -198,15 +205,17 @@ def test_other_targets_compile(source: Path) -> None:
     [
         ("fp8_linear/prefill_wgmma.cu", tiles.W8A8_WGMMA.name, tiles.W8A8_WGMMA.threads),
         ("gated_attention/prefill.cu", "gated_attention_prefill_wgmma", attention_prefill.BLOCK),
+        ("moe_experts/prefill_wgmma.cu", "moe_experts_group_gate_up_wgmma", grouped.WGMMA.threads),
+        ("moe_experts/prefill_wgmma.cu", "moe_experts_group_down_wgmma", grouped.WGMMA.threads),
     ],
 )
 def test_warpgroups_deal_out_what_the_launch_gave(file: str, kernel: str, threads: int) -> None:
     """setmaxnreg waits for ever for more registers than the launch took: the text's own sum against the assembler's."""
-    source = toolchain.sources()[0].parents[1] / file
-    text = source.read_text()
+    folder = toolchain.sources()[0].parents[1]
+    text = (folder / "common/warpgroups.cuh").read_text()
     producer, multiplier = (
         int(re.search(rf"k{name}Registers = (\d+)", text)[1]) for name in ("Producer", "Multiplier")
     )
-    rows = toolchain.compile_gpu(source, HOPPER).resources
+    rows = toolchain.compile_gpu(folder / file, HOPPER).resources
     (launched,) = (row.registers for row in rows if row.kernel == kernel)
     assert 128 * (producer + 2 * multiplier) <= launched * threads

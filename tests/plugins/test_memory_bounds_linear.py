@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import test_fp8_linear as linear
@@ -156,9 +158,15 @@ def score(place: Place) -> None:
 def mix(place: Place) -> None:
     for tokens, stored, shared in ((1, "e4m3", 48), (11, "bf16", 0), (70, "e4m3", 144), (70, "bf16", 48)):
         shape = moe_inputs.Shape(2, tokens, 144, 5, 2, 80, shared, stored=stored)
-        work = {name: np.zeros(size, np.uint8) for name, size in moe_launch.workspace(shape).items()}
-        at = place(moe_inputs.make(shape, 0, [tokens, 1]) | moe_inputs.outputs(shape) | work)
-        moe.module(shape).run(moe_launch.experts(shape, at))
+        for capability in (moe.ANY, moe.HOPPER) if tokens == 70 and stored == "e4m3" else ():
+            mix_of(replace(shape, quantized=True), place, capability)
+        mix_of(shape, place)
+
+
+def mix_of(shape: moe_inputs.Shape, place: Place, capability: int = moe.ANY) -> None:
+    work = {name: np.zeros(size, np.uint8) for name, size in moe_launch.workspace(shape).items()}
+    at = place(moe_inputs.make(shape, 0, [shape.tokens, 1]) | moe_inputs.outputs(shape) | work)
+    moe.module(shape, capability=capability).run(moe_launch.experts(shape, at, capability, 3))
 
 
 def draw(place: Place) -> None:

@@ -26,25 +26,34 @@ SMALL = Shape(hidden=128, experts=7, chosen=3, width=80, shared=48)
 Arrays = dict[str, np.ndarray]
 
 
-def module(shape: Shape, folder: Path = FOLDER) -> CpuModule:
-    return compile_cpu(folder / ("decode.cu" if launch.is_decode(shape) else "prefill.cu"))
+ANY, HOPPER = 0, 90  # compute capabilities, times ten
+BLOCKS = 3  # of threads, to take the tiles of sm_90a in turn: fewer than there are tiles
 
 
-def run(shape: Shape, given: Arrays, order: int = FORWARD, folder: Path = FOLDER) -> Arrays:
+def module(shape: Shape, folder: Path = FOLDER, capability: int = ANY) -> CpuModule:
+    return compile_cpu(folder / launch.source(shape, capability))
+
+
+def run(shape: Shape, given: Arrays, order: int = FORWARD, folder: Path = FOLDER, capability: int = ANY) -> Arrays:
     """y, and the scratch arrays that the launches leave."""
     found = inputs.outputs(shape)
     found |= {name: np.full(size, 0xFF, np.uint8) for name, size in launch.workspace(shape).items()}
     at = {name: array.ctypes.data for name, array in (given | found).items()}
-    module(shape, folder).run(launch.experts(shape, at), order)
+    module(shape, folder, capability).run(launch.experts(shape, at, capability, BLOCKS), order)
     return found
 
 
 def check(
-    shape: Shape, n_tokens: list[int] | None = None, seed: int = 0, order: int = FORWARD, folder: Path = FOLDER
+    shape: Shape,
+    n_tokens: list[int] | None = None,
+    seed: int = 0,
+    order: int = FORWARD,
+    folder: Path = FOLDER,
+    capability: int = ANY,
 ) -> bool:
     given = inputs.make(shape, seed, n_tokens)
     tolerance = W8A8_TOLERANCE if shape.quantized else TOLERANCE[shape.dtype]
-    return relative_rms(run(shape, given, order, folder)["y"], reference(shape, given)) <= tolerance
+    return relative_rms(run(shape, given, order, folder, capability)["y"], reference(shape, given)) <= tolerance
 
 
 @pytest.mark.parametrize("dtype", ["f32", "bf16"])
@@ -75,10 +84,16 @@ def test_tokens_that_are_not_there_go_nowhere(tokens: int, stored: str) -> None:
     assert all(not y[slot, count:].any() for slot, count in enumerate(counts))
 
 
-def by_parts(shape: Shape, n_tokens: list[int] | None = None, order: int = FORWARD, folder: Path = FOLDER) -> bool:
+def by_parts(
+    shape: Shape,
+    n_tokens: list[int] | None = None,
+    order: int = FORWARD,
+    folder: Path = FOLDER,
+    capability: int = ANY,
+) -> bool:
     """W8A8, each product against the codes that it reads: h by the codes of x, y by those of the h that was found."""
     given = inputs.make(shape, 5, n_tokens)
-    found = run(shape, given, order, folder)
+    found = run(shape, given, order, folder, capability)
     wide = {name: array.astype(np.float64) for name, array in given.items()}
     slot, weight = (found[name].view(kind).reshape(shape.rows, -1) for name, kind in (("slot", "i4"), ("weight", "f4")))
     position = found["position"].view(np.int32).reshape(slot.shape)
@@ -104,20 +119,34 @@ def matrices(shape: Shape, wide: Arrays, slot: int) -> tuple[np.ndarray, ...]:
     return tuple(dequantize(values[p].reshape(size), scales[p].reshape(count)) for p, size, count in parts)
 
 
+@pytest.mark.parametrize("capability", [ANY, HOPPER])
 @pytest.mark.parametrize("shared", [0, 48, 160])
-def test_quantized_activations(shared: int) -> None:
+def test_quantized_activations(shared: int, capability: int) -> None:
     """With one slot's tokens in part, and widths that are no multiples of 128."""
     shape = replace(SMALL, slots=3, tokens=25, hidden=208, width=144, shared=shared, present=5, quantized=True)
-    assert by_parts(shape, [25, 0, 7])
-    assert check(replace(shape, tokens=2), seed=1)  # few tokens take the same kernels
+    assert by_parts(shape, [25, 0, 7], capability=capability)
+    assert check(replace(shape, tokens=2), seed=1, capability=capability)  # few tokens take the same kernels
     given = inputs.make(shape, 1)
     exact = reference(replace(shape, quantized=False), given)
-    off = relative_rms(run(shape, given)["y"], exact)
+    off = relative_rms(run(shape, given, capability=capability)["y"], exact)
     assert 5e-3 < off < 6e-2, off
 
 
+@pytest.mark.parametrize("tokens", [50, 128, 150])
+def test_tiles_of_warpgroups(tokens: int) -> None:
+    """An expert of all tokens: half a tile, a whole one, one and a part. K of more blocks than a ring has stages.
+    And to the bit in any order of the warps."""
+    shape = replace(SMALL, tokens=tokens, hidden=656, width=272, shared=144, experts=4, chosen=2, quantized=True)
+    given = inputs.make(shape, 4)
+    given["logits"][..., 2] = 10
+    assert by_parts(shape, capability=HOPPER)
+    first, second = (run(shape, given, order, capability=HOPPER)["y"] for order in (FORWARD, REVERSE))
+    assert first.tobytes() == second.tobytes()
+    assert relative_rms(first, reference(shape, given)) <= W8A8_TOLERANCE
+
+
 def test_activations_are_quantized_where_the_gpu_multiplies_them() -> None:
-    """sm_90 and sm_100 would widen them first: there the exact kernels run, in the same workspace."""
+    """sm_100 would widen them first: there the exact kernels run, in the same workspace."""
     shape = replace(SMALL, tokens=70)
     spec, given = FP8_SPARSE_MOE, inputs.make(shape, 0)
     attributes = {"num_experts_per_tok": 3, "hidden_size": 128, "intermediate_size": 80, "quantize_activations": 1}
@@ -125,15 +154,17 @@ def test_activations_are_quantized_where_the_gpu_multiplies_them() -> None:
     kinds = {"bfloat16": "bf16", "float32": "f32", "int32": "i32", "float8_e4m3fn": "i8"}
     dtypes = {t.name: kinds[str(given[t.name].dtype)] for t in spec.inputs}
     at, kernel = dict.fromkeys([*given, "y", "workspace"], 0), kernel_of(spec)
-    for capability, quantizes in ((80, False), (89, True), (90, False), (100, False), (120, True)):
+    for capability, quantizes in ((80, False), (89, True), (90, True), (100, False), (120, True)):
         call = Call(sizes, dtypes, at, capability=capability)
         _, launches = kernel.launches(call)
-        assert any("w8a8" in one.kernel for one in launches) == quantizes
+        assert any(one.kernel == "moe_experts_quantize" for one in launches) == quantizes
+        assert any("wgmma" in one.kernel for one in launches) == (capability == HOPPER)
         assert kernel.workspace_bytes(call) == kernel.workspace_bytes(replace(call, capability=0))
         used = replace(shape, quantized=quantizes)
         assert sum(launch.workspace(used).values()) <= kernel.workspace_bytes(call)
     assert not any(
-        "w8a8" in one.kernel for one in kernel.launches(replace(call, sizes={**sizes, "quantize_activations": 0}))[1]
+        "quantize" in one.kernel
+        for one in kernel.launches(replace(call, sizes={**sizes, "quantize_activations": 0}))[1]
     )
     with pytest.raises(BuildError, match="E4M3 activations of bf16 experts"):
         launch.experts(replace(shape, stored="bf16", quantized=True), {})

@@ -29,7 +29,8 @@ def mixes(op: Path, tokens: int = 5, stored: str = "e4m3", count: int = 40, pres
     return all(experts.check(shape, counts, order=order, folder=op) for order in (0, REVERSE))
 
 
-ROUTE, STORED, DECODE, GROUPS = "route.cuh", "experts.cuh", "decode.cu", "prefill.cu"
+ROUTE, STORED, DECODE, GROUPS, ORDER = "route.cuh", "experts.cuh", "decode.cu", "prefill.cu", "order.cuh"
+WGMMA = "prefill_wgmma.cu"
 mix_many, mix_plain, mix_many_plain = (
     functools.partial(mixes, tokens=tokens, stored=stored)
     for tokens, stored in ((50, "e4m3"), (5, "bf16"), (50, "bf16"))
@@ -39,6 +40,12 @@ mix_many, mix_plain, mix_many_plain = (
 def rounds(op: Path) -> bool:
     shape = replace(experts.SMALL, slots=2, tokens=40, hidden=208, width=144, shared=48, present=5, quantized=True)
     return all(experts.by_parts(shape, [40, 9], order, op) for order in (0, REVERSE))
+
+
+def by_warpgroups(op: Path) -> bool:
+    """Blocks of K that go round the ring, tiles of all sizes, and widths that end within one."""
+    shape = replace(experts.SMALL, slots=2, tokens=100, hidden=656, width=144, shared=272, present=5, quantized=True)
+    return all(experts.by_parts(shape, [100, 51], order, op, experts.HOPPER) for order in (0, REVERSE))
 
 
 def goes_round(op: Path) -> bool:
@@ -127,23 +134,23 @@ BUGS: dict[str, tuple[str, str, str, Callable[[Path], bool]]] = {
         mixes,
     ),
     "slots counted without the last place": (
-        GROUPS,
-        "i < in.places; i += kThreads) mine",
-        "i < in.places - 1; i += kThreads) mine",
+        ORDER,
+        "i < in.places; i += kOrderThreads) mine",
+        "i < in.places - 1; i += kOrderThreads) mine",
         mix_many,
     ),
-    "places behind one another's": (GROUPS, "if (other < warp) at += partial[other];", "", mix_many),
-    "rounds on top of each other": (GROUPS, "      before += partial[other];\n", "", mix_many),
+    "places behind one another's": (ORDER, "if (other < warp) at += partial[other];", "", mix_many),
+    "rounds on top of each other": (ORDER, "      before += partial[other];\n", "", mix_many),
     "parts of a round read too late": (
-        GROUPS,
+        ORDER,
         "    __syncthreads();  // the last round's parts are read\n",
         "",
         mix_many,
     ),
     "tiles of the slots before not counted": (
-        GROUPS,
-        "(in.count[i] + kTokens - 1) / kTokens;\n  }",
-        "in.count[i] / kTokens;\n  }",
+        ORDER,
+        "(in.count[i] + in.each - 1) / in.each;\n  }",
+        "in.count[i] / in.each;\n  }",
         mix_many,
     ),
     "operands read before they are there": (GROUPS, "      wait_copies<kStages - 2>();\n", "", mix_many),
@@ -156,14 +163,13 @@ BUGS: dict[str, tuple[str, str, str, Callable[[Path], bool]]] = {
     "last scaled block left out": (GROUPS, " || step + 1 == steps) promote", ") promote", mix_many),
     "up with the scales of the gate": (GROUPS, "Gated ? lower.scale_of", "Gated ? upper.scale_of", mix_many),
     "up with the rows of the gate": (GROUPS, "Gated ? r / 8 % 2 : 0", "0", mix_many_plain),
-    "codes read as of the place before": (GROUPS, "in.position ? in.position[i] : i", "i", rounds),
+    "codes read as of the place before": (ORDER, "in.position ? in.position[i] : i;", "i;", rounds),
     "h rounded beyond its width": (
-        GROUPS,
+        ORDER,
         "== slots ? shared_width : width",
         "== slots ? width : shared_width",
         rounds,
     ),
-    "a lane's own largest value": (GROUPS, "most = fmaxf(most, __shfl", "most = fmaxf(0.0f, __shfl", rounds),
     "scales of the tile's own rows": (
         GROUPS,
         "size_t(rows[r]) * scale_blocks + block]",
@@ -172,6 +178,64 @@ BUGS: dict[str, tuple[str, str, str, Callable[[Path], bool]]] = {
     ),
     "one scale for two rows": (GROUPS, "scales.token[m][i / 2]", "scales.token[m][0]", rounds),
     "scales of the first block": (GROUPS, "* scale_blocks + block] :", "* scale_blocks] :", rounds),
+    "a stage read before it is full": (
+        WGMMA,
+        "    wait(&memory.full[step % kStages], step / kStages % 2);\n",
+        "",
+        by_warpgroups,
+    ),
+    "a stage filled before it is empty": (
+        WGMMA,
+        "        wait(&memory.empty[step % kStages], step / kStages % 2 ^ 1);\n",
+        "",
+        by_warpgroups,
+    ),
+    "a stage given back after the first half": (WGMMA, "if (half + 1 == halves)", "if (half == 0)", by_warpgroups),
+    "operands announced on their way": (WGMMA, "        wait_copies<kLag>();\n", "", by_warpgroups),
+    "operands announced a stage early": (WGMMA, "wait_copies<kLag>()", "wait_copies<kLag + 1>()", by_warpgroups),
+    "the last operands never waited for": (WGMMA, "    wait_copies<0>();\n", "", by_warpgroups),
+    "operands not shown to the products": (WGMMA, "    fence_async();\n    arrive(", "    arrive(", by_warpgroups),
+    "sums read before the products are done": (WGMMA, "      wait_products<0>(part);\n", "", by_warpgroups),
+    "products not committed": (WGMMA, "      commit_products();\n", "", by_warpgroups),
+    "products not fenced": (WGMMA, "      fence_products(part);\n", "", by_warpgroups),
+    "half of a tile left out": (WGMMA, "work.tokens > kHalf ? 2 : 1", "work.tokens > kTile ? 2 : 1", by_warpgroups),
+    "the upper half of x again": (WGMMA, "(half * kHalf * kBlock + k)", "(k)", by_warpgroups),
+    "the other warpgroup's rows": (WGMMA, "describe(stage.w[group])", "describe(stage.w[1 - group])", by_warpgroups),
+    "a scale of the block before": (
+        WGMMA,
+        "const float2 w = next;",
+        "const float2 w = scale(work, max(block - 1, 0));",
+        by_warpgroups,
+    ),
+    "up scaled as gate": (WGMMA, "by[Gated ? i / 4 % 2 : 0]", "by[0]", by_warpgroups),
+    "one scale for rows eight apart": (
+        WGMMA,
+        "bottom = x_scale[half * kHalf + 8]",
+        "bottom = x_scale[half * kHalf]",
+        by_warpgroups,
+    ),
+    "scales of another place": (
+        WGMMA,
+        "memory.x_scale[step % kStages] + own,",
+        "memory.x_scale[step % kStages] + thread,",
+        by_warpgroups,
+    ),
+    "rows of another lane": (WGMMA, "own_row, i * 4 + part % 4)", "own_row, i * 4)", by_warpgroups),
+    "x of the place instead of its token": (WGMMA, "[first + r] / in.choices", "[first + r] % in.tiles", by_warpgroups),
+    "up taken from the gate": (WGMMA, "part >= kApart ? work.lower", "part > kGroup ? work.lower", by_warpgroups),
+    "scales of the tile's first rows": (
+        WGMMA,
+        "work.first_row + group * kRows, work",
+        "work.first_row, work",
+        by_warpgroups,
+    ),
+    "columns of the other warpgroup": (
+        WGMMA,
+        "work.first_row + group * kRows + lane",
+        "work.first_row + lane",
+        by_warpgroups,
+    ),
+    "rows weighted as of the tile": (WGMMA, "in.weight[in.order.place[at]]", "in.weight[at]", by_warpgroups),
     "rows of another place": (GROUPS, "weight[order.place[at]]", "weight[at]", mix_many),
 }
 

@@ -34,6 +34,7 @@ def adds_splits(op: Path) -> bool:
 
 
 WGMMA, HOPPER, ROUND = "prefill_wgmma.cu", "../common/hopper.cuh", "activations.cuh"
+QUANTIZE = "../common/quantize.cuh"
 by_w8a16, by_w8a8, by_wgmma = (functools.partial(multiplies_many, kernel=k) for k in (W8A16, W8A8, W8A8_WGMMA))
 # What is wrong: the file, its line, what replaces it, and the check that fails.
 BUGS: dict[str, tuple[str, str, str, Callable[[Path], bool]]] = {
@@ -65,7 +66,7 @@ BUGS: dict[str, tuple[str, str, str, Callable[[Path], bool]]] = {
     "products not committed": (WGMMA, "      commit_products();\n", "", by_wgmma),
     "products not fenced": (WGMMA, "      fence_products(part);\n", "", by_wgmma),
     "blocks of K added unscaled": (WGMMA, "k / 16, k > 0)", "k / 16, block > work.first || k > 0)", by_wgmma),
-    "scale of half a group": (ROUND, "mask = kLanes / 2", "mask = kLanes / 4", by_w8a8),
+    "scale of half a group": (QUANTIZE, "mask = kQuantizeLanes / 2", "mask = kQuantizeLanes / 4", by_w8a8),
     "second token of a lane not its own": (
         ROUND,
         "token = first + i * kTokensAtOnce;\n    float",
@@ -73,7 +74,7 @@ BUGS: dict[str, tuple[str, str, str, Callable[[Path], bool]]] = {
         by_w8a8,
     ),
     "halves of a piece exchanged": (ROUND, "lane % 2 * 8", "(1 - lane % 2) * 8", by_w8a8),
-    "guess left as it is": (ROUND, "fmaf(-fmaf(guess, y, -x), inverse, guess)", "guess", divides),
+    "guess left as it is": (QUANTIZE, "fmaf(-fmaf(guess, y, -x), inverse, guess)", "guess", divides),
     "no scale of the activations": (WGMMA, "w * x_scale[72]", "w", by_wgmma),
     "weight scale of the block before": (
         WGMMA,

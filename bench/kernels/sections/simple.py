@@ -39,4 +39,5 @@ def residual(run: Run) -> Iterator[Row]:
 
 def experts(run: Run) -> Iterator[Row]:
     """A layer of the 35B's experts, FP8 and BF16: decode, calls with drafts, prompts."""
-    yield from checked_and_timed(run, "experts", routed.timed(run.small))
+    device = run.device
+    yield from checked_and_timed(run, "experts", routed.timed(run.small, device.capability, device.multiprocessors))

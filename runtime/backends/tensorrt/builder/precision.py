@@ -6,12 +6,11 @@ from collections.abc import Iterator
 
 import onnx
 
-from deltart.plugins.fp8_linear.activations import AS_STORED, ROUNDED, WHERE_MULTIPLIED
+from deltart.plugins.fp8_linear.activations import AS_STORED, ATTRIBUTE, ROUNDED, WHERE_MULTIPLIED
 from deltart.plugins.spec import DOMAIN
 from deltart.runtime.backends.gpu.engine_manifest import Activations
 
 MODES: dict[Activations, int] = {"bf16": AS_STORED, "fp8": ROUNDED, "auto": WHERE_MULTIPLIED}
-ATTRIBUTE = "quantize_activations"  # of the composite ops that can round their activations to E4M3
 
 
 def can_quantize(content: bytes) -> bool:
