@@ -248,7 +248,7 @@ __device__ void down(const Stored& in, const Places& places, const Act* h, int s
 }  // namespace
 
 #define DECODE_KERNELS(Act, suffix, Weight, stored, tiles)                                                               \
-  extern "C" __global__ void __launch_bounds__(128, tiles < 8 ? 0 : 3)                                                   \
+  extern "C" __global__ void __launch_bounds__(128, tiles < 8 ? 0 : 2)                                                   \
       moe_experts_gate_up_##suffix##_##stored##_m##tiles(                                                                \
       const Act* x, const int* slot, Act* h, STORED_ARGUMENTS, int places, int choices, int stride) {                    \
     begin_dependent();                                                                                                   \
