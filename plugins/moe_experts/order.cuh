@@ -40,15 +40,40 @@ __device__ int block_count(int x, int* partial) {
   return sum;
 }
 
-// One block per slot.
-__device__ void count(const Order& in, int* partial) {
-  int mine = 0;
-  for (int i = threadIdx.x; i < in.places; i += kOrderThreads) mine += in.slot[i] == int(blockIdx.x);
-  mine = block_count(mine, partial);
-  if (threadIdx.x == 0) in.count[blockIdx.x] = mine;
+constexpr int kEach = 4, kWarpPlaces = 32 * kEach;  // places of a lane, and of a warp, at a time
+constexpr int kNone = -2;                            // the slot of what is no place
+
+__device__ __forceinline__ void load_slots(const Order& in, int i, int (&slot)[kEach]) {
+  if (i + kEach <= in.places) {
+    const uint4 four = *reinterpret_cast<const uint4*>(in.slot + i);
+    slot[0] = int(four.x), slot[1] = int(four.y), slot[2] = int(four.z), slot[3] = int(four.w);
+    return;
+  }
+#pragma unroll
+  for (int j = 0; j < kEach; ++j) slot[j] = i + j < in.places ? in.slot[i + j] : kNone;
 }
 
-// One block per slot: its places go behind those of the slots before it, each behind the earlier ones.
+// How many of the places from `first` to `stop`, by turns of `lanes` lanes, this one has of a slot.
+__device__ __forceinline__ int count_slot(const Order& in, int slot, int first, int stop, int lane, int lanes) {
+  int found = 0;
+#pragma unroll 4
+  for (int i = first + lane * kEach; i < stop; i += lanes * kEach) {
+    int slots[kEach];
+    load_slots(in, i, slots);
+#pragma unroll
+    for (int j = 0; j < kEach; ++j) found += slots[j] == slot;
+  }
+  return found;
+}
+
+// One block per slot.
+__device__ void count(const Order& in, int* partial) {
+  const int found = block_count(count_slot(in, blockIdx.x, 0, in.places, threadIdx.x, kOrderThreads), partial);
+  if (threadIdx.x == 0) in.count[blockIdx.x] = found;
+}
+
+// One block per slot: its places go behind those of the slots before it, each behind the earlier ones. A warp has a stretch
+// of the places: it counts its own first, and then knows where they go.
 __device__ void arrange(const Order& in, int* partial) {
   const int slot = blockIdx.x, lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   int before = 0, tiles = 0;
@@ -65,24 +90,35 @@ __device__ void arrange(const Order& in, int* partial) {
     in.tile_first[i] = before + (i - tiles) * in.each;
     in.tile_tokens[i] = is ? min(in.each, mine - (i - tiles) * in.each) : 0;
   }
-  for (int first = 0; first < in.places; first += kOrderThreads) {
-    const int i = first + threadIdx.x, is = i < in.places && in.slot[i] == slot;
-    int upto = is;
+  constexpr int kWarps = kOrderThreads / 32;
+  const int stretch = (in.places + kWarps * kWarpPlaces - 1) / (kWarps * kWarpPlaces) * kWarpPlaces;
+  const int first = warp * stretch, stop = min(first + stretch, in.places);
+  int found = count_slot(in, slot, first, stop, lane, 32);
+#pragma unroll
+  for (int mask = 16; mask; mask /= 2) found += __shfl_xor_sync(kFullWarp, found, mask);
+  __syncthreads();  // the tiles' parts are read
+  if (lane == 0) partial[warp] = found;
+  __syncthreads();
+  for (int other = 0; other < warp; ++other) before += partial[other];
+  for (int start = first; start < stop; start += kWarpPlaces) {
+    const int i = start + lane * kEach;
+    int slots[kEach], upto = 0;
+    load_slots(in, i, slots);
+#pragma unroll
+    for (int j = 0; j < kEach; ++j) upto += slots[j] == slot;
+    const int own = upto;
 #pragma unroll
     for (int delta = 1; delta < 32; delta *= 2) {
       const int below = __shfl_up_sync(kFullWarp, upto, delta);
       if (lane >= delta) upto += below;
     }
-    __syncthreads();  // the last round's parts are read
-    if (lane == 31) partial[warp] = upto;
-    __syncthreads();
-    int at = before + upto - 1;
-    for (int other = 0; other < kOrderThreads / 32; ++other) {
-      if (other < warp) at += partial[other];
-      before += partial[other];
+    int at = before + upto - own;
+#pragma unroll
+    for (int j = 0; j < kEach; ++j) {
+      if (slots[j] == slot) in.place[at] = i + j, in.position[i + j] = at++;
+      if (slot == 0 && slots[j] == -1) in.position[i + j] = -1;
     }
-    if (is) in.place[at] = i, in.position[i] = at;
-    if (slot == 0 && i < in.places && in.slot[i] < 0) in.position[i] = -1;
+    before += __shfl_sync(kFullWarp, upto, 31);
   }
 }
 

@@ -14,7 +14,7 @@ from deltart.errors import BuildError
 from deltart.plugins.cpu_shim.runner import FORWARD, REVERSE, CpuModule, compile_cpu
 from deltart.plugins.fp8_linear.reference import dequantize
 from deltart.plugins.kernel_call import Call, kernel_of
-from deltart.plugins.moe_experts import inputs, launch
+from deltart.plugins.moe_experts import inputs, launch, prefill
 from deltart.plugins.moe_experts.cases import W8A8_TOLERANCE, reference
 from deltart.plugins.moe_experts.inputs import Shape
 from deltart.plugins.moe_experts.op import FP8_SPARSE_MOE
@@ -210,6 +210,39 @@ def test_routes_are_those_of_the_reference() -> None:
         assert np.abs(weight[row][:4] - expected).max() <= 1e-6
         gate = given["shared_expert_gate"].astype(np.float64) @ given["x"][row].astype(np.float64)
         assert abs(weight[row][4] - 1 / (1 + np.exp(-gate[0]))) <= 1e-6
+
+
+def orders(order: int = FORWARD, folder: Path = FOLDER) -> bool:
+    """Whether the places are those of a stable sort by slot, and the tiles its runs: 2,600 places, some of no slot."""
+    shape = replace(SMALL, slots=2, tokens=325, hidden=16, width=16, shared=16, experts=40, present=31, quantized=True)
+    given = inputs.make(shape, 6, [325, 300])
+    found = {name: np.full(size, 0xFF, np.uint8) for name, size in launch.workspace(shape).items()}
+    at = {name: array.ctypes.data for name, array in (given | found | inputs.outputs(shape)).items()}
+    launches, kernel = launch.experts(shape, at, HOPPER, BLOCKS), prefill.WGMMA
+    module(shape, folder, HOPPER).run(launches[:3], order)
+    slot, place, position, *tiles = (
+        found[name].view(np.int32) for name in ("slot", "place", "position", "tile_slot", "tile_first", "tile_tokens")
+    )
+    expected = np.argsort(slot, kind="stable")[np.count_nonzero(slot < 0) :]
+    where = np.full(shape.places, -1)
+    where[expected] = np.arange(len(expected))
+    runs = []
+    for one in range(shape.stored_experts + 1):
+        first, stop = np.searchsorted(slot[expected], [one, one + 1])
+        runs += [(one, at, min(kernel.tokens, stop - at)) for at in range(first, stop, kernel.tokens)]
+    count = kernel.tiles(shape)
+    made = np.stack([array[:count] for array in tiles], axis=1)
+    return (
+        (place[: len(expected)] == expected).all()
+        and (position == where).all()
+        and (made[: len(runs)] == runs).all()
+        and (made[len(runs) :, 0] == -1).all()
+    )
+
+
+@pytest.mark.parametrize("order", [FORWARD, REVERSE])
+def test_places_are_sorted_by_slot(order: int) -> None:
+    assert orders(order)
 
 
 def test_an_expert_of_all_tokens_and_one_of_none() -> None:

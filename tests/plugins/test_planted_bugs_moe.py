@@ -37,6 +37,10 @@ mix_many, mix_plain, mix_many_plain = (
 )
 
 
+def orders(op: Path) -> bool:
+    return all(experts.orders(order, op) for order in (0, REVERSE))
+
+
 def rounds(op: Path) -> bool:
     shape = replace(experts.SMALL, slots=2, tokens=40, hidden=208, width=144, shared=48, present=5, quantized=True)
     return all(experts.by_parts(shape, [40, 9], order, op) for order in (0, REVERSE))
@@ -135,18 +139,22 @@ BUGS: dict[str, tuple[str, str, str, Callable[[Path], bool]]] = {
     ),
     "slots counted without the last place": (
         ORDER,
-        "i < in.places; i += kOrderThreads) mine",
-        "i < in.places - 1; i += kOrderThreads) mine",
+        "blockIdx.x, 0, in.places,",
+        "blockIdx.x, 0, in.places - 1,",
         mix_many,
     ),
-    "places behind one another's": (ORDER, "if (other < warp) at += partial[other];", "", mix_many),
-    "rounds on top of each other": (ORDER, "      before += partial[other];\n", "", mix_many),
-    "parts of a round read too late": (
+    "places of lanes on top of each other": (ORDER, "if (lane >= delta) upto += below;", "", orders),
+    "stretches on top of each other": (ORDER, "before += partial[other];", "", orders),
+    "turns on top of each other": (ORDER, "    before += __shfl_sync(kFullWarp, upto, 31);\n", "", orders),
+    "parts of the tiles read too late": (ORDER, "  __syncthreads();  // the tiles' parts are read\n", "", orders),
+    "stretches counted too early": (
         ORDER,
-        "    __syncthreads();  // the last round's parts are read\n",
-        "",
-        mix_many,
+        "partial[warp] = found;\n  __syncthreads();\n",
+        "partial[warp] = found;\n",
+        orders,
     ),
+    "a stretch for all": (ORDER, "lane, 32);", "lane, kOrderThreads);", orders),
+    "places of absent experts left as they are": (ORDER, "in.position[i + j] = -1;", "in.position[i + j] = 0;", orders),
     "tiles of the slots before not counted": (
         ORDER,
         "(in.count[i] + in.each - 1) / in.each;\n  }",
