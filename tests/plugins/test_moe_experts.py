@@ -213,9 +213,9 @@ def test_routes_are_those_of_the_reference() -> None:
 
 
 def orders(order: int = FORWARD, folder: Path = FOLDER) -> bool:
-    """Whether the places are those of a stable sort by slot, and the tiles its runs: 2,600 places, some of no slot."""
-    shape = replace(SMALL, slots=2, tokens=325, hidden=16, width=16, shared=16, experts=40, present=31, quantized=True)
-    given = inputs.make(shape, 6, [325, 300])
+    """Whether the places are those of a stable sort by slot, and the tiles its runs: 1,950 places, some of no slot."""
+    shape = Shape(2, 325, 16, experts=40, chosen=2, width=16, shared=16, present=31, quantized=True)
+    given = inputs.make(shape, 6, [300, 325])
     found = {name: np.full(size, 0xFF, np.uint8) for name, size in launch.workspace(shape).items()}
     at = {name: array.ctypes.data for name, array in (given | found | inputs.outputs(shape)).items()}
     launches, kernel = launch.experts(shape, at, HOPPER, BLOCKS), prefill.WGMMA

@@ -137,12 +137,7 @@ BUGS: dict[str, tuple[str, str, str, Callable[[Path], bool]]] = {
         "places.weight[list[token] + 1]",
         mixes,
     ),
-    "slots counted without the last place": (
-        ORDER,
-        "blockIdx.x, 0, in.places,",
-        "blockIdx.x, 0, in.places - 1,",
-        mix_many,
-    ),
+    "the last place left out": (ORDER, "i + j < in.places ?", "i + j < in.places - 1 ?", orders),
     "places of lanes on top of each other": (ORDER, "if (lane >= delta) upto += below;", "", orders),
     "stretches on top of each other": (ORDER, "before += partial[other];", "", orders),
     "turns on top of each other": (ORDER, "    before += __shfl_sync(kFullWarp, upto, 31);\n", "", orders),
