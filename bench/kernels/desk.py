@@ -1,4 +1,5 @@
-"""`python -m bench.kernels.desk`: what a decoded token of the 27B should take, in packed int4 or in block FP8.
+"""`python -m bench.kernels.desk`: what a decoded token should take, of the 27B in packed int4 or block FP8, or of the
+35B-A3B in block FP8.
 
 A model of events: a launch's blocks are placed as a GPU places them, each warp keeps two stages of its ring on their
 way, one queue stands for the memory, instructions take the schedulers' slots. Instruction counts are of the SASS (nvcc
@@ -10,6 +11,7 @@ from __future__ import annotations
 import argparse
 import heapq
 import math
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -19,16 +21,15 @@ from deltart.plugins.fp8_linear import launch as fp8
 from deltart.plugins.fp8_linear.inputs import Shape as Fp8Shape
 from deltart.plugins.int4_linear import launch as int4
 from deltart.plugins.int4_linear.inputs import Shape as Int4Shape
+from deltart.plugins.launch import Launch
+from deltart.plugins.moe_experts import launch as experts
+from deltart.plugins.moe_experts.inputs import Shape as ExpertsShape
 
-HIDDEN, WIDTH, VOCABULARY = 5120, 17408, 248320
-LAYERS, DELTA_NET, ATTENTION = 64, 48, 16
-STATE_BYTES = DELTA_NET * 2 * 48 * 128 * 128 * 4.0  # of the delta rule, read and written
+VOCABULARY = 248320
 SETUP, END = 500.0, 400.0  # cycles of a block before its first load and behind its last product
+DRIVER = 1024  # bytes of a block's shared memory
 PLAIN_STEP = 0.45e-6  # seconds of 2 KiB of a plain weight: one load on its way at a time
-# What else a token takes, of an H200's timeline (bench/results): launches and seconds of each. A norm is no launch: the
-# last block of a linear does it.
-NORMS, NORM = 128, 3.3e-6
-OTHERS = ((DELTA_NET, 12e-6), (ATTENTION, 9e-6), (4, 2.2e-6))
+NORM = 3.3e-6  # of an H200's timeline (bench/results); it is no launch where the last block of a linear does it
 GAP = 0.8e-6  # from the end of a launch to the next one's begin, in a captured graph
 
 
@@ -40,7 +41,7 @@ class Gpu:
     clock: float
     shared: int
     latency: float
-    published: float | None = None  # tok/s of llama.cpp's Q4 of this model
+    published: float | None = None  # tok/s of llama.cpp's Q4 of the 27B
 
 
 GPUS = {
@@ -104,24 +105,102 @@ class Linear:
 
 
 HEADS = {"int4": 0.0, "fp8": 1 + 2 / 128, "bf16": 2.0}  # bytes of a value, 0 for what the group says
-LINEARS = (
-    Linear("DeltaNet projections", DELTA_NET, 16384, HIDDEN, plain=96),
-    Linear("attention projections", ATTENTION, 14336, HIDDEN),
-    Linear("out, o", LAYERS, HIDDEN, 6144),
-    Linear("gate, up", LAYERS, WIDTH, HIDDEN, weights=2),
-    Linear("down", LAYERS, HIDDEN, WIDTH),
-    Linear("head", 1, VOCABULARY, HIDDEN),
-)
 
 
-def seconds(gpu: Gpu, bandwidth: float, linear: Linear, group: int, form: Format = FORMATS["int4"]) -> float:
+@dataclass(frozen=True)
+class Routed:
+    """A launch over the chosen experts of a token, all of different ones: its blocks, their warps and shared bytes, and
+    stages of a warp, of 16 rows and 128 of K each."""
+
+    name: str
+    calls: int
+    blocks: int
+    warps: int
+    shared: int
+    stages: int
+
+    def nbytes(self, group: int, form: Format) -> float:
+        """Read by a call."""
+        return float(self.blocks * self.warps * self.stages * experts.ROWS * form.block)
+
+
+@dataclass(frozen=True)
+class Model:
+    """What a token of a model launches.
+
+    Args:
+        launches: that read weights, the head last.
+        norms: in the last blocks of linears.
+        others: launches of a kind and seconds of each, of an H200's timelines (bench/results).
+        state_bytes: of the delta rule, read and written.
+    """
+
+    launches: Sequence[Linear | Routed]
+    norms: int
+    others: Sequence[tuple[int, float]]
+    state_bytes: float
+
+
+def dense(hidden: int = 5120, width: int = 17408, delta_net: int = 48, attention: int = 16) -> Model:
+    """The 27B."""
+    layers = delta_net + attention
+    return Model(
+        (
+            Linear("DeltaNet projections", delta_net, 16384, hidden, plain=96),
+            Linear("attention projections", attention, 14336, hidden),
+            Linear("out, o", layers, hidden, 6144),
+            Linear("gate, up", layers, width, hidden, weights=2),
+            Linear("down", layers, hidden, width),
+            Linear("head", 1, VOCABULARY, hidden),
+        ),
+        norms=2 * layers,
+        others=((delta_net, 12e-6), (attention, 9e-6), (4, 2.2e-6)),
+        state_bytes=delta_net * 2 * 48 * 128 * 128 * 4.0,
+    )
+
+
+def sparse(hidden: int = 2048, delta_net: int = 30, attention: int = 10) -> Model:
+    """The 35B-A3B, whose router, choice of experts and norm behind them are launches of their own."""
+    layers, shape = delta_net + attention, ExpertsShape(hidden=hidden)
+    *_, gate_up, down = experts.experts(shape, defaultdict(int))
+
+    def routed(name: str, launch: Launch, k: int, parts: int) -> Routed:
+        """By a launch whose warps take K, or `parts` of it."""
+        warps = launch.block // 32
+        return Routed(name, layers, math.prod(launch.grid), warps, launch.shared_bytes, math.ceil(k / 128 / parts))
+
+    return Model(
+        (
+            Linear("DeltaNet projections", delta_net, 12288, hidden, plain=64),
+            Linear("attention projections", attention, 9216, hidden),
+            Linear("out, o", layers, hidden, 4096),
+            routed("experts' gate, up", gate_up, hidden, experts.GATE_UP_WARPS),
+            routed("experts' down", down, shape.width, 1),
+            Linear("head", 1, VOCABULARY, hidden),
+        ),
+        norms=layers,
+        others=(
+            (delta_net, 10.5e-6), (attention, 9e-6), (layers, 5.5e-6), (layers, 6.3e-6), (layers, NORM), (4, 2.2e-6)
+        ),
+        state_bytes=delta_net * 2 * 32 * 128 * 128 * 4.0,
+    )  # fmt: skip
+
+
+MODELS = {"27b": dense, "35b": sparse}
+
+
+def seconds(gpu: Gpu, bandwidth: float, linear: Linear | Routed, group: int, form: Format = FORMATS["int4"]) -> float:
     """Of one call, from its first block's begin to its last one's end."""
+    if isinstance(linear, Routed):
+        per_gpu = min(gpu.shared // (linear.shared + DRIVER), form.warps // linear.warps) * gpu.multiprocessors
+        blocks = [(linear.warps, linear.stages)] * linear.blocks
+        return _events(gpu, bandwidth, blocks, per_gpu, experts.ROWS * form.block, form)
     if linear.bytes_each:  # many blocks with little to do beside their loads
         return linear.nbytes(group) / bandwidth + gpu.latency + (SETUP + END) / gpu.clock
     by, rows = form.split(linear.n + linear.plain, linear.k, linear.weights), int4.ROWS
     row_groups = int4.MAX_WARPS // by.parts if linear.plain and form.block == int4.BLOCK else by.row_groups
     warps = row_groups * by.parts * by.weights
-    shared = by.shared_bytes // by.warps * warps + 1024  # the driver's own
+    shared = by.shared_bytes // by.warps * warps + DRIVER
     per_gpu = min(gpu.shared // shared, form.warps // warps) * gpu.multiprocessors
     stages = math.ceil(linear.k / form.block / by.parts)
     stage_bytes = rows * form.block * (form.value + form.scales / group)
@@ -188,6 +267,7 @@ def _events(
 def main() -> None:
     """Print a table for every GPU, and one of the tokens."""
     parser = argparse.ArgumentParser(prog="python -m bench.kernels.desk", description=__doc__)
+    parser.add_argument("--model", choices=list(MODELS), default="27b", help="default 27b")
     parser.add_argument("--format", choices=list(FORMATS), default="int4", help="of the weights (default int4)")
     parser.add_argument("--group", type=int, choices=int4.GROUPS, default=128, help="of int4 (default 128)")
     parser.add_argument(
@@ -199,15 +279,19 @@ def main() -> None:
     form = FORMATS[arguments.format]
     form = replace(form, slots=arguments.slots or form.slots)
     head = arguments.lm_head or ("int4" if arguments.format == "int4" else "bf16")
-    linears = (*LINEARS[:-1], replace(LINEARS[-1], bytes_each=HEADS[head]))
+    if arguments.model == "35b" and arguments.format != "fp8":
+        parser.error("the 35B's launches are known in FP8 alone: --format fp8")
+    model = MODELS[arguments.model]()
+    *packed, last = model.launches
+    linears = [*packed, replace(last, bytes_each=HEADS[head])]
     print("| GPU | " + " | ".join(one.name for one in linears) + " | others | ms | tok/s | bound | Q4 elsewhere |")
     print("|---" * (len(linears) + 6) + "|")
     for name in arguments.device:
         gpu, peak = GPUS[name], DEVICES[name].bandwidth
         took = [seconds(gpu, peak * FITTED.bandwidth, one, arguments.group, form) for one in linears]
-        launches = sum(one.calls for one in linears) + sum(count for count, _ in OTHERS)
-        moved = sum(one.calls * one.nbytes(arguments.group, form) for one in linears) + STATE_BYTES
-        others = NORMS * NORM + sum(count * each for count, each in OTHERS) + launches * GAP
+        launches = sum(one.calls for one in linears) + sum(count for count, _ in model.others)
+        moved = sum(one.calls * one.nbytes(arguments.group, form) for one in linears) + model.state_bytes
+        others = model.norms * NORM + sum(count * each for count, each in model.others) + launches * GAP
         total = sum(one.calls * each for one, each in zip(linears, took, strict=True)) + others
         cells = [
             f"{1e6 * each:.1f} us ({one.nbytes(arguments.group, form) / peak / each:.0%})"
