@@ -16,6 +16,7 @@ from deltart.dtypes import BY_NAME
 from deltart.manifest import GraphEntry
 from deltart.plugins.cpu_shim.host_cuda import HostCuda, memory
 from deltart.runtime.backends.gpu.engine_manifest import Binding, PlanEntry
+from deltart.runtime.backends.gpu.executor import EnqueuedShapes
 from deltart.runtime.backends.inputs import completed
 from deltart.verify.exposed import expose
 from deltart.verify.tensorrt_exposed import GRAPH
@@ -30,7 +31,7 @@ class OrtExecutor:
         self.entry, self.graph = entry, graph
         self.bound: dict[str, tuple[int, tuple[int, ...]]] = {}
         self.scratch = (0, 0)
-        self.enqueued = 0
+        self.enqueued, self.shapes = 0, EnqueuedShapes()
         model = onnx.load(artifact / graph.files["portable"], load_external_data=False)
         if entry.graph == GRAPH:
             expose(model)
@@ -43,15 +44,18 @@ class OrtExecutor:
     def bind(self, name: str, address: int, shape: tuple[int, ...]) -> None:
         assert address % 256 == 0, f"{name} is not aligned"
         self.bound[name] = (address, shape)
+        self.shapes.bind(name, shape)
 
     def use_scratch(self, address: int, nbytes: int) -> None:
         self.scratch = (address, nbytes)
 
     def capturable(self, stream: Any) -> bool:
-        return True
+        return self.shapes.unchanged
 
     def enqueue(self, stream: HostCuda) -> None:
+        assert stream.recording is None or self.shapes.unchanged, "captured straight after a change of shapes"
         self.enqueued += 1
+        self.shapes.enqueue()
         assert self.scratch[1] >= self.scratch_bytes
         bound = dict(self.bound)
         stream.do(lambda: self._compute(bound))

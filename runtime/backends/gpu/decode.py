@@ -107,8 +107,10 @@ class DeviceLoop:
 
     def _advance(self) -> None:
         """Enqueue a step: the first plainly, later ones as a graph captured at the second."""
-        if not self.graphs and self._warm and self._step.capturable():
-            self.graphs.append(captured(self._cuda, self._enqueue))
+        if not self.graphs:
+            self._step.bind(self._at)  # other calls of the plan may have bound it elsewhere since
+            if self._warm and self._step.capturable():
+                self.graphs.append(captured(self._cuda, self._enqueue))
         if self.graphs:
             self._cuda.launch(self.graphs[0])
         else:
@@ -116,7 +118,6 @@ class DeviceLoop:
         self._warm = True
 
     def _enqueue(self) -> None:
-        self._step.bind(self._at)  # other calls of the plan may have bound it elsewhere since
         self._step.enqueue()
         self._run(self._launches)
 

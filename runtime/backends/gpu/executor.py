@@ -27,4 +27,26 @@ class Executor(Protocol):
         """Whether the call, as bound, may be captured in a CUDA graph."""
 
 
+class EnqueuedShapes:
+    """The inputs' shapes as they are bound, and as the plan last ran with them: TensorRT wants one plain call with new
+    ones before a call is captured ("Working with CUDA Graphs" in its developer guide)."""
+
+    def __init__(self) -> None:
+        self._bound: dict[str, tuple[int, ...]] = {}
+        self._enqueued: dict[str, tuple[int, ...]] = {}
+
+    def bind(self, name: str, shape: tuple[int, ...]) -> None:
+        """An input has this shape from now on."""
+        self._bound[name] = shape
+
+    def enqueue(self) -> None:
+        """The plan runs as bound."""
+        self._enqueued = dict(self._bound)
+
+    @property
+    def unchanged(self) -> bool:
+        """Whether the plan ran with the shapes that are bound."""
+        return self._enqueued == self._bound
+
+
 Load = Callable[[Path, PlanEntry], Executor]

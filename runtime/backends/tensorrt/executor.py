@@ -11,6 +11,7 @@ from deltart.plugins.kernel_call import prepare
 from deltart.plugins.registry import OPS
 from deltart.runtime.backends.gpu.cuda import device_name, driver_version
 from deltart.runtime.backends.gpu.engine_manifest import CAPTURED, PlanEntry
+from deltart.runtime.backends.gpu.executor import EnqueuedShapes
 from deltart.runtime.backends.tensorrt.caches import KernelCache, cache_path
 from deltart.runtime.backends.tensorrt.library import TensorRt
 
@@ -47,6 +48,7 @@ class TensorRtExecutor:
             raise self._error("TensorRT can't make a context of", "free device memory")
         self.scratch_bytes = int(self._engine.device_memory_size_v2)
         self._inputs = {b.name for b in entry.bindings if b.role in ("input", "state", "weight")}
+        self._shapes = EnqueuedShapes()
 
     def _new_context(self, path: Path, entry: PlanEntry) -> Any:
         """A context whose scratch is ours. TensorRT-RTX compiles its kernels, which are kept beside the plan."""
@@ -69,6 +71,7 @@ class TensorRtExecutor:
         done = self._context.set_tensor_address(name, address)
         if name in self._inputs:
             done = self._context.set_input_shape(name, shape) and done
+            self._shapes.bind(name, shape)
         if not done:
             raise self._error(f"'{name}' {list(shape)} does not fit", "call within the plan's profile")
 
@@ -80,12 +83,15 @@ class TensorRtExecutor:
         """See Executor."""
         if not self._context.execute_async_v3(int(stream)):
             raise self._error("a call failed in", "see the messages")
+        self._shapes.enqueue()
         if self._kernels is not None:
             self._kernels.save()
             self._kernels = None
 
     def capturable(self, stream: Any) -> bool:
         """See Executor."""
+        if not self._shapes.unchanged:
+            return False
         ask = getattr(self._context, "is_stream_capturable", None)
         return bool(ask(int(stream))) if ask else True
 

@@ -100,6 +100,14 @@ def test_drafts_are_for_short_calls_only(artifact: Path) -> None:
         assert twin.call(ids(SLOTS, 4, step), np.full(SLOTS, 4), index, n_commit=n_commit) <= TOLERANCE
 
 
+def test_no_call_is_captured_straight_after_a_change_of_shapes(artifact: Path) -> None:
+    """Calls of T = 4, 5, 4, ... by turns never are: the executor's own check would end them. Two alike are."""
+    twin = Twin(artifact, 1)
+    for length in (4, 5, 4, 5, 4, 4, 4):
+        assert twin.call(ids(1, length, length), np.array([length]), np.array([[length - 1]])) <= TOLERANCE
+    assert twin.executors["speculate"].enqueued == 6 and twin.cuda.launched == 2
+
+
 def test_every_token_scored_over_pieces(artifact: Path) -> None:
     twin = Twin(artifact, 1)
     index = np.arange(50)[None]
