@@ -81,7 +81,8 @@ inline std::vector<std::pair<std::string_view, int64_t>> workspace(const Shape& 
   std::vector<std::pair<std::string_view, int64_t>> arrays = {{"slot", places}, {"weight", places}, {"h", h}};
   if (shape.is_decode()) return arrays;
   arrays.insert(arrays.end(), {{"count", 4 * shape.groups()}, {"place", places}, {"position", places}});
-  for (std::string_view array : {"tile_slot", "tile_first", "tile_tokens"}) arrays.emplace_back(array, 4 * (shape.places() / TILE_TOKENS + shape.groups()));
+  int64_t tiles = shape.places() / TILE_TOKENS + shape.groups();
+  for (std::string_view array : {"tile_slot", "tile_first", "tile_tokens"}) arrays.emplace_back(array, 4 * tiles);
   arrays.emplace_back("rows", 2 * shape.places() * shape.hidden);
   if (shape.quantized) {
     int64_t groups = std::max(shape.rows * ceil_div(shape.hidden, BLOCK), shape.places() * ceil_div(shape.stride(), BLOCK));
@@ -186,7 +187,8 @@ inline GroupKernel tiles_of_64(const char* kind, int64_t stride_x, int64_t strid
 inline GroupKernel kernel_of(const Shape& shape, int64_t capability) {
   if (shape.quantized && capability == fp8_block_linear::HOPPER)
     return {"wgmma", "prefill_wgmma.cu", 128, 256, 384, 4 * (3 * 128 * BLOCK + 4 * 128) + 64, true};
-  return shape.quantized ? tiles_of_64("w8a8", 80, 80) : shape.is_fp8 ? tiles_of_64("e4m3", 160, 80) : tiles_of_64("bf16", 144, 144);
+  if (shape.quantized) return tiles_of_64("w8a8", 80, 80);
+  return shape.is_fp8 ? tiles_of_64("e4m3", 160, 80) : tiles_of_64("bf16", 144, 144);
 }
 
 inline void prefill(std::vector<Launch>& list, const Call& call, const Shape& shape, const GroupKernel& kernel) {
@@ -207,7 +209,8 @@ inline void prefill(std::vector<Launch>& list, const Call& call, const Shape& sh
       .ints({shape.stride()});
   combined.pointers(call, {"rows", "position", "y"}).ints({shape.choices(), shape.hidden}).count(count);
   auto product = [&](const std::string& part, int64_t across, Arguments& args) {
-    Launch launch{"moe_experts_group_" + part + "_" + kernel.kind, {tiles, across, 1}, kernel.threads, kernel.shared_bytes, {}};
+    Launch launch{"moe_experts_group_" + part + "_" + kernel.kind, {tiles, across, 1}, kernel.threads,
+                  kernel.shared_bytes, {}};
     if (kernel.persistent) {
       args.ints({tiles});
       launch.grid[0] = std::min(tiles * across, call.multiprocessors), launch.grid[1] = 1;

@@ -1,11 +1,11 @@
 // The grouped products of many tokens on sm_90a, W8A8: tiles of 128 places times 256 rows of an expert's matrices, by
 // warpgroup products. order.cuh has what surrounds them, ../fp8_linear/prefill_wgmma.cu the dense ones.
 //
-// A warpgroup keeps four stages of operands on their way, cp.async in 16-byte pieces that make the swizzle: 128 of K of the
-// places' rows, wherever their tokens are, and of two tiles of 128 rows of W. Two warpgroups multiply, a tile of W each; where
-// gate and up are multiplied, that is 64 rows of either, by turns of eight, so that a thread has both of a value. A block
-// of K is summed by the tensor cores, 64 places at a time, and then scaled into f32 sums: while one warpgroup does that, the
-// other one's products run. Places beyond 64 are left out where a tile has none. A block of threads takes every
+// A warpgroup keeps four stages of operands on their way, cp.async in 16-byte pieces that make the swizzle: 128 of K of
+// the places' rows, wherever their tokens are, and of two tiles of 128 rows of W. Two warpgroups multiply, a tile of W each;
+// where gate and up are multiplied, that is 64 rows of either, by turns of eight, so that a thread has both of a value. A
+// block of K is summed by the tensor cores, 64 places at a time, and then scaled into f32 sums: while one warpgroup does
+// that, the other one's products run. Places beyond 64 are left out where a tile has none. A block of threads takes every
 // gridDim.x-th tile; those of one expert follow each other.
 #include "../common/warpgroups.cuh"
 #include "order.cuh"
@@ -81,7 +81,7 @@ struct Producer {
     for (int item = blockIdx.x; item < Work<Gated>::items(in); item += gridDim.x) {
       const Work<Gated> work(in, item);
       if (!work.is_there()) continue;
-      // The 32 rows of x that a warp copies: lane l holds that of the place which `part` l % 4 of the warp's takes in turn l / 4.
+      // Of the 32 rows of x that a warp copies, lane l holds the one that the warp's `part` l % 4 takes in turn l / 4.
       const int own = thread % 32 / 4 * kAtOnce + thread / 32 * 4 + thread % 4;
       const int own_row = own < work.tokens ? work.row(in, own) : -1;
       const BlockFp8& W = Gated && part >= kApart ? work.lower : work.upper;
@@ -98,15 +98,17 @@ struct Producer {
           const bool is = row >= 0 && k < K;
           copy_async(to.x + swizzled(i * kAtOnce + part, piece), in.codes + (is ? size_t(row) * in.stride + k : 0), is);
         }
-        copy_word_async(memory.x_scale[step % kStages] + own, in.x_scale + (own_row < 0 ? 0 : size_t(own_row) * scales + block),
-                        own_row < 0 ? 0 : 4);
+        const bool is_own = own_row >= 0;
+        copy_word_async(memory.x_scale[step % kStages] + own,
+                        in.x_scale + (is_own ? size_t(own_row) * scales + block : 0), is_own ? 4 : 0);
 #pragma unroll 1
         for (int group = 0; group < kMultipliers; ++group)
 #pragma unroll
           for (int i = 0; i < kCopies; ++i) {
             const int at = (group * kCopies + i) * kApart;
             const bool is = at < rows && k < K;
-            copy_async(to.w[group] + swizzled(i * kAtOnce + part, piece), weight + (is ? size_t(at) * K + block * kBlock : 0), is);
+            copy_async(to.w[group] + swizzled(i * kAtOnce + part, piece),
+                       weight + (is ? size_t(at) * K + block * kBlock : 0), is);
           }
         commit_copies();
         wait_copies<kLag>();
@@ -178,7 +180,8 @@ struct Multiplier {
           if (column >= work.upper.N) break;
           const float first = sum[half][i], second = sum[half][i + 1];
           if constexpr (Gated)
-            put(to + column, first * sigmoid_for<bf16>(first) * sum[half][i + 4], second * sigmoid_for<bf16>(second) * sum[half][i + 5]);
+            put(to + column, first * sigmoid_for<bf16>(first) * sum[half][i + 4],
+                second * sigmoid_for<bf16>(second) * sum[half][i + 5]);
           else
             put(to + column, by * first, by * second);
         }
@@ -221,7 +224,8 @@ extern "C" __global__ void __launch_bounds__(384, 1)
   begin_dependent();
 #if defined(DELTART_CPU_SHIM) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
   SHARED_MEMORY(memory);
-  const Product in = {STORED, {place, tile_slot, tile_first, tile_tokens}, codes, x_scale, nullptr, h, H, stride, choices, tiles};
+  const Tiles order = {place, tile_slot, tile_first, tile_tokens};
+  const Product in = {STORED, order, codes, x_scale, nullptr, h, H, stride, choices, tiles};
   run<true>(in, *reinterpret_cast<Memory*>(memory));
 #else
   __trap();
@@ -234,7 +238,8 @@ extern "C" __global__ void __launch_bounds__(384, 1)
   begin_dependent();
 #if defined(DELTART_CPU_SHIM) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
   SHARED_MEMORY(memory);
-  const Product in = {STORED, {place, tile_slot, tile_first, tile_tokens}, codes, x_scale, weight, rows, stride, H, 1, tiles};
+  const Tiles order = {place, tile_slot, tile_first, tile_tokens};
+  const Product in = {STORED, order, codes, x_scale, weight, rows, stride, H, 1, tiles};
   run<false>(in, *reinterpret_cast<Memory*>(memory));
 #else
   __trap();
