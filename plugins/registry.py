@@ -22,7 +22,16 @@ from deltart.plugins.int4_linear.op import (
 )
 from deltart.plugins.linear.op import LINEAR, LINEAR_GATE_UP, SILU_MUL
 from deltart.plugins.lm_head.op import FP8_LM_HEAD, LM_HEAD
-from deltart.plugins.moe_experts.op import FP8_MOE_EXPERTS, FP8_SPARSE_MOE, MOE_EXPERTS, SPARSE_MOE
+from deltart.plugins.moe_experts.op import (
+    FP8_MOE_EXPERTS,
+    FP8_MOE_EXPERTS_NORM,
+    FP8_SPARSE_MOE,
+    FP8_SPARSE_MOE_NORM,
+    MOE_EXPERTS,
+    MOE_EXPERTS_NORM,
+    SPARSE_MOE,
+    SPARSE_MOE_NORM,
+)
 from deltart.plugins.qk_norm_rope.op import QK_NORM_ROPE
 from deltart.plugins.residual_rms_norm.op import RESIDUAL_RMS_NORM, RMS_NORM
 from deltart.plugins.rotary_table.op import ROTARY_TABLE
@@ -65,15 +74,19 @@ NATIVE_OPS: tuple[OpSpec, ...] = (
     CONV_GATED_DELTA_NORM,
     FP8_LINEAR_NORM,
     FP8_LM_HEAD,
+    FP8_MOE_EXPERTS_NORM,
+    FP8_SPARSE_MOE_NORM,
     GATED_DELTA_NORM,
     EMBEDDING,
     INT4_LINEAR_NORM,
     LINEAR,
     LINEAR_GATE_UP,
+    MOE_EXPERTS_NORM,
     RESIDUAL_RMS_NORM,
     RMS_NORM,
     ROPE_GATED_ATTENTION,
     ROTARY_TABLE,
     SILU_MUL,
+    SPARSE_MOE_NORM,
     TAKE_ROWS,
 )

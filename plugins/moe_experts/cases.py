@@ -10,19 +10,22 @@ from pathlib import Path
 
 import numpy as np
 
-from deltart.plugins.cases import PAIRS, KernelCase, OpCall, op_call
+from deltart.plugins.cases import PAIRS, Arrays, KernelCase, OpCall, op_call
+from deltart.plugins.dtypes import cast, poisoned
 from deltart.plugins.fp8_linear.prefill import ENOUGH_BLOCKS, HOPPER
-from deltart.plugins.moe_experts import inputs
+from deltart.plugins.moe_experts import inputs, norm
 from deltart.plugins.moe_experts.inputs import Shape
 from deltart.plugins.moe_experts.launch import experts, source, workspace
 from deltart.plugins.moe_experts.op import FP8_MOE_EXPERTS, FP8_SPARSE_MOE, MOE_EXPERTS, SPARSE_MOE
 from deltart.plugins.moe_experts.prefill import WGMMA
 from deltart.plugins.moe_experts.reference import route
+from deltart.plugins.residual_rms_norm.reference import residual_rms_norm
 from deltart.plugins.spec import OpSpec
 from deltart.plugins.tolerance import TOLERANCE
 
 # h is rounded to bfloat16 before it is rounded to E4M3, where that makes a neighbour of some: 1.1e-2 was seen.
 W8A8_TOLERANCE = 2e-2
+EPSILON = 1e-6  # of the norm behind
 WIDENED = 1 << 24  # values at most that are made float64 at once: of all experts' weights those of one at a time
 SPECS = {
     ("bf16", False): MOE_EXPERTS,
@@ -62,6 +65,48 @@ def reference(shape: Shape, given: dict[str, np.ndarray]) -> np.ndarray:
     wide = [a if a.dtype.kind in "iu" or a.size > WIDENED else a.astype(np.float64) for a in arrays]
     quantized = (1,) if shape.quantized else ()
     return spec.reference(*wide, shape.chosen, shape.hidden, shape.width, *quantized)[0]
+
+
+def make_joined(shape: Shape, seed: int, n_tokens: list[int] | None = None, norm_dtype: str = "bf16") -> Arrays:
+    """The inputs of a call with the norm behind it. Where there is no token, the residual is a number."""
+    rng, size = np.random.default_rng(seed), (shape.slots, shape.tokens, shape.hidden)
+    given = inputs.make(shape, seed, n_tokens) | {"residual": cast(rng.standard_normal(size), shape.dtype)}
+    weight = cast(rng.uniform(-0.8, 1, shape.hidden), norm_dtype)
+    return given | {"norm_weight": weight, "arrived": np.zeros(1, np.int32)}
+
+
+def joined_outputs(shape: Shape) -> Arrays:
+    """normed and sum, full of NaN, and the scratch."""
+    size = (shape.slots, shape.tokens, shape.hidden)
+    scratch = {name: np.full(nbytes, 0xFF, np.uint8) for name, nbytes in norm.workspace(shape).items()}
+    return scratch | {name: poisoned(size, shape.dtype) for name in ("normed", "sum")}
+
+
+def joined_case(shape: Shape) -> KernelCase:
+    """A call of the experts and the norm behind them in one."""
+
+    def expected(given: Arrays) -> Arrays:
+        residual, weight = (given[name].astype(np.float64) for name in ("residual", "norm_weight"))
+        results = residual_rms_norm(reference(shape, given), residual, weight, EPSILON)
+        return dict(zip(("normed", "sum"), results, strict=True))
+
+    return KernelCase(
+        name=f"experts, norm {shape.stored} B={shape.slots} T={shape.tokens}",
+        source=Path(__file__).parent / "decode.cu",
+        given=lambda seed: make_joined(shape, seed),
+        outputs=lambda: joined_outputs(shape),
+        launches=lambda at: norm.experts_norm(shape, "bf16", EPSILON, at),
+        expected=expected,
+        tolerance=dict.fromkeys(("normed", "sum"), TOLERANCE[shape.dtype]),
+        read=lambda arrays: bytes_read(shape, arrays),
+    )
+
+
+def timed_joined(small: bool) -> Iterator[KernelCase]:
+    """A layer of the 35B model with the norm behind it, as it decodes and speculates, or `small` ones."""
+    layer = Shape(hidden=128, experts=8, chosen=2, width=64, shared=64) if small else Shape()
+    for tokens in (1, 4):
+        yield joined_case(replace(layer, tokens=tokens))
 
 
 def case(shape: Shape, capability: int = 0, multiprocessors: int = ENOUGH_BLOCKS) -> KernelCase:

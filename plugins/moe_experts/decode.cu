@@ -4,6 +4,11 @@
 //
 // gate_up: grid (rows of eight, places). The block of an expert's first place works for all tokens that chose it.
 // down: grid (rows of sixteen). A warp takes every `warps`-th expert; a token's sum is taken in the order of its places.
+// down_norm: down for up to eight tokens, and behind it, by the block that is done last, sum = residual + y and
+// normed = (1 + norm) * sum / rms(sum) of every token. A row's norm is that of residual_rms_norm to the bit: the same code
+// on the first of the block's threads, as many as it takes.
+#include "../common/last_block.cuh"
+#include "../residual_rms_norm/norm.cuh"
 #include "route.cuh"
 
 namespace {
@@ -207,9 +212,10 @@ __device__ void gate_up(const Stored& in, const Places& places, const Act* x, Ac
   }
 }
 
-// y [token] = sum over its places of weight * (h [place] down^T).
+// y [token] = sum over its places of weight * (h [place] down^T). Returns shared memory that is free once all threads are
+// behind it, kSumStride floats or more, and that no copy is on its way to.
 template <class Act, class Weight, int MT>
-__device__ void down(const Stored& in, const Places& places, const Act* h, int stride, Act* y, unsigned char* memory) {
+__device__ float* down(const Stored& in, const Places& places, const Act* h, int stride, Act* y, unsigned char* memory) {
   using Tile = ExpertTile<Act, Weight, MT>;
   const int warp = threadIdx.x / 32, warps = blockDim.x / 32, first_row = blockIdx.x * kRows;
   int *slots = reinterpret_cast<int*>(memory + warps * Tile::kRingBytes), *is_first = slots + places.count;
@@ -243,6 +249,7 @@ __device__ void down(const Stored& in, const Places& places, const Act* h, int s
       if (slots[i] >= 0) sum += sums[i * kSumStride + row];
     y[size_t(token) * in.H + first_row + row] = from_float<Act>(sum);
   }
+  return sums;
 }
 
 }  // namespace
@@ -273,8 +280,31 @@ __device__ void down(const Stored& in, const Places& places, const Act* h, int s
   DECODE_KERNELS(bf16, bf16, BlockFp8, e4m3, tiles)  \
   DECODE_KERNELS(bf16, bf16, Bf16, bf16, tiles)
 
+// At least kNormThreads threads.
+#define DOWN_NORM_KERNEL(Act, suffix, Weight, stored)                                                                    \
+  extern "C" __global__ void __launch_bounds__(320) moe_experts_down_norm_##suffix##_##stored(                           \
+      const Act* h, const int* slot, const float* weight, Act* y, STORED_ARGUMENTS, int places, int choices, int stride, \
+      const Act* residual, const void* norm, int bf16_norm, Act* normed, Act* sum, float epsilon, int* arrived) {        \
+    begin_dependent();                                                                                                   \
+    SHARED_MEMORY(memory);                                                                                               \
+    const Stored in = STORED;                                                                                            \
+    float* floats = down<Act, Weight, 1>(in, {slot, weight, places, choices}, h, stride, y, memory);                     \
+    const int rows = places / choices, D = threadIdx.x < kNormThreads ? H : 0; /* the others have no part of a row */    \
+    prefetch_all(residual, size_t(rows) * H * sizeof(Act)), prefetch_all(norm, size_t(H) * (bf16_norm ? 2 : 4));         \
+    if (!is_last(arrived, gridDim.x, floats)) return;                                                                    \
+    for (int row = 0; row < rows; ++row) {                                                                               \
+      norm_row<true>(Norm<Act>{y, residual, {norm, bf16_norm}, normed, sum, D, epsilon}, row, floats);                   \
+      __syncthreads();                                                                                                   \
+    }                                                                                                                    \
+  }                                                                                                                      \
+  EXPORT_KERNEL(moe_experts_down_norm_##suffix##_##stored)
+
 DECODE_TILES(1)
 DECODE_TILES(2)
 DECODE_TILES(8)
+DOWN_NORM_KERNEL(float, f32, BlockFp8, e4m3)
+DOWN_NORM_KERNEL(float, f32, Bf16, bf16)
+DOWN_NORM_KERNEL(bf16, bf16, BlockFp8, e4m3)
+DOWN_NORM_KERNEL(bf16, bf16, Bf16, bf16)
 ROUTE_KERNEL(float, f32)
 ROUTE_KERNEL(bf16, bf16)

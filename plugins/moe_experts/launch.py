@@ -79,16 +79,26 @@ def _route(shape: Shape, at: dict[str, int]) -> Launch:
     return Launch(f"moe_experts_route_{shape.dtype}", (shape.rows, 1, 1), threads, shared, args)
 
 
+def _tile(shape: Shape) -> int:
+    return next(t for t in TILES if shape.rows <= 8 * t)
+
+
+def down_block(shape: Shape, least: int = MIN_WARPS) -> tuple[int, int]:
+    """Warps of a block of down, `least` or more where there is room for them, and its bytes of shared memory."""
+    tile = _tile(shape)
+    of_warp, of_block = RING_BYTES + 4 * (8 * tile + 1), 4 * (3 * shape.places + 1 + shape.places * SUM_STRIDE)
+    warps = min(MAX_WARPS[tile], max(least, shape.choices), (SMALL_SHARED - of_block) // of_warp)
+    return warps, warps * of_warp + of_block
+
+
 def _decode(shape: Shape, at: dict[str, int]) -> list[Launch]:
-    tile = next(t for t in TILES if shape.rows <= 8 * t)
+    tile = _tile(shape)
     kind, tokens = f"{shape.dtype}_{shape.stored}_m{tile}", 8 * tile
     sizes = ints(shape.places, shape.choices, shape.stride)
     gate_up = (*pointers(at, "x", "slot", "h"), *stored(shape, at), *sizes)
     down = (*pointers(at, "h", "slot", "weight", "y"), *stored(shape, at), *sizes)
-    of_warp, of_block = RING_BYTES + 4 * (tokens + 1), 4 * (3 * shape.places + 1 + shape.places * SUM_STRIDE)
-    warps = min(MAX_WARPS[tile], max(MIN_WARPS, shape.choices), (SMALL_SHARED - of_block) // of_warp)
+    warps, shared_down = down_block(shape)
     shared = GATE_UP_WARPS * RING_BYTES + 4 * (shape.places + tokens + 1 + GATE_UP_WARPS * tokens * TILE_STRIDE)
-    shared_down = warps * of_warp + of_block
     grid = (-(-shape.stride // HALF_ROWS), shape.places, 1)
     return [
         Launch(f"moe_experts_gate_up_{kind}", grid, 32 * GATE_UP_WARPS, shared, gate_up),

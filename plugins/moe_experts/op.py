@@ -1,6 +1,13 @@
-"""Contracts of a sparse MLP: its routed experts, alone and with the shared one, by how weights are stored."""
+"""Contracts of a sparse MLP: its routed experts, alone and with the shared one, by how weights are stored; and with the
+norm behind them."""
 
-from deltart.plugins.moe_experts.reference import fp8_moe_experts, fp8_sparse_moe, moe_experts, sparse_moe
+from deltart.plugins.moe_experts.reference import (
+    fp8_moe_experts,
+    fp8_sparse_moe,
+    moe_experts,
+    sparse_moe,
+    with_norm,
+)
 from deltart.plugins.spec import ACT, F32, FP8, I32, STORED, OpSpec, TensorSpec
 
 TOKENS = (
@@ -75,3 +82,24 @@ FP8_SPARSE_MOE = OpSpec(
     attributes=FP8_SIZES,
     reference=fp8_sparse_moe,
 )
+
+
+def _joined(experts: OpSpec) -> OpSpec:
+    """`experts` with exact activations and the norm behind them."""
+    return OpSpec(
+        name=f"{experts.name}Norm",
+        doc=f"sum = residual + y of {experts.name}; normed = (1 + norm_weight) * sum / rms(sum). For few tokens.",
+        inputs=(
+            *experts.inputs,
+            TensorSpec("residual", ACT, ("B", "T", "hidden_size")),
+            TensorSpec("norm_weight", STORED, ("hidden_size",)),
+            TensorSpec("arrived", I32, ("1",)),  # 0 before and after
+        ),
+        outputs=tuple(TensorSpec(name, ACT, ("B", "T", "hidden_size")) for name in ("normed", "sum")),
+        attributes={**SIZES, "epsilon": float},
+        reference=with_norm(experts.reference),
+    )
+
+
+MOE_EXPERTS_NORM, FP8_MOE_EXPERTS_NORM = _joined(MOE_EXPERTS), _joined(FP8_MOE_EXPERTS)
+SPARSE_MOE_NORM, FP8_SPARSE_MOE_NORM = _joined(SPARSE_MOE), _joined(FP8_SPARSE_MOE)

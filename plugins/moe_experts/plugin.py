@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from deltart.plugins.fp8_linear.prefill import HOPPER
 from deltart.plugins.kernel_call import Call, Kernel
 from deltart.plugins.launch import Launch, require
+from deltart.plugins.moe_experts import norm
 from deltart.plugins.moe_experts.inputs import Shape
 from deltart.plugins.moe_experts.launch import ALIGNMENT, check, experts, source, workspace
 
@@ -66,18 +68,35 @@ def launches(call: Call) -> tuple[str, list[Launch]]:
     """The source and launches of one call."""
     shape = shape_of(call)
     check(shape)
+    at = _placed(call, workspace(shape))
+    return source(shape, call.capability), experts(shape, at, call.capability, call.multiprocessors)
+
+
+def joined_workspace_bytes(call: Call) -> int:
+    """Of all scratch arrays of the experts with the norm behind them."""
+    return sum(_aligned(size) for size in norm.workspace(shape_of(call)).values())
+
+
+def joined_launches(call: Call) -> tuple[str, list[Launch]]:
+    """The source and launches of one call of the experts with the norm behind them."""
+    shape = shape_of(call)
+    at = _placed(call, norm.workspace(shape))
+    return "decode.cu", norm.experts_norm(shape, call.dtypes["norm_weight"], call.sizes["epsilon"], at)
+
+
+def _placed(call: Call, arrays: Mapping[str, int]) -> dict[str, int]:
+    """The call's addresses, and those of `arrays`, of so many bytes, one behind the other in its workspace."""
     at, end = dict(call.at), call.at["workspace"]
-    for name, size in workspace(shape).items():
+    for name, size in arrays.items():
         at[name] = end
         end += _aligned(size)
-    return source(shape, call.capability), experts(shape, at, call.capability, call.multiprocessors)
+    return at
 
 
 def _aligned(size: int) -> int:
     return -(-size // ALIGNMENT) * ALIGNMENT
 
 
-KERNELS = {
-    name: Kernel(FOLDER, SOURCES, workspace_bytes, launches)
-    for name in ("MoeExperts", "Fp8MoeExperts", "SparseMoe", "Fp8SparseMoe")
-}
+NAMES = ("MoeExperts", "Fp8MoeExperts", "SparseMoe", "Fp8SparseMoe")
+KERNELS = {name: Kernel(FOLDER, SOURCES, workspace_bytes, launches) for name in NAMES}
+KERNELS |= {f"{name}Norm": Kernel(FOLDER, ("decode.cu",), joined_workspace_bytes, joined_launches) for name in NAMES}

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import numpy as np
 
 from deltart.plugins.fp8_linear.reference import BLOCK, dequantize, quantize, scaled
+from deltart.plugins.residual_rms_norm.reference import residual_rms_norm
 
 Expert = tuple[np.ndarray, np.ndarray, np.ndarray]  # gate [I, H], up [I, H], down [H, I]
 Read = Callable[[np.ndarray], np.ndarray]
@@ -175,6 +176,18 @@ def fp8_sparse_moe(
     gate, up, down = (dequantize(*pair) for pair in pairs)
     read = rounded if quantize_activations else exact
     return (routed + _shared(x, n_tokens, (gate, up, down), shared_expert_gate, read),)
+
+
+def with_norm(experts: Callable[..., tuple[np.ndarray, ...]]) -> Callable[..., tuple[np.ndarray, np.ndarray]]:
+    """One of the references above, then residual_rms_norm of its result over residual [B, T, H]: of the inputs, then
+    residual, norm_weight [H] and `arrived`, which is 0, and by name the three sizes and epsilon."""
+
+    def reference(*given: np.ndarray, epsilon: float, **sizes: int) -> tuple[np.ndarray, np.ndarray]:
+        *inputs, residual, norm_weight, _ = given
+        (y,) = experts(*inputs, **sizes)
+        return residual_rms_norm(y, residual, norm_weight, epsilon)
+
+    return reference
 
 
 def _shared(x: np.ndarray, n_tokens: np.ndarray, expert: Expert, gate: np.ndarray, read: Read = exact) -> np.ndarray:

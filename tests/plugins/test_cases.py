@@ -10,11 +10,12 @@ from deltart.plugins.causal_conv1d import cases as convolution
 from deltart.plugins.cpu_shim.runner import compile_cpu
 from deltart.plugins.gated_delta_rule import cases as delta_rule
 from deltart.plugins.gated_rms_norm import cases as gated_norm
+from deltart.plugins.moe_experts import cases as experts
 from deltart.plugins.qk_norm_rope import cases as rotation
 from deltart.plugins.residual_rms_norm import cases as residual_norm
 
 SMALL = [case for op in (convolution, gated_norm, rotation, residual_norm) for case in op.timed(small=True)]
-SMALL += delta_rule.timed_joined(small=True)
+SMALL += [*delta_rule.timed_joined(small=True), *experts.timed_joined(small=True)]
 
 
 @pytest.mark.parametrize("case", SMALL, ids=lambda case: f"{case.source.parent.name} {case.name}")

@@ -33,6 +33,7 @@ from deltart.plugins.lm_head import inputs as head_inputs
 from deltart.plugins.lm_head import launch as head
 from deltart.plugins.moe_experts import inputs as experts_inputs
 from deltart.plugins.moe_experts import launch as experts
+from deltart.plugins.moe_experts import norm as experts_norm
 from deltart.plugins.moe_experts import prefill as grouped
 from deltart.plugins.qk_norm_rope import inputs as rope_inputs
 from deltart.plugins.qk_norm_rope import launch as rope
@@ -90,12 +91,14 @@ CEILINGS = {
     "moe_experts_down": 255,
     "moe_experts_down_bf16": 192,
     "moe_experts_down_bf16_e4m3_m1": 96,
+    "moe_experts_down_norm_f32": 128,
+    "moe_experts_down_norm_bf16": 96,
     "moe_experts_group": 128,
     "moe_experts_group_gate_up_wgmma": 168,
     "moe_experts_group_down_wgmma": 168,
     "sampler": 128,
 }
-SPILLS = {"moe_experts_down_f32": 48}  # bytes; f32 activations serve tests only
+SPILLS = {"moe_experts_down_f32": 48, "moe_experts_down_norm_f32": 8}  # bytes; f32 activations serve tests only
 FOLDERS = (
     "fp8_linear",
     "gated_attention",
@@ -149,6 +152,8 @@ def every_launch() -> list[Launch]:
         for tokens, dtype in product((1, 9, 64), ("f32", "bf16")):
             shape = experts_inputs.Shape(tokens=tokens, stored=stored, dtype=dtype)
             launches += experts.experts(shape, at)
+            if tokens == 1:
+                launches += experts_norm.experts_norm(shape, "bf16", 1e-6, at)
         launches += experts.experts(experts_inputs.Shape(tokens=65, stored=stored), at)
     launches += [
         one

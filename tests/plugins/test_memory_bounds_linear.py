@@ -15,6 +15,7 @@ import test_int4_linear_kernels as int4
 import test_int4_linear_norm as int4_norm
 import test_lm_head as head
 import test_moe_experts as moe
+import test_moe_norm as moe_norm
 import test_projections as projections
 import test_qk_norm_rope as rope
 import test_residual_rms_norm as residual
@@ -41,6 +42,7 @@ from deltart.plugins.lm_head import inputs as head_inputs
 from deltart.plugins.lm_head import launch as head_launch
 from deltart.plugins.moe_experts import inputs as moe_inputs
 from deltart.plugins.moe_experts import launch as moe_launch
+from deltart.plugins.moe_experts.norm import experts_norm
 from deltart.plugins.qk_norm_rope import inputs as rope_inputs
 from deltart.plugins.qk_norm_rope import launch as rope_launch
 from deltart.plugins.residual_rms_norm import inputs as residual_inputs
@@ -161,6 +163,9 @@ def mix(place: Place) -> None:
         for capability in (moe.ANY, moe.HOPPER) if tokens == 70 and stored == "e4m3" else ():
             mix_of(replace(shape, quantized=True), place, capability)
         mix_of(shape, place)
+    for shape, counts in moe_norm.SIZES:
+        at = place(moe_norm.made(shape, counts))
+        moe.module(shape).run(experts_norm(shape, "bf16", 1e-6, at))
 
 
 def mix_of(shape: moe_inputs.Shape, place: Place, capability: int = moe.ANY) -> None:

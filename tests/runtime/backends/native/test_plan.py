@@ -153,6 +153,68 @@ def test_a_norm_joins_the_linear_before_it_in_small_calls(
     assert all(not constant.array().any() for constant in made.constants.values())
 
 
+E, HIDDEN, WIDTH = 4, 128, 64
+ROUTED = [("x", BF16, ["B", "T", HIDDEN]), ("l", FLOAT, ["B", "T", E]), ("n", TensorProto.INT32, ["B"])]
+PLAIN = [("gu", BF16, [E, 2 * WIDTH, HIDDEN]), ("d", BF16, [E, HIDDEN, WIDTH])]
+PACKED = [("e", TensorProto.INT8, [E, 3, HIDDEN * WIDTH]), ("es", BF16, [E, 3, 1]), ("s", TensorProto.INT32, [E])]
+SHARED = [(name, BF16, [WIDTH, HIDDEN]) for name in ("sg", "su")]
+SHARED += [("sd", BF16, [HIDDEN, WIDTH]), ("gate", BF16, [1, HIDDEN])]
+SHARED_PACKED = [
+    one
+    for name, size in (("sg", [WIDTH, HIDDEN]), ("su", [WIDTH, HIDDEN]), ("sd", [HIDDEN, WIDTH]))
+    for one in ((name, TensorProto.INT8, size), (f"{name}s", BF16, [1, 1]))
+] + [("gate", BF16, [1, HIDDEN])]
+EXPERTS = {
+    "MoeExperts": PLAIN,
+    "Fp8MoeExperts": PACKED,
+    "SparseMoe": PLAIN + SHARED,
+    "Fp8SparseMoe": PACKED + SHARED_PACKED,
+}
+
+
+def sparse(experts: str, changes: dict[str, int], read_again: bool = False) -> onnx.ModelProto:
+    """Experts and the norm behind them; `read_again`: y is a result too."""
+    sizes = {"num_experts_per_tok": 2, "hidden_size": HIDDEN, "intermediate_size": WIDTH}
+    sizes |= {"quantize_activations": 0} if experts.startswith("Fp8") else {}
+    given = [*ROUTED, *EXPERTS[experts]]
+    nodes = [
+        op(experts, [name for name, *_ in given], ["y"], **sizes | changes),
+        op("ResidualRmsNorm", ["y", "h", "v"], ["normed", "sum"], epsilon=1e-6),
+    ]
+    given += [("h", BF16, ["B", "T", HIDDEN]), ("v", BF16, [HIDDEN])]
+    results = ["normed", "sum", *(["y"] if read_again else [])]
+    outs = [make_tensor_value_info(name, BF16, ["B", "T", HIDDEN]) for name in results]
+    return make_model(make_graph(nodes, "g", [make_tensor_value_info(*one) for one in given], outs))
+
+
+@pytest.mark.parametrize("experts", EXPERTS)
+@pytest.mark.parametrize(
+    ("phase", "slots", "read_again", "is_joined"),
+    [
+        ("decode", 8, False, True),
+        ("speculate", 1, False, True),
+        ("decode", 9, False, False),
+        ("prefill", 1, False, False),
+        ("decode", 1, True, False),
+    ],
+)
+def test_a_norm_joins_the_experts_before_it_in_small_calls(
+    experts: str, phase: str, slots: int, read_again: bool, is_joined: bool
+) -> None:
+    model = sparse(experts, {}, read_again)
+    made = compile_plan(model.SerializeToString(), profile(phase, slots, 256, 128)).plan
+    assert [step.op for step in made.steps] == ([f"{experts}Norm"] if is_joined else [experts, "ResidualRmsNorm"])
+    if is_joined:
+        assert made.launches == 3 and made.steps[0].outputs == ["normed", "sum"]
+        assert [constant.array().tolist() for constant in made.constants.values()] == [[0]]
+
+
+def test_no_norm_joins_experts_that_round_activations() -> None:
+    model = sparse("Fp8SparseMoe", {"quantize_activations": 1})
+    made = compile_plan(model.SerializeToString(), profile("decode", 1, 256, 128)).plan
+    assert [step.op for step in made.steps] == ["Fp8SparseMoe", "ResidualRmsNorm"]
+
+
 def delta_rule(read_again: bool = False) -> onnx.ModelProto:
     """Convolution, gated delta rule and norm of a layer with two key heads; `read_again`: o is a result too."""
     heads = {"num_k_heads": 2, "num_v_heads": 4, "head_k_dim": 128, "head_v_dim": 64}
