@@ -29,7 +29,7 @@ VOCABULARY = 248320
 SETUP, END = 500.0, 400.0  # cycles of a block before its first load and behind its last product
 DRIVER = 1024  # bytes of a block's shared memory
 PLAIN_STEP = 0.45e-6  # seconds of 2 KiB of a plain weight: one load on its way at a time
-NORM = 3.3e-6  # of an H200's timeline (bench/results); it is no launch where the last block of a linear does it
+NORM = 3.3e-6  # of an H200's timeline (bench/results); no launch: the last block before it does it
 GAP = 0.8e-6  # from the end of a launch to the next one's begin, in a captured graph
 
 
@@ -130,7 +130,7 @@ class Model:
 
     Args:
         launches: that read weights, the head last.
-        norms: in the last blocks of linears.
+        norms: in the last blocks of linears and experts.
         others: launches of a kind and seconds of each, of an H200's timelines (bench/results).
         state_bytes: of the delta rule, read and written.
     """
@@ -160,7 +160,7 @@ def dense(hidden: int = 5120, width: int = 17408, delta_net: int = 48, attention
 
 
 def sparse(hidden: int = 2048, delta_net: int = 30, attention: int = 10) -> Model:
-    """The 35B-A3B, whose router, choice of experts and norm behind them are launches of their own."""
+    """The 35B-A3B, whose router and choice of experts are launches of their own."""
     layers, shape = delta_net + attention, ExpertsShape(hidden=hidden)
     *_, gate_up, down = experts.experts(shape, defaultdict(int))
 
@@ -178,12 +178,10 @@ def sparse(hidden: int = 2048, delta_net: int = 30, attention: int = 10) -> Mode
             routed("experts' down", down, shape.width, 1),
             Linear("head", 1, VOCABULARY, hidden),
         ),
-        norms=layers,
-        others=(
-            (delta_net, 10.5e-6), (attention, 9e-6), (layers, 5.5e-6), (layers, 6.3e-6), (layers, NORM), (4, 2.2e-6)
-        ),
+        norms=2 * layers,
+        others=((delta_net, 10.5e-6), (attention, 9e-6), (layers, 5.5e-6), (layers, 6.3e-6), (4, 2.2e-6)),
         state_bytes=delta_net * 2 * 32 * 128 * 128 * 4.0,
-    )  # fmt: skip
+    )
 
 
 MODELS = {"27b": dense, "35b": sparse}
