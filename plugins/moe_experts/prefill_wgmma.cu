@@ -37,6 +37,11 @@ struct Product {
   int stride, out_stride, choices, tiles;
 };
 
+// What the tile of places of an item is, on its way from memory before it is needed.
+struct Places {
+  int slot, first, tokens;
+};
+
 // A tile of places times, Gated, 128 rows of gate and of up, or else 256 of down.
 template <bool Gated>
 struct Work {
@@ -48,10 +53,12 @@ struct Work {
     return ((Gated ? max(in.stored.I, in.stored.shared_width) : in.stored.H) + kRows - 1) / kRows;
   }
   __device__ static int items(const Product& in) { return in.tiles * row_tiles(in); }
-  __device__ Work(const Product& in, int item) {
-    const int tile = item / row_tiles(in);
-    slot = in.order.slot[tile], first = in.order.first[tile], tokens = in.order.tokens[tile];
-    first_row = item % row_tiles(in) * kRows;
+  __device__ static Places ask(const Product& in, int item) {
+    const int tile = min(item / row_tiles(in), in.tiles - 1);
+    return {in.order.slot[tile], in.order.first[tile], in.order.tokens[tile]};
+  }
+  __device__ Work(const Product& in, int item, const Places& places)
+      : slot(places.slot), first(places.first), tokens(places.tokens), first_row(item % row_tiles(in) * kRows) {
     if (slot < 0) return;
     upper = matrix<BlockFp8>(in.stored, slot, Gated ? kGate : kDown);
     lower = Gated ? matrix<BlockFp8>(in.stored, slot, kUp) : upper;
@@ -78,8 +85,10 @@ struct Producer {
   __device__ void run() {
     const int piece = thread % kPieces, part = thread / kPieces, scales = (in.stride + kBlock - 1) / kBlock;
     int step = 0;
+    Places ahead = Work<Gated>::ask(in, blockIdx.x);
     for (int item = blockIdx.x; item < Work<Gated>::items(in); item += gridDim.x) {
-      const Work<Gated> work(in, item);
+      const Work<Gated> work(in, item, ahead);
+      ahead = Work<Gated>::ask(in, item + gridDim.x);
       if (!work.is_there()) continue;
       // Of the 32 rows of x that a warp copies, lane l holds the one that the warp's `part` l % 4 takes in turn l / 4.
       const int own = thread % 32 / 4 * kAtOnce + thread / 32 * 4 + thread % 4;
@@ -190,8 +199,10 @@ struct Multiplier {
 
   __device__ void run() {
     int step = 0;
+    Places ahead = Work<Gated>::ask(in, blockIdx.x);
     for (int item = blockIdx.x; item < Work<Gated>::items(in); item += gridDim.x) {
-      const Work<Gated> work(in, item);
+      const Work<Gated> work(in, item, ahead);
+      ahead = Work<Gated>::ask(in, item + gridDim.x);
       if (!work.is_there()) continue;
 #pragma unroll
       for (int i = 0; i < 128; ++i) sum[i / 64][i % 64] = 0.0f;
