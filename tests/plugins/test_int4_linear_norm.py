@@ -52,9 +52,11 @@ def joined(op: Path, shape: Shape, order: int) -> Arrays:
     ran before, it sees nothing but the weights."""
     arrays, kernels = made(shape), compile_cpu(op / "norm.cu")
     kernels.hold([(a.ctypes.data, a.nbytes) for name, a in arrays.items() if "weight" not in name])
-    for _ in range(2):
-        kernels.run([linear_norm(shape, "bf16", EPSILON, at(arrays))], order)
-    kernels.hold([])
+    try:
+        for _ in range(2):
+            kernels.run([linear_norm(shape, "bf16", EPSILON, at(arrays))], order)
+    finally:
+        kernels.hold([])  # of all modules of the process
     return arrays
 
 
@@ -113,7 +115,7 @@ BUGS = {
     "the second half of the threads left out": (ROW, "kParts = kNormThreads / Threads;", "kParts = 1;"),
     "its warps' sums over the first half's": (ROW, "sums[thread / 32] = sum", "sums[threadIdx.x / 32] = sum"),
     "a thread's parts in one sum": (ROW, "float sum = 0.0f;", "float sum = part ? sums[threadIdx.x / 32] : 0.0f;"),
-    "h of the first half for both": (ROW, "float(&mine)[kVector] = h[part][i];", "float(&mine)[kVector] = h[0][i];"),
+    "h of the first half for both": (ROW, "load(raw_h[part][i].values(), h);", "load(raw_h[0][i].values(), h);"),
 }  # fmt: skip
 
 

@@ -72,9 +72,11 @@ def joined(size: Sized, order: int = FORWARD, folder: Path = experts.FOLDER, nor
     arrays, kernels = made(*size, norm_dtype), compile_cpu(folder / "decode.cu")
     held = ("x", "logits", "n_tokens", "residual", "arrived", "normed", "sum", *workspace(size[0]))
     kernels.hold([(arrays[name].ctypes.data, arrays[name].nbytes) for name in held])
-    for _ in range(2):
-        kernels.run(experts_norm(size[0], norm_dtype, EPSILON, at(arrays)), order)
-    kernels.hold([])
+    try:
+        for _ in range(2):
+            kernels.run(experts_norm(size[0], norm_dtype, EPSILON, at(arrays)), order)
+    finally:
+        kernels.hold([])  # of all modules of the process
     return arrays
 
 
