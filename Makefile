@@ -52,9 +52,9 @@ $(READY): pyproject.toml constraints.txt
 engine: $(READY)
 	$(BIN)/deltart inspect "$$GIVEN_CHECKPOINT"
 	$(BIN)/deltart export "$$GIVEN_CHECKPOINT" -o "$$GIVEN_ARTIFACT" --overwrite
-	$(BIN)/deltart plugins build --gpu sm_80 sm_89 sm_120a
 	$(BIN)/deltart build "$$GIVEN_ARTIFACT"
 	$(BIN)/deltart build "$$GIVEN_ARTIFACT" --flavour native
+	$(BIN)/deltart plugins build --artifact "$$GIVEN_ARTIFACT" --gpu sm_80 sm_89 sm_120a
 	$(BIN)/deltart verify "$$GIVEN_ARTIFACT" $(PROMPTS)
 	$(BIN)/deltart generate "$$GIVEN_ARTIFACT" --chat --temperature 0 $${GIVEN_IMAGE:+--image "$$GIVEN_IMAGE"} \
 	  -- "$$GIVEN_PROMPT"

@@ -53,7 +53,7 @@ def make(folder: Path, *arguments: str) -> list[str]:
 def test_what_is_given_arrives(text: str, folder: Path) -> None:
     assert f"<{text}>" in make(folder, "engine", f"PROMPT={text}")
     words = make(folder, "engine", f"CHECKPOINT={text}", f"NAME={text}")
-    assert words.count(f"<{text}>") == 2 and words.count(f"<artifacts/{text}>") == 5
+    assert words.count(f"<{text}>") == 2 and words.count(f"<artifacts/{text}>") == 6
     assert f"<{text}>" in make(folder, "plugins", f"INCLUDE={text}")
     words = make(folder, "engine", f"IMAGE={text}")
     assert words[words.index("<--image>") + 1] == f"<{text}>"

@@ -30,6 +30,12 @@ def add_parser(commands: Any) -> None:
         choices=("build", "report", "native"),
         help="build: compile every kernel; report: their registers and spills; native: the C++ plugin library",
     )
+    parser.add_argument(
+        "--artifact",
+        type=Path,
+        metavar="DIR",
+        help="only the kernels that its built plans call (default: every kernel)",
+    )
     parser.add_argument("--nvcc", type=Path, help="the compiler to use (default: PATH, CUDA_HOME, PyPI wheel)")
     names = " ".join(f"sm_{target}" for target in TARGETS)
     parser.add_argument("--gpu", nargs="+", type=_gpu, default=TARGETS, metavar="SM", help=f"of {names} (default: all)")
@@ -45,11 +51,12 @@ def add_parser(commands: Any) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Exit code 0, or with a message 3 when something is missing. Raises BuildError when something does not compile."""
     targets = tuple(t for t in TARGETS if t in arguments.gpu)
+    called = called_sources(arguments.artifact) if arguments.artifact else sources()
     try:
         if arguments.action == "native":
             build_native(arguments, targets)
             return 0
-        built = compile_all(targets, arguments.nvcc)
+        built = compile_all(called, targets, arguments.nvcc)
     except MissingDependencyError as error:
         return say(f"error: {error}", MISSING)
     if arguments.action == "report":
@@ -72,9 +79,30 @@ def show(built: list[Built], targets: tuple[str, ...]) -> None:
         print(kernel.ljust(width), *(f"{by_target[t]:>7}" for t in targets))
 
 
-def compile_all(targets: tuple[str, ...], nvcc: Path | None) -> list[Built]:
-    """Every source, as many at a time as there are cores."""
-    return in_parallel(lambda source: compile_gpu(source, targets, nvcc=nvcc), sources(), os.cpu_count())
+def compile_all(called: list[Path], targets: tuple[str, ...], nvcc: Path | None) -> list[Built]:
+    """Every source of `called`, as many at a time as there are cores."""
+    return in_parallel(lambda source: compile_gpu(source, targets, nvcc=nvcc), called, os.cpu_count())
+
+
+def called_sources(artifact: Path) -> list[Path]:
+    """The kernel sources that the artifact's plans call, of every flavour that was built, and what its engines launch
+    besides.
+
+    Raises:
+        ArtifactError: it has no plans.
+    """
+    from deltart.plugins.kernel_call import kernel_of
+    from deltart.plugins.registry import NATIVE_OPS, OPS
+    from deltart.runtime.backends.gpu import decode, lm_head
+    from deltart.runtime.backends.gpu.engine_manifest import built_engines
+
+    engines, specs = built_engines(artifact), {spec.name: spec for spec in (*OPS, *NATIVE_OPS)}
+    names = {name for engine in engines for plan in engine.plans.values() for name in plan.plugins}
+    kernels = [kernel_of(specs[name]) for name in names]
+    found = {kernel.folder / source for kernel in kernels for source in kernel.sources} | {decode.SOURCE.resolve()}
+    if any(engine.lm_head is not None for engine in engines):
+        found.add(lm_head.SOURCE)
+    return sorted(found)
 
 
 def build_native(options: argparse.Namespace, targets: tuple[str, ...]) -> None:

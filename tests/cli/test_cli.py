@@ -122,6 +122,8 @@ def test_plugins_says_what_is_missing(
     assert "NvInfer.h is not in" in capsys.readouterr().err
     assert main(["plugins", "build", "--nvcc", str(tmp_path / "nvcc")]) == 3
     assert str(tmp_path / "nvcc") in capsys.readouterr().err
+    assert main(["plugins", "build", "--artifact", str(tmp_path)]) == 2
+    assert "has no plans" in capsys.readouterr().err
 
 
 def test_nano_answers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -225,6 +225,19 @@ def load_engine(artifact: Path, flavour: str) -> EngineManifest:
     if raw.get("format") != FORMAT:
         raise ArtifactError(f"{path} has format {shown(raw.get('format'))}", f"format {FORMAT}", AGAIN)
     return typed(raw, EngineManifest, str(path), ArtifactError, AGAIN)
+
+
+def built_engines(artifact: Path) -> list[EngineManifest]:
+    """Every engine of an artifact, one a flavour.
+
+    Raises:
+        ArtifactError: there is none, or one is malformed or of another version.
+    """
+    built = [flavour for flavour in get_args(Flavour) if os.path.lexists(engine_folder(artifact, flavour) / FILE_NAME)]
+    if not built:
+        folder = artifact / "engine"
+        raise ArtifactError(f"{artifact} has no plans", f"plans in {folder}", f"run `deltart build {artifact}`")
+    return [load_engine(artifact, flavour) for flavour in built]
 
 
 def read_plan_entry(path: Path) -> PlanEntry:

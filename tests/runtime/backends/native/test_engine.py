@@ -10,9 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from deltart.cli.plugins import called_sources
 from deltart.plugins.cpu_shim.host_cuda import HostCuda
 from deltart.runtime.backends.base import ServingBackend
 from deltart.runtime.backends.gpu.backend import TensorRtBackend
+from deltart.runtime.backends.gpu.cuda import Run
 from deltart.runtime.backends.inputs import text_inputs
 from deltart.runtime.backends.native.builder import compile as native_compile
 from deltart.runtime.backends.native.executor import NativeExecutor
@@ -66,6 +68,28 @@ def test_replies_are_its_twins_token_for_token(engine: Open, stored: str) -> Non
     for drafts in (0, 2):
         assert replies(gpu, prompts, drafts) == expected
     assert isinstance(gpu.cuda, HostCuda) and gpu.cuda.launched > 10, "decode steps are launches of a captured graph"
+
+
+class Recording(HostCuda):
+    """Keeps the sources of the kernels that it is asked for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sources: set[Path] = set()
+
+    def kernels(self, source: Path) -> Run:
+        self.sources.add(source.resolve())
+        return super().kernels(source)
+
+
+@pytest.mark.parametrize("stored, others", [("bf16", {"fp8_linear", "int4_linear"}), ("fp8", {"int4_linear"})])
+def test_the_kernels_of_its_plans_are_named(native_nano: Nano, stored: str, others: set[str]) -> None:
+    """Those that a reply launches, and no other format's."""
+    cuda = Recording()
+    replies(TensorRtBackend(native_nano(stored), "native", cuda=cuda), read_prompts(HELDOUT, NANO, 1), 2)
+    called = set(called_sources(native_nano(stored)))
+    assert cuda.sources <= called
+    assert not {source.parent.name for source in called} & (others | {"moe_experts"})
 
 
 def test_ragged_rows_and_idle_slots(engine: Open) -> None:
