@@ -179,7 +179,7 @@ def sparse(hidden: int = 2048, delta_net: int = 30, attention: int = 10) -> Mode
             Linear("head", 1, VOCABULARY, hidden),
         ),
         norms=2 * layers,
-        others=((delta_net, 10.5e-6), (attention, 9e-6), (layers, 5.5e-6), (layers, 6.3e-6), (4, 2.2e-6)),
+        others=((delta_net, 10.5e-6), (attention, 9e-6), (layers, 5.5e-6), (layers, 6.3e-6), (attention + 4, 2.2e-6)),
         state_bytes=delta_net * 2 * 32 * 128 * 128 * 4.0,
     )
 
