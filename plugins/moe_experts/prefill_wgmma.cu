@@ -38,7 +38,7 @@ struct Product {
 };
 
 // What the tile of places of an item is, on its way from memory before it is needed.
-struct Places {
+struct TilePlaces {
   int slot, first, tokens;
 };
 
@@ -53,11 +53,11 @@ struct Work {
     return ((Gated ? max(in.stored.I, in.stored.shared_width) : in.stored.H) + kRows - 1) / kRows;
   }
   __device__ static int items(const Product& in) { return in.tiles * row_tiles(in); }
-  __device__ static Places ask(const Product& in, int item) {
+  __device__ static TilePlaces ask(const Product& in, int item) {
     const int tile = min(item / row_tiles(in), in.tiles - 1);
     return {in.order.slot[tile], in.order.first[tile], in.order.tokens[tile]};
   }
-  __device__ Work(const Product& in, int item, const Places& places)
+  __device__ Work(const Product& in, int item, const TilePlaces& places)
       : slot(places.slot), first(places.first), tokens(places.tokens), first_row(item % row_tiles(in) * kRows) {
     if (slot < 0) return;
     upper = matrix<BlockFp8>(in.stored, slot, Gated ? kGate : kDown);
@@ -68,6 +68,17 @@ struct Work {
   // The row of x of a place of the tile.
   __device__ int row(const Product& in, int r) const { return Gated ? in.order.place[first + r] / in.choices : first + r; }
 };
+
+// Every tile that is the block's.
+template <bool Gated, class F>
+__device__ __forceinline__ void each_work(const Product& in, F f) {
+  TilePlaces ahead = Work<Gated>::ask(in, blockIdx.x);
+  for (int item = blockIdx.x; item < Work<Gated>::items(in); item += gridDim.x) {
+    const Work<Gated> work(in, item, ahead);
+    ahead = Work<Gated>::ask(in, item + gridDim.x);
+    if (work.is_there()) f(work);
+  }
+}
 
 template <bool Gated>
 struct Producer {
@@ -85,11 +96,7 @@ struct Producer {
   __device__ void run() {
     const int piece = thread % kPieces, part = thread / kPieces, scales = (in.stride + kBlock - 1) / kBlock;
     int step = 0;
-    Places ahead = Work<Gated>::ask(in, blockIdx.x);
-    for (int item = blockIdx.x; item < Work<Gated>::items(in); item += gridDim.x) {
-      const Work<Gated> work(in, item, ahead);
-      ahead = Work<Gated>::ask(in, item + gridDim.x);
-      if (!work.is_there()) continue;
+    each_work<Gated>(in, [&](const Work<Gated>& work) {
       // Of the 32 rows of x that a warp copies, lane l holds the one that the warp's `part` l % 4 takes in turn l / 4.
       const int own = thread % 32 / 4 * kAtOnce + thread / 32 * 4 + thread % 4;
       const int own_row = own < work.tokens ? work.row(in, own) : -1;
@@ -123,7 +130,7 @@ struct Producer {
         wait_copies<kLag>();
         if (step >= kLag) publish(step - kLag);
       }
-    }
+    });
     wait_copies<0>();
     for (int late = max(step - kLag, 0); late < step; ++late) publish(late);
   }
@@ -199,11 +206,7 @@ struct Multiplier {
 
   __device__ void run() {
     int step = 0;
-    Places ahead = Work<Gated>::ask(in, blockIdx.x);
-    for (int item = blockIdx.x; item < Work<Gated>::items(in); item += gridDim.x) {
-      const Work<Gated> work(in, item, ahead);
-      ahead = Work<Gated>::ask(in, item + gridDim.x);
-      if (!work.is_there()) continue;
+    each_work<Gated>(in, [&](const Work<Gated>& work) {
 #pragma unroll
       for (int i = 0; i < 128; ++i) sum[i / 64][i % 64] = 0.0f;
       float2 next = scale(work, 0);
@@ -213,7 +216,7 @@ struct Multiplier {
         multiply_block(work, w, step);
       }
       write(work);
-    }
+    });
   }
 };
 

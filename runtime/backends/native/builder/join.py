@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 
 from deltart.plugins.causal_conv1d.op import CAUSAL_CONV1D
+from deltart.plugins.fp8_linear.activations import ATTRIBUTE
 from deltart.plugins.fp8_linear.inputs import Shape as LinearShape
 from deltart.plugins.fp8_linear.norm import can_join as norm_joins_linear
 from deltart.plugins.fp8_linear.op import FP8_BLOCK_LINEAR, FP8_LINEAR_NORM
@@ -119,7 +120,7 @@ def _attributes(node: onnx.NodeProto) -> dict[str, Any]:
 def _linear_fits(linear: onnx.NodeProto, border: Border, largest: Mapping[str, int]) -> bool:
     n, k = border[linear.input[1]].axes
     shape = LinearShape(1, largest["B"] * largest["T"], int(n), int(k))
-    return norm_joins_linear(shape) and not _attributes(linear).get("quantize_activations")
+    return norm_joins_linear(shape) and not _attributes(linear).get(ATTRIBUTE)
 
 
 def _int4_fits(linear: onnx.NodeProto, border: Border, largest: Mapping[str, int]) -> bool:
@@ -137,7 +138,7 @@ def _experts_fit(experts: onnx.NodeProto, border: Border, largest: Mapping[str, 
         width=width,
         shared=width if has_shared else 0,  # how wide it is makes no difference
     )
-    return norm_joins_experts(shape) and not given.get("quantize_activations")
+    return norm_joins_experts(shape) and not given.get(ATTRIBUTE)
 
 
 def _delta_rule_fits(rule: onnx.NodeProto, border: Border, largest: Mapping[str, int]) -> bool:
