@@ -103,3 +103,10 @@ def _joined(experts: OpSpec) -> OpSpec:
 
 MOE_EXPERTS_NORM, FP8_MOE_EXPERTS_NORM = _joined(MOE_EXPERTS), _joined(FP8_MOE_EXPERTS)
 SPARSE_MOE_NORM, FP8_SPARSE_MOE_NORM = _joined(SPARSE_MOE), _joined(FP8_SPARSE_MOE)
+# An op, and that of few tokens which takes the norm behind it too.
+WITH_NORM = (
+    (MOE_EXPERTS, MOE_EXPERTS_NORM),
+    (FP8_MOE_EXPERTS, FP8_MOE_EXPERTS_NORM),
+    (SPARSE_MOE, SPARSE_MOE_NORM),
+    (FP8_SPARSE_MOE, FP8_SPARSE_MOE_NORM),
+)

@@ -28,16 +28,7 @@ from deltart.plugins.int4_linear.norm import can_join as norm_joins_int4
 from deltart.plugins.int4_linear.op import INT4_GROUP_LINEAR, INT4_LINEAR_NORM
 from deltart.plugins.moe_experts.inputs import Shape as ExpertsShape
 from deltart.plugins.moe_experts.norm import can_join as norm_joins_experts
-from deltart.plugins.moe_experts.op import (
-    FP8_MOE_EXPERTS,
-    FP8_MOE_EXPERTS_NORM,
-    FP8_SPARSE_MOE,
-    FP8_SPARSE_MOE_NORM,
-    MOE_EXPERTS,
-    MOE_EXPERTS_NORM,
-    SPARSE_MOE,
-    SPARSE_MOE_NORM,
-)
+from deltart.plugins.moe_experts.op import FP8_SPARSE_MOE, SPARSE_MOE, WITH_NORM
 from deltart.plugins.qk_norm_rope.op import QK_NORM_ROPE
 from deltart.plugins.residual_rms_norm.op import RESIDUAL_RMS_NORM
 from deltart.plugins.spec import DOMAIN, OpSpec
@@ -157,15 +148,7 @@ def _rope_fits(rope: onnx.NodeProto, border: Border, largest: Mapping[str, int])
 PAIRS = (
     Pair(FP8_BLOCK_LINEAR, RESIDUAL_RMS_NORM, FP8_LINEAR_NORM, _linear_fits, lambda node, largest: 1),
     Pair(INT4_GROUP_LINEAR, RESIDUAL_RMS_NORM, INT4_LINEAR_NORM, _int4_fits, lambda node, largest: 1),
-    *(
-        Pair(experts, RESIDUAL_RMS_NORM, one, _experts_fit, lambda node, largest: 1)
-        for experts, one in (
-            (MOE_EXPERTS, MOE_EXPERTS_NORM),
-            (FP8_MOE_EXPERTS, FP8_MOE_EXPERTS_NORM),
-            (SPARSE_MOE, SPARSE_MOE_NORM),
-            (FP8_SPARSE_MOE, FP8_SPARSE_MOE_NORM),
-        )
-    ),
+    *(Pair(experts, RESIDUAL_RMS_NORM, one, _experts_fit, lambda node, largest: 1) for experts, one in WITH_NORM),
     Pair(GATED_DELTA_RULE, GATED_RMS_NORM, GATED_DELTA_NORM, _delta_rule_fits),
     Pair(
         CAUSAL_CONV1D,
